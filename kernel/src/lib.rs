@@ -1,0 +1,24 @@
+//! The ground every other crate stands on.
+//!
+//! Here live the words that all rooms share: identifiers, hybrid logical time, keys and their order, table schemas,
+//! typed errors, limits, the wire codec, and [`Env`], the only door to clock, randomness, files, network and threads.
+//!
+//! The kernel knows nothing of SQL, partitions on disk, actors or HTTP.
+
+pub mod env;
+pub mod error;
+pub mod ids;
+pub mod key;
+pub mod level;
+pub mod limits;
+pub mod schema;
+pub mod time;
+pub mod wire;
+
+pub use env::Env;
+pub use error::{Applied, Error, ErrorCode, Result, Span};
+pub use ids::{Epoch, FragmentId, FragmentKey, LogId, NodeId, PartitionId, QueryId, SegmentId, TableId};
+pub use key::{Datum, KeyRange};
+pub use level::{ReadLevel, WriteLevel};
+pub use schema::{Column, ColumnId, TableKind, TableSchema};
+pub use time::{Hlc, HlcClock, Version};

@@ -1,0 +1,22 @@
+//! Limits that hold on every node. Each has a unit in its name, and an error that names it when it is reached.
+
+/// Bytes of one frame between nodes; larger payloads are cut into items by their sender.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of rows in one write to one partition.
+pub const WRITE_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of one SQL text.
+pub const SQL_BYTES_MAX: usize = 1 << 20;
+
+/// Partitions of one table.
+pub const PARTITIONS_PER_TABLE_MAX: u32 = 1024;
+
+/// Columns of one table.
+pub const COLUMNS_PER_TABLE_MAX: usize = 4096;
+
+/// Bytes of one encoded primary key.
+pub const KEY_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes of one idempotency token, as the client sends it.
+pub const TOKEN_BYTES_MAX: usize = 255;

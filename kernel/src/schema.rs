@@ -1,0 +1,90 @@
+//! What a table's rows look like. The storage engine and the planner both read it; neither owns it.
+
+use std::sync::Arc;
+
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+
+/// Name of the hidden column that holds a row's version on its way between replicas (FixedSizeBinary(16), big endian).
+pub const VERSION_COLUMN: &str = "_version";
+/// Name of the hidden column that is true for a tombstone on its way between replicas (Boolean).
+pub const TOMBSTONE_COLUMN: &str = "_tombstone";
+/// Event tables: when it happened (Timestamp in µs, UTC). Part of the row's identity.
+pub const TS_COLUMN: &str = "_ts";
+/// Event tables: the resend detector (Utf8). Part of the row's identity.
+pub const DEDUP_COLUMN: &str = "_dedup";
+
+/// A column, for ever: dropping a column and adding another of the same name gives a new id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ColumnId(pub u32);
+
+/// A column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its identity in segments and in the catalog.
+    pub id: ColumnId,
+    /// Its name, as SQL resolves it.
+    pub name: String,
+    /// Its Arrow type. Timestamps are in microseconds; strings are Utf8 (never views or dictionaries).
+    pub data_type: DataType,
+    /// Whether it may hold NULL.
+    pub nullable: bool,
+}
+
+/// How rows of a table are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TableKind {
+    /// One row per primary key, the newest version wins. Columns in key order.
+    Upsert {
+        /// The key's columns, most significant first; none of them nullable.
+        primary_key: Vec<ColumnId>,
+    },
+    /// Append only. The columns `_ts` and `_dedup` stand in the schema; equal (`_ts`, `_dedup`) with equal content is one row.
+    Event,
+}
+
+/// The schema of a table. Column order is the order of `SELECT *`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// Columns, in order.
+    pub columns: Vec<Column>,
+    /// How rows are told apart.
+    pub kind: TableKind,
+    /// Counts up with every change of the schema.
+    pub version: u32,
+}
+
+impl TableSchema {
+    /// The Arrow schema of the visible columns.
+    pub fn arrow(&self) -> SchemaRef {
+        let field = |column: &Column| Field::new(&column.name, column.data_type.clone(), column.nullable);
+        Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>()))
+    }
+
+    /// The place of a column in the schema.
+    pub fn index_of(&self, id: ColumnId) -> Option<usize> {
+        self.columns.iter().position(|column| column.id == id)
+    }
+
+    /// The column of that name.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Places of the columns that identify a row, in key order: the primary key, or (`_ts`, `_dedup`) for an event table.
+    pub fn key_indices(&self) -> Vec<usize> {
+        match &self.kind {
+            TableKind::Upsert { primary_key } => primary_key.iter().filter_map(|id| self.index_of(*id)).collect(),
+            TableKind::Event => [TS_COLUMN, DEDUP_COLUMN]
+                .iter()
+                .filter_map(|name| self.columns.iter().position(|column| column.name == *name))
+                .collect(),
+        }
+    }
+
+    /// Whether the newest version of a key replaces the older ones.
+    pub fn is_upsert(&self) -> bool {
+        matches!(self.kind, TableKind::Upsert { .. })
+    }
+}

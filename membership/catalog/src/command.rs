@@ -1,0 +1,172 @@
+//! Changes to the agreed state, one by one.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Epoch, KeyRange, NodeId, PartitionId, TableId, TableSchema};
+
+use crate::state::{NodeState, Partitioning, TableOptions};
+
+/// A table to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewTable {
+    /// Its name.
+    pub name: String,
+    /// Its rows.
+    pub schema: TableSchema,
+    /// How its keys are spread.
+    pub partitioning: Partitioning,
+    /// For range partitioning: where partitions 2.. start (encoded partition keys, ascending). Empty gives one partition.
+    pub split_points: Vec<Vec<u8>>,
+    /// Its settings.
+    pub options: TableOptions,
+    /// An existing table of that name is no error.
+    pub if_not_exists: bool,
+}
+
+/// A change. Every command may be sent twice (its first answer was lost): applying it again changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first node names the cluster.
+    Found {
+        /// A random number.
+        cluster_id: u64,
+    },
+    /// A node joins, or says where it now listens.
+    PutNode {
+        /// Its number.
+        id: NodeId,
+        /// Where nodes reach it.
+        cluster_address: SocketAddr,
+        /// Where clients reach it.
+        http_address: SocketAddr,
+    },
+    /// A node's role changes.
+    SetNodeState {
+        /// Which node.
+        id: NodeId,
+        /// Its new state.
+        state: NodeState,
+    },
+    /// A node votes in consensus, or no longer does.
+    SetVoter {
+        /// Which node.
+        id: NodeId,
+        /// Whether it votes.
+        voter: bool,
+    },
+    /// A node is gone for good; it must hold no replica.
+    RemoveNode {
+        /// Which node.
+        id: NodeId,
+    },
+    /// `CREATE TABLE`. Replicas are placed over the active nodes here, deterministically, fewest replicas first.
+    CreateTable(NewTable),
+    /// `DROP TABLE`.
+    DropTable {
+        /// Its name.
+        name: String,
+        /// An unknown name is no error.
+        if_exists: bool,
+    },
+    /// A replica starts on a node; it joins and counts for nothing yet. The epoch stays.
+    AddReplica {
+        /// Which partition.
+        partition: PartitionId,
+        /// Where.
+        node: NodeId,
+    },
+    /// A joining replica has caught up with N-W+1 voters: it votes from the next epoch on.
+    PromoteReplica {
+        /// Which partition.
+        partition: PartitionId,
+        /// Where.
+        node: NodeId,
+        /// The epoch the decision was based on; if it has moved on, the command is refused.
+        epoch: Epoch,
+    },
+    /// A replica leaves. If it voted, the epoch goes up.
+    RemoveReplica {
+        /// Which partition.
+        partition: PartitionId,
+        /// Where.
+        node: NodeId,
+        /// The epoch the decision was based on.
+        epoch: Epoch,
+    },
+    /// A replica lost its content (wiped, quarantined): it joins anew. If it voted, the epoch goes up.
+    DemoteReplica {
+        /// Which partition.
+        partition: PartitionId,
+        /// Where.
+        node: NodeId,
+        /// The epoch the decision was based on.
+        epoch: Epoch,
+    },
+}
+
+/// What an applied command changed; nodes act on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Membership of the cluster changed.
+    Nodes,
+    /// A table was made, changed or dropped.
+    Table(TableId),
+    /// A partition's epoch or replicas changed, or it came or went.
+    Partition(PartitionId),
+}
+
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandOutcome {
+    /// What changed, in order; empty if nothing did.
+    pub effects: Vec<Effect>,
+    /// The catalog's version afterwards.
+    pub version: u64,
+}
+
+/// Why a command was refused. The state has not changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum CatalogError {
+    /// A table of that name exists.
+    #[error("table '{0}' exists already")]
+    TableExists(String),
+    /// No such table.
+    #[error("there is no table '{0}'")]
+    UnknownTable(String),
+    /// No such node.
+    #[error("there is no node {0}")]
+    UnknownNode(NodeId),
+    /// No such partition.
+    #[error("there is no partition {0}")]
+    UnknownPartition(PartitionId),
+    /// Another node has this number.
+    #[error("node number {0} is taken by a node at {1}")]
+    NodeNumberTaken(NodeId, SocketAddr),
+    /// The decision was based on an older epoch.
+    #[error("partition {partition} is at {actual}, the command was made for {expected}")]
+    StaleEpoch {
+        /// Which partition.
+        partition: PartitionId,
+        /// As the command expected.
+        expected: Epoch,
+        /// As it is.
+        actual: Epoch,
+    },
+    /// The cluster has been founded, by another id.
+    #[error("the cluster is founded already")]
+    Founded,
+    /// The definition makes no sense; says why.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Checks split points: ascending, without repetition.
+pub(crate) fn ranges(split_points: &[Vec<u8>]) -> Result<Vec<KeyRange>, CatalogError> {
+    if split_points.windows(2).any(|pair| pair[0] >= pair[1]) || split_points.first().is_some_and(Vec::is_empty) {
+        return Err(CatalogError::Invalid("split points must be ascending and different".into()));
+    }
+    let starts = std::iter::once(Vec::new()).chain(split_points.iter().cloned());
+    let ends = split_points.iter().cloned().map(Some).chain(std::iter::once(None));
+    Ok(starts.zip(ends).map(|(start, end)| KeyRange { start, end }).collect())
+}

@@ -1,0 +1,14 @@
+//! What the cluster agrees on, as a pure state machine.
+//!
+//! [`Catalog`] holds nodes, tables and the partition map; [`Catalog::apply`] takes one [`Command`] and says what changed.
+//! It opens nothing, reads no clock and draws no random number: two nodes that apply the same commands hold the same bytes.
+//! How the commands are agreed upon is `shoal-membership`'s business; this crate has never heard of Raft.
+
+mod command;
+mod state;
+
+pub use command::{CatalogError, Command, CommandOutcome, Effect, NewTable};
+pub use state::{
+    Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
+    TableOptions,
+};

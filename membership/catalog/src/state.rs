@@ -1,0 +1,193 @@
+//! The agreed state.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{ColumnId, Epoch, KeyRange, NodeId, PartitionId, TableId, TableSchema, WriteLevel};
+
+/// A member of the cluster, alive or not: SWIM says who is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its number.
+    pub id: NodeId,
+    /// Where other nodes reach it (streams and datagrams share the port number).
+    pub cluster_address: SocketAddr,
+    /// Where clients reach it.
+    pub http_address: SocketAddr,
+    /// Whether it may hold replicas.
+    pub state: NodeState,
+    /// Whether it votes in the catalog's consensus (mirrors the consensus' own membership, for the eyes of users).
+    pub voter: bool,
+}
+
+/// Whether a node may hold replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It takes part.
+    Active,
+    /// It gives its replicas away and takes no new ones.
+    Draining,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Its number.
+    pub id: TableId,
+    /// Its name, as resolved by SQL (unquoted identifiers are lower case).
+    pub name: String,
+    /// Its rows.
+    pub schema: TableSchema,
+    /// How its keys are spread.
+    pub partitioning: Partitioning,
+    /// Its settings.
+    pub options: TableOptions,
+    /// Its partitions: by start of range, or by bucket.
+    pub partitions: Vec<PartitionId>,
+}
+
+/// How the keys of a table are spread over partitions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Partitioning {
+    /// By ranges of the encoded partition key.
+    Range {
+        /// The partition key, most significant first; part of the primary key.
+        columns: Vec<ColumnId>,
+    },
+    /// By the hash of the encoded partition key: `partition_hash(key) % buckets`.
+    Hash {
+        /// The partition key.
+        columns: Vec<ColumnId>,
+        /// How many partitions, for the life of the table.
+        buckets: u32,
+    },
+}
+
+impl Partitioning {
+    /// The partition key.
+    pub fn columns(&self) -> &[ColumnId] {
+        match self {
+            Self::Range { columns } | Self::Hash { columns, .. } => columns,
+        }
+    }
+}
+
+/// Settings of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableOptions {
+    /// Replicas wanted of each partition; fewer while the cluster is smaller.
+    pub replication_factor: u32,
+    /// The level of a write that names none.
+    pub write_level: WriteLevel,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self { replication_factor: 3, write_level: WriteLevel::Quorum }
+    }
+}
+
+/// Which keys a partition holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PartitionBounds {
+    /// Keys of a range.
+    Range(KeyRange),
+    /// Keys of one hash bucket.
+    Bucket(u32),
+}
+
+/// A partition and who holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its number.
+    pub id: PartitionId,
+    /// Its table.
+    pub table: TableId,
+    /// Which keys it holds.
+    pub bounds: PartitionBounds,
+    /// The generation of its set of voting replicas; goes up with every change of that set.
+    pub epoch: Epoch,
+    /// Its replicas, by node.
+    pub replicas: Vec<Replica>,
+    /// The voting nodes of the epoch before: a new voter must hear from N-W+1 of them before it counts.
+    pub previous_voters: Vec<NodeId>,
+}
+
+impl Partition {
+    /// Nodes whose acknowledgements count.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting).map(|replica| replica.node)
+    }
+
+    /// The replica on that node.
+    pub fn replica(&self, node: NodeId) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.node == node)
+    }
+}
+
+/// A replica's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// Whether it counts.
+    pub state: ReplicaState,
+}
+
+/// Whether a replica counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaState {
+    /// New or emptied: it gets writes and pulls the rest, and counts for nothing.
+    Joining,
+    /// Its acknowledgements count.
+    Voting,
+}
+
+/// Everything that is agreed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Catalog {
+    /// Names the cluster, so that strangers and old lives are recognised. Zero until the first node has founded it.
+    pub cluster_id: u64,
+    /// Commands applied so far.
+    pub version: u64,
+    /// Members.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Tables.
+    pub tables: BTreeMap<TableId, Table>,
+    /// Partitions of all tables.
+    pub partitions: BTreeMap<PartitionId, Partition>,
+    /// The next free number for tables and partitions.
+    pub next_id: u64,
+}
+
+impl Catalog {
+    /// The table of that name.
+    pub fn table(&self, name: &str) -> Option<&Table> {
+        self.tables.values().find(|table| table.name == name)
+    }
+
+    /// The partitions of a table, in its order.
+    pub fn partitions_of<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Partition> + 'a {
+        table.partitions.iter().filter_map(|id| self.partitions.get(id))
+    }
+
+    /// The partition that holds an encoded partition key.
+    pub fn partition_for(&self, table: &Table, encoded: &[u8]) -> Option<&Partition> {
+        let place = match &table.partitioning {
+            Partitioning::Hash { buckets, .. } => {
+                usize::try_from(shoal_kernel::key::partition_hash(encoded) % u64::from((*buckets).max(1))).ok()?
+            }
+            Partitioning::Range { .. } => table
+                .partitions
+                .partition_point(|id| {
+                    matches!(self.partitions.get(id).map(|partition| &partition.bounds),
+                    Some(PartitionBounds::Range(range)) if range.start.as_slice() <= encoded)
+                })
+                .checked_sub(1)?,
+        };
+        self.partitions.get(table.partitions.get(place)?)
+    }
+}
