@@ -1,0 +1,231 @@
+//! Requests to a node and what comes back.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Error, QueryId, ReadLevel, Version, WriteLevel};
+
+/// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where everything durable lies.
+    pub data_dir: PathBuf,
+    /// Where other nodes reach this one: streams (TCP) and SWIM (UDP) on the same port number.
+    pub cluster_address: SocketAddr,
+    /// Where clients reach it; told to the others for the console and for redirects.
+    pub http_address: SocketAddr,
+    /// Nodes to join through. Empty: found a cluster, or go on with the one in the data directory.
+    pub join: Vec<SocketAddr>,
+    /// Shared by all nodes of a cluster; authenticates every datagram and connection.
+    pub cluster_secret: String,
+    /// How far a peer's clock may be ahead, in milliseconds.
+    pub clock_skew_max_ms: u64,
+    /// A memtable is sealed and flushed beyond this many bytes.
+    pub memtable_bytes_max: u64,
+    /// Writes stop when less than this is free on the disk.
+    pub disk_reserve_bytes: u64,
+    /// Memory that all queries of this node may use together.
+    pub query_memory_bytes_max: usize,
+    /// Queries that run at once; further ones wait.
+    pub queries_max: usize,
+    /// Queries that may wait; further ones are refused.
+    pub queries_queued_max: usize,
+    /// The deadline of a request that names none, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// Bugs planted on purpose, to prove that the simulator finds them; none outside tests.
+    pub planted: PlantedBugs,
+}
+
+/// Bugs that break a promise, switched on one at a time by the simulator's own tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PlantedBugs {
+    /// Acknowledge a write before its fsync.
+    pub skip_fsync: bool,
+    /// Acknowledge at quorum when one replica has answered.
+    pub acknowledge_early: bool,
+    /// Let the older version win.
+    pub wrong_tie_break: bool,
+}
+
+impl NodeConfig {
+    /// A node with every setting at its default.
+    pub fn new(data_dir: impl Into<PathBuf>, cluster_address: SocketAddr, http_address: SocketAddr) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            cluster_address,
+            http_address,
+            join: Vec::new(),
+            cluster_secret: String::from("shoal"),
+            clock_skew_max_ms: 500,
+            memtable_bytes_max: 64 << 20,
+            disk_reserve_bytes: 256 << 20,
+            query_memory_bytes_max: 2 << 30,
+            queries_max: 32,
+            queries_queued_max: 256,
+            request_timeout_ms: 300_000,
+            planted: PlantedBugs::default(),
+        }
+    }
+}
+
+/// One SQL statement to run.
+#[derive(Debug, Clone)]
+pub struct SqlRequest {
+    /// The text: exactly one statement.
+    pub sql: String,
+    /// The id to run it under; made by the node if absent.
+    pub query_id: Option<QueryId>,
+    /// The level of its reads.
+    pub read_level: ReadLevel,
+    /// The level of its writes; the table's default if absent.
+    pub write_level: Option<WriteLevel>,
+    /// Makes an INSERT harmless to send again.
+    pub token: Option<String>,
+    /// Refuse anything that changes data or tables.
+    pub read_only: bool,
+    /// The deadline; the node's default if absent.
+    pub timeout: Option<Duration>,
+}
+
+impl SqlRequest {
+    /// A statement with every setting at its default.
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self {
+            sql: sql.into(),
+            query_id: None,
+            read_level: ReadLevel::One,
+            write_level: None,
+            token: None,
+            read_only: false,
+            timeout: None,
+        }
+    }
+}
+
+/// What a query says while it runs. For rows: one `Schema`, any number of `Batch` and `Progress`, one `End` or `Error`. For a
+/// statement without rows: one `Done`, then `End`; or `Error`.
+#[derive(Debug, Clone)]
+pub enum QueryEvent {
+    /// The columns, before the first batch.
+    Schema(SchemaRef),
+    /// Rows.
+    Batch(RecordBatch),
+    /// How far it is; at most four a second.
+    Progress(Progress),
+    /// A statement without rows has been carried out.
+    Done(CommandDone),
+    /// Everything has been said; the answer is complete.
+    End(QuerySummary),
+    /// The query failed; what came before is not the whole answer.
+    Error(Error),
+}
+
+/// How far a query is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Tasks that have finished.
+    pub tasks_done: u32,
+    /// Tasks in all.
+    pub tasks: u32,
+    /// Rows read from replicas.
+    pub rows_scanned: u64,
+    /// Bytes of Arrow memory read from replicas.
+    pub bytes_scanned: u64,
+}
+
+/// What a statement without rows did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandDone {
+    /// `CREATE TABLE`, `INSERT`, …
+    pub tag: String,
+    /// Rows written, if it writes rows.
+    pub rows: Option<u64>,
+    /// For writes: the level reached.
+    pub level: Option<WriteLevel>,
+    /// For writes: the greatest version given.
+    pub version: Option<Version>,
+}
+
+/// The end of a complete answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QuerySummary {
+    /// Rows of the answer.
+    pub rows: u64,
+    /// Time from request to end, in microseconds.
+    pub elapsed_micros: u64,
+    /// How often it was started again because a node was lost.
+    pub restarts: u32,
+    /// What was read.
+    pub progress: Progress,
+}
+
+/// A running query. Dropping it cancels the query.
+pub struct QueryStream {
+    /// The query's id.
+    pub id: QueryId,
+    pub(crate) events: tokio::sync::mpsc::Receiver<QueryEvent>,
+}
+
+impl QueryStream {
+    /// A stream and its writing end; the writer waits once `capacity` events are unread.
+    pub fn channel(id: QueryId, capacity: usize) -> (tokio::sync::mpsc::Sender<QueryEvent>, Self) {
+        let (sender, events) = tokio::sync::mpsc::channel(capacity);
+        (sender, Self { id, events })
+    }
+
+    /// The next event; `None` after `End` or `Error`.
+    pub async fn next(&mut self) -> Option<QueryEvent> {
+        self.events.recv().await
+    }
+
+    /// Reads everything: the columns (if any), all rows, and what statements without rows did.
+    ///
+    /// # Errors
+    /// The query's own error.
+    pub async fn collect(mut self) -> Result<(Option<SchemaRef>, Vec<RecordBatch>, Option<CommandDone>), Error> {
+        let (mut schema, mut batches, mut done) = (None, Vec::new(), None);
+        while let Some(event) = self.next().await {
+            match event {
+                QueryEvent::Schema(columns) => schema = Some(columns),
+                QueryEvent::Batch(batch) => batches.push(batch),
+                QueryEvent::Done(command) => done = Some(command),
+                QueryEvent::Progress(_) => {}
+                QueryEvent::End(_) => return Ok((schema, batches, done)),
+                QueryEvent::Error(error) => return Err(error),
+            }
+        }
+        Err(Error::internal("the query ended without saying so").with_applied(shoal_kernel::Applied::Unknown))
+    }
+}
+
+/// Rows to write, all of one table, with the table's column names and types (a missing nullable column is NULL).
+#[derive(Debug, Clone)]
+pub struct WriteRequest {
+    /// The table's name.
+    pub table: String,
+    /// The rows.
+    pub batches: Vec<RecordBatch>,
+    /// The level; the table's default if absent.
+    pub level: Option<WriteLevel>,
+    /// The idempotency key.
+    pub token: Option<String>,
+    /// The deadline; the node's default if absent.
+    pub timeout: Option<Duration>,
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteReport {
+    /// Rows written.
+    pub rows: u64,
+    /// The level reached by every partition.
+    pub level: WriteLevel,
+    /// The greatest version given; a resend names the version of the first time.
+    pub version: Version,
+    /// The token was known and nothing was written anew.
+    pub duplicate: bool,
+}

@@ -1,0 +1,97 @@
+//! The cluster as one node sees it.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use shoal_catalog::{NodeState, PartitionBounds, ReplicaState};
+use shoal_kernel::{Epoch, LogId, NodeId, PartitionId};
+
+/// Everything at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster_id: u64,
+    /// The node that answers.
+    pub node: NodeId,
+    /// Version of the catalog that it has applied.
+    pub catalog_version: u64,
+    /// The catalog's leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// Members, by number.
+    pub nodes: Vec<NodeStatus>,
+    /// Partitions, by number.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// What SWIM thinks of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SwimState {
+    /// It answers.
+    Alive,
+    /// It did not answer lately; others are being asked.
+    Suspect,
+    /// Nobody reaches it.
+    Down,
+    /// Never heard of since this node started.
+    Unknown,
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Where nodes reach it.
+    pub cluster_address: SocketAddr,
+    /// Where clients reach it.
+    pub http_address: SocketAddr,
+    /// Its role.
+    pub state: NodeState,
+    /// What SWIM thinks.
+    pub swim: SwimState,
+    /// Whether it votes on the catalog.
+    pub voter: bool,
+}
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionStatus {
+    /// Its number.
+    pub id: PartitionId,
+    /// Its table's name.
+    pub table: String,
+    /// Its keys.
+    pub bounds: PartitionBounds,
+    /// The generation of its replica set.
+    pub epoch: Epoch,
+    /// Its replicas, by node.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// A replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its node.
+    pub node: NodeId,
+    /// Its role in the partition.
+    pub state: ReplicaState,
+    /// Whether it answered just now; the fields below are empty if not.
+    pub reachable: bool,
+    /// Accepts of its peers that it has not pulled yet; 0 is caught up.
+    pub lag: Option<u64>,
+    /// The life of its accept log.
+    pub log_id: Option<LogId>,
+    /// Accepts in that log.
+    pub position: Option<u64>,
+    /// Visible rows.
+    pub rows: Option<u64>,
+    /// Bytes on disk.
+    pub bytes: Option<u64>,
+    /// Digest of its winning rows and tombstones, in hexadecimal; equal digests mean equal rows.
+    pub digest: Option<String>,
+    /// Times it was restarted by its supervisor since the node started.
+    pub restarts: Option<u32>,
+    /// Why it does not serve, if it does not.
+    pub problem: Option<String>,
+}

@@ -1,0 +1,83 @@
+//! What a reader wants of one partition: the one message that the planner writes and the storage engine understands.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{PartitionId, TableId};
+use crate::key::Datum;
+use crate::schema::ColumnId;
+
+/// A scan of one partition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScanSpec {
+    /// The table.
+    pub table: TableId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Columns wanted, in this order. Empty: only the number of rows matters (batches without columns).
+    pub columns: Vec<ColumnId>,
+    /// All of these hold for every row that the reader cares about. The engine may use them to leave rows out; it may also
+    /// return rows that break them, so the reader filters again.
+    pub predicates: Vec<ColumnPredicate>,
+    /// More rows than this are not needed. Only set where no filter stands above the scan.
+    pub limit: Option<u64>,
+}
+
+/// A condition on one column. A NULL in the column satisfies only [`ColumnPredicate::IsNull`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ColumnPredicate {
+    /// `column op value`; the value has the column's own datum variant.
+    Compare {
+        /// The column.
+        column: ColumnId,
+        /// The comparison.
+        op: CompareOp,
+        /// The constant, never NULL.
+        value: Datum,
+    },
+    /// `column IN (values)`; at least one, none NULL.
+    In {
+        /// The column.
+        column: ColumnId,
+        /// The constants.
+        values: Vec<Datum>,
+    },
+    /// `column IS NULL`.
+    IsNull {
+        /// The column.
+        column: ColumnId,
+    },
+    /// `column IS NOT NULL`.
+    IsNotNull {
+        /// The column.
+        column: ColumnId,
+    },
+}
+
+impl ColumnPredicate {
+    /// The column it looks at.
+    pub fn column(&self) -> ColumnId {
+        match self {
+            Self::Compare { column, .. }
+            | Self::In { column, .. }
+            | Self::IsNull { column }
+            | Self::IsNotNull { column } => *column,
+        }
+    }
+}
+
+/// A comparison with a constant on its right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CompareOp {
+    /// `=`
+    Eq,
+    /// `<>`
+    NotEq,
+    /// `<`
+    Lt,
+    /// `<=`
+    LtEq,
+    /// `>`
+    Gt,
+    /// `>=`
+    GtEq,
+}
