@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Epoch, KeyRange, NodeId, PartitionId, TableId, TableSchema};
+use shoal_kernel::{Epoch, NodeId, PartitionId, TableId, TableSchema};
 
 use crate::state::{NodeState, Partitioning, TableOptions};
 
@@ -32,7 +32,16 @@ pub enum Command {
         /// A random number.
         cluster_id: u64,
     },
-    /// A node joins, or says where it now listens.
+    /// A node joins for the first time. Refused if a node at another address has its number: the newcomer picks another.
+    AddNode {
+        /// Its number.
+        id: NodeId,
+        /// Where nodes reach it.
+        cluster_address: SocketAddr,
+        /// Where clients reach it.
+        http_address: SocketAddr,
+    },
+    /// A node that owns its number says where it now listens.
     PutNode {
         /// Its number.
         id: NodeId,
@@ -159,14 +168,4 @@ pub enum CatalogError {
     /// The definition makes no sense; says why.
     #[error("{0}")]
     Invalid(String),
-}
-
-/// Checks split points: ascending, without repetition.
-pub(crate) fn ranges(split_points: &[Vec<u8>]) -> Result<Vec<KeyRange>, CatalogError> {
-    if split_points.windows(2).any(|pair| pair[0] >= pair[1]) || split_points.first().is_some_and(Vec::is_empty) {
-        return Err(CatalogError::Invalid("split points must be ascending and different".into()));
-    }
-    let starts = std::iter::once(Vec::new()).chain(split_points.iter().cloned());
-    let ends = split_points.iter().cloned().map(Some).chain(std::iter::once(None));
-    Ok(starts.zip(ends).map(|(start, end)| KeyRange { start, end }).collect())
 }

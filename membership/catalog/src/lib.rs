@@ -4,11 +4,17 @@
 //! It opens nothing, reads no clock and draws no random number: two nodes that apply the same commands hold the same bytes.
 //! How the commands are agreed upon is `shoal-membership`'s business; this crate has never heard of Raft.
 
+mod apply;
 mod command;
+mod error;
+mod placement;
+mod replicas;
 mod state;
+mod tables;
 
 pub use command::{CatalogError, Command, CommandOutcome, Effect, NewTable};
 pub use state::{
     Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
     TableOptions,
 };
+pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};

@@ -151,7 +151,7 @@ pub enum ReplicaState {
 pub struct Catalog {
     /// Names the cluster, so that strangers and old lives are recognised. Zero until the first node has founded it.
     pub cluster_id: u64,
-    /// Commands applied so far.
+    /// Changes so far: goes up by one with every command that changed something.
     pub version: u64,
     /// Members.
     pub nodes: BTreeMap<NodeId, NodeRecord>,

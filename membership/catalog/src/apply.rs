@@ -1,0 +1,117 @@
+//! The state machine's entry: one command in, what changed out. Nodes are handled here, tables and replicas next door.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use shoal_kernel::NodeId;
+
+use crate::command::{CatalogError, Command, CommandOutcome, Effect};
+use crate::state::{Catalog, NodeRecord, NodeState};
+
+impl Catalog {
+    /// Applies one command. Deterministic: equal states and equal commands give equal states, outcomes and errors.
+    ///
+    /// A command whose wish is already fulfilled changes nothing and succeeds with no effects.
+    ///
+    /// # Errors
+    /// The command makes no sense in this state; the state has not changed.
+    pub fn apply(&mut self, command: Command) -> Result<CommandOutcome, CatalogError> {
+        let effects = match command {
+            Command::Found { cluster_id } => self.found(cluster_id)?,
+            Command::AddNode { id, cluster_address, http_address } => {
+                if let Some(owner) = self.nodes.get(&id).filter(|node| node.cluster_address != cluster_address) {
+                    return Err(CatalogError::NodeNumberTaken(id, owner.cluster_address));
+                }
+                self.put_node(id, cluster_address, http_address)?
+            }
+            Command::PutNode { id, cluster_address, http_address } => {
+                self.put_node(id, cluster_address, http_address)?
+            }
+            Command::SetNodeState { id, state } => {
+                let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
+                changed_nodes(std::mem::replace(&mut node.state, state) != state)
+            }
+            Command::SetVoter { id, voter } => {
+                let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
+                changed_nodes(std::mem::replace(&mut node.voter, voter) != voter)
+            }
+            Command::RemoveNode { id } => self.remove_node(id)?,
+            Command::CreateTable(table) => self.create_table(table)?,
+            Command::DropTable { name, if_exists } => self.drop_table(name, if_exists)?,
+            Command::AddReplica { partition, node } => self.add_replica(partition, node)?,
+            Command::PromoteReplica { partition, node, epoch } => self.promote_replica(partition, node, epoch)?,
+            Command::RemoveReplica { partition, node, epoch } => self.remove_replica(partition, node, epoch)?,
+            Command::DemoteReplica { partition, node, epoch } => self.demote_replica(partition, node, epoch)?,
+        };
+        if !effects.is_empty() {
+            self.version += 1;
+        }
+        Ok(CommandOutcome { effects, version: self.version })
+    }
+
+    /// Makes the `voter` marks of the nodes say what the consensus' own membership says. Returns whether one changed.
+    pub fn mirror_voters(&mut self, voters: &BTreeSet<NodeId>) -> bool {
+        let mut changed = false;
+        for node in self.nodes.values_mut() {
+            let voter = voters.contains(&node.id);
+            changed |= std::mem::replace(&mut node.voter, voter) != voter;
+        }
+        if changed {
+            self.version += 1;
+        }
+        changed
+    }
+
+    /// Nodes that may hold replicas, alive or not.
+    pub fn active_nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().filter(|node| node.state == NodeState::Active)
+    }
+
+    fn found(&mut self, cluster_id: u64) -> Result<Vec<Effect>, CatalogError> {
+        if cluster_id == 0 {
+            return Err(CatalogError::Invalid("the number of a cluster must not be zero".into()));
+        }
+        if self.cluster_id != 0 && self.cluster_id != cluster_id {
+            return Err(CatalogError::Founded);
+        }
+        Ok(changed_nodes(std::mem::replace(&mut self.cluster_id, cluster_id) != cluster_id))
+    }
+
+    fn put_node(
+        &mut self,
+        id: NodeId,
+        cluster_address: SocketAddr,
+        http_address: SocketAddr,
+    ) -> Result<Vec<Effect>, CatalogError> {
+        if id == NodeId(0) {
+            return Err(CatalogError::Invalid("the number of a node must not be zero".into()));
+        }
+        let known = self.nodes.get(&id);
+        let record = NodeRecord {
+            id,
+            cluster_address,
+            http_address,
+            state: known.map_or(NodeState::Active, |node| node.state),
+            voter: known.is_some_and(|node| node.voter),
+        };
+        let changed = known != Some(&record);
+        self.nodes.insert(id, record);
+        Ok(changed_nodes(changed))
+    }
+
+    fn remove_node(&mut self, id: NodeId) -> Result<Vec<Effect>, CatalogError> {
+        if !self.nodes.contains_key(&id) {
+            return Err(CatalogError::UnknownNode(id));
+        }
+        let held = self.partitions.values().filter(|partition| partition.replica(id).is_some()).count();
+        if held > 0 {
+            return Err(CatalogError::Invalid(format!("node {id} still holds {held} replicas; drain it first")));
+        }
+        self.nodes.remove(&id);
+        Ok(changed_nodes(true))
+    }
+}
+
+fn changed_nodes(changed: bool) -> Vec<Effect> {
+    if changed { vec![Effect::Nodes] } else { Vec::new() }
+}

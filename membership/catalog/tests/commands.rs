@@ -1,0 +1,330 @@
+//! Random and chosen sequences of commands against the promises of the state machine.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use arrow_schema::DataType;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use shoal_catalog::*;
+use shoal_kernel::*;
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], port))
+}
+
+fn add_node(id: u32) -> Command {
+    let port = u16::try_from(id).unwrap();
+    Command::AddNode { id: NodeId(id), cluster_address: address(port), http_address: address(1000 + port) }
+}
+
+fn schema() -> TableSchema {
+    let column =
+        |id, name: &str, nullable| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Int64, nullable };
+    TableSchema {
+        columns: vec![column(0, "id", false), column(1, "part", false), column(2, "value", true)],
+        kind: TableKind::Upsert { primary_key: vec![ColumnId(0), ColumnId(1)] },
+        version: 1,
+    }
+}
+
+fn table(name: &str, partitioning: Partitioning, split_points: Vec<Vec<u8>>, replication_factor: u32) -> NewTable {
+    NewTable {
+        name: name.into(),
+        schema: schema(),
+        partitioning,
+        split_points,
+        options: TableOptions { replication_factor, write_level: WriteLevel::Quorum },
+        if_not_exists: false,
+    }
+}
+
+fn hashed(name: &str, buckets: u32, replication_factor: u32) -> NewTable {
+    table(name, Partitioning::Hash { columns: vec![ColumnId(0)], buckets }, vec![], replication_factor)
+}
+
+fn ranged(name: &str, split_points: Vec<Vec<u8>>) -> NewTable {
+    table(name, Partitioning::Range { columns: vec![ColumnId(0)] }, split_points, 3)
+}
+
+fn cluster(nodes: u32) -> Catalog {
+    let mut catalog = Catalog::default();
+    catalog.apply(Command::Found { cluster_id: 9 }).unwrap();
+    for id in 1..=nodes {
+        catalog.apply(add_node(id)).unwrap();
+    }
+    catalog
+}
+
+fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
+    let ids: Vec<u64> = catalog.tables.keys().map(|id| id.0).chain(catalog.partitions.keys().map(|id| id.0)).collect();
+    prop_assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "a number was given twice");
+    prop_assert!(ids.iter().all(|id| *id < catalog.next_id.max(1)), "a number was not drawn");
+    let mut owned = BTreeSet::new();
+    for table in catalog.tables.values() {
+        let partitions: Vec<_> = catalog.partitions_of(table).collect();
+        prop_assert_eq!(partitions.len(), table.partitions.len());
+        owned.extend(table.partitions.iter().copied());
+        let mut next = Some(Vec::new());
+        for (place, partition) in partitions.iter().enumerate() {
+            prop_assert_eq!(partition.table, table.id);
+            match &partition.bounds {
+                PartitionBounds::Bucket(bucket) => prop_assert_eq!(*bucket as usize, place),
+                PartitionBounds::Range(range) => {
+                    prop_assert_eq!(Some(&range.start), next.as_ref(), "a gap or an overlap");
+                    next.clone_from(&range.end);
+                }
+            }
+            prop_assert!(partition.voters().count() >= 1, "nobody votes");
+            let nodes: Vec<_> = partition.replicas.iter().map(|replica| replica.node).collect();
+            prop_assert!(nodes.windows(2).all(|pair| pair[0] < pair[1]), "replicas are not ordered by node");
+            prop_assert!(nodes.iter().all(|node| catalog.nodes.contains_key(node)), "a replica on a stranger");
+            let (now, before): (BTreeSet<_>, BTreeSet<_>) =
+                (partition.voters().collect(), partition.previous_voters.iter().copied().collect());
+            if partition.epoch > Epoch(1) {
+                prop_assert_eq!(now.symmetric_difference(&before).count(), 1, "voters change one at a time");
+            }
+        }
+        if matches!(table.partitioning, Partitioning::Range { .. }) {
+            prop_assert_eq!(next, None, "the last range must be open");
+        }
+    }
+    prop_assert_eq!(owned, catalog.partitions.keys().copied().collect(), "a partition without a table");
+    Ok(())
+}
+
+/// Commands over few numbers, so that they meet each other.
+fn command() -> impl Strategy<Value = Command> {
+    let node = || (1..6u32).prop_map(NodeId);
+    let partition = || (1..24u64).prop_map(PartitionId);
+    let epoch = || (1..5u64).prop_map(Epoch);
+    let name = || (0..4u8).prop_map(|n| format!("t{n}"));
+    let point = || vec(any::<u8>(), 0..3);
+    prop_oneof![
+        2 => (1..6u32).prop_map(add_node),
+        1 => (node(), 1..9u16).prop_map(|(id, port)| Command::PutNode {
+            id, cluster_address: address(port), http_address: address(port) }),
+        1 => (node(), any::<bool>()).prop_map(|(id, active)| Command::SetNodeState {
+            id, state: if active { NodeState::Active } else { NodeState::Draining } }),
+        1 => node().prop_map(|id| Command::RemoveNode { id }),
+        2 => (name(), 0..5u32, 0..5u32).prop_map(|(name, buckets, factor)|
+            Command::CreateTable(hashed(&name, buckets, factor))),
+        2 => (name(), vec(point(), 0..4)).prop_map(|(name, points)| Command::CreateTable(ranged(&name, points))),
+        1 => (name(), any::<bool>()).prop_map(|(name, if_exists)| Command::DropTable { name, if_exists }),
+        4 => (partition(), node()).prop_map(|(partition, node)| Command::AddReplica { partition, node }),
+        6 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
+            Command::PromoteReplica { partition, node, epoch }),
+        4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
+            Command::RemoveReplica { partition, node, epoch }),
+        4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
+            Command::DemoteReplica { partition, node, epoch }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_keeps_the_promises(commands in vec(command(), 0..80)) {
+        let mut catalog = cluster(2);
+        let start = catalog.clone();
+        let mut epochs: BTreeMap<PartitionId, Epoch> = BTreeMap::new();
+        for command in &commands {
+            let before = catalog.clone();
+            match catalog.apply(command.clone()) {
+                Err(_) => prop_assert_eq!(&catalog, &before, "a refused command changed something"),
+                Ok(outcome) => {
+                    let step = u64::from(!outcome.effects.is_empty());
+                    prop_assert_eq!(catalog.version, before.version + step);
+                    prop_assert_eq!(outcome.version, catalog.version);
+                    prop_assert_eq!(catalog == before, outcome.effects.is_empty(), "effects do not tell the change");
+                }
+            }
+            invariants(&catalog)?;
+            for (id, partition) in &catalog.partitions {
+                let last = epochs.insert(*id, partition.epoch).unwrap_or(Epoch(1));
+                prop_assert!(partition.epoch.0 == last.0 || partition.epoch.0 == last.0 + 1, "epochs go up by one");
+            }
+            // Sent again, nothing happens: it succeeds without effect or is refused.
+            let settled = catalog.clone();
+            let _ = catalog.apply(command.clone());
+            prop_assert_eq!(&catalog, &settled, "the second time changed something");
+        }
+        let mut replayed = start;
+        for command in commands {
+            let _ = replayed.apply(command);
+        }
+        prop_assert_eq!(replayed, catalog, "replay gives another state");
+    }
+
+    #[test]
+    fn placement_settles_and_fills(nodes in 1..7u32, factor in 1..5u32, buckets in 1..8u32, late in 0..4u32) {
+        let mut catalog = cluster(nodes);
+        catalog.apply(Command::CreateTable(hashed("t", buckets, factor))).unwrap();
+        for id in nodes + 1..=nodes + late {
+            catalog.apply(add_node(id)).unwrap();
+        }
+        let alive: BTreeSet<NodeId> = catalog.nodes.keys().copied().collect();
+        let wanted = factor.min(nodes + late) as usize;
+        for _ in 0..=factor {
+            for change in catalog.wanted_changes(&alive) {
+                let Command::AddReplica { partition, node } = change.clone() else {
+                    return Err(TestCaseError::fail("only additions were due"));
+                };
+                catalog.apply(change).unwrap();
+                let epoch = catalog.partitions[&partition].epoch;
+                catalog.apply(Command::PromoteReplica { partition, node, epoch }).unwrap();
+            }
+        }
+        prop_assert_eq!(catalog.wanted_changes(&alive), vec![]);
+        for partition in catalog.partitions.values() {
+            prop_assert_eq!(partition.voters().count(), wanted);
+        }
+    }
+
+    #[test]
+    fn every_key_has_exactly_one_home(points in vec(vec(any::<u8>(), 1..4), 0..6), key in vec(any::<u8>(), 0..4)) {
+        let points: BTreeSet<_> = points.into_iter().collect();
+        let mut catalog = cluster(3);
+        catalog.apply(Command::CreateTable(ranged("r", points.into_iter().collect()))).unwrap();
+        let table = catalog.table("r").unwrap();
+        let homes: Vec<_> = catalog.partitions_of(table)
+            .filter(|partition| matches!(&partition.bounds, PartitionBounds::Range(range) if range.contains(&key)))
+            .map(|partition| partition.id)
+            .collect();
+        prop_assert_eq!(homes, vec![catalog.partition_for(table, &key).unwrap().id]);
+    }
+}
+
+#[test]
+fn replicas_spread_over_the_nodes() {
+    let mut catalog = cluster(4);
+    catalog.apply(Command::CreateTable(hashed("t", 8, 3))).unwrap();
+    let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
+        *held.entry(replica.node).or_default() += 1;
+    }
+    assert_eq!(held.into_values().collect::<Vec<_>>(), vec![6, 6, 6, 6]);
+}
+
+#[test]
+fn a_joiner_on_a_dead_node_gives_way_only_to_another() {
+    let mut catalog = cluster(2);
+    catalog.apply(Command::CreateTable(hashed("t", 1, 3))).unwrap();
+    catalog.apply(add_node(3)).unwrap();
+    let partition = *catalog.partitions.keys().next().unwrap();
+    let set = |ids: &[u32]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+    let add = |node| Command::AddReplica { partition, node: NodeId(node) };
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2])), vec![]);
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 3])), vec![add(3)]);
+    catalog.apply(add(3)).unwrap();
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 3])), vec![], "one joiner at a time");
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2])), vec![], "nobody could take its place");
+    catalog.apply(add_node(4)).unwrap();
+    let remove = Command::RemoveReplica { partition, node: NodeId(3), epoch: Epoch(1) };
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 4])), vec![remove.clone()]);
+    catalog.apply(remove).unwrap();
+    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 4])), vec![add(4)]);
+}
+
+#[test]
+fn stale_epochs_and_last_voters_are_refused() {
+    let mut catalog = cluster(2);
+    catalog.apply(Command::CreateTable(hashed("t", 1, 2))).unwrap();
+    let partition = *catalog.partitions.keys().next().unwrap();
+    let demote = |node, epoch| Command::DemoteReplica { partition, node: NodeId(node), epoch: Epoch(epoch) };
+    let stale = CatalogError::StaleEpoch { partition, expected: Epoch(7), actual: Epoch(1) };
+    assert_eq!(catalog.apply(demote(1, 7)), Err(stale.clone()));
+    assert_eq!(Error::from(stale).code(), ErrorCode::Moved);
+    catalog.apply(demote(1, 1)).unwrap();
+    assert_eq!(catalog.partitions[&partition].previous_voters, vec![NodeId(1), NodeId(2)]);
+    assert!(matches!(catalog.apply(demote(2, 2)), Err(CatalogError::Invalid(_))));
+    let last = Command::RemoveReplica { partition, node: NodeId(2), epoch: Epoch(2) };
+    assert!(matches!(catalog.apply(last), Err(CatalogError::Invalid(_))));
+    // A joiner leaves without an epoch: it never counted.
+    catalog.apply(Command::RemoveReplica { partition, node: NodeId(1), epoch: Epoch(2) }).unwrap();
+    assert_eq!(catalog.partitions[&partition].epoch, Epoch(2));
+    assert_eq!(Vec::from_iter(catalog.partitions[&partition].voters()), vec![NodeId(2)]);
+}
+
+#[test]
+fn a_number_has_one_owner() {
+    let mut catalog = cluster(1);
+    let elsewhere = Command::AddNode { id: NodeId(1), cluster_address: address(77), http_address: address(78) };
+    assert_eq!(catalog.apply(elsewhere), Err(CatalogError::NodeNumberTaken(NodeId(1), address(1))));
+    let moved = Command::PutNode { id: NodeId(1), cluster_address: address(77), http_address: address(78) };
+    assert_eq!(catalog.apply(moved).unwrap().effects, vec![Effect::Nodes]);
+    assert_eq!(catalog.nodes[&NodeId(1)].cluster_address, address(77));
+    assert_eq!(catalog.apply(Command::Found { cluster_id: 8 }), Err(CatalogError::Founded));
+    catalog.apply(Command::CreateTable(hashed("t", 1, 1))).unwrap();
+    assert!(matches!(catalog.apply(Command::RemoveNode { id: NodeId(1) }), Err(CatalogError::Invalid(_))));
+}
+
+#[test]
+fn nonsense_is_refused_with_its_reason() {
+    let range = || Partitioning::Range { columns: vec![ColumnId(0)] };
+    let mut nullable_key = ranged("t", vec![]);
+    nullable_key.schema.columns[0].nullable = true;
+    let mut twice = ranged("t", vec![]);
+    twice.schema.columns[2].name = "id".into();
+    let mut event = ranged("t", vec![]);
+    event.schema.kind = TableKind::Event;
+    let mut reserved = ranged("t", vec![]);
+    reserved.schema.columns[2].name = "_version".into();
+    let outside = table("t", Partitioning::Hash { columns: vec![ColumnId(2)], buckets: 2 }, vec![], 3);
+    let missing = table("t", Partitioning::Hash { columns: vec![ColumnId(9)], buckets: 2 }, vec![], 3);
+    let cases: Vec<(NewTable, &str)> = vec![
+        (ranged("", vec![]), "needs a name"),
+        (ranged("a\nb", vec![]), "control characters"),
+        (ranged(&"x".repeat(256), vec![]), "255 bytes"),
+        (ranged("t", vec![b"b".to_vec(), b"a".to_vec()]), "ascending"),
+        (ranged("t", vec![b"a".to_vec(), b"a".to_vec()]), "ascending"),
+        (ranged("t", vec![vec![]]), "ascending"),
+        (ranged("t", (0..1024u16).map(|n| n.to_be_bytes().to_vec()).collect()), "1 to 1024 partitions"),
+        (hashed("t", 0, 3), "1 to 1024 partitions"),
+        (hashed("t", 1025, 3), "1 to 1024 partitions"),
+        (hashed("t", 1, 0), "replication_factor"),
+        (hashed("t", 1, 10), "replication_factor"),
+        (table("t", range(), vec![], 99), "replication_factor"),
+        (nullable_key, "NOT NULL"),
+        (twice, "named twice"),
+        (event, "needs the column '_ts'"),
+        (reserved, "reserved"),
+        (outside, "not part of the primary key"),
+        (missing, "does not have"),
+    ];
+    for (new, reason) in cases {
+        let mut catalog = cluster(1);
+        match catalog.apply(Command::CreateTable(new)) {
+            Err(CatalogError::Invalid(text)) => assert!(text.contains(reason), "'{text}' does not say '{reason}'"),
+            other => panic!("expected '{reason}', got {other:?}"),
+        }
+    }
+    let mut empty = Catalog::default();
+    assert!(matches!(empty.apply(Command::CreateTable(hashed("t", 1, 1))), Err(CatalogError::Invalid(_))));
+}
+
+#[test]
+fn unknown_tables_come_with_a_suggestion() {
+    let mut catalog = cluster(1);
+    catalog.apply(Command::CreateTable(hashed("flights", 1, 1))).unwrap();
+    let refused = catalog.apply(Command::DropTable { name: "fligths".into(), if_exists: false }).unwrap_err();
+    let error = catalog.explain(refused);
+    assert_eq!((error.code(), error.help()), (ErrorCode::UnknownTable, Some("did you mean 'flights'?")));
+    assert_eq!(
+        catalog.apply(Command::CreateTable(hashed("flights", 1, 1))),
+        Err(CatalogError::TableExists("flights".into()))
+    );
+    let mut again = hashed("flights", 1, 1);
+    again.if_not_exists = true;
+    assert_eq!(catalog.apply(Command::CreateTable(again)).unwrap().effects, vec![]);
+}
+
+#[test]
+fn the_state_survives_the_wire() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(ranged("r", vec![b"m".to_vec()]))).unwrap();
+    let bytes = shoal_kernel::wire::seal(&catalog).unwrap();
+    assert_eq!(shoal_kernel::wire::unseal::<Catalog>(&bytes).unwrap(), catalog);
+}
