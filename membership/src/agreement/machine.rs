@@ -1,0 +1,262 @@
+//! The catalog behind the log: applies what is committed, and keeps snapshots.
+
+use std::collections::VecDeque;
+use std::io::{self, Cursor};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::{AnyError, EntryPayload, OptionalSend, StorageIOError};
+use serde::{Deserialize, Serialize};
+use shoal_catalog::{Catalog, CommandOutcome};
+use shoal_kernel::{Env, Error, ErrorCode, Result, wire};
+use tokio::sync::watch;
+
+use super::types::{Entry, LogId, Membership, Outcome, Peer, Proposal, SnapshotMeta, StorageError, TypeConfig};
+use shoal_kernel::NodeId;
+
+/// Name of the snapshot file.
+const FILE: &str = "snapshot";
+
+/// The version of the format that this build writes, and the only one it reads.
+const FORMAT_VERSION: u32 = 1;
+
+/// Outcomes that are remembered, so that a proposal sent again is not applied again. More than can be on their way at once.
+const OUTCOMES_MAX: usize = 512;
+
+/// Everything that is replicated; the content of a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct State {
+    applied: Option<LogId>,
+    membership: Membership,
+    catalog: Catalog,
+    recent: VecDeque<(u128, Outcome)>,
+}
+
+impl State {
+    fn apply(&mut self, entry: Entry) -> Outcome {
+        self.applied = Some(entry.log_id);
+        let outcome = match entry.payload {
+            EntryPayload::Blank => Ok(CommandOutcome { effects: Vec::new(), version: self.catalog.version }),
+            EntryPayload::Normal(proposal) => self.decide(proposal),
+            EntryPayload::Membership(membership) => {
+                self.membership = Membership::new(Some(entry.log_id), membership);
+                Ok(CommandOutcome { effects: Vec::new(), version: self.catalog.version })
+            }
+        };
+        self.catalog.mirror_voters(&self.membership.voter_ids().collect());
+        outcome
+    }
+
+    fn decide(&mut self, proposal: Proposal) -> Outcome {
+        if let Some((_, outcome)) = self.recent.iter().find(|(id, _)| *id == proposal.id) {
+            return outcome.clone();
+        }
+        let outcome = self.catalog.apply(proposal.command);
+        if self.recent.len() >= OUTCOMES_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((proposal.id, outcome.clone()));
+        outcome
+    }
+}
+
+/// The state machine. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(super) struct Machine(Arc<Inner>);
+
+struct Inner {
+    env: Env,
+    path: PathBuf,
+    state: Mutex<State>,
+    snapshot: Mutex<Option<Saved>>,
+    // Held while the snapshot file is written: a snapshot that is built and one that arrives must not overtake each other.
+    saving: tokio::sync::Mutex<()>,
+    catalog: watch::Sender<Arc<Catalog>>,
+    applied: watch::Sender<Option<u64>>,
+}
+
+#[derive(Clone)]
+struct Saved {
+    meta: SnapshotMeta,
+    bytes: Arc<Vec<u8>>,
+}
+
+impl Machine {
+    /// Opens the last snapshot in a directory that exists, or starts empty.
+    pub(super) async fn open(env: &Env, dir: PathBuf) -> Result<Self> {
+        let path = dir.join(FILE);
+        let (disk, at) = (env.disk(), path.clone());
+        let bytes = env.blocking(move || if disk.exists(&at)? { disk.read(&at).map(Some) } else { Ok(None) }).await??;
+        let (state, snapshot) = match bytes {
+            None => (State::default(), None),
+            Some(bytes) => {
+                let state = decode(&bytes)?;
+                let saved = Saved { meta: meta_of(&state), bytes: Arc::new(bytes) };
+                (state, Some(saved))
+            }
+        };
+        let machine = Self(Arc::new(Inner {
+            env: env.clone(),
+            path,
+            catalog: watch::Sender::new(Arc::new(state.catalog.clone())),
+            applied: watch::Sender::new(state.applied.map(|id| id.index)),
+            state: Mutex::new(state),
+            snapshot: Mutex::new(snapshot),
+            saving: tokio::sync::Mutex::new(()),
+        }));
+        Ok(machine)
+    }
+
+    /// The newest applied catalog.
+    pub(super) fn catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.0.catalog.subscribe()
+    }
+
+    /// The index of the last applied entry. Goes up after [`Machine::catalog`] shows what the entry did.
+    pub(super) fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.0.applied.subscribe()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saved(&self) -> MutexGuard<'_, Option<Saved>> {
+        self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self) {
+        let (catalog, applied) = {
+            let state = self.state();
+            (state.catalog.clone(), state.applied.map(|id| id.index))
+        };
+        self.0.catalog.send_if_modified(|shown| {
+            let changed = **shown != catalog;
+            if changed {
+                *shown = Arc::new(catalog);
+            }
+            changed
+        });
+        self.0.applied.send_replace(applied);
+    }
+
+    /// Writes a snapshot file and makes it the current one, unless a newer one is there.
+    async fn save(&self, saved: Saved) -> Result<()> {
+        let _turn = self.0.saving.lock().await;
+        if self.saved().as_ref().is_some_and(|current| current.meta.last_log_id > saved.meta.last_log_id) {
+            return Ok(());
+        }
+        let (disk, path, bytes) = (self.0.env.disk(), self.0.path.clone(), saved.bytes.clone());
+        self.0.env.blocking(move || disk.replace(&path, &bytes)).await??;
+        *self.saved() = Some(saved);
+        Ok(())
+    }
+}
+
+fn encode(state: &State) -> Result<Vec<u8>> {
+    // The state is encoded on its own, so that the version can be read when the rest cannot.
+    Ok(wire::seal(&(FORMAT_VERSION, wire::encode(state)?))?)
+}
+
+fn decode(bytes: &[u8]) -> Result<State> {
+    let (version, state): (u32, Vec<u8>) = wire::unseal(bytes).map_err(damaged)?;
+    if version != FORMAT_VERSION {
+        return Err(Error::new(
+            ErrorCode::IncompatibleVersion,
+            format!("the snapshot of the catalog has format {version}, this build reads {FORMAT_VERSION}"),
+        ));
+    }
+    wire::decode(&state).map_err(damaged)
+}
+
+fn damaged(error: wire::WireError) -> Error {
+    Error::from(error).context("the snapshot of the catalog")
+}
+
+fn meta_of(state: &State) -> SnapshotMeta {
+    SnapshotMeta {
+        last_log_id: state.applied,
+        last_membership: state.membership.clone(),
+        // Two snapshots of one position hold the same bytes, so the position is name enough.
+        snapshot_id: state.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string()),
+    }
+}
+
+fn snapshot_error(meta: &SnapshotMeta, error: &Error) -> StorageError {
+    StorageIOError::write_snapshot(Some(meta.signature()), AnyError::new(error)).into()
+}
+
+fn snapshot_of(saved: &Saved) -> Snapshot<TypeConfig> {
+    Snapshot { meta: saved.meta.clone(), snapshot: Box::new(Cursor::new(saved.bytes.to_vec())) }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Machine {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
+        let (meta, bytes) = {
+            let state = self.state();
+            (meta_of(&state), encode(&state))
+        };
+        let bytes = bytes.map_err(|error| snapshot_error(&meta, &error))?;
+        let saved = Saved { meta, bytes: Arc::new(bytes) };
+        self.save(saved.clone()).await.map_err(|error| snapshot_error(&saved.meta, &error))?;
+        Ok(snapshot_of(&saved))
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId>, openraft::StoredMembership<NodeId, Peer>), StorageError> {
+        let state = self.state();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Outcome>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut outcomes = Vec::new();
+        for entry in entries {
+            let id = entry.log_id;
+            let outcome = self.state().apply(entry);
+            self.0.env.trace(|| format!("catalog applied {id}: {outcome:?}"));
+            outcomes.push(outcome);
+        }
+        self.publish();
+        Ok(outcomes)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
+        Ok(Box::new(Cursor::new(Vec::new())))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError> {
+        let bytes = snapshot.into_inner();
+        let state = decode(&bytes).map_err(|error| {
+            let damaged = io::Error::new(io::ErrorKind::InvalidData, error);
+            StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), &damaged))
+        })?;
+        let saved = Saved { meta: meta.clone(), bytes: Arc::new(bytes) };
+        // First on disk, then in memory: what is shown must survive a restart.
+        self.save(saved).await.map_err(|error| snapshot_error(meta, &error))?;
+        *self.state() = state;
+        self.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
+        Ok(self.saved().as_ref().map(snapshot_of))
+    }
+}

@@ -1,0 +1,275 @@
+//! Agreement about the catalog: consensus by openraft, on the node's own disk, over the node's own transport.
+//!
+//! Any node takes any request: a proposal goes to the leader, wherever that is, and is applied at most once however often it
+//! has to be sent. The first nodes vote (up to [`VOTERS_MAX`]), the others follow. Without a quorum nothing can be agreed, and
+//! the caller is told so; the last catalog applied stays readable, also over a restart.
+//!
+//! Owned by the node's membership actor. A failed write or sync stops the agreement for good (its errors say why); the owner
+//! drops it and opens a new one, which recovers from disk.
+
+mod join;
+mod journal;
+mod log;
+mod machine;
+mod message;
+mod network;
+mod propose;
+mod runtime;
+mod serve;
+mod tend;
+mod types;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::{Config, ServerState, SnapshotPolicy};
+use shoal_catalog::Catalog;
+use shoal_kernel::env::TaskHandle;
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
+use tokio::sync::watch;
+
+pub use join::JoinError;
+pub use network::PeerRpc;
+
+use log::LogStore;
+use machine::Machine;
+use network::Peers;
+use types::Raft;
+
+/// Nodes that vote on the catalog; further ones only follow it.
+pub const VOTERS_MAX: usize = 5;
+
+/// How a node takes part.
+#[derive(Debug, Clone)]
+pub struct AgreementConfig {
+    /// The node's number.
+    pub node: NodeId,
+    /// Where other nodes reach it.
+    pub cluster_address: SocketAddr,
+    /// Where clients reach it.
+    pub http_address: SocketAddr,
+    /// The node's data directory; the agreement keeps to `catalog` below it.
+    pub data_dir: PathBuf,
+    /// The leader is heard at least this often, in milliseconds. Also bounds one message to a follower.
+    pub heartbeat_ms: u64,
+    /// A follower waits at least this long for the leader before it stands for election, in milliseconds.
+    pub election_timeout_ms_min: u64,
+    /// And less than this, at random.
+    pub election_timeout_ms_max: u64,
+    /// Entries after which the log is replaced by a snapshot.
+    pub snapshot_after_entries: u64,
+    /// Entries kept behind a snapshot, for followers that are not far behind.
+    pub entries_kept: u64,
+}
+
+impl AgreementConfig {
+    /// A node with every setting at its default.
+    pub fn new(
+        node: NodeId,
+        cluster_address: SocketAddr,
+        http_address: SocketAddr,
+        data_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            node,
+            cluster_address,
+            http_address,
+            data_dir: data_dir.into(),
+            heartbeat_ms: 250,
+            election_timeout_ms_min: 1_000,
+            election_timeout_ms_max: 2_000,
+            snapshot_after_entries: 500,
+            entries_kept: 200,
+        }
+    }
+
+    fn raft(&self) -> Result<Arc<Config>> {
+        let config = Config {
+            cluster_name: "shoal".into(),
+            heartbeat_interval: self.heartbeat_ms,
+            election_timeout_min: self.election_timeout_ms_min,
+            election_timeout_max: self.election_timeout_ms_max,
+            install_snapshot_timeout: 10_000,
+            max_payload_entries: 64,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_after_entries),
+            replication_lag_threshold: self.snapshot_after_entries + self.entries_kept,
+            max_in_snapshot_log_to_keep: self.entries_kept,
+            snapshot_max_chunk_size: 1 << 20,
+            ..Config::default()
+        };
+        let valid = config.validate().map_err(|error| Error::new(ErrorCode::InvalidRequest, error.to_string()))?;
+        Ok(Arc::new(valid))
+    }
+}
+
+/// How the agreement stands, for the eyes of users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgreementStatus {
+    /// The current term.
+    pub term: u64,
+    /// The leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// Index of the last entry in the log.
+    pub last_log: Option<u64>,
+    /// Index of the last entry applied.
+    pub applied: Option<u64>,
+    /// Nodes that vote.
+    pub voters: Vec<NodeId>,
+    /// Nodes that follow.
+    pub learners: Vec<NodeId>,
+    /// Why this node takes no more part, if it does not.
+    pub problem: Option<Error>,
+}
+
+/// A node's part in the agreement. Cheap to clone; ends at [`Agreement::shutdown`], not when a handle is dropped.
+#[derive(Clone)]
+pub struct Agreement(Arc<Inner>);
+
+struct Inner {
+    env: Env,
+    config: AgreementConfig,
+    raft: Raft,
+    log: LogStore,
+    machine: Machine,
+    peers: Peers,
+    /// Was a member when it was opened.
+    recovered: AtomicBool,
+    /// Newcomers are admitted one by one.
+    door: tokio::sync::Mutex<()>,
+    tender: Mutex<Option<TaskHandle>>,
+}
+
+impl fmt::Debug for Agreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Agreement({})", self.0.config.node)
+    }
+}
+
+impl Agreement {
+    /// Recovers from disk and takes part from now on. A node that was a member before needs no [`Agreement::join`].
+    ///
+    /// # Errors
+    /// The disk cannot be read or written, what is on it is damaged or of another node, or the settings make no sense.
+    pub async fn open(env: &Env, config: AgreementConfig, rpc: Arc<dyn PeerRpc>) -> Result<Self> {
+        let dir = config.data_dir.join("catalog");
+        let (disk, made) = (env.disk(), dir.clone());
+        env.blocking(move || disk.create_dir_all(&made)).await??;
+        let machine = Machine::open(env, dir.clone()).await?;
+        let log = LogStore::open(env, dir, config.node).await?;
+        let peers = Peers::new(rpc, config.node, config.cluster_address);
+        let opening = Raft::new(config.node, config.raft()?, peers.clone(), log.clone(), machine.clone());
+        let raft = runtime::seeded(env, opening).await.map_err(|error| stopped(&error))?;
+        let member = raft.is_initialized().await.map_err(|error| stopped(&error))?;
+        peers.belong_to(machine.catalog().borrow().cluster_id);
+        let agreement = Self(Arc::new(Inner {
+            env: env.clone(),
+            config,
+            raft,
+            log,
+            machine,
+            peers,
+            recovered: AtomicBool::new(member),
+            door: tokio::sync::Mutex::new(()),
+            tender: Mutex::new(None),
+        }));
+        let task = env.spawn("agreement", tend::run(Arc::downgrade(&agreement.0)));
+        *agreement.0.tender.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        Ok(agreement)
+    }
+
+    /// Whether this node has founded or joined a cluster, in this life or an earlier one.
+    pub fn is_member(&self) -> bool {
+        self.0.recovered.load(Ordering::Relaxed)
+            || self.0.metrics(|metrics| metrics.membership_config.membership().get_node(&self.0.config.node).is_some())
+    }
+
+    /// The newest catalog that this node has applied.
+    pub fn catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.0.machine.catalog()
+    }
+
+    /// The leader, if one is known. An opinion: it may have been replaced without this node having heard.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.0.metrics(|metrics| metrics.current_leader)
+    }
+
+    /// Whether this node believes it leads. Only an applied proposal proves it.
+    pub fn is_leader(&self) -> bool {
+        self.0.metrics(|metrics| metrics.state == ServerState::Leader)
+    }
+
+    /// Tells where a node can be reached (as SWIM found out), so that consensus reaches peers that came back elsewhere.
+    pub fn learn_address(&self, node: NodeId, address: SocketAddr) {
+        if node != self.0.config.node {
+            self.0.peers.hear(node, address);
+        }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> AgreementStatus {
+        let problem = self.0.problem();
+        self.0.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            AgreementStatus {
+                term: metrics.current_term,
+                leader: metrics.current_leader,
+                last_log: metrics.last_log_index,
+                applied: metrics.last_applied.map(|id| id.index),
+                voters: membership.voter_ids().collect(),
+                learners: membership.learner_ids().collect(),
+                problem,
+            }
+        })
+    }
+
+    /// Takes no more part. What is on disk stays valid.
+    pub async fn shutdown(&self) {
+        let tender = self.0.tender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = tender {
+            task.abort();
+        }
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop in order");
+        }
+    }
+}
+
+impl Inner {
+    fn metrics<T>(&self, read: impl FnOnce(&openraft::RaftMetrics<NodeId, types::Peer>) -> T) -> T {
+        read(&self.raft.metrics().borrow())
+    }
+
+    /// Why consensus has stopped on this node, if it has.
+    fn problem(&self) -> Option<Error> {
+        let fatal = self.metrics(|metrics| metrics.running_state.as_ref().err().cloned())?;
+        Some(self.log.failure().unwrap_or_else(|| stopped(&fatal)))
+    }
+
+    /// Time in milliseconds from now until a deadline on the monotonic clock.
+    fn remaining(&self, deadline: Duration) -> Duration {
+        deadline.saturating_sub(self.env.monotonic())
+    }
+}
+
+/// Consensus has stopped on this node.
+fn stopped(fatal: &openraft::error::Fatal<NodeId>) -> Error {
+    let code = match fatal {
+        openraft::error::Fatal::Stopped => ErrorCode::NotReady,
+        openraft::error::Fatal::StorageError(_) => ErrorCode::Io,
+        openraft::error::Fatal::Panicked => ErrorCode::Internal,
+    };
+    Error::new(code, format!("the catalog's consensus has stopped on this node: {fatal}"))
+}
+
+/// Nothing can be agreed at the moment.
+fn no_quorum(waited: Duration) -> Error {
+    Error::new(
+        ErrorCode::NoCatalogQuorum,
+        format!("no majority of the catalog's voters could be reached within {} ms", waited.as_millis()),
+    )
+    .with_help("tables keep serving; try again once most of the voting nodes are back")
+}

@@ -1,0 +1,196 @@
+//! Proposals and reads that see everything, from any node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::LogIdOptionExt;
+use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
+use shoal_catalog::{Catalog, Command, CommandOutcome};
+use shoal_kernel::{Applied, Error, NodeId, Result};
+
+use super::message::{Request, Response};
+use super::types::{Outcome, Peer, Proposal};
+use super::{Agreement, Inner, no_quorum, stopped};
+
+/// Wait before the leader is looked for again, in milliseconds.
+const RETRY_MS: u64 = 50;
+
+/// One round of asking.
+pub(super) enum Attempt<T> {
+    Done(T),
+    /// Another node leads; perhaps known.
+    Elsewhere(Option<(NodeId, SocketAddr)>),
+    /// Not now. Says whether it may have had an effect all the same.
+    Failed(Applied),
+}
+
+impl Agreement {
+    /// Has a command agreed upon, and waits until this node shows its effect. On any node.
+    ///
+    /// # Errors
+    /// The catalog refuses the command; or no quorum was found in time: `applied: false` if the command was certainly never
+    /// proposed, `applied: unknown` if it may still be agreed upon later.
+    pub async fn propose(&self, command: Command, timeout: Duration) -> Result<CommandOutcome> {
+        let node = &self.0;
+        let deadline = node.env.monotonic() + timeout;
+        let id = u128::from(node.config.node.0) << 96 | u128::from(node.env.random("proposal"));
+        let proposal = Proposal { id, command };
+        let mut applied = Applied::False;
+        let mut hint = None;
+        while !node.remaining(deadline).is_zero() {
+            if let Some(problem) = node.problem() {
+                return Err(problem.with_applied(applied));
+            }
+            match node.propose_once(&proposal, hint.take(), deadline).await {
+                Attempt::Done(outcome) => {
+                    let outcome = outcome.map_err(|refused| self.catalog().borrow().explain(refused))?;
+                    self.0.shown(outcome.version, deadline).await;
+                    return Ok(outcome);
+                }
+                Attempt::Elsewhere(Some(leader)) => hint = Some(leader),
+                Attempt::Elsewhere(None) => {}
+                Attempt::Failed(effect) => applied = applied_of(applied, effect),
+            }
+            node.pause(deadline).await;
+        }
+        Err(no_quorum(timeout).with_applied(applied))
+    }
+
+    /// The catalog with everything in it that was agreed upon before the call. On any node.
+    ///
+    /// # Errors
+    /// No quorum was found in time.
+    pub async fn linearizable(&self, timeout: Duration) -> Result<Arc<Catalog>> {
+        let node = &self.0;
+        let deadline = node.env.monotonic() + timeout;
+        let mut hint = None;
+        while !node.remaining(deadline).is_zero() {
+            if let Some(problem) = node.problem() {
+                return Err(problem);
+            }
+            match node.read_once(hint.take(), deadline).await {
+                Attempt::Done(index) => {
+                    let mut applied = node.machine.applied();
+                    let reached = applied.wait_for(|applied| *applied >= index);
+                    if matches!(node.env.timeout(node.remaining(deadline), reached).await, Ok(Ok(_))) {
+                        return Ok(self.catalog().borrow().clone());
+                    }
+                }
+                Attempt::Elsewhere(Some(leader)) => hint = Some(leader),
+                Attempt::Elsewhere(None) | Attempt::Failed(_) => {}
+            }
+            node.pause(deadline).await;
+        }
+        Err(no_quorum(timeout))
+    }
+}
+
+fn applied_of(before: Applied, now: Applied) -> Applied {
+    if before == Applied::False { now } else { before }
+}
+
+impl Inner {
+    /// The leader and its address, as far as this node knows.
+    pub(super) fn leader(&self) -> Option<(NodeId, SocketAddr)> {
+        self.metrics(|metrics| {
+            let leader = metrics.current_leader?;
+            let peer = metrics.membership_config.membership().get_node(&leader)?;
+            Some((leader, self.peers.address_of(leader, peer.address)))
+        })
+    }
+
+    /// Waits a moment, for elections to settle.
+    pub(super) async fn pause(&self, deadline: Duration) {
+        self.env.sleep(Duration::from_millis(RETRY_MS).min(self.remaining(deadline))).await;
+    }
+
+    /// Waits until this node shows a version of the catalog, at most to the deadline: whoever made a table wants to use it.
+    async fn shown(&self, version: u64, deadline: Duration) {
+        let mut catalog = self.machine.catalog();
+        let reached = catalog.wait_for(|catalog| catalog.version >= version);
+        let _ = self.env.timeout(self.remaining(deadline), reached).await;
+    }
+
+    async fn propose_once(
+        &self,
+        proposal: &Proposal,
+        hint: Option<(NodeId, SocketAddr)>,
+        deadline: Duration,
+    ) -> Attempt<Outcome> {
+        let Some((leader, address)) = hint.or_else(|| self.leader()) else {
+            return Attempt::Elsewhere(None);
+        };
+        if leader == self.config.node {
+            return self.lead(proposal.clone(), deadline).await;
+        }
+        let timeout = self.remaining(deadline);
+        let request = Request::Propose { proposal: proposal.clone(), timeout_ms: millis(timeout) };
+        match self.peers.call(Some(leader), address, request, timeout).await {
+            Ok(Response::Decided(outcome)) => Attempt::Done(outcome),
+            Ok(Response::NotLeader(hint)) => Attempt::Elsewhere(hint),
+            Ok(_) => Attempt::Failed(Applied::Unknown),
+            Err(error) => Attempt::Failed(error.applied()),
+        }
+    }
+
+    /// Proposes as the leader.
+    pub(super) async fn lead(&self, proposal: Proposal, deadline: Duration) -> Attempt<Outcome> {
+        // A leader that was cut off would take the command into its log and never know: first be sure of a quorum.
+        match self.confirm(deadline).await {
+            Attempt::Done(_) => {}
+            Attempt::Elsewhere(hint) => return Attempt::Elsewhere(hint),
+            Attempt::Failed(_) => return Attempt::Failed(Applied::False),
+        }
+        match self.env.timeout(self.remaining(deadline), self.raft.client_write(proposal)).await {
+            Ok(Ok(written)) => Attempt::Done(written.data),
+            // Perhaps it stood in the log already when another leader took over, and may come back with a third.
+            Ok(Err(_)) | Err(_) => Attempt::Failed(Applied::Unknown),
+        }
+    }
+
+    async fn read_once(&self, hint: Option<(NodeId, SocketAddr)>, deadline: Duration) -> Attempt<Option<u64>> {
+        let Some((leader, address)) = hint.or_else(|| self.leader()) else {
+            return Attempt::Elsewhere(None);
+        };
+        if leader == self.config.node {
+            return self.confirm(deadline).await;
+        }
+        let timeout = self.remaining(deadline);
+        let request = Request::ReadIndex { timeout_ms: millis(timeout) };
+        match self.peers.call(Some(leader), address, request, timeout).await {
+            Ok(Response::ReadAt(index)) => Attempt::Done(index),
+            Ok(Response::NotLeader(hint)) => Attempt::Elsewhere(hint),
+            Ok(_) | Err(_) => Attempt::Failed(Applied::False),
+        }
+    }
+
+    /// Asks a quorum whether this node still leads; gives the index that holds everything agreed upon by now.
+    pub(super) async fn confirm(&self, deadline: Duration) -> Attempt<Option<u64>> {
+        match self.env.timeout(self.remaining(deadline), self.raft.get_read_log_id()).await {
+            Ok(Ok((read, _))) => Attempt::Done(read.index()),
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)))) => {
+                Attempt::Elsewhere(hint_of(forward))
+            }
+            Ok(Err(_)) | Err(_) => Attempt::Failed(Applied::False),
+        }
+    }
+}
+
+pub(super) fn hint_of(forward: ForwardToLeader<NodeId, Peer>) -> Option<(NodeId, SocketAddr)> {
+    Some((forward.leader_id?, forward.leader_node?.address))
+}
+
+/// The error of a change of membership that did not come about.
+pub(super) fn write_error(error: RaftError<NodeId, ClientWriteError<NodeId, Peer>>) -> Error {
+    match error {
+        RaftError::Fatal(fatal) => stopped(&fatal),
+        RaftError::APIError(error) => {
+            Error::new(shoal_kernel::ErrorCode::NotReady, format!("the membership cannot change now: {error}"))
+        }
+    }
+}
+
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

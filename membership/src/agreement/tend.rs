@@ -1,0 +1,87 @@
+//! What a member does by itself, now and then: finish what a crash left half done, tell its new address, ask for a vote.
+
+use std::collections::BTreeSet;
+use std::sync::Weak;
+use std::time::Duration;
+
+use openraft::{ChangeMembers, ServerState};
+use shoal_kernel::{NodeId, Result};
+
+use super::Inner;
+use super::message::{Request, Response};
+
+/// Time between two rounds, in milliseconds.
+const ROUND_MS: u64 = 1_000;
+
+/// How long one round may take, in milliseconds.
+const ROUND_MS_MAX: u64 = 15_000;
+
+pub(super) async fn run(inner: Weak<Inner>) {
+    loop {
+        let Some(node) = inner.upgrade() else { return };
+        let sleep = node.env.sleep(Duration::from_millis(ROUND_MS));
+        if node.problem().is_some() {
+            return;
+        }
+        if let Err(error) = node.round().await {
+            tracing::debug!(%error, "the membership of the catalog could not be put in order yet");
+        }
+        drop(node);
+        sleep.await;
+    }
+}
+
+impl Inner {
+    async fn round(&self) -> Result<()> {
+        let deadline = self.env.monotonic() + Duration::from_millis(ROUND_MS_MAX);
+        let me = self.config.node;
+        let (leads, member) = self.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            (metrics.state == ServerState::Leader, membership.get_node(&me).copied())
+        });
+        let Some(seat) = member else { return Ok(()) };
+        let catalog = self.machine.catalog().borrow().clone();
+        if catalog.cluster_id == 0 {
+            return if leads { self.finish_founding(deadline).await } else { Ok(()) };
+        }
+        self.peers.belong_to(catalog.cluster_id);
+        if leads {
+            self.unseat_removed(deadline).await?;
+        }
+        let told = catalog.nodes.get(&me).is_none_or(|known| {
+            known.cluster_address == self.config.cluster_address && known.http_address == self.config.http_address
+        });
+        if told && seat.address == self.config.cluster_address && !self.wants_voter(me) {
+            return Ok(());
+        }
+        let Some((leader, address)) = self.leader() else { return Ok(()) };
+        if leader == me {
+            return self.admit(self.newcomer(false)).await.map(drop);
+        }
+        let request = Request::Join(self.newcomer(false));
+        let answer: Response = self.peers.call(Some(leader), address, request, self.remaining(deadline)).await?;
+        if let Response::Decided(Err(refused)) = answer {
+            tracing::warn!(%refused, "the leader does not take this node's address");
+        }
+        Ok(())
+    }
+
+    /// Nodes that the catalog no longer knows lose their seat in the consensus.
+    async fn unseat_removed(&self, deadline: Duration) -> Result<()> {
+        // Behind the door, so that a newcomer is not taken for a stranger between its two entries.
+        let _turn = self.door.lock().await;
+        let known: BTreeSet<NodeId> = self.machine.catalog().borrow().nodes.keys().copied().collect();
+        let (voters, members): (BTreeSet<NodeId>, BTreeSet<NodeId>) = self.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            (membership.voter_ids().collect(), membership.nodes().map(|(id, _)| *id).collect())
+        });
+        let removed: BTreeSet<NodeId> = members.difference(&known).copied().collect();
+        let (voting, following): (BTreeSet<_>, BTreeSet<_>) = removed.iter().partition(|id| voters.contains(id));
+        if !voting.is_empty() {
+            self.change(ChangeMembers::RemoveVoters(voting), deadline).await?;
+        } else if !following.is_empty() {
+            self.change(ChangeMembers::RemoveNodes(following), deadline).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! Who answers: SWIM gossip over datagrams.
