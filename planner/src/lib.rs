@@ -3,7 +3,36 @@
 //! DataFusion parses, plans and optimises; this crate gives it the cluster's tables and cuts the physical plan at its
 //! exchanges. It opens nothing and talks to nobody: the leaves are [`ScanSpec`](shoal_kernel::ScanSpec)s, and where data
 //! comes from when a fragment runs is the business of whoever implements [`TaskInputs`].
+//!
+//! [`Planner::plan`] turns a text into a [`Statement`]; [`Planner::decode`] turns a fragment that has travelled into a
+//! [`RunnableTask`]; [`Planner::router`] splits a task's output over the slots of its edge.
 
+mod constant;
+mod cut;
+mod datum;
+mod error;
+mod explain;
 mod graph;
+mod insert;
+mod node;
+mod planner;
+mod predicate;
+mod prune;
+mod router;
+mod session;
+mod show;
+mod sql;
+mod statement;
+mod suggest;
+mod table;
+mod task;
+mod unknown;
 
-pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskSpec};
+pub use error::{error_from_datafusion, error_to_datafusion};
+pub use explain::describe;
+pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExtension, TaskSpec};
+pub use planner::{PlanOptions, Planner, RowCounts};
+pub use router::EdgeRouter;
+pub use sql::split_statements;
+pub use statement::{ExplainKind, InsertSource, PlannedQuery, Statement};
+pub use task::{RunnableTask, TaskMemory};

@@ -1,0 +1,204 @@
+//! Cuts a physical plan into fragments.
+//!
+//! A plan is walked from its leaves. Every part of it has a [`Placement`]; as long as the operators above work partition by
+//! partition, the part grows, and its output partition `i` is what task `i` of a fragment computes. At an exchange, or at
+//! an operator that needs more than one partition, the part becomes a fragment and an [`ExchangeExec`] takes its place.
+//!
+//! What makes this right: a gathering exchange keeps number, order and properties of the partitions it stands for, so the
+//! plan above is, word for word, the plan that one process would run. Only parts whose tasks run in different processes
+//! need a proof, and that is [`placement::is_partition_wise`]: operators not named there are never split.
+
+mod placement;
+mod recursion;
+
+use std::sync::Arc;
+
+use datafusion::error::Result;
+use datafusion::physical_expr::Partitioning;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::display::DisplayableExecutionPlan;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::limit::LocalLimitExec;
+use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
+use shoal_kernel::{Error, FragmentId};
+
+use crate::error::error_to_datafusion;
+use crate::graph::{Edge, Fragment, FragmentGraph, Place, TaskSpec};
+use crate::node::{ExchangeExec, ExchangeSource, LeafScanExec, ShoalCodec};
+use placement::{Placement, is_partition_wise, reads_subquery};
+
+/// Tasks that one query may have; a plan with more is refused rather than admitted in part.
+const TASKS_MAX: usize = 16 * 1024;
+
+/// Cuts a plan. The root fragment's one output partition is the answer, in the plan's own order.
+///
+/// # Errors
+/// The plan has a node that cannot travel, or more tasks than a query may have.
+pub(crate) fn cut(plan: Arc<dyn ExecutionPlan>) -> Result<FragmentGraph> {
+    let schema = plan.schema();
+    let mut cutter = Cutter::default();
+    let part = cutter.visit(plan)?;
+    let mut root = cutter.gather(part)?;
+    if root.output_partitioning().partition_count() > 1 {
+        root = Arc::new(CoalescePartitionsExec::new(root));
+    }
+    cutter.close(root, vec![Place::Coordinator], Edge::Gather)?;
+    Ok(FragmentGraph { fragments: cutter.fragments, schema })
+}
+
+/// A part of the plan that is not closed yet.
+struct Part {
+    plan: Arc<dyn ExecutionPlan>,
+    placement: Placement,
+}
+
+#[derive(Default)]
+struct Cutter {
+    fragments: Vec<Fragment>,
+    tasks: usize,
+}
+
+impl Cutter {
+    fn visit(&mut self, plan: Arc<dyn ExecutionPlan>) -> Result<Part> {
+        if let Some(leaf) = plan.downcast_ref::<LeafScanExec>() {
+            let placement = Placement::Leaf(leaf.partitions());
+            return Ok(Part { plan, placement });
+        }
+        if let Some(query) = plan.downcast_ref::<RecursiveQueryExec>() {
+            let next = recursion::unproject_work_table(query)?;
+            let first = self.visit(Arc::clone(query.static_term()))?;
+            let first = self.gather(first)?;
+            let next = self.visit(next)?;
+            let next = recursion::replay_exchanges(self.gather(next)?)?;
+            let plan = replace_children_if_necessary(plan, vec![first, next])?;
+            return Ok(Part { plan, placement: Placement::Local });
+        }
+        let mut parts = Vec::new();
+        for child in plan.children().into_iter().cloned().collect::<Vec<_>>() {
+            parts.push(self.visit(child)?);
+        }
+        if let Some(repartition) = plan.downcast_ref::<RepartitionExec>()
+            && let [part] = parts.as_slice()
+            && part.placement != Placement::Local
+            && let Partitioning::Hash(keys, slots) = repartition.partitioning()
+            && !repartition.preserve_order()
+            && !reads_subquery(&plan)?
+        {
+            let keys = keys.iter().map(|key| ShoalCodec.encode_expr(key)).collect::<Result<Vec<_>>>()?;
+            return self.shuffle(&plan, parts, keys, *slots);
+        }
+        if let Some(placement) = self.joint_placement(&plan, &parts)? {
+            let children = parts.into_iter().map(|part| part.plan).collect();
+            return Ok(Part { plan: replace_children_if_necessary(plan, children)?, placement });
+        }
+        let fetch = plan.downcast_ref::<CoalescePartitionsExec>().and_then(ExecutionPlan::fetch);
+        let mut children = Vec::new();
+        for part in parts {
+            children.push(self.gather(limit(part, fetch))?);
+        }
+        Ok(Part { plan: replace_children_if_necessary(plan, children)?, placement: Placement::Local })
+    }
+
+    /// The placement of an operator over its inputs, if it can run in their tasks.
+    fn joint_placement(&self, plan: &Arc<dyn ExecutionPlan>, parts: &[Part]) -> Result<Option<Placement>> {
+        let Some((first, others)) = parts.split_first() else { return Ok(Some(Placement::Local)) };
+        if parts.iter().all(|part| part.placement == Placement::Local) {
+            return Ok(Some(Placement::Local));
+        }
+        if reads_subquery(plan)? {
+            return Ok(None);
+        }
+        if plan.is::<UnionExec>() {
+            // Partitions of a union are those of its inputs one after the other: each still lies where it lay.
+            return Ok(parts
+                .iter()
+                .map(|part| match &part.placement {
+                    Placement::Leaf(partitions) => Some(partitions.as_slice()),
+                    _ => None,
+                })
+                .collect::<Option<Vec<_>>>()
+                .map(|partitions| Placement::Leaf(partitions.concat())));
+        }
+        let same = match &first.placement {
+            Placement::Leaf(_) => others.is_empty(),
+            _ => others.iter().all(|part| part.placement == first.placement),
+        };
+        let count = plan.output_partitioning().partition_count();
+        let fits = same && count == first.placement.tasks() && is_partition_wise(plan, count == 1);
+        Ok(fits.then(|| first.placement.clone()))
+    }
+
+    /// Ends a part in which every task sends each row to the consumer task that its keys hash to.
+    fn shuffle(
+        &mut self,
+        repartition: &Arc<dyn ExecutionPlan>,
+        parts: Vec<Part>,
+        expressions: Vec<Vec<u8>>,
+        slots: usize,
+    ) -> Result<Part> {
+        let slots = count(slots)?;
+        let Some(part) = parts.into_iter().next() else {
+            return Err(error_to_datafusion(Error::internal("a repartitioning without an input")));
+        };
+        let tasks = count(part.placement.tasks())?;
+        let fragment = self.close(part.plan, part.placement.places(), Edge::Hash { expressions, slots })?;
+        let source = ExchangeSource::Hash { tasks, slots };
+        let plan = Arc::new(ExchangeExec::new(fragment, source, repartition.properties()));
+        Ok(Part { plan, placement: Placement::Hashed(slots) })
+    }
+
+    /// Brings the output of a part to one task, partition by partition.
+    fn gather(&mut self, part: Part) -> Result<Arc<dyn ExecutionPlan>> {
+        if part.placement == Placement::Local {
+            return Ok(part.plan);
+        }
+        let tasks = count(part.placement.tasks())?;
+        let properties = Arc::clone(part.plan.properties());
+        let fragment = self.close(part.plan, part.placement.places(), Edge::Gather)?;
+        Ok(Arc::new(ExchangeExec::new(fragment, ExchangeSource::Gather { tasks }, &properties)))
+    }
+
+    fn close(&mut self, plan: Arc<dyn ExecutionPlan>, places: Vec<Place>, output: Edge) -> Result<FragmentId> {
+        self.tasks += places.len();
+        if self.tasks > TASKS_MAX {
+            let message = format!("the query needs more than the {TASKS_MAX} tasks that one query may have");
+            let error = Error::new(shoal_kernel::ErrorCode::LimitExceeded, message);
+            return Err(error_to_datafusion(error.with_help("read fewer partitions: filter by the partition key")));
+        }
+        let id = FragmentId(count(self.fragments.len())?);
+        let label = DisplayableExecutionPlan::new(plan.as_ref()).indent(false).to_string().trim_end().to_owned();
+        let mut inputs = Vec::new();
+        producers(&plan, &mut inputs);
+        let plan = physical_plan_to_bytes_with_extension_codec(plan, &ShoalCodec)?.to_vec();
+        let tasks = places.into_iter().map(|place| TaskSpec { place }).collect();
+        self.fragments.push(Fragment { id, plan, tasks, output, inputs, label });
+        Ok(id)
+    }
+}
+
+/// No task needs to send more rows than the consumer will take.
+fn limit(part: Part, fetch: Option<usize>) -> Part {
+    match fetch {
+        Some(fetch) if part.placement != Placement::Local && part.plan.fetch().is_none_or(|inner| inner > fetch) => {
+            Part { plan: Arc::new(LocalLimitExec::new(part.plan, fetch)), ..part }
+        }
+        _ => part,
+    }
+}
+
+fn producers(plan: &Arc<dyn ExecutionPlan>, out: &mut Vec<FragmentId>) {
+    if let Some(exchange) = plan.downcast_ref::<ExchangeExec>() {
+        out.push(exchange.fragment());
+    }
+    for child in plan.children() {
+        producers(child, out);
+    }
+}
+
+fn count(number: usize) -> Result<u32> {
+    u32::try_from(number).map_err(|_| error_to_datafusion(Error::internal("more than 2^32 tasks or fragments")))
+}

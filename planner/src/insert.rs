@@ -1,0 +1,140 @@
+//! INSERT: the rows to write, with the table's columns and types.
+
+use arrow::array::Array;
+use arrow::datatypes::{Field, Schema};
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{DmlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp, dml::InsertOp};
+use datafusion::physical_plan::collect;
+use datafusion::prelude::Expr;
+use shoal_catalog::{Catalog, Table};
+use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
+use shoal_kernel::{Error, ErrorCode, Result, TableKind};
+use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
+
+use crate::error::error_from_datafusion;
+use crate::planner::{logical_plan, physical_plan};
+use crate::sql::{at, normalised, table_name};
+use crate::statement::{InsertSource, Statement};
+use crate::suggest;
+use crate::unknown::unknown_table;
+
+/// Plans an INSERT.
+pub(crate) async fn plan(state: &SessionState, catalog: &Catalog, statement: ast::Statement) -> Result<Statement> {
+    let ast::Statement::Insert(insert) = &statement else {
+        return Err(Error::internal("another statement was planned as an INSERT"));
+    };
+    let TableObject::TableName(name) = &insert.table else {
+        return Err(Error::new(ErrorCode::Unsupported, "rows can only be inserted into a table"));
+    };
+    let name = table_name(name)?;
+    let table = catalog.table(&name.name).ok_or_else(|| at(unknown_table(catalog, &name.name), name.span))?;
+    refuse_clauses(insert)?;
+    let absent = absent_columns(table, insert)?;
+    let is_values = insert.source.as_ref().is_some_and(|source| matches!(*source.body, SetExpr::Values(_)));
+    let logical = logical_plan(state, catalog, statement.clone()).await?;
+    let LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(InsertOp::Append), input, .. }) = logical else {
+        return Err(Error::new(ErrorCode::Unsupported, "this form of INSERT is not supported"));
+    };
+    let wanted = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
+    let columns: Vec<Expr> = wanted.map(|column| datafusion::prelude::ident(&column.name)).collect();
+    let rows = LogicalPlanBuilder::from(input.as_ref().clone())
+        .project(columns)
+        .and_then(LogicalPlanBuilder::build)
+        .map_err(error_from_datafusion)?;
+    let source = if is_values {
+        InsertSource::Rows(values(state, table, &absent, &rows).await?)
+    } else {
+        InsertSource::Query(physical_plan(state, &rows).await?.graph)
+    };
+    Ok(Statement::Insert { table: table.name.clone(), source })
+}
+
+fn refuse_clauses(insert: &ast::Insert) -> Result<()> {
+    let clause = if insert.on.is_some() {
+        "ON CONFLICT: a row with an existing key replaces the older one by itself"
+    } else if insert.returning.is_some() {
+        "RETURNING"
+    } else if insert.overwrite || insert.replace_into || insert.or.is_some() {
+        "OVERWRITE and REPLACE"
+    } else if insert.partitioned.is_some() {
+        "PARTITION"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorCode::Unsupported, format!("INSERT does not support {clause}")))
+}
+
+/// Names of an event table's own columns that the statement leaves to the writer. Every other column that it leaves out
+/// must be one that may be NULL.
+fn absent_columns(table: &Table, insert: &ast::Insert) -> Result<Vec<&'static str>> {
+    if insert.columns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut given = Vec::new();
+    for column in &insert.columns {
+        let name = column.0.last().and_then(|part| part.as_ident()).map(normalised).unwrap_or_default();
+        if table.schema.column(&name).is_none() {
+            let message = format!("there is no column '{name}' in '{}'", table.name);
+            let error = at(Error::new(ErrorCode::UnknownColumn, message), column.span());
+            let near = suggest::nearest(&name, table.schema.columns.iter().map(|column| column.name.as_str()));
+            return Err(match near {
+                Some(near) => error.with_help(format!("did you mean '{near}'?")),
+                None => error,
+            });
+        }
+        given.push(name);
+    }
+    let own: &[&'static str] = match table.schema.kind {
+        TableKind::Event => &[TS_COLUMN, DEDUP_COLUMN],
+        TableKind::Upsert { .. } => &[],
+    };
+    let absent: Vec<_> = own.iter().copied().filter(|name| !given.iter().any(|given| given == name)).collect();
+    let missing =
+        table.schema.columns.iter().find(|column| {
+            !column.nullable && !given.contains(&column.name) && !absent.contains(&column.name.as_str())
+        });
+    match missing {
+        None => Ok(absent),
+        Some(column) => {
+            let message = format!("column '{}' is NOT NULL and is not given a value", column.name);
+            Err(at(Error::new(ErrorCode::InvalidRows, message), insert.table.span()))
+        }
+    }
+}
+
+/// The rows of a VALUES list.
+async fn values(state: &SessionState, table: &Table, absent: &[&str], rows: &LogicalPlan) -> Result<Vec<RecordBatch>> {
+    let physical = state.create_physical_plan(rows).await.map_err(bad_value)?;
+    let batches = collect(physical, state.task_ctx()).await.map_err(bad_value)?;
+    let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
+    let fields: Vec<_> =
+        columns.map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable)).collect();
+    let schema = std::sync::Arc::new(Schema::new(fields));
+    let mut before = 0;
+    let mut out = Vec::new();
+    for batch in batches {
+        for (field, array) in schema.fields().iter().zip(batch.columns()) {
+            let null = (0..array.len()).find(|row| !field.is_nullable() && array.is_null(*row));
+            if let Some(row) = null {
+                let message = format!("row {}: column '{}' is NOT NULL", before + row + 1, field.name());
+                return Err(Error::new(ErrorCode::InvalidRows, message));
+            }
+        }
+        before += batch.num_rows();
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let batch = RecordBatch::try_new_with_options(schema.clone(), batch.columns().to_vec(), &options)
+            .map_err(|error| error_from_datafusion(error.into()))?;
+        out.push(batch);
+    }
+    Ok(out)
+}
+
+/// A value that cannot be had is the rows' fault, not the query's.
+fn bad_value(error: datafusion::error::DataFusionError) -> Error {
+    let error = error_from_datafusion(error);
+    if error.code() != ErrorCode::Evaluation {
+        return error;
+    }
+    error.spans().iter().fold(Error::new(ErrorCode::InvalidRows, error.message()), |new, span| new.with_span(*span))
+}

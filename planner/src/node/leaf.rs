@@ -1,0 +1,140 @@
+//! The leaf of every distributed plan: a table's partitions, one output partition each.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::common::Statistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
+use datafusion::physical_plan::coop::make_cooperative;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Error, PartitionId, ScanSpec};
+
+use crate::error::error_to_datafusion;
+
+/// Reads partitions of one table where they lie: output partition `i` is the rows that `scans[i]` asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct LeafScanExec {
+    body: Body,
+    /// Rows by scan, where the planner knows them; only ever used to choose between plans.
+    rows: Vec<Option<u64>>,
+    properties: Arc<PlanProperties>,
+}
+
+/// What travels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Body {
+    table: String,
+    schema: SchemaRef,
+    scans: Vec<ScanSpec>,
+    /// The wanted columns and conditions as people read them.
+    words: String,
+}
+
+impl LeafScanExec {
+    /// A scan of at least one partition. `words` says for people what the scans read.
+    pub(crate) fn new(
+        table: String,
+        schema: SchemaRef,
+        scans: Vec<ScanSpec>,
+        words: String,
+        rows: Vec<Option<u64>>,
+    ) -> Self {
+        Self::from_body(Body { table, schema, scans, words }, rows)
+    }
+
+    fn from_body(body: Body, rows: Vec<Option<u64>>) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&body.schema)),
+            Partitioning::UnknownPartitioning(body.scans.len()),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        )
+        .with_scheduling_type(SchedulingType::Cooperative);
+        Self { body, rows, properties: Arc::new(properties) }
+    }
+
+    /// The partitions it reads, by output partition.
+    pub(crate) fn partitions(&self) -> Vec<PartitionId> {
+        self.body.scans.iter().map(|scan| scan.partition).collect()
+    }
+
+    pub(super) fn encode(&self) -> shoal_kernel::Result<Vec<u8>> {
+        Ok(shoal_kernel::wire::encode(&self.body)?)
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> shoal_kernel::Result<Self> {
+        Ok(Self::from_body(shoal_kernel::wire::decode(bytes)?, Vec::new()))
+    }
+}
+
+impl DisplayAs for LeafScanExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeafScanExec: table={}, partitions=[", self.body.table)?;
+        for (place, scan) in self.body.scans.iter().enumerate() {
+            write!(f, "{}{}", if place == 0 { "" } else { ", " }, scan.partition)?;
+        }
+        write!(f, "]{}", self.body.words)
+    }
+}
+
+impl ExecutionPlan for LeafScanExec {
+    fn name(&self) -> &str {
+        "LeafScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let Some(scan) = self.body.scans.get(partition) else {
+            let message = format!("scan of '{}' has no partition {partition}", self.body.table);
+            return Err(error_to_datafusion(Error::internal(message)));
+        };
+        let rows = super::inputs(&context)?.scan(scan, Arc::clone(&self.body.schema)).map_err(error_to_datafusion)?;
+        Ok(make_cooperative(rows))
+    }
+
+    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        let known = match args.partition() {
+            Some(partition) => self.rows.get(partition).copied().flatten(),
+            None => self.rows.iter().copied().sum::<Option<u64>>().filter(|_| !self.rows.is_empty()),
+        };
+        let mut statistics = Statistics::new_unknown(&self.body.schema);
+        if let Some(rows) = known.and_then(|rows| usize::try_from(rows).ok()) {
+            statistics.num_rows = Precision::Inexact(rows);
+        }
+        Ok(Arc::new(statistics))
+    }
+}

@@ -1,0 +1,29 @@
+//! Plan nodes of our own: plain data that finds its rows, when it runs, through [`TaskInputs`](crate::TaskInputs).
+
+mod codec;
+mod exchange;
+mod leaf;
+mod replay;
+
+pub(crate) use codec::ShoalCodec;
+pub(crate) use exchange::{ExchangeExec, ExchangeSource};
+pub(crate) use leaf::LeafScanExec;
+pub(crate) use replay::ReplayExec;
+
+use std::sync::Arc;
+
+use datafusion::error::Result;
+use datafusion::execution::TaskContext;
+use shoal_kernel::Error;
+
+use crate::error::error_to_datafusion;
+use crate::graph::{TaskInputs, TaskInputsExtension};
+
+/// The running task's access to its data.
+fn inputs(context: &TaskContext) -> Result<Arc<dyn TaskInputs>> {
+    context
+        .session_config()
+        .get_extension::<TaskInputsExtension>()
+        .map(|extension| Arc::clone(&extension.0))
+        .ok_or_else(|| error_to_datafusion(Error::internal("a distributed plan was run outside of a task")))
+}

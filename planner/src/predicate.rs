@@ -1,0 +1,110 @@
+//! WHERE conditions as the scan understands them.
+
+use arrow::datatypes::DataType;
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::{Between, BinaryExpr, Expr, Operator};
+use shoal_kernel::{Column, ColumnPredicate, CompareOp, Datum, TableSchema};
+
+use crate::datum::datum;
+
+/// The parts of a condition that every wanted row meets and that a scan can check. What cannot be expressed is left out:
+/// the filter above the scan checks the whole condition again.
+pub(crate) fn lower(filter: &Expr, schema: &TableSchema) -> Vec<ColumnPredicate> {
+    let mut predicates = Vec::new();
+    collect(filter, schema, &mut predicates);
+    predicates
+}
+
+fn collect(filter: &Expr, schema: &TableSchema, out: &mut Vec<ColumnPredicate>) {
+    match filter {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            collect(left, schema, out);
+            collect(right, schema, out);
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let found = match (column(left, schema), literal(right), column(right, schema), literal(left)) {
+                (Some(column), Some(value), _, _) => compare_op(*op).map(|op| (column, op, value)),
+                (_, _, Some(column), Some(value)) => op.swap().and_then(compare_op).map(|op| (column, op, value)),
+                _ => None,
+            };
+            out.extend(found.and_then(|(column, op, value)| compare(column, op, value)));
+        }
+        Expr::Between(Between { expr, negated: false, low, high }) => {
+            if let Some(column) = column(expr, schema) {
+                out.extend(literal(low).and_then(|value| compare(column, CompareOp::GtEq, value)));
+                out.extend(literal(high).and_then(|value| compare(column, CompareOp::LtEq, value)));
+            }
+        }
+        Expr::InList(list) if !list.negated && !list.list.is_empty() => {
+            if let Some(column) = column(&list.expr, schema) {
+                // A NULL in the list matches no row, so leaving it out changes nothing.
+                let known = list.list.iter().map(|item| literal(item));
+                let values: Option<Vec<_>> = known
+                    .filter(|value| !value.is_some_and(ScalarValue::is_null))
+                    .map(|value| datum(value?, &column.data_type).filter(is_ordered))
+                    .collect();
+                out.extend(
+                    values
+                        .filter(|values| !values.is_empty())
+                        .map(|values| ColumnPredicate::In { column: column.id, values }),
+                );
+            }
+        }
+        Expr::IsNull(inner) => {
+            out.extend(column(inner, schema).map(|column| ColumnPredicate::IsNull { column: column.id }));
+        }
+        Expr::IsNotNull(inner) => {
+            out.extend(column(inner, schema).map(|column| ColumnPredicate::IsNotNull { column: column.id }));
+        }
+        Expr::Not(inner) => out.extend(flag(inner, schema, false)),
+        Expr::Column(_) => out.extend(flag(filter, schema, true)),
+        _ => {}
+    }
+}
+
+fn column<'a>(expr: &Expr, schema: &'a TableSchema) -> Option<&'a Column> {
+    match expr {
+        Expr::Column(column) => schema.column(&column.name),
+        _ => None,
+    }
+}
+
+fn literal(expr: &Expr) -> Option<&ScalarValue> {
+    match expr {
+        Expr::Literal(value, _) => Some(value),
+        _ => None,
+    }
+}
+
+fn flag(expr: &Expr, schema: &TableSchema, wanted: bool) -> Option<ColumnPredicate> {
+    let column = column(expr, schema).filter(|column| column.data_type == DataType::Boolean)?;
+    Some(ColumnPredicate::Compare { column: column.id, op: CompareOp::Eq, value: Datum::Bool(wanted) })
+}
+
+fn compare_op(op: Operator) -> Option<CompareOp> {
+    Some(match op {
+        Operator::Eq => CompareOp::Eq,
+        Operator::NotEq => CompareOp::NotEq,
+        Operator::Lt => CompareOp::Lt,
+        Operator::LtEq => CompareOp::LtEq,
+        Operator::Gt => CompareOp::Gt,
+        Operator::GtEq => CompareOp::GtEq,
+        _ => return None,
+    })
+}
+
+fn compare(column: &Column, op: CompareOp, value: &ScalarValue) -> Option<ColumnPredicate> {
+    let value = datum(value, &column.data_type).filter(is_ordered)?;
+    // SQL here orders floats totally: NaN is the greatest and -0 is below 0. A scan that compares as IEEE does would leave
+    // out rows that match, so only conditions that mean the same in both orders go down.
+    let op = match (&value, op) {
+        (Datum::Float(_), CompareOp::Gt | CompareOp::GtEq | CompareOp::NotEq) => return None,
+        (Datum::Float(zero), CompareOp::Lt) if *zero == 0.0 => CompareOp::LtEq,
+        (_, op) => op,
+    };
+    Some(ColumnPredicate::Compare { column: column.id, op, value })
+}
+
+fn is_ordered(value: &Datum) -> bool {
+    !matches!(value, Datum::Float(value) if value.is_nan())
+}

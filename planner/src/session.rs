@@ -1,0 +1,80 @@
+//! How DataFusion is set up: for plans that cut well and come out the same on every node.
+
+use std::sync::Arc;
+
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::session_state::SessionState;
+use datafusion::prelude::SessionConfig;
+use shoal_catalog::Catalog;
+use shoal_kernel::{Error, ErrorCode, Result};
+
+use crate::error::error_from_datafusion;
+use crate::planner::PlanOptions;
+use crate::table::CatalogSchema;
+
+/// The name of the one database.
+pub(crate) const CATALOG: &str = "shoal";
+/// The name of the one schema in it.
+pub(crate) const SCHEMA: &str = "public";
+
+/// Levels of parentheses, subqueries and operators that a statement may nest.
+pub(crate) const SQL_NESTING_MAX: usize = 64;
+
+/// The state that every statement starts from: functions, rules, options; no tables, no clock.
+pub(crate) fn template() -> SessionState {
+    SessionStateBuilder::new()
+        .with_session_id("shoal".into())
+        .with_default_features()
+        .with_config(config())
+        .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
+        .build()
+}
+
+fn config() -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(1)
+        .with_default_catalog_and_schema(CATALOG, SCHEMA)
+        .with_create_default_catalog_and_schema(false)
+        .with_information_schema(true)
+        .with_round_robin_repartition(false);
+    let options = config.options_mut();
+    options.sql_parser.collect_spans = true;
+    // The storage gives Utf8; a view type in the plan would only add casts.
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.planning_concurrency = 1;
+    let optimizer = &mut options.optimizer;
+    // A filter that one operator fills in and another waits for does not survive a cut between the two.
+    optimizer.enable_dynamic_filter_pushdown = false;
+    optimizer.enable_join_dynamic_filter_pushdown = false;
+    optimizer.enable_topk_dynamic_filter_pushdown = false;
+    optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    // Collecting a side of a join in one task would bring the other side there as well.
+    optimizer.hash_join_single_partition_threshold = 0;
+    optimizer.hash_join_single_partition_threshold_rows = 0;
+    config
+}
+
+/// The state for one statement.
+///
+/// # Errors
+/// The time cannot be represented.
+pub(crate) fn session(template: &SessionState, catalog: &Arc<Catalog>, options: &PlanOptions) -> Result<SessionState> {
+    let mut state = template.clone();
+    let config = state.config_mut().options_mut();
+    config.execution.target_partitions = options.target_partitions.max(1);
+    config
+        .set("datafusion.execution.batch_size", &options.batch_rows.max(1).to_string())
+        .map_err(error_from_datafusion)?;
+    let micros = i64::try_from(options.now_micros).unwrap_or(i64::MAX);
+    let now = arrow::temporal_conversions::timestamp_us_to_datetime(micros)
+        .ok_or_else(|| Error::new(ErrorCode::Internal, "the clock is beyond what a timestamp can hold"))?;
+    state.execution_props_mut().query_execution_start_time = Some(now.and_utc());
+    let database = MemoryCatalogProvider::new();
+    let schema = CatalogSchema::new(Arc::clone(catalog), Arc::clone(&options.row_counts));
+    database.register_schema(SCHEMA, Arc::new(schema)).map_err(error_from_datafusion)?;
+    let list = MemoryCatalogProviderList::new();
+    list.register_catalog(CATALOG.into(), Arc::new(database));
+    state.register_catalog_list(Arc::new(list));
+    Ok(state)
+}

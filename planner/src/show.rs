@@ -1,0 +1,85 @@
+//! SHOW and DESCRIBE: the catalog as rows.
+
+use shoal_catalog::{Catalog, PartitionBounds, Partitioning, Table};
+use shoal_kernel::Result;
+
+use crate::constant::text_query;
+use crate::error::error_from_datafusion;
+use crate::graph::FragmentGraph;
+use crate::sql::{TableName, at};
+use crate::unknown::unknown_table;
+
+/// `SHOW TABLES`.
+pub(crate) fn tables(catalog: &Catalog) -> Result<FragmentGraph> {
+    let mut tables: Vec<&Table> = catalog.tables.values().collect();
+    tables.sort_by(|a, b| a.name.cmp(&b.name));
+    let column = |value: fn(&Table) -> String| tables.iter().map(|table| Some(value(table))).collect();
+    let columns = vec![
+        column(|table| table.name.clone()),
+        column(|table| if table.schema.is_upsert() { "upsert" } else { "event" }.to_owned()),
+        column(partitioning),
+        column(|table| table.partitions.len().to_string()),
+        column(|table| table.options.replication_factor.to_string()),
+        column(|table| table.options.write_level.to_string()),
+    ];
+    let names = ["table_name", "kind", "partitioned_by", "partitions", "replication_factor", "write_level"];
+    text_query(&names, columns).map_err(error_from_datafusion)
+}
+
+/// `DESCRIBE`.
+pub(crate) fn columns(catalog: &Catalog, name: &TableName) -> Result<FragmentGraph> {
+    let table = find(catalog, name)?;
+    let keys = table.schema.key_indices();
+    let fields = || table.schema.columns.iter().enumerate();
+    let columns = vec![
+        fields().map(|(_, column)| Some(column.name.clone())).collect(),
+        fields().map(|(_, column)| Some(column.data_type.to_string())).collect(),
+        fields().map(|(_, column)| Some(if column.nullable { "YES" } else { "NO" }.to_owned())).collect(),
+        fields().map(|(place, _)| keys.iter().position(|key| *key == place).map(|at| (at + 1).to_string())).collect(),
+    ];
+    text_query(&["column_name", "data_type", "is_nullable", "key_position"], columns).map_err(error_from_datafusion)
+}
+
+/// `SHOW PARTITIONS`.
+pub(crate) fn partitions(catalog: &Catalog, name: &TableName) -> Result<FragmentGraph> {
+    let table = find(catalog, name)?;
+    let all = || catalog.partitions_of(table);
+    let columns = vec![
+        all().map(|partition| Some(partition.id.to_string())).collect(),
+        all()
+            .map(|partition| {
+                Some(match &partition.bounds {
+                    PartitionBounds::Range(range) => format!("{range:?}"),
+                    PartitionBounds::Bucket(bucket) => format!("bucket {bucket}"),
+                })
+            })
+            .collect(),
+        all().map(|partition| Some(partition.epoch.to_string())).collect(),
+        all()
+            .map(|partition| {
+                let nodes: Vec<_> = partition.replicas.iter().map(|replica| replica.node.to_string()).collect();
+                Some(nodes.join(", "))
+            })
+            .collect(),
+    ];
+    text_query(&["partition", "bounds", "epoch", "replicas"], columns).map_err(error_from_datafusion)
+}
+
+fn find<'a>(catalog: &'a Catalog, name: &TableName) -> Result<&'a Table> {
+    catalog.table(&name.name).ok_or_else(|| at(unknown_table(catalog, &name.name), name.span))
+}
+
+fn partitioning(table: &Table) -> String {
+    let names: Vec<_> = table
+        .partitioning
+        .columns()
+        .iter()
+        .filter_map(|id| table.schema.index_of(*id))
+        .map(|place| table.schema.columns[place].name.as_str())
+        .collect();
+    let kind = match table.partitioning {
+        Partitioning::Range { .. } => "RANGE",
+        Partitioning::Hash { .. } => "HASH",
+    };
+    format!("{kind}({})", names.join(", "))
+}

@@ -1,0 +1,176 @@
+//! SQL text as statements that Shoal knows, or a typed refusal.
+
+mod create_table;
+mod literal;
+mod options;
+mod text;
+mod types;
+
+pub use text::split_statements;
+pub(crate) use text::{at, first_words, only_statement};
+
+use shoal_catalog::NewTable;
+use shoal_kernel::{Error, ErrorCode, Result};
+use sqlparser::ast::{self, ObjectName, ObjectNamePart, ObjectType, Spanned};
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer::{Token, TokenWithSpan};
+
+use crate::session::{CATALOG, SCHEMA, SQL_NESTING_MAX};
+use text::{DIALECT, syntax_error};
+
+/// A statement, parsed and not yet planned.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    Query(Box<ast::Statement>),
+    Explain { statement: Box<ast::Statement>, analyze: bool },
+    CreateTable(NewTable),
+    DropTable { name: String, if_exists: bool },
+    Insert(Box<ast::Statement>),
+    ShowTables,
+    Describe(TableName),
+    ShowPartitions(TableName),
+}
+
+/// A table's name where it stands in the text.
+#[derive(Debug)]
+pub(crate) struct TableName {
+    pub(crate) name: String,
+    pub(crate) span: sqlparser::tokenizer::Span,
+}
+
+/// Parses exactly one statement.
+pub(crate) fn parse(sql: &str) -> Result<Parsed> {
+    let tokens = only_statement(sql)?;
+    let words = first_words(&tokens);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    refuse(&words, &tokens)?;
+    let mut parser =
+        Parser::new(&DIALECT).with_recursion_limit(SQL_NESTING_MAX).with_tokens_with_locations(tokens.clone());
+    let parsed = match words.as_slice() {
+        ["CREATE", "TABLE", ..] => Parsed::CreateTable(create_table::parse(&mut parser, &tokens)?),
+        ["SHOW", "PARTITIONS", ..] => {
+            parser.next_token();
+            parser.next_token();
+            // FROM may stand before the name.
+            let _ = parser.parse_keyword(Keyword::FROM);
+            let name = parser.parse_object_name(false).map_err(|error| syntax_error(error, &tokens))?;
+            Parsed::ShowPartitions(table_name(&name)?)
+        }
+        _ => {
+            let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
+            classify(statement)?
+        }
+    };
+    let rest = parser.peek_token();
+    if rest.token != Token::EOF {
+        let message = format!("expected: end of statement, found: {}", rest.token);
+        return Err(at(Error::new(ErrorCode::Syntax, message), rest.span));
+    }
+    Ok(parsed)
+}
+
+/// Refuses what would open the server's files or change the server.
+fn refuse(words: &[&str], tokens: &[TokenWithSpan]) -> Result<()> {
+    let (code, message, help) = match words {
+        ["COPY", ..] => {
+            (ErrorCode::Forbidden, "COPY would open files of the server", "use ingest, or the shell's import")
+        }
+        ["CREATE", "EXTERNAL", ..] | ["CREATE", "OR", "REPLACE", "EXTERNAL"] | ["CREATE", "UNBOUNDED", ..] => (
+            ErrorCode::Forbidden,
+            "CREATE EXTERNAL TABLE would open files of the server",
+            "create a table and import the file",
+        ),
+        ["LOAD" | "UNLOAD" | "ATTACH" | "INSTALL", ..] => {
+            (ErrorCode::Forbidden, "this statement would open files of the server", "use ingest to load rows")
+        }
+        ["CREATE", "FUNCTION", ..] => {
+            (ErrorCode::Unsupported, "functions cannot be created", "use the built-in functions")
+        }
+        ["SET" | "RESET", ..] => {
+            (ErrorCode::Unsupported, "there are no session settings", "give options with the request")
+        }
+        ["DELETE" | "TRUNCATE", ..] => (
+            ErrorCode::Unsupported,
+            "rows cannot be deleted yet",
+            "drop the table, or insert the key again to replace a row",
+        ),
+        ["UPDATE" | "MERGE", ..] => (
+            ErrorCode::Unsupported,
+            "rows cannot be updated in place yet",
+            "insert the key again: the newest version of a key is the row",
+        ),
+        _ => return Ok(()),
+    };
+    let error = Error::new(code, message).with_help(help);
+    Err(match tokens.first() {
+        Some(token) => at(error, token.span),
+        None => error,
+    })
+}
+
+fn classify(statement: ast::Statement) -> Result<Parsed> {
+    let span = statement.span();
+    Ok(match statement {
+        ast::Statement::Query(_) => Parsed::Query(Box::new(statement)),
+        ast::Statement::Explain { analyze, statement, .. } => match *statement {
+            ast::Statement::Query(_) => Parsed::Explain { statement, analyze },
+            _ => return Err(at(unsupported("only queries can be explained"), span)),
+        },
+        ast::Statement::ExplainTable { table_name: name, .. } => Parsed::Describe(table_name(&name)?),
+        ast::Statement::ShowTables { .. } => Parsed::ShowTables,
+        ast::Statement::ShowColumns { show_options, .. } => {
+            match show_options.show_in.and_then(|place| place.parent_name) {
+                Some(name) => Parsed::Describe(table_name(&name)?),
+                None => return Err(at(Error::new(ErrorCode::Syntax, "SHOW COLUMNS needs FROM and a table"), span)),
+            }
+        }
+        ast::Statement::Insert(_) => Parsed::Insert(Box::new(statement)),
+        ast::Statement::Drop { object_type: ObjectType::Table, if_exists, names, .. } => match names.as_slice() {
+            [name] => Parsed::DropTable { name: table_name(name)?.name, if_exists },
+            _ => return Err(at(unsupported("one table can be dropped at a time"), span)),
+        },
+        other => {
+            let words = other.to_string();
+            let kind = words.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+            return Err(at(unsupported(&format!("'{kind}' is not a statement that Shoal carries out")), span));
+        }
+    })
+}
+
+fn unsupported(message: &str) -> Error {
+    Error::new(ErrorCode::Unsupported, message)
+}
+
+/// A column's or table's name as SQL resolves it: lower case unless quoted.
+pub(crate) fn normalised(ident: &ast::Ident) -> String {
+    match ident.quote_style {
+        Some(_) => ident.value.clone(),
+        None => ident.value.to_lowercase(),
+    }
+}
+
+/// A table's name, with or without the database and schema before it.
+pub(crate) fn table_name(name: &ObjectName) -> Result<TableName> {
+    let parts: Option<Vec<String>> = name
+        .0
+        .iter()
+        .map(|part| match part {
+            ObjectNamePart::Identifier(ident) => Some(normalised(ident)),
+            ObjectNamePart::Function(_) => None,
+        })
+        .collect();
+    let parts = parts.unwrap_or_default();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let span = name.span();
+    match parts.as_slice() {
+        [name] | [SCHEMA, name] | [CATALOG, SCHEMA, name] if !name.is_empty() => {
+            Ok(TableName { name: (*name).to_owned(), span })
+        }
+        _ => {
+            let message = format!("'{name}' is not the name of a table here");
+            let help = format!("tables are in the schema '{SCHEMA}' of the database '{CATALOG}'");
+            Err(at(Error::new(ErrorCode::UnknownTable, message), span).with_help(help))
+        }
+    }
+}

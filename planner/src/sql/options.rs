@@ -1,0 +1,58 @@
+//! `WITH (…)` of CREATE TABLE.
+
+use shoal_catalog::TableOptions;
+use shoal_kernel::{Error, ErrorCode, Result};
+use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
+
+use super::normalised;
+use super::text::at;
+use crate::suggest;
+
+/// More copies than this are a mistake.
+const REPLICATION_FACTOR_MAX: u32 = 16;
+
+const NAMES: [&str; 2] = ["replication_factor", "write_level"];
+
+/// The settings of a table.
+///
+/// # Errors
+/// An unknown setting, or a value that it cannot have; the error has its place.
+pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
+    let mut settings = TableOptions::default();
+    for option in options {
+        let SqlOption::KeyValue { key, value } = option else {
+            let message = format!("'{option}' is not a setting of a table");
+            return Err(Error::new(ErrorCode::InvalidStatement, message).with_help(known()));
+        };
+        let wrong = |message: String| at(Error::new(ErrorCode::InvalidStatement, message), value.span());
+        let text = match value {
+            Expr::Value(value) => match &value.value {
+                Value::Number(text, _) | Value::SingleQuotedString(text) => text.clone(),
+                other => other.to_string(),
+            },
+            other => other.to_string(),
+        };
+        match normalised(key).as_str() {
+            "replication_factor" => {
+                settings.replication_factor = text
+                    .parse()
+                    .ok()
+                    .filter(|copies| (1..=REPLICATION_FACTOR_MAX).contains(copies))
+                    .ok_or_else(|| {
+                        wrong(format!("replication_factor is a number from 1 to {REPLICATION_FACTOR_MAX}, not {text}"))
+                    })?;
+            }
+            "write_level" => settings.write_level = text.parse().map_err(wrong)?,
+            name => {
+                let message = format!("'{name}' is not a setting of a table");
+                let help = suggest::nearest(name, NAMES).map_or_else(known, |near| format!("did you mean '{near}'?"));
+                return Err(at(Error::new(ErrorCode::InvalidStatement, message), key.span).with_help(help));
+            }
+        }
+    }
+    Ok(settings)
+}
+
+fn known() -> String {
+    format!("the settings are: {}", NAMES.join(", "))
+}

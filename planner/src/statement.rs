@@ -1,0 +1,70 @@
+//! What a statement asks for, once it has been understood.
+
+use arrow::record_batch::RecordBatch;
+use shoal_catalog::NewTable;
+
+use crate::graph::FragmentGraph;
+
+/// A planned statement.
+#[derive(Debug, Clone)]
+pub enum Statement {
+    /// Rows are wanted. SHOW, DESCRIBE and EXPLAIN are queries whose answer the planner knows already.
+    Query(PlannedQuery),
+    /// A table is to be made.
+    CreateTable(NewTable),
+    /// A table is to go.
+    DropTable {
+        /// Its name.
+        name: String,
+        /// An unknown name is no error.
+        if_exists: bool,
+    },
+    /// Rows are to be written.
+    Insert {
+        /// The table's name.
+        table: String,
+        /// Where they come from.
+        source: InsertSource,
+    },
+}
+
+impl Statement {
+    /// The words by which clients know the statement: `SELECT`, `CREATE TABLE`, …
+    pub fn tag(&self) -> &'static str {
+        match self {
+            Self::Query(PlannedQuery { explain: Some(_), .. }) => "EXPLAIN",
+            Self::Query(_) => "SELECT",
+            Self::CreateTable(_) => "CREATE TABLE",
+            Self::DropTable { .. } => "DROP TABLE",
+            Self::Insert { .. } => "INSERT",
+        }
+    }
+}
+
+/// A query.
+#[derive(Debug, Clone)]
+pub struct PlannedQuery {
+    /// What to run.
+    pub graph: FragmentGraph,
+    /// Whether the plan is wanted instead of the rows.
+    pub explain: Option<ExplainKind>,
+}
+
+/// Which explanation of a query is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExplainKind {
+    /// The plan. The query's graph yields it: columns `plan_type` and `plan`.
+    Plan,
+    /// The plan with what happened while it ran. The graph is the query itself: run it, discard its rows, report.
+    Analyze,
+}
+
+/// Where an INSERT's rows come from. Columns carry the table's names and types, in the table's order. Of an event table the
+/// columns `_ts` and `_dedup` are absent if the statement does not give them: whoever writes the rows fills them in.
+#[derive(Debug, Clone)]
+pub enum InsertSource {
+    /// From the statement.
+    Rows(Vec<RecordBatch>),
+    /// From a query.
+    Query(FragmentGraph),
+}

@@ -1,0 +1,194 @@
+//! The agreed catalog's tables as DataFusion sees them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{SchemaProvider, Session, TableProvider};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use shoal_catalog::{Catalog, Table};
+use shoal_kernel::{ColumnPredicate, CompareOp, Datum, ScanSpec, TableId, TableSchema};
+
+use crate::node::LeafScanExec;
+use crate::planner::RowCounts;
+use crate::predicate;
+use crate::prune::prune;
+
+/// All tables of the catalog.
+pub(crate) struct CatalogSchema {
+    catalog: Arc<Catalog>,
+    rows: RowCounts,
+}
+
+impl CatalogSchema {
+    pub(crate) fn new(catalog: Arc<Catalog>, rows: RowCounts) -> Self {
+        Self { catalog, rows }
+    }
+}
+
+impl fmt::Debug for CatalogSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CatalogSchema(version {})", self.catalog.version)
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for CatalogSchema {
+    fn table_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.catalog.tables.values().map(|table| table.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        Ok(self.catalog.table(name).map(|table| {
+            Arc::new(ShoalTable {
+                catalog: Arc::clone(&self.catalog),
+                id: table.id,
+                schema: table.schema.arrow(),
+                rows: Arc::clone(&self.rows),
+            }) as _
+        }))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.catalog.table(name).is_some()
+    }
+}
+
+/// One table, as of the catalog that the statement was planned with.
+struct ShoalTable {
+    catalog: Arc<Catalog>,
+    id: TableId,
+    schema: SchemaRef,
+    rows: RowCounts,
+}
+
+impl ShoalTable {
+    fn definition(&self) -> Result<&Table> {
+        self.catalog
+            .tables
+            .get(&self.id)
+            .ok_or_else(|| DataFusionError::Internal(format!("table {} left a catalog that never changes", self.id)))
+    }
+}
+
+impl fmt::Debug for ShoalTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ShoalTable({})", self.id)
+    }
+}
+
+#[async_trait]
+impl TableProvider for ShoalTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        let schema = &self.definition()?.schema;
+        let support = |filter: &&Expr| match predicate::lower(filter, schema).is_empty() {
+            true => TableProviderFilterPushDown::Unsupported,
+            false => TableProviderFilterPushDown::Inexact,
+        };
+        Ok(filters.iter().map(support).collect())
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let table = self.definition()?;
+        let all: Vec<usize> = (0..table.schema.columns.len()).collect();
+        let projection = projection.unwrap_or(&all);
+        let schema = Arc::new(self.schema.project(projection)?);
+        let predicates: Vec<ColumnPredicate> =
+            filters.iter().flat_map(|filter| predicate::lower(filter, &table.schema)).collect();
+        let partitions = prune(&self.catalog, table, &predicates);
+        if partitions.is_empty() {
+            return Ok(Arc::new(EmptyExec::new(schema)));
+        }
+        // A filter above would take rows away after the limit had counted them.
+        let limit = limit.filter(|_| filters.is_empty()).map(|limit| limit as u64);
+        let columns: Vec<_> = projection.iter().filter_map(|place| table.schema.columns.get(*place)).collect();
+        let words = words(&table.schema, &columns, &predicates, limit);
+        let rows = partitions.iter().map(|partition| (self.rows)(partition.id)).collect();
+        let scans = partitions
+            .iter()
+            .map(|partition| ScanSpec {
+                table: table.id,
+                partition: partition.id,
+                columns: columns.iter().map(|column| column.id).collect(),
+                predicates: predicates.clone(),
+                limit,
+            })
+            .collect();
+        Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))
+    }
+}
+
+/// A scan for people.
+fn words(
+    schema: &TableSchema,
+    columns: &[&shoal_kernel::Column],
+    predicates: &[ColumnPredicate],
+    limit: Option<u64>,
+) -> String {
+    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+    let mut words = format!(", columns=[{}]", names.join(", "));
+    if !predicates.is_empty() {
+        let conditions: Vec<_> = predicates.iter().map(|predicate| condition(schema, predicate)).collect();
+        words += &format!(", where=[{}]", conditions.join(", "));
+    }
+    if let Some(limit) = limit {
+        words += &format!(", limit={limit}");
+    }
+    words
+}
+
+fn condition(schema: &TableSchema, predicate: &ColumnPredicate) -> String {
+    let name = schema.index_of(predicate.column()).map_or("?", |place| schema.columns[place].name.as_str());
+    match predicate {
+        ColumnPredicate::Compare { op, value, .. } => {
+            let op = match op {
+                CompareOp::Eq => "=",
+                CompareOp::NotEq => "<>",
+                CompareOp::Lt => "<",
+                CompareOp::LtEq => "<=",
+                CompareOp::Gt => ">",
+                CompareOp::GtEq => ">=",
+            };
+            format!("{name} {op} {}", constant(value))
+        }
+        ColumnPredicate::In { values, .. } => {
+            let values: Vec<_> = values.iter().map(constant).collect();
+            format!("{name} IN ({})", values.join(", "))
+        }
+        ColumnPredicate::IsNull { .. } => format!("{name} IS NULL"),
+        ColumnPredicate::IsNotNull { .. } => format!("{name} IS NOT NULL"),
+    }
+}
+
+fn constant(value: &Datum) -> String {
+    match value {
+        Datum::Null => "NULL".into(),
+        Datum::Bool(value) => value.to_string(),
+        Datum::Int(value) => value.to_string(),
+        Datum::UInt(value) => value.to_string(),
+        Datum::Float(value) => value.to_string(),
+        Datum::Decimal(value) => value.to_string(),
+        Datum::Text(value) => format!("'{value}'"),
+        Datum::Bytes(value) => value.iter().fold(String::from("x"), |text, byte| text + &format!("{byte:02x}")),
+    }
+}

@@ -1,0 +1,97 @@
+//! A fragment's task, ready to run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::MemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionState;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
+use shoal_kernel::{Error, ErrorCode, Result};
+
+use crate::error::error_from_datafusion;
+use crate::graph::{Fragment, TaskInputs, TaskInputsExtension};
+use crate::node::ShoalCodec;
+
+/// What a task may use.
+#[derive(Debug, Clone, Default)]
+pub struct TaskMemory {
+    /// Where its memory is counted; unbounded if absent.
+    pub pool: Option<Arc<dyn MemoryPool>>,
+    /// Where it may spill; without it, it fails with [`ErrorCode::OutOfMemory`] instead.
+    pub spill_dir: Option<PathBuf>,
+    /// Rows per batch; DataFusion's default if 0.
+    pub batch_rows: usize,
+}
+
+/// One task of a fragment.
+#[derive(Debug)]
+pub struct RunnableTask {
+    /// The fragment's plan; shared by nobody, so its metrics are this task's.
+    pub plan: Arc<dyn ExecutionPlan>,
+    /// What it runs with.
+    pub context: Arc<TaskContext>,
+    /// Columns of its output.
+    pub schema: SchemaRef,
+    /// The output partition that this task computes.
+    pub partition: usize,
+}
+
+impl RunnableTask {
+    /// Starts it. Nothing runs before the stream is polled, and dropping the stream stops it.
+    ///
+    /// # Errors
+    /// The plan cannot start: an input is unknown to [`TaskInputs`], or memory is short at once.
+    pub fn execute(&self) -> Result<SendableRecordBatchStream> {
+        self.plan.execute(self.partition, Arc::clone(&self.context)).map_err(error_from_datafusion)
+    }
+}
+
+pub(crate) fn decode(
+    template: &SessionState,
+    fragment: &Fragment,
+    task: u32,
+    inputs: Arc<dyn TaskInputs>,
+    memory: TaskMemory,
+) -> Result<RunnableTask> {
+    let disk = match memory.spill_dir {
+        Some(dir) => DiskManagerMode::Directories(vec![dir]),
+        None => DiskManagerMode::Disabled,
+    };
+    let mut runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk));
+    if let Some(pool) = memory.pool {
+        runtime = runtime.with_memory_pool(pool);
+    }
+    let runtime = runtime.build_arc().map_err(error_from_datafusion)?;
+    let mut config = template.config().clone();
+    if memory.batch_rows > 0 {
+        config
+            .options_mut()
+            .set("datafusion.execution.batch_size", &memory.batch_rows.to_string())
+            .map_err(error_from_datafusion)?;
+    }
+    let config = config.with_extension(Arc::new(TaskInputsExtension(inputs)));
+    let context = TaskContext::new(
+        Some(format!("{}.{task}", fragment.id)),
+        template.session_id().to_owned(),
+        config,
+        template.scalar_functions().clone(),
+        template.higher_order_functions().clone(),
+        template.aggregate_functions().clone(),
+        template.window_functions().clone(),
+        runtime,
+    );
+    let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, &context, &ShoalCodec)
+        .map_err(error_from_datafusion)
+        .map_err(|error| error.context(format_args!("fragment {}", fragment.id)))?;
+    let partition = task as usize;
+    if partition >= plan.output_partitioning().partition_count() {
+        let message = format!("fragment {} has no task {task}", fragment.id);
+        return Err(Error::new(ErrorCode::Internal, message));
+    }
+    Ok(RunnableTask { schema: plan.schema(), plan, context: Arc::new(context), partition })
+}
