@@ -11,3 +11,4 @@ pub mod agreement;
 pub mod swim;
 
 pub use agreement::{Agreement, AgreementConfig, AgreementStatus, JoinError, PeerRpc};
+pub use swim::{Member, MemberState, Members, Swim, SwimConfig, SwimStats};

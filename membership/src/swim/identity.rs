@@ -1,0 +1,80 @@
+//! Who a member is, and which of its lives.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Env, NodeId, Result, wire};
+
+/// Name of the file that holds the last generation.
+const FILE: &str = "generation";
+
+/// A life of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) node: NodeId,
+    pub(super) address: SocketAddr,
+    pub(super) generation: u64,
+}
+
+impl Identity {
+    /// Whoever is at that address.
+    pub(super) fn somebody_at(address: SocketAddr) -> Self {
+        Self { node: NodeId(0), address, generation: 0 }
+    }
+}
+
+impl foca::Identity for Identity {
+    type Addr = SocketAddr;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self { generation: self.generation.checked_add(1)?, ..*self })
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        (self.generation, self.node) > (adversary.generation, adversary.node)
+    }
+}
+
+/// Takes a generation above all that this node had before, and stores it.
+///
+/// It starts from the wall clock, so that a new node also beats a former one at the same address. The clock alone would not
+/// do: it may have been set back.
+///
+/// # Errors
+/// The file cannot be read or written.
+pub(super) async fn next_generation(env: &Env, dir: &Path) -> Result<u64> {
+    let (disk, made, path) = (env.disk(), dir.to_path_buf(), dir.join(FILE));
+    let bytes = env
+        .blocking(move || {
+            disk.create_dir_all(&made)?;
+            if disk.exists(&path)? { disk.read(&path).map(Some) } else { Ok(None) }
+        })
+        .await??;
+    let last = match bytes.map(|bytes| wire::unseal::<u64>(&bytes)) {
+        None => 0,
+        Some(Ok(generation)) => generation,
+        Some(Err(error)) => {
+            // Not worth refusing to start: peers that remember a greater one make this node renew until it wins.
+            tracing::warn!(%error, "the stored generation is damaged; starting from the clock");
+            0
+        }
+    };
+    let generation = last.saturating_add(1).max(env.wall_micros() / 1_000_000);
+    store_generation(env, dir, generation).await?;
+    Ok(generation)
+}
+
+/// Stores a generation before anybody hears of it.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) async fn store_generation(env: &Env, dir: &Path, generation: u64) -> Result<()> {
+    let (disk, path, bytes) = (env.disk(), dir.join(FILE), wire::seal(&generation)?);
+    env.blocking(move || disk.replace(&path, &bytes)).await??;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What nodes tell about themselves, carried by the gossip.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foca::{BroadcastHandler, Invalidates};
+use serde::{Deserialize, Serialize};
+use shoal_kernel::NodeId;
+use shoal_kernel::wire::{self, WireError};
+
+use super::identity::Identity;
+
+/// Bytes that a node can tell about itself: several such and some news fit into one datagram.
+pub const PAYLOAD_BYTES_MAX: usize = 200;
+
+/// What a node said, with its place among everything that it ever said.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Notice {
+    node: NodeId,
+    generation: u64,
+    ordinal: u64,
+    payload: Vec<u8>,
+}
+
+impl Notice {
+    pub(super) fn new(identity: &Identity, ordinal: u64, payload: &[u8]) -> Self {
+        Self { node: identity.node, generation: identity.generation, ordinal, payload: payload.to_vec() }
+    }
+}
+
+/// A notice's place.
+pub(super) struct Place {
+    node: NodeId,
+    order: (u64, u64),
+}
+
+impl Invalidates for Place {
+    fn invalidates(&self, other: &Self) -> bool {
+        self.node == other.node && self.order > other.order
+    }
+}
+
+/// The newest notice of everybody. Clones share it: foca keeps one, the core reads the other.
+#[derive(Clone, Default)]
+pub(super) struct Notices(Arc<Mutex<BTreeMap<NodeId, Said>>>);
+
+struct Said {
+    order: (u64, u64),
+    payload: Arc<[u8]>,
+}
+
+impl Notices {
+    pub(super) fn of(&self, node: NodeId) -> Arc<[u8]> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&node).map_or_else(|| Arc::from([]), |said| said.payload.clone())
+    }
+
+    /// Forgets nodes that are not members any more.
+    pub(super) fn retain(&self, keep: impl Fn(NodeId) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| keep(*node));
+    }
+}
+
+impl BroadcastHandler<Identity> for Notices {
+    type Key = Place;
+    type Error = WireError;
+
+    fn receive_item(&mut self, data: &[u8], _sender: Option<&Identity>) -> Result<Option<Place>, WireError> {
+        let notice: Notice = wire::decode(data)?;
+        let order = (notice.generation, notice.ordinal);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(&notice.node).is_some_and(|said| said.order >= order) {
+            return Ok(None);
+        }
+        known.insert(notice.node, Said { order, payload: Arc::from(notice.payload) });
+        Ok(Some(Place { node: notice.node, order }))
+    }
+}

@@ -1,0 +1,261 @@
+//! The core in a world of one queue: every datagram takes a moment, may be lost, and may be kept from arriving.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use shoal_kernel::NodeId;
+use shoal_kernel::env::Rng;
+
+use super::core::{Core, Effects};
+use super::identity::Identity;
+use super::{MemberState, SwimConfig, millis};
+
+struct World {
+    now: Duration,
+    rng: Rng,
+    loss_percent: u32,
+    nodes: BTreeMap<u32, Core>,
+    generations: BTreeMap<u32, u64>,
+    /// By arrival, then in the order they were sent: from, to, body.
+    flying: BTreeMap<(Duration, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    sent: u64,
+    /// Sides of a partition; nodes that are named in none reach everybody.
+    sides: Vec<BTreeSet<u32>>,
+}
+
+fn address(id: u32) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(id).unwrap()))
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            now: Duration::ZERO,
+            rng: Rng::seed_from_u64(seed),
+            loss_percent: 0,
+            nodes: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            flying: BTreeMap::new(),
+            sent: 0,
+            sides: vec![],
+        }
+    }
+
+    fn start(&mut self, id: u32, seeds: &[u32]) {
+        let generation = self.generations.entry(id).or_insert(100);
+        *generation += 1;
+        let identity = Identity { node: NodeId(id), address: address(id), generation: *generation };
+        let mut config = SwimConfig::new(NodeId(id), address(id), "secret", "");
+        config.seeds = seeds.iter().map(|seed| address(*seed)).collect();
+        let core = Core::new(&config, identity, Rng::seed_from_u64(u64::from(id)), self.now).unwrap();
+        self.nodes.insert(id, core);
+    }
+
+    fn cluster(seed: u64, size: u32) -> Self {
+        let mut world = Self::new(seed);
+        for id in 1..=size {
+            world.start(id, &[1]);
+        }
+        world.settle(10, "all are alive", World::all_alive);
+        world
+    }
+
+    fn cut(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let side = |at: SocketAddr| self.sides.iter().position(|side| side.contains(&u32::from(at.port())));
+        side(from) != side(to)
+    }
+
+    fn perform(&mut self, id: u32, effects: Effects) {
+        if let Some(generation) = effects.generation {
+            let stored = self.generations.get_mut(&id).unwrap();
+            assert!(generation > *stored, "generations only go up");
+            *stored = generation;
+        }
+        for (to, body) in effects.sends {
+            assert!(body.len() <= 1_400 - super::seal::SEAL_BYTES);
+            let lost = self.rng.random_range(0..100) < self.loss_percent;
+            let arrival = self.now + millis(self.rng.random_range(1..20));
+            self.sent += 1;
+            if !lost {
+                self.flying.insert((arrival, self.sent), (address(id), to, body));
+            }
+        }
+    }
+
+    /// Goes on to the next thing that happens, at most to a time. False: nothing happens before.
+    fn step(&mut self, until: Duration) -> bool {
+        let datagram = self.flying.keys().next().map(|(at, _)| *at);
+        let timer = self.nodes.iter().filter_map(|(id, core)| core.wake_at().map(|at| (at, *id))).min();
+        let next = datagram.into_iter().chain(timer.map(|(at, _)| at)).min().unwrap_or(until);
+        if next > until {
+            self.now = until;
+            return false;
+        }
+        self.now = self.now.max(next);
+        if datagram == Some(next) {
+            let (_, (from, to, body)) = self.flying.pop_first().unwrap();
+            let id = u32::from(to.port());
+            if !self.cut(from, to)
+                && let Some(core) = self.nodes.get_mut(&id)
+            {
+                let effects = core.receive(&body, self.now);
+                self.perform(id, effects);
+            }
+        } else if let Some((_, id)) = timer {
+            let effects = self.nodes.get_mut(&id).unwrap().tick(self.now);
+            self.perform(id, effects);
+        }
+        true
+    }
+
+    fn run(&mut self, seconds: u64) {
+        let until = self.now + Duration::from_secs(seconds);
+        while self.step(until) {}
+    }
+
+    /// Runs until it holds; gives the time it took.
+    fn settle(&mut self, seconds: u64, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
+        let start = self.now;
+        let until = start + Duration::from_secs(seconds);
+        while !holds(self) {
+            assert!(self.step(until), "not within {seconds} s: {what}; {:#?}", self.views());
+        }
+        self.now - start
+    }
+
+    fn view(&self, id: u32) -> BTreeMap<u32, MemberState> {
+        self.nodes[&id].members().into_iter().map(|(id, member)| (id.0, member.state)).collect()
+    }
+
+    fn views(&self) -> BTreeMap<u32, BTreeMap<u32, MemberState>> {
+        self.nodes.keys().map(|id| (*id, self.view(*id))).collect()
+    }
+
+    fn all_alive(&self) -> bool {
+        let everybody: BTreeMap<u32, MemberState> = self.nodes.keys().map(|id| (*id, MemberState::Alive)).collect();
+        self.nodes.keys().all(|id| self.view(*id) == everybody)
+    }
+
+    fn seen_by_all(&self, id: u32, state: MemberState) -> bool {
+        self.nodes.keys().filter(|other| **other != id).all(|other| self.view(*other).get(&id) == Some(&state))
+    }
+}
+
+#[test]
+fn a_killed_node_is_down_within_three_seconds() {
+    for seed in 0..40 {
+        let mut world = World::cluster(seed, 3);
+        world.run(seed % 7);
+        world.nodes.remove(&2);
+        let took = world.settle(3, "node 2 is down", |world| world.seen_by_all(2, MemberState::Down));
+        assert!(took > millis(1_000), "no node is declared down without suspicion");
+    }
+}
+
+#[test]
+fn a_restarted_node_beats_its_old_self() {
+    for seed in 0..20 {
+        let mut world = World::cluster(seed, 3);
+        world.nodes.remove(&1);
+        // Sometimes before it was found missing, sometimes long after.
+        world.run(seed % 5);
+        let before = world.generations[&1];
+        world.start(1, &[]);
+        world.settle(10, "it is back", World::all_alive);
+        assert!(world.nodes.values().all(|core| core.members()[&NodeId(1)].generation > before));
+        world.run(30);
+        assert!(world.all_alive(), "it stays");
+    }
+}
+
+#[test]
+fn a_partition_heals_however_long_it_was() {
+    for (seed, seconds) in [(1, 2), (2, 5), (3, 30), (4, 600)] {
+        let mut world = World::cluster(seed, 5);
+        world.sides = vec![BTreeSet::from([1, 2]), BTreeSet::from([3, 4, 5])];
+        world.run(seconds);
+        if seconds >= 30 {
+            assert_eq!(world.view(3)[&1], MemberState::Down);
+            assert_eq!(world.view(1)[&5], MemberState::Down);
+            assert_eq!(world.view(1)[&2], MemberState::Alive);
+        }
+        world.sides.clear();
+        world.settle(30, "both sides are one", World::all_alive);
+        world.run(60);
+        assert!(world.all_alive(), "and stay one");
+    }
+}
+
+#[test]
+fn everybody_alone_finds_everybody() {
+    let mut world = World::cluster(9, 4);
+    world.sides = (1..=4).map(|id| BTreeSet::from([id])).collect();
+    world.run(120);
+    assert!((1..=4).all(|id| world.view(id).values().filter(|state| **state == MemberState::Alive).count() == 1));
+    world.sides.clear();
+    world.settle(30, "all have met", World::all_alive);
+}
+
+#[test]
+fn lost_datagrams_alone_kill_nobody_for_long() {
+    let mut world = World::cluster(11, 4);
+    world.loss_percent = 10;
+    world.run(120);
+    world.loss_percent = 0;
+    world.settle(20, "all are alive again", World::all_alive);
+}
+
+#[test]
+fn whoever_leaves_is_down_at_once() {
+    let mut world = World::cluster(5, 3);
+    let now = world.now;
+    let effects = world.nodes.get_mut(&3).unwrap().leave(now);
+    world.perform(3, effects);
+    world.nodes.remove(&3);
+    let took = world.settle(2, "node 3 is down", |world| world.seen_by_all(3, MemberState::Down));
+    assert!(took < millis(1_000));
+}
+
+#[test]
+fn what_a_node_tells_reaches_also_those_who_come_later() {
+    let mut world = World::cluster(6, 3);
+    world.nodes.get_mut(&2).unwrap().publish((*b"load 1").into());
+    world.nodes.get_mut(&2).unwrap().publish((*b"load 2").into());
+    let told = |world: &World| {
+        world
+            .nodes
+            .values()
+            .all(|core| core.members().get(&NodeId(2)).is_some_and(|member| member.payload.as_ref() == b"load 2"))
+    };
+    world.settle(5, "all know", told);
+    world.start(4, &[1]);
+    world.settle(15, "the newcomer knows", told);
+}
+
+#[test]
+fn garbage_is_counted_and_changes_nothing() {
+    let mut world = World::cluster(7, 3);
+    let mut rng = Rng::seed_from_u64(1);
+    let before = world.views();
+    for length in 0..200 {
+        let garbage: Vec<u8> = (0..length).map(|_| rng.random()).collect();
+        let now = world.now;
+        let effects = world.nodes.get_mut(&1).unwrap().receive(&garbage, now);
+        assert!(effects.sends.is_empty());
+    }
+    assert_eq!(world.views(), before);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = |seed| {
+        let mut world = World::cluster(seed, 5);
+        world.loss_percent = 15;
+        world.run(60);
+        (world.sent, world.views())
+    };
+    assert_eq!(run(3), run(3));
+    assert_ne!(run(3).0, run(4).0);
+}
