@@ -1,1 +1,32 @@
-//! .
+//! One replica on one disk: a log, a memtable and immutable columnar segments behind one [`Store`].
+//!
+//! The store takes [`Write`]s in groups ([`Store::commit`]), shows them in [`Snapshot`]s, hands them to peers
+//! ([`Store::pull`]) and survives a crash at any moment. A scan never merges: finding the row that a write replaces is the
+//! writer's work, readers see rows minus masks.
+//!
+//! This crate knows nothing of SQL, of the network, or of any other partition. It has no thread, no clock and no async code
+//! of its own: every call blocks on [`shoal_kernel::env::Disk`] and nothing else, so callers run it as blocking work.
+
+mod encoding;
+mod hash;
+mod key;
+mod layout;
+mod manifest;
+mod memtable;
+mod options;
+mod predicate;
+mod rows;
+mod scan;
+mod segment;
+mod state;
+mod store;
+mod token;
+mod wal;
+
+pub use key::{EncodedKeys, datum_at, encode_keys};
+pub use options::{PlantedFaults, StoreOptions};
+pub use rows::{Accepted, Rows, Write};
+pub use scan::Scan;
+pub use state::{Problem, Snapshot};
+pub use store::{Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store, StoreStatus};
+pub use token::TokenRecord;

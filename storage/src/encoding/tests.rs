@@ -1,0 +1,108 @@
+use arrow::array::{
+    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int8Array, Int32Array, Int64Array,
+    LargeStringArray, ListArray, NullArray, StringArray, StructArray, TimestampMicrosecondArray, UInt64Array,
+};
+use arrow::datatypes::Int32Type;
+use proptest::prelude::*;
+
+use super::*;
+
+fn round_trip(array: ArrayRef) {
+    for effort in [Effort::Quick, Effort::Full] {
+        let page = encode_page(&array, effort).unwrap();
+        let back = decode_page(&page, array.data_type(), array.len()).unwrap();
+        assert_eq!(&back, &array, "{effort:?}");
+        // A slice must not drag its parent along, nor be read from the wrong place.
+        if array.len() > 3 {
+            let slice = array.slice(1, array.len() - 2);
+            let page = encode_page(&slice, effort).unwrap();
+            assert_eq!(&decode_page(&page, slice.data_type(), slice.len()).unwrap(), &slice);
+        }
+        for cut in 0..page.len().min(64) {
+            let _ = decode_page(&page[..cut], array.data_type(), array.len());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn numbers(values in prop::collection::vec(prop::option::weighted(0.9, any::<i64>()), 0..300), shift in 0u32..64) {
+        let values: Vec<Option<i64>> = values.into_iter().map(|value| value.map(|value| value >> shift)).collect();
+        round_trip(Arc::new(Int64Array::from(values.clone())));
+        round_trip(Arc::new(UInt64Array::from_iter(values.iter().map(|value| value.map(|value| value as u64)))));
+        round_trip(Arc::new(Int32Array::from_iter(values.iter().map(|value| value.map(|value| value as i32)))));
+        round_trip(Arc::new(Int8Array::from_iter(values.iter().map(|value| value.map(|value| value as i8)))));
+        round_trip(Arc::new(Decimal128Array::from_iter(values.iter().map(|value| value.map(i128::from)))));
+    }
+
+    #[test]
+    fn few_numbers_far_apart(picks in prop::collection::vec(0usize..5, 1..400), values in prop::array::uniform5(any::<i64>())) {
+        round_trip(Arc::new(TimestampMicrosecondArray::from_iter_values(picks.iter().map(|&pick| values[pick])).with_timezone("UTC")));
+    }
+
+    #[test]
+    fn steps(start: i64, steps in prop::collection::vec(-3i64..40, 1..400)) {
+        let mut at = start;
+        round_trip(Arc::new(Int64Array::from_iter_values(steps.iter().map(|step| { at = at.wrapping_add(*step); at }))));
+    }
+
+    #[test]
+    fn strings(values in prop::collection::vec(prop::option::of(".{0,12}"), 0..200)) {
+        round_trip(Arc::new(StringArray::from(values.clone())));
+        round_trip(Arc::new(LargeStringArray::from(values.clone())));
+        round_trip(Arc::new(BinaryArray::from_iter(values.iter().map(|value| value.as_ref().map(String::as_bytes)))));
+    }
+
+    #[test]
+    fn few_strings(picks in prop::collection::vec(prop::option::of(0u8..4), 0..900)) {
+        let name = |pick: &Option<u8>| pick.map(|pick| format!("carrier {pick} of the long name"));
+        round_trip(Arc::new(StringArray::from_iter(picks.iter().map(name))));
+    }
+
+    #[test]
+    fn bits_and_floats(values in prop::collection::vec(prop::option::of(any::<f64>()), 0..100)) {
+        let values: Vec<_> = values.into_iter().map(|value| value.filter(|value| !value.is_nan())).collect();
+        round_trip(Arc::new(BooleanArray::from_iter(values.iter().map(|value| value.map(|value| value > 0.0)))));
+        round_trip(Arc::new(Float64Array::from(values)));
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), tag in 0u8..7, rows in 0usize..40) {
+        for data_type in [DataType::Int64, DataType::Utf8, DataType::Boolean, DataType::Decimal128(10, 2)] {
+            let page: Vec<u8> = [tag, 0].into_iter().chain(bytes.iter().copied()).collect();
+            let _ = decode_page(&page, &data_type, rows);
+        }
+    }
+}
+
+#[test]
+fn nested_and_odd_types() {
+    let list: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(vec![
+        Some(vec![Some(1), None]),
+        None,
+        Some(vec![]),
+        Some(vec![Some(9); 40]),
+    ]));
+    round_trip(list.clone());
+    let field = Arc::new(Field::new("l", list.data_type().clone(), true));
+    round_trip(Arc::new(StructArray::from(vec![(field, list)])));
+    round_trip(Arc::new(NullArray::new(7)));
+    round_trip(Arc::new(FixedSizeBinaryArray::try_from_iter([[1u8; 16], [2; 16], [3; 16], [4; 16]].iter()).unwrap()));
+}
+
+#[test]
+fn small_forms_are_found() {
+    let size = |array: ArrayRef| encode_page(&array, Effort::Full).unwrap().len();
+    assert!(size(Arc::new(Int64Array::from(vec![7; 8192]))) < 16, "constant");
+    assert!(
+        size(Arc::new(Int64Array::from_iter_values((0..8192).map(|row| row % 1000)))) < 8192 * 10 / 8 + 32,
+        "packed"
+    );
+    assert!(size(Arc::new(Int64Array::from_iter_values((0..8192).map(|row| row * 1_000_000)))) < 64, "delta");
+    let names = StringArray::from_iter_values((0..8192).map(|row| format!("airport number {}", row * 7 % 50)));
+    assert!(size(Arc::new(names)) < 8192 * 6 / 8 + 800, "dictionary");
+    let long = StringArray::from_iter_values((0..8192).map(|row| format!("{row} came with the rain and went with it")));
+    assert!(size(Arc::new(long)) < 8192 * 20, "lz4");
+}

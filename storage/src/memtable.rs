@@ -1,0 +1,109 @@
+//! The newest rows, in memory until they are flushed: batches in the order of acceptance, and an index of their keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use roaring::RoaringBitmap;
+use shoal_kernel::{Error, Result, Version};
+
+/// Small neighbouring chunks grow together up to this many rows.
+pub(crate) const CHUNK_ROWS_MAX: usize = 8192;
+
+/// Rows that were accepted one after another. Never changes.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// Number of its first row within the memtable.
+    pub(crate) first_row: u32,
+    /// All columns in schema order.
+    pub(crate) batch: RecordBatch,
+    pub(crate) versions: Vec<Version>,
+    /// Accept position of each row, ascending.
+    pub(crate) positions: Vec<u64>,
+}
+
+impl Chunk {
+    pub(crate) fn rows(&self) -> usize {
+        self.versions.len()
+    }
+
+    pub(crate) fn end_row(&self) -> u32 {
+        self.first_row + self.versions.len() as u32
+    }
+}
+
+/// A memtable as readers see it: a consistent state, cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct MemView {
+    /// Counts memtables of one store.
+    pub(crate) number: u64,
+    pub(crate) chunks: Vec<Arc<Chunk>>,
+    /// Rows that lost against another one, here or elsewhere.
+    pub(crate) dead: Arc<RoaringBitmap>,
+    pub(crate) tombstones: Arc<RoaringBitmap>,
+    /// Rough bytes of memory, index included.
+    pub(crate) bytes: u64,
+    /// Position of the last record in it.
+    pub(crate) last_position: u64,
+}
+
+impl MemView {
+    pub(crate) fn new(number: u64, position: u64) -> Self {
+        Self {
+            number,
+            chunks: Vec::new(),
+            dead: Arc::default(),
+            tombstones: Arc::default(),
+            bytes: 0,
+            last_position: position,
+        }
+    }
+
+    pub(crate) fn rows(&self) -> u32 {
+        self.chunks.last().map_or(0, |chunk| chunk.end_row())
+    }
+
+    /// Rows that a scan shows.
+    pub(crate) fn visible_rows(&self) -> u64 {
+        u64::from(self.rows()) - self.dead.union_len(&self.tombstones)
+    }
+
+    /// Appends a chunk and merges it with small ones before it: each row is copied a logarithmic number of times.
+    pub(crate) fn push(&mut self, chunk: Chunk) -> Result<()> {
+        self.chunks.push(Arc::new(chunk));
+        while let [.., before, last] = self.chunks.as_slice() {
+            if last.rows() < before.rows() || before.rows() + last.rows() > CHUNK_ROWS_MAX {
+                break;
+            }
+            let merged = merge(before, last)?;
+            self.chunks.truncate(self.chunks.len() - 2);
+            self.chunks.push(Arc::new(merged));
+        }
+        Ok(())
+    }
+}
+
+fn merge(before: &Chunk, after: &Chunk) -> Result<Chunk> {
+    let batch = concat_batches(&before.batch.schema(), [&before.batch, &after.batch])
+        .map_err(|error| Error::internal(format!("rows of one memtable do not fit together: {error}")))?;
+    Ok(Chunk {
+        first_row: before.first_row,
+        batch,
+        versions: [before.versions.as_slice(), &after.versions].concat(),
+        positions: [before.positions.as_slice(), &after.positions].concat(),
+    })
+}
+
+/// Where the winner of a key lies within its memtable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) row: u32,
+    pub(crate) version: Version,
+}
+
+/// The keys of a memtable that won when they came, tombstones included, in key order.
+pub(crate) type KeyIndex = BTreeMap<Box<[u8]>, Entry>;
+
+/// Rough bytes that one row costs beside its columns.
+pub(crate) const ROW_OVERHEAD_BYTES: u64 = 96;

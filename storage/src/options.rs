@@ -1,0 +1,54 @@
+//! Settings of a store.
+
+use std::time::Duration;
+
+/// Settings of one store. Every limit names its unit.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The memtable is due for a flush beyond this many bytes.
+    pub memtable_bytes_max: u64,
+    /// Writes are refused as overload while memtables together hold more than this; flushing has fallen behind.
+    pub memtables_bytes_max: u64,
+    /// Writes are refused while less than this is free on the disk.
+    pub disk_reserve_bytes: u64,
+    /// Bytes of log between two looks at the free space.
+    pub reserve_check_bytes: u64,
+    /// A file of the log is followed by the next one beyond this many bytes.
+    pub wal_segment_bytes_max: u64,
+    /// How long a token is remembered, counted from the time in its version.
+    pub token_keep: Duration,
+    /// Decoded keys of segment pages kept for finding the row that a write replaces.
+    pub key_cache_bytes_max: usize,
+    /// This many segments of about one size are merged into one.
+    pub compaction_fan_in: usize,
+    /// Segments are not merged beyond this many rows.
+    pub segment_rows_max: u32,
+    /// Bugs planted on purpose; none outside tests.
+    pub planted: PlantedFaults,
+}
+
+/// Bugs that break a promise, so that tests can show that the loss would be found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlantedFaults {
+    /// Acknowledge a write before its bytes are on disk.
+    pub skip_fsync: bool,
+    /// Let the older version of a row win.
+    pub wrong_tie_break: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            memtable_bytes_max: 64 << 20,
+            memtables_bytes_max: 256 << 20,
+            disk_reserve_bytes: 256 << 20,
+            reserve_check_bytes: 4 << 20,
+            wal_segment_bytes_max: 64 << 20,
+            token_keep: Duration::from_secs(24 * 3600),
+            key_cache_bytes_max: 32 << 20,
+            compaction_fan_in: 4,
+            segment_rows_max: 64 << 20,
+            planted: PlantedFaults::default(),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Rows on their way in: checked, and brought into the one form that the log and the memtable take.
+
+use std::sync::Arc;
+
+use arrow::array::cast::AsArray;
+use arrow::array::{Array, ArrayRef, BooleanArray, FixedSizeBinaryArray, RecordBatch, new_null_array};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use shoal_kernel::limits::{KEY_BYTES_MAX, TOKEN_BYTES_MAX};
+use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
+use shoal_kernel::{Error, ErrorCode, Result, Version};
+
+use crate::hash::content_hashes;
+use crate::key::{EncodedKeys, encode_keys};
+use crate::layout::Layout;
+use crate::token::TokenRecord;
+
+/// One write.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Base version; row `i` has `version.with_ordinal(i)`. Without meaning for [`Rows::Replicated`].
+    pub version: Version,
+    /// Makes the write harmless to send again.
+    pub token: Option<String>,
+    /// The rows.
+    pub rows: Rows,
+}
+
+/// The rows of a write.
+#[derive(Debug, Clone)]
+pub enum Rows {
+    /// Rows to insert or replace: every column of the table, by name, with the table's types. A missing nullable column is
+    /// NULL.
+    Put(RecordBatch),
+    /// Keys to delete: the key's columns, by name. Upsert tables only.
+    Delete(RecordBatch),
+    /// Rows and tombstones as [`crate::Store::pull`] of a peer gave them, and the tokens that came with them.
+    Replicated(RecordBatch, Vec<TokenRecord>),
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Put(batch) | Self::Delete(batch) | Self::Replicated(batch, _) => batch.num_rows(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An accepted write: durable, applied, visible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its place in the accept log. For a duplicate: the place of the first time.
+    pub position: u64,
+    /// Its base version. For a duplicate: the version of the first time.
+    pub version: Version,
+    /// Its rows. For replicated rows: those that were news.
+    pub rows: u64,
+    /// Nothing was written: the token was known, or the replicated rows held no news.
+    pub duplicate: bool,
+}
+
+/// Rows in the store's own form.
+#[derive(Debug, Clone)]
+pub(crate) struct Incoming {
+    /// All columns in schema order; a tombstone has only its key.
+    pub(crate) batch: RecordBatch,
+    /// What identifies each row: the key, for event tables followed by the hash of the content.
+    pub(crate) keys: EncodedKeys,
+    pub(crate) versions: Vec<Version>,
+    /// Which rows are tombstones; `None` if none is.
+    pub(crate) tombstones: Option<BooleanBuffer>,
+    /// The write's own token, and those that came from a peer.
+    pub(crate) tokens: Vec<TokenRecord>,
+}
+
+impl Incoming {
+    pub(crate) fn rows(&self) -> usize {
+        self.batch.num_rows()
+    }
+
+    pub(crate) fn is_tombstone(&self, row: usize) -> bool {
+        self.tombstones.as_ref().is_some_and(|tombstones| tombstones.value(row))
+    }
+
+    /// Puts rows together whose columns are in order already.
+    pub(crate) fn assemble(
+        layout: &Layout,
+        batch: RecordBatch,
+        versions: Vec<Version>,
+        tombstones: Option<BooleanBuffer>,
+        tokens: Vec<TokenRecord>,
+    ) -> Result<Self> {
+        let keys = identities(layout, &batch)?;
+        let tombstones = tombstones.filter(|tombstones| tombstones.has_true());
+        Ok(Self { batch, keys, versions, tombstones, tokens })
+    }
+
+    /// Keeps the rows that `keep` says.
+    pub(crate) fn filter(self, layout: &Layout, keep: &BooleanArray) -> Result<Self> {
+        let batch = filter_record_batch(&self.batch, keep).map_err(|error| Error::internal(error.to_string()))?;
+        let kept = || keep.values().set_indices();
+        let versions = kept().map(|row| self.versions[row]).collect();
+        let tombstones = self.tombstones.as_ref().map(|all| kept().map(|row| all.value(row)).collect());
+        Self::assemble(layout, batch, versions, tombstones, self.tokens)
+    }
+}
+
+/// What identifies each row of a batch in schema order.
+pub(crate) fn identities(layout: &Layout, batch: &RecordBatch) -> Result<EncodedKeys> {
+    let keys = encode_keys(batch, &layout.key)?;
+    if layout.schema.is_upsert() {
+        return Ok(keys);
+    }
+    let contents = content_hashes(&layout.with_ids(batch.columns()), batch.num_rows())?;
+    let mut identities = EncodedKeys::default();
+    for (key, content) in keys.iter().zip(contents) {
+        identities.push_with(|out| {
+            out.extend_from_slice(key);
+            out.extend_from_slice(&content.to_be_bytes());
+        })?;
+    }
+    Ok(identities)
+}
+
+/// The schema of rows on their way between replicas: the table's columns, all but the key nullable, then version and
+/// tombstone.
+pub(crate) fn replicated_schema(layout: &Layout) -> SchemaRef {
+    let mut fields: Vec<Field> = layout.relaxed.fields().iter().map(|field| field.as_ref().clone()).collect();
+    fields.push(Field::new(VERSION_COLUMN, DataType::FixedSizeBinary(16), false));
+    fields.push(Field::new(TOMBSTONE_COLUMN, DataType::Boolean, false));
+    Arc::new(Schema::new(fields))
+}
+
+/// Builds a batch of [`replicated_schema`].
+pub(crate) fn replicated_batch(
+    layout: &Layout,
+    columns: &[ArrayRef],
+    versions: &[Version],
+    tombstones: BooleanBuffer,
+) -> Result<RecordBatch> {
+    let failed = |error| Error::internal(format!("cannot build a batch for a peer: {error}"));
+    let version_bytes: Vec<u8> = versions.iter().flat_map(|version| version.0.to_be_bytes()).collect();
+    let mut all = columns.to_vec();
+    all.push(Arc::new(FixedSizeBinaryArray::try_new(16, version_bytes.into(), None).map_err(failed)?));
+    all.push(Arc::new(BooleanArray::new(tombstones, None)));
+    RecordBatch::try_new(replicated_schema(layout), all).map_err(failed)
+}
+
+/// Checks a write. Nothing has happened yet when it fails.
+pub(crate) fn normalise(layout: &Layout, write: Write) -> Result<Incoming> {
+    if write.token.as_ref().is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
+        return Err(Error::new(ErrorCode::LimitExceeded, format!("a token has more than {TOKEN_BYTES_MAX} bytes")));
+    }
+    let rows = write.rows.len();
+    let base_versions = || -> Result<Vec<Version>> {
+        let rows =
+            u32::try_from(rows).map_err(|_| Error::new(ErrorCode::LimitExceeded, "too many rows in one write"))?;
+        Ok((0..rows).map(|ordinal| write.version.with_ordinal(ordinal)).collect())
+    };
+    let incoming = match &write.rows {
+        Rows::Put(batch) => {
+            let batch = put_columns(layout, batch)?;
+            Incoming::assemble(layout, batch, base_versions()?, None, Vec::new())?
+        }
+        Rows::Delete(batch) => {
+            if !layout.schema.is_upsert() {
+                return Err(Error::new(ErrorCode::Unsupported, "rows of an event table cannot be deleted by key"));
+            }
+            let batch = delete_columns(layout, batch)?;
+            Incoming::assemble(layout, batch, base_versions()?, Some(BooleanBuffer::new_set(rows)), Vec::new())?
+        }
+        Rows::Replicated(batch, tokens) => replicated_rows(layout, batch, tokens.clone())?,
+    };
+    let too_long = incoming.keys.iter().position(|key| key.len() > KEY_BYTES_MAX);
+    match too_long {
+        Some(row) => Err(invalid(format!("the key of row {row} takes more than {KEY_BYTES_MAX} bytes"))),
+        None => Ok(incoming),
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorCode::InvalidRows, message)
+}
+
+fn typed<'a>(batch: &'a RecordBatch, column: &shoal_kernel::Column) -> Result<Option<&'a ArrayRef>> {
+    let Some(array) = batch.column_by_name(&column.name) else {
+        return Ok(None);
+    };
+    if array.data_type() != &column.data_type {
+        let (name, wanted) = (&column.name, &column.data_type);
+        return Err(invalid(format!("column '{name}' is of type {wanted}, the rows have {}", array.data_type())));
+    }
+    Ok(Some(array))
+}
+
+fn not_null(array: &ArrayRef, column: &shoal_kernel::Column, only: Option<&BooleanBuffer>) -> Result<()> {
+    if array.null_count() == 0 {
+        return Ok(());
+    }
+    let applies = |row: usize| only.is_none_or(|only| only.value(row));
+    match (0..array.len()).find(|&row| array.is_null(row) && applies(row)) {
+        Some(row) => Err(invalid(format!("column '{}' may not be NULL, row {row} is", column.name))),
+        None => Ok(()),
+    }
+}
+
+fn put_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
+    if let Some(stranger) = batch.schema().fields().iter().find(|field| layout.schema.column(field.name()).is_none()) {
+        return Err(invalid(format!("the table has no column '{}'", stranger.name())));
+    }
+    let rows = batch.num_rows();
+    let column = |column: &shoal_kernel::Column| {
+        let array = typed(batch, column)?.cloned().unwrap_or_else(|| new_null_array(&column.data_type, rows));
+        if !column.nullable {
+            not_null(&array, column, None)?;
+        }
+        Ok(array)
+    };
+    layout.batch(layout.schema.columns.iter().map(column).collect::<Result<_>>()?, rows)
+}
+
+fn delete_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
+    let rows = batch.num_rows();
+    let column = |(at, column): (usize, &shoal_kernel::Column)| {
+        if !layout.key.contains(&at) {
+            return Ok(new_null_array(&column.data_type, rows));
+        }
+        let array = typed(batch, column)?;
+        let array = array.ok_or_else(|| invalid(format!("the key column '{}' is missing", column.name)))?;
+        not_null(array, column, None)?;
+        Ok(array.clone())
+    };
+    layout.batch(layout.schema.columns.iter().enumerate().map(column).collect::<Result<_>>()?, rows)
+}
+
+fn replicated_rows(layout: &Layout, batch: &RecordBatch, tokens: Vec<TokenRecord>) -> Result<Incoming> {
+    let missing = |name| invalid(format!("replicated rows need the column '{name}'"));
+    let rows = batch.num_rows();
+    let versions = batch.column_by_name(VERSION_COLUMN).ok_or_else(|| missing(VERSION_COLUMN))?;
+    let versions =
+        versions.as_fixed_size_binary_opt().filter(|array| array.value_length() == 16 && array.null_count() == 0);
+    let versions: Vec<Version> = versions
+        .ok_or_else(|| missing(VERSION_COLUMN))?
+        .iter()
+        .flatten()
+        .filter_map(|bytes| Some(Version(u128::from_be_bytes(bytes.try_into().ok()?))))
+        .collect();
+    let tombstones = batch.column_by_name(TOMBSTONE_COLUMN).ok_or_else(|| missing(TOMBSTONE_COLUMN))?;
+    let tombstones = tombstones.as_boolean_opt().filter(|array| array.null_count() == 0);
+    let tombstones = tombstones.ok_or_else(|| missing(TOMBSTONE_COLUMN))?.values().clone();
+    if !layout.schema.is_upsert() && tombstones.has_true() {
+        return Err(invalid("an event table has no tombstones".into()));
+    }
+    let live = !&tombstones;
+    let column = |(at, column): (usize, &shoal_kernel::Column)| {
+        let array = typed(batch, column)?.cloned().unwrap_or_else(|| new_null_array(&column.data_type, rows));
+        if !column.nullable {
+            not_null(&array, column, if layout.key.contains(&at) { None } else { Some(&live) })?;
+        }
+        Ok(array)
+    };
+    let columns = layout.schema.columns.iter().enumerate().map(column).collect::<Result<_>>()?;
+    Incoming::assemble(layout, layout.batch(columns, rows)?, versions, Some(tombstones), tokens)
+}

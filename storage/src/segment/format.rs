@@ -1,0 +1,127 @@
+//! The outline of a segment file: header, pages, filters, footer, trailer. Byte layout in `FORMAT.md`.
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
+
+use crate::layout::StoredColumn;
+use crate::predicate::Zone;
+
+pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
+pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
+pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const HEADER_BYTES: u64 = 16;
+pub(crate) const TRAILER_BYTES: u64 = 16;
+
+/// Rows of a page; all columns are cut at the same rows.
+pub(crate) const PAGE_ROWS: usize = 8192;
+/// Pages of a row group.
+pub(crate) const GROUP_PAGES: usize = 8;
+
+/// A run of bytes in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u32,
+    pub(crate) crc: u32,
+}
+
+/// The pages of one column and what is in them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ColumnIndex {
+    pub(crate) column: StoredColumn,
+    pub(crate) pages: Vec<Extent>,
+    pub(crate) zones: Vec<Zone>,
+}
+
+/// What the file says about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Footer {
+    pub(crate) rows: u32,
+    pub(crate) columns: Vec<ColumnIndex>,
+    /// The high halves of the versions (time), per page.
+    pub(crate) version_high: Vec<Extent>,
+    /// The low halves (node, ordinal).
+    pub(crate) version_low: Vec<Extent>,
+    /// Accept positions.
+    pub(crate) positions: Vec<Extent>,
+    /// Smallest and greatest accept position, per page.
+    pub(crate) position_ranges: Vec<(u64, u64)>,
+    /// The identity of the first row, per page.
+    pub(crate) first_keys: Vec<Vec<u8>>,
+    /// The identity of the last row.
+    pub(crate) last_key: Vec<u8>,
+    /// Bloom filter of identities, per row group.
+    pub(crate) blooms: Vec<Extent>,
+    /// Which rows are tombstones (a serialised roaring bitmap).
+    pub(crate) tombstones: Vec<u8>,
+    pub(crate) version_range: (Version, Version),
+}
+
+impl Footer {
+    pub(crate) fn pages(&self) -> usize {
+        self.first_keys.len()
+    }
+
+    /// Whether all parts speak of the same number of pages and rows: what follows may index without looking.
+    fn is_consistent(&self) -> bool {
+        let pages = (self.rows as usize).div_ceil(PAGE_ROWS);
+        let hidden = [self.version_high.len(), self.version_low.len(), self.positions.len(), self.position_ranges.len()];
+        self.first_keys.len() == pages
+            && self.blooms.len() == pages.div_ceil(GROUP_PAGES)
+            && hidden.iter().all(|&len| len == pages)
+            && self.columns.iter().all(|column| column.pages.len() == pages && column.zones.len() == pages)
+    }
+}
+
+/// The first bytes of the file.
+pub(crate) fn header() -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes
+}
+
+pub(crate) fn check_header(bytes: &[u8; HEADER_BYTES as usize]) -> Result<()> {
+    if !bytes.starts_with(MAGIC) {
+        return Err(Error::new(ErrorCode::Corruption, "this is not a segment"));
+    }
+    match u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) {
+        FORMAT_VERSION => Ok(()),
+        version => {
+            let message =
+                format!("segments of format {version} are not known to this build (it knows {FORMAT_VERSION})");
+            Err(Error::new(ErrorCode::IncompatibleVersion, message))
+        }
+    }
+}
+
+/// The footer with the trailer that finds it.
+pub(crate) fn footer_bytes(footer: &Footer) -> Result<Vec<u8>> {
+    let mut bytes = wire::encode(footer)?;
+    let length = u32::try_from(bytes.len()).map_err(|_| Error::internal("a footer of more than 4 GiB"))?;
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(END_MAGIC);
+    Ok(bytes)
+}
+
+/// Length and checksum of the footer.
+pub(crate) fn parse_trailer(bytes: &[u8; TRAILER_BYTES as usize]) -> Result<(u32, u32)> {
+    if !bytes.ends_with(END_MAGIC) {
+        return Err(Error::new(ErrorCode::Corruption, "the end of the segment is missing"));
+    }
+    let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Ok((number(0), number(4)))
+}
+
+pub(crate) fn parse_footer(bytes: &[u8], crc: u32) -> Result<Footer> {
+    if crc32fast::hash(bytes) != crc {
+        return Err(Error::new(ErrorCode::Corruption, "the checksum of the footer is wrong"));
+    }
+    let footer: Footer = wire::decode(bytes)?;
+    match footer.is_consistent() {
+        true => Ok(footer),
+        false => Err(Error::new(ErrorCode::Corruption, "the footer contradicts itself")),
+    }
+}

@@ -1,0 +1,324 @@
+//! Group commit: check everything, log it with one write and one fsync, apply it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::BooleanArray;
+use shoal_kernel::{Applied, Error, ErrorCode, Result};
+
+use super::{Store, Writer, lock};
+use crate::hash::{content_hashes, fingerprint};
+use crate::key::EncodedKeys;
+use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
+use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
+use crate::state::{Location, SourceId};
+use crate::token::TokenRecord;
+use crate::wal::{AppendFailure, FrameBuilder};
+
+/// Tells a client that is ahead of the flusher when to come back.
+const OVERLOAD_RETRY_MS: u64 = 200;
+
+/// A checked write, with the rows that it meets.
+pub(super) struct Prepared {
+    pub(super) incoming: Incoming,
+    /// For each row, the winner of its key before this group.
+    pub(super) met: Vec<Option<Location>>,
+}
+
+/// What becomes of a write of the group.
+enum Fate {
+    Settled(Result<Accepted>),
+    /// In the log at that place of the group.
+    Logged {
+        place: u64,
+        accepted: Accepted,
+    },
+    /// A resend of the write at that place of the group.
+    Resent {
+        place: u64,
+        accepted: Accepted,
+    },
+}
+
+impl Store {
+    /// Commits a group of writes with one append and one fsync. When it returns, those that were accepted are durable,
+    /// applied and visible, in order; the others had no effect.
+    ///
+    /// # Errors
+    /// The outer error: the log is in doubt (a failed write or fsync) and every later commit fails until the store is opened
+    /// anew. The first one is `applied: unknown`. The inner errors, all `applied: false`: [`ErrorCode::InvalidRows`],
+    /// [`ErrorCode::TokenConflict`], [`ErrorCode::DiskFull`], [`ErrorCode::Overloaded`], [`ErrorCode::Unsupported`],
+    /// [`ErrorCode::LimitExceeded`], and [`ErrorCode::Corruption`] if rows that must be looked up cannot be read.
+    pub fn commit(&self, writes: Vec<Write>, now_micros: u64) -> Result<Vec<Result<Accepted>>> {
+        let mut writer = lock(&self.writer);
+        writer.check_sound()?;
+        let keep_micros = u64::try_from(self.options.token_keep.as_micros()).unwrap_or(u64::MAX);
+        lock(&self.tokens).forget_before(now_micros.saturating_sub(keep_micros));
+
+        let refusal = self.refusal(&mut writer);
+        let position = lock(&self.state).position;
+        let mut frame = FrameBuilder::default();
+        let mut group: Vec<Prepared> = Vec::new();
+        let mut group_tokens: BTreeMap<String, (u64, TokenRecord)> = BTreeMap::new();
+        let mut fates = Vec::with_capacity(writes.len());
+        for write in writes {
+            let fate = self.prepare(&writer, write, position, &group_tokens).and_then(|prepared| {
+                let (prepared, mut accepted) = match prepared {
+                    Ok(prepared) => prepared,
+                    Err(fate) => return Ok(fate),
+                };
+                if let Some(refusal) = &refusal {
+                    return Err(refusal.clone());
+                }
+                frame.push(&prepared.incoming)?;
+                let place = group.len() as u64;
+                accepted.position = position + 1 + place;
+                for record in &prepared.incoming.tokens {
+                    group_tokens.entry(record.token.clone()).or_insert_with(|| (place, record.clone()));
+                }
+                group.push(prepared);
+                Ok(Fate::Logged { place, accepted })
+            });
+            fates.push(fate.unwrap_or_else(|error| Fate::Settled(Err(error))));
+        }
+        let full = if frame.is_empty() { None } else { self.log(&mut writer, frame, position)? };
+        if full.is_none() && !group.is_empty() {
+            self.apply_or_fail(&mut writer, group)?;
+        }
+        Ok(fates
+            .into_iter()
+            .map(|fate| match (fate, &full) {
+                (Fate::Settled(result), _) => result,
+                (Fate::Logged { .. } | Fate::Resent { .. }, Some(full)) => Err(full.clone()),
+                (Fate::Logged { accepted, .. }, None) => Ok(accepted),
+                (Fate::Resent { place, accepted }, None) => Ok(Accepted { position: position + 1 + place, ..accepted }),
+            })
+            .collect())
+    }
+
+    /// Why no write is taken now, if so.
+    fn refusal(&self, writer: &mut Writer) -> Option<Error> {
+        if writer.bytes_since_check.is_none_or(|bytes| bytes >= self.options.reserve_check_bytes) {
+            // Looked at again before every commit until there is room.
+            writer.bytes_since_check = None;
+            match self.disk.free_bytes(&self.dir) {
+                Ok(free) if free < self.options.disk_reserve_bytes => {
+                    let reserve = self.options.disk_reserve_bytes;
+                    let message =
+                        format!("{free} bytes are free, less than the reserve of {reserve} (disk_reserve_bytes)");
+                    return Some(Error::new(ErrorCode::DiskFull, message));
+                }
+                Ok(_) => writer.bytes_since_check = Some(0),
+                Err(error) => return Some(Error::from(error).context("looking at the free space")),
+            }
+        }
+        let state = lock(&self.state);
+        if let Err(error) = state.check_whole() {
+            return Some(error);
+        }
+        if state.memtable_bytes() > self.options.memtables_bytes_max {
+            let message = "writes come faster than they can be flushed (memtables_bytes_max)";
+            return Some(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS));
+        }
+        None
+    }
+
+    /// Checks one write. The inner `Err` is a write whose fate is clear without logging anything.
+    fn prepare(
+        &self,
+        writer: &Writer,
+        write: Write,
+        position: u64,
+        group_tokens: &BTreeMap<String, (u64, TokenRecord)>,
+    ) -> Result<Result<(Prepared, Accepted), Fate>> {
+        let (version, token) = (write.version.with_ordinal(0), write.token.clone());
+        let is_delete = matches!(write.rows, Rows::Delete(_));
+        let is_replicated = matches!(write.rows, Rows::Replicated(..));
+        let mut incoming = normalise(&self.layout, write)?;
+        let rows = incoming.rows() as u64;
+        let accepted = Accepted { position, version, rows, duplicate: false };
+
+        if is_replicated {
+            return self.prepare_replicated(writer, incoming, accepted);
+        }
+        if let Some(token) = token {
+            let contents = content_hashes(&self.layout.with_ids(incoming.batch.columns()), incoming.rows())?;
+            let record = TokenRecord { token, version, fingerprint: fingerprint(is_delete, &contents), rows };
+            let in_group = group_tokens.get(&record.token);
+            let known = match in_group {
+                Some((_, known)) => Some((known.clone(), 0)),
+                None => lock(&self.tokens).get(&record.token).map(|entry| (entry.record.clone(), entry.position)),
+            };
+            if let Some((known, position)) = known {
+                if known.fingerprint != record.fingerprint {
+                    let message = format!("the token '{}' was used for other rows", record.token);
+                    return Err(Error::new(ErrorCode::TokenConflict, message));
+                }
+                let accepted = Accepted { position, version: known.version, rows: known.rows, duplicate: true };
+                return Ok(Err(match in_group {
+                    Some((place, _)) => Fate::Resent { place: *place, accepted },
+                    None => Fate::Settled(Ok(accepted)),
+                }));
+            }
+            incoming.tokens.push(record);
+        } else if incoming.rows() == 0 {
+            return Ok(Err(Fate::Settled(Ok(accepted))));
+        }
+        let met = self.locate(writer, &incoming.keys)?;
+        Ok(Ok((Prepared { incoming, met }, accepted)))
+    }
+
+    /// Keeps what is news. Rows that are known take no new position: two replicas that pull from each other must come to
+    /// rest.
+    fn prepare_replicated(
+        &self,
+        writer: &Writer,
+        mut incoming: Incoming,
+        mut accepted: Accepted,
+    ) -> Result<Result<(Prepared, Accepted), Fate>> {
+        let mut met = self.locate(writer, &incoming.keys)?;
+        let is_news = |row: usize| met[row].is_none_or(|old| self.beats(incoming.versions[row], old.version));
+        let news: BooleanArray = (0..incoming.rows()).map(|row| Some(is_news(row))).collect();
+        {
+            let tokens = lock(&self.tokens);
+            incoming.tokens.retain(|record| tokens.is_news(record));
+        }
+        if news.values().has_false() {
+            incoming = incoming.filter(&self.layout, &news)?;
+            met = news.values().set_indices().map(|row| met[row]).collect();
+        }
+        accepted.rows = incoming.rows() as u64;
+        if accepted.rows == 0 && incoming.tokens.is_empty() {
+            accepted.duplicate = true;
+            return Ok(Err(Fate::Settled(Ok(accepted))));
+        }
+        Ok(Ok((Prepared { incoming, met }, accepted)))
+    }
+
+    /// Makes the group durable. `Some` if the disk had no room and nothing happened.
+    fn log(&self, writer: &mut Writer, frame: FrameBuilder, position: u64) -> Result<Option<Error>> {
+        if writer.wal.current_bytes() >= self.options.wal_segment_bytes_max {
+            // Only tidiness: if there is no room for another file, this one goes on.
+            let _ = writer.wal.roll(position + 1);
+        }
+        let frame = frame.finish(position + 1);
+        match writer.wal.append(&frame, !self.options.planted.skip_fsync) {
+            Ok(()) => {
+                writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + frame.len() as u64);
+                Ok(None)
+            }
+            Err(AppendFailure::Full(error)) => {
+                writer.bytes_since_check = None;
+                Ok(Some(error))
+            }
+            Err(AppendFailure::Doubt(error)) => {
+                writer.failed = Some(error.clone());
+                Err(error.with_applied(Applied::Unknown))
+            }
+        }
+    }
+
+    /// Applies what is in the log. If that breaks off, memory and log differ and the store is done for.
+    pub(super) fn apply_or_fail(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
+        writer.failed = Some(Error::internal("applying logged records broke off"));
+        self.apply(writer, group).map_err(|error| error.with_applied(Applied::Unknown))?;
+        writer.failed = None;
+        Ok(())
+    }
+
+    fn apply(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
+        let (number, mut next_row, mut position) = {
+            let state = lock(&self.state);
+            let active = state.memtables.last().ok_or_else(|| Error::internal("there is no memtable"))?;
+            (active.number, active.rows(), state.position)
+        };
+        let active = SourceId::Memtable(number);
+        let mut buried: BTreeMap<SourceId, Vec<u32>> = BTreeMap::new();
+        let mut tombstones = Vec::new();
+        let mut chunks = Vec::new();
+        let mut bytes = 0;
+        for Prepared { incoming, met } in group {
+            position += 1;
+            let first_row = next_row;
+            for (row, key) in incoming.keys.iter().enumerate() {
+                let (at, version) = (first_row + row as u32, incoming.versions[row]);
+                if incoming.is_tombstone(row) {
+                    tombstones.push(at);
+                }
+                let here = writer.index.get_mut(key);
+                let old = match &here {
+                    Some(entry) => Some(Location { source: active, row: entry.row, version: entry.version }),
+                    None => met[row],
+                };
+                let loser = match old {
+                    Some(old) if !self.beats(version, old.version) => Location { source: active, row: at, version },
+                    old => {
+                        match here {
+                            Some(entry) => *entry = Entry { row: at, version },
+                            None => drop(writer.index.insert(key.into(), Entry { row: at, version })),
+                        }
+                        let Some(old) = old else { continue };
+                        old
+                    }
+                };
+                buried.entry(loser.source).or_default().push(loser.row);
+                if loser.source != active {
+                    writer.young.entry(loser.source).or_default().push((position, loser.row));
+                }
+            }
+            let rows = incoming.rows();
+            next_row = u32::try_from(rows)
+                .ok()
+                .and_then(|rows| next_row.checked_add(rows))
+                .ok_or_else(|| Error::internal("a memtable of more than 2^32 rows"))?;
+            bytes += memory_bytes(&incoming);
+            let mut tokens = lock(&self.tokens);
+            incoming.tokens.into_iter().for_each(|record| tokens.put(record, position));
+            if rows > 0 {
+                let positions = vec![position; rows];
+                chunks.push(Chunk { first_row, batch: incoming.batch, versions: incoming.versions, positions });
+            }
+        }
+
+        let mut state = lock(&self.state);
+        state.position = position;
+        buried.iter().for_each(|(source, rows)| state.bury(*source, rows));
+        let view = state.memtables.last_mut().ok_or_else(|| Error::internal("there is no memtable"))?;
+        view.bytes += bytes;
+        view.last_position = position;
+        if !tombstones.is_empty() {
+            Arc::make_mut(&mut view.tombstones).extend(tombstones);
+        }
+        chunks.into_iter().try_for_each(|chunk| view.push(chunk))
+    }
+
+    /// The present winner of each key.
+    pub(super) fn locate(&self, writer: &Writer, keys: &EncodedKeys) -> Result<Vec<Option<Location>>> {
+        let (active, segments) = {
+            let state = lock(&self.state);
+            (state.memtables.last().map_or(0, |view| view.number), state.segments.clone())
+        };
+        let in_memory = |key: &[u8]| {
+            let newest = std::iter::once((active, &writer.index));
+            let sealed = writer.sealed.iter().rev().map(|(number, index)| (*number, &**index));
+            newest.chain(sealed).find_map(|(number, index)| {
+                let entry = index.get(key)?;
+                Some(Location { source: SourceId::Memtable(number), row: entry.row, version: entry.version })
+            })
+        };
+        let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
+        for view in segments.values() {
+            view.find(keys, &mut met)?;
+        }
+        Ok(met)
+    }
+}
+
+fn memory_bytes(incoming: &Incoming) -> u64 {
+    let slice = |array: &arrow::array::ArrayRef| {
+        let data = array.to_data();
+        data.get_slice_memory_size().unwrap_or_else(|_| data.get_array_memory_size())
+    };
+    let columns: usize = incoming.batch.columns().iter().map(slice).sum();
+    (columns + incoming.keys.memory_bytes()) as u64 + incoming.rows() as u64 * ROW_OVERHEAD_BYTES
+}

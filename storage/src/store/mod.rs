@@ -1,0 +1,127 @@
+//! One replica on one disk.
+//!
+//! Three locks, always taken in this order: `maintenance` (flush and compaction change the set of files), `writer` (commits
+//! one after another), `state` (what readers see; held for moments only).
+
+mod commit;
+mod digest;
+mod maintenance;
+mod open;
+mod pull;
+mod status;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shoal_kernel::env::Disk;
+use shoal_kernel::{Applied, Error, ErrorCode, Result, Version};
+
+use crate::layout::Layout;
+use crate::manifest::{Manifest, write_meta};
+use crate::memtable::KeyIndex;
+use crate::options::StoreOptions;
+use crate::segment::{Segment, SegmentContext};
+use crate::state::{Snapshot, SourceId, State};
+use crate::token::{TokenRecord, Tokens};
+use crate::wal::Wal;
+
+pub use digest::Digest;
+pub use maintenance::FlushReport;
+pub use open::Recovery;
+pub use pull::{PullCursor, PullRound, Pulled};
+pub use status::StoreStatus;
+
+/// The storage engine of one replica. All calls block on the disk; none waits for anything else.
+pub struct Store {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    layout: Arc<Layout>,
+    options: StoreOptions,
+    context: Arc<SegmentContext>,
+    maintenance: Mutex<Maintenance>,
+    writer: Mutex<Writer>,
+    state: Mutex<State>,
+    tokens: Mutex<Tokens>,
+    meta: Mutex<Vec<u8>>,
+}
+
+/// What only the one who changes the set of files needs.
+struct Maintenance {
+    /// As it is on disk.
+    manifest: Manifest,
+    /// Segments that are no longer part of the store; their files go when no snapshot refers to them.
+    retired: Vec<Arc<Segment>>,
+}
+
+impl Maintenance {
+    fn new(manifest: Manifest) -> Self {
+        Self { manifest, retired: Vec::new() }
+    }
+}
+
+/// What only the one who commits needs.
+struct Writer {
+    wal: Wal,
+    /// Keys of the memtable that takes writes.
+    index: KeyIndex,
+    /// Keys of the memtables that wait for their flush, oldest first.
+    sealed: Vec<(u64, Arc<KeyIndex>)>,
+    /// Dead rows with the position of the record that beat them, as long as that is not flushed.
+    young: BTreeMap<SourceId, Vec<(u64, u32)>>,
+    /// Why no more commits are taken.
+    failed: Option<Error>,
+    /// Bytes logged since the free space was looked at; `None` to look before the next commit.
+    bytes_since_check: Option<u64>,
+}
+
+impl Store {
+    /// What readers see now. Cheap.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { state: Arc::new(lock(&self.state).clone()), layout: self.layout.clone() }
+    }
+
+    /// What is known of a token that was seen within [`StoreOptions::token_keep`].
+    pub fn token(&self, token: &str) -> Option<TokenRecord> {
+        lock(&self.tokens).get(token).map(|entry| entry.record.clone())
+    }
+
+    /// The owner's blob, as last set; empty at first.
+    pub fn meta(&self) -> Vec<u8> {
+        lock(&self.meta).clone()
+    }
+
+    /// Replaces the owner's blob, atomically; durable on return.
+    ///
+    /// # Errors
+    /// As the disk reports; after an error either blob may be there at the next start.
+    pub fn set_meta(&self, bytes: Vec<u8>) -> Result<()> {
+        let mut meta = lock(&self.meta);
+        write_meta(&self.disk, &self.dir, &bytes).map_err(|error| error.with_applied(Applied::Unknown))?;
+        *meta = bytes;
+        Ok(())
+    }
+
+    /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that
+    /// arrived twice the first version stays, so that replicas agree on it whatever the order of arrival.
+    fn beats(&self, new: Version, old: Version) -> bool {
+        let newest_wins = self.layout.schema.is_upsert() != self.options.planted.wrong_tie_break;
+        if newest_wins { new > old } else { new < old }
+    }
+}
+
+impl Writer {
+    fn check_sound(&self) -> Result<()> {
+        match &self.failed {
+            Some(error) => Err(Error::new(ErrorCode::NotReady, "the store must be opened again")
+                .context(error.message())
+                .with_applied(Applied::False)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A panic while a lock was held cannot leave half a change behind: the writer marks itself failed around every change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

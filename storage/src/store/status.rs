@@ -1,0 +1,56 @@
+//! What a store says of itself.
+
+use shoal_kernel::LogId;
+
+use super::{Store, lock};
+use crate::state::Problem;
+
+/// A store at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// The life of the accept log.
+    pub log_id: LogId,
+    /// Position of the last accepted record.
+    pub position: u64,
+    /// Position up to which records lie in segments.
+    pub flushed: u64,
+    /// Visible rows.
+    pub rows: u64,
+    /// Bytes of all files.
+    pub disk_bytes: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Bytes of memory that hold rows which are not flushed.
+    pub memtable_bytes: u64,
+    /// Bytes of the log.
+    pub wal_bytes: u64,
+    /// Damage found so far, by file.
+    pub problems: Vec<Problem>,
+    /// Why commits are refused until the store is opened again, if they are.
+    pub failed: Option<String>,
+}
+
+impl Store {
+    /// How the store is doing. Reads no file.
+    pub fn status(&self) -> StoreStatus {
+        let (wal_bytes, failed) = {
+            let writer = lock(&self.writer);
+            (writer.wal.bytes(), writer.failed.as_ref().map(|error| error.message().to_owned()))
+        };
+        let state = lock(&self.state).clone();
+        let segment_bytes: u64 = state.segments.values().map(|view| view.segment.bytes()).sum();
+        let damaged = state.segments.values().filter_map(|view| view.segment.damage());
+        StoreStatus {
+            log_id: state.log_id,
+            position: state.position,
+            flushed: state.flushed,
+            rows: state.visible_rows(),
+            disk_bytes: segment_bytes + wal_bytes,
+            segments: state.segments.len() + state.broken.len(),
+            memtable_bytes: state.memtable_bytes(),
+            wal_bytes,
+            problems: state.broken.iter().cloned().chain(damaged).collect(),
+            failed,
+        }
+    }
+}

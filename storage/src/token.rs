@@ -1,0 +1,102 @@
+//! Idempotency tokens: what a store remembers of the writes that carried one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::Version;
+
+/// A write that carried a token. It travels between replicas with the rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The token.
+    pub token: String,
+    /// Version of the write, without ordinal. The lowest one known: a token fixes its version.
+    pub version: Version,
+    /// Hash of the rows, in order. Another one under the same token is a conflict.
+    pub fingerprint: u128,
+    /// Rows of the write.
+    pub rows: u64,
+}
+
+/// A token and the accept position of the record that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenEntry {
+    pub(crate) record: TokenRecord,
+    pub(crate) position: u64,
+}
+
+/// The tokens of a store.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens {
+    entries: BTreeMap<String, TokenEntry>,
+    /// Tokens whose version is older than this are forgotten.
+    horizon_micros: u64,
+}
+
+impl Tokens {
+    pub(crate) fn get(&self, token: &str) -> Option<&TokenEntry> {
+        self.entries.get(token).filter(|entry| self.is_kept(&entry.record))
+    }
+
+    pub(crate) fn is_kept(&self, record: &TokenRecord) -> bool {
+        record.version.time().micros() >= self.horizon_micros
+    }
+
+    /// Whether the record would change what is known.
+    pub(crate) fn is_news(&self, record: &TokenRecord) -> bool {
+        self.is_kept(record) && self.get(&record.token).is_none_or(|known| record.version < known.record.version)
+    }
+
+    /// Takes a record in; of two versions of one token the lower stays.
+    pub(crate) fn put(&mut self, record: TokenRecord, position: u64) {
+        if self.is_news(&record) {
+            self.entries.insert(record.token.clone(), TokenEntry { record, position });
+        }
+    }
+
+    /// Moves the horizon; it never goes back.
+    pub(crate) fn forget_before(&mut self, micros: u64) {
+        self.horizon_micros = self.horizon_micros.max(micros);
+    }
+
+    /// Drops what is behind the horizon.
+    pub(crate) fn purge(&mut self) {
+        let horizon = self.horizon_micros;
+        self.entries.retain(|_, entry| entry.record.version.time().micros() >= horizon);
+    }
+
+    /// Entries of positions in `(after, until]`, by token.
+    pub(crate) fn between(&self, after: u64, until: u64) -> impl Iterator<Item = &TokenEntry> {
+        self.entries
+            .values()
+            .filter(move |entry| entry.position > after && entry.position <= until && self.is_kept(&entry.record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_kernel::{Hlc, NodeId};
+
+    use super::*;
+
+    fn record(micros: u64) -> TokenRecord {
+        let version = Version::new(Hlc::from_micros(micros), NodeId(1), 0);
+        TokenRecord { token: "t".into(), version, fingerprint: 1, rows: 1 }
+    }
+
+    #[test]
+    fn the_lower_version_stays_until_it_is_forgotten() {
+        let mut tokens = Tokens::default();
+        tokens.put(record(20), 1);
+        tokens.put(record(10), 2);
+        tokens.put(record(30), 3);
+        assert_eq!(tokens.get("t").map(|entry| (entry.record.version, entry.position)), Some((record(10).version, 2)));
+        assert_eq!(tokens.between(1, 2).count(), 1);
+        assert_eq!(tokens.between(2, 9).count(), 0);
+        tokens.forget_before(11);
+        assert_eq!(tokens.get("t"), None);
+        // A forgotten token is free again.
+        tokens.put(record(40), 4);
+        assert_eq!(tokens.get("t").map(|entry| entry.position), Some(4));
+    }
+}

@@ -1,0 +1,206 @@
+//! Reading the log after a start, and judging its end.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use shoal_kernel::env::{Disk, OpenMode};
+use shoal_kernel::{Error, ErrorCode, Result, wire};
+
+use super::frame::{FrameHeader, HEADER_BYTES, read_entries};
+use super::{FILE_MAGIC, FILE_VERSION, FileHead, WalFile, position_of};
+use crate::layout::Layout;
+use crate::rows::Incoming;
+
+/// How the log ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// With a complete record.
+    Clean,
+    /// With an incomplete record, which was never acknowledged, of that many bytes.
+    Torn(u64),
+    /// With a complete record whose checksum is wrong: it may have been acknowledged.
+    Doubt(u64),
+    /// There is no log at all.
+    Missing,
+}
+
+/// What was found.
+pub(crate) struct Recovered {
+    pub(crate) tail: Tail,
+    /// Files to keep, oldest first, cut to what is good.
+    pub(crate) files: VecDeque<WalFile>,
+    /// Position of the last good record.
+    pub(crate) last_position: u64,
+    /// The last file's good bytes, which may be in the page cache only.
+    rewrite: Option<(PathBuf, Vec<u8>)>,
+}
+
+impl Recovered {
+    /// Writes the last file anew and makes it durable: what was read back may be what a failed fsync left in memory.
+    pub(crate) fn make_durable(&mut self, disk: &Arc<dyn Disk>) -> Result<()> {
+        match self.rewrite.take() {
+            Some((path, bytes)) => disk
+                .replace(&path, &bytes)
+                .map_err(|error| Error::from(error).context(format_args!("rewriting {}", path.display()))),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Parsed {
+    head: FileHead,
+    /// Where frames start, and their headers.
+    frames: Vec<(usize, FrameHeader)>,
+    good_bytes: usize,
+    tail: Tail,
+}
+
+/// Reads all records above `flushed`, in order.
+///
+/// # Errors
+/// [`ErrorCode::Corruption`] if a bad record is followed by good ones, or records are missing;
+/// [`ErrorCode::IncompatibleVersion`] for a file of a newer build.
+pub(crate) fn recover(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    layout: &Layout,
+    flushed: u64,
+    mut deliver: impl FnMut(u64, Incoming) -> Result<()>,
+) -> Result<Recovered> {
+    let mut paths = Vec::new();
+    for entry in disk.list(dir)? {
+        if let Some(position) = position_of(&entry.name).filter(|_| !entry.is_dir) {
+            paths.push((position, dir.join(entry.name)));
+        }
+    }
+    paths.sort();
+    // Files below the flushed position may be left over from a removal that a crash undid, with gaps between them.
+    let needed = paths.iter().rposition(|(first, _)| *first <= flushed + 1).unwrap_or(0);
+    for (_, path) in paths.drain(..needed) {
+        disk.remove_file(&path)?;
+    }
+
+    let mut recovered =
+        Recovered { tail: Tail::Missing, files: VecDeque::new(), last_position: flushed, rewrite: None };
+    let count = paths.len();
+    for (number, (first_position, path)) in paths.into_iter().enumerate() {
+        let is_last = number + 1 == count;
+        let bytes = disk.read(&path)?;
+        let corrupt = |what: String| Error::new(ErrorCode::Corruption, what).context(path.display());
+        let Some(parsed) = parse(&bytes).map_err(|error| error.context(path.display()))? else {
+            // Cut off while it was being created, before anything was written behind its header.
+            if !is_last {
+                return Err(corrupt("the header of a log file is damaged".into()));
+            }
+            disk.remove_file(&path)?;
+            recovered.tail = if recovered.files.is_empty() { Tail::Missing } else { Tail::Clean };
+            continue;
+        };
+        if parsed.head.first_position != first_position {
+            return Err(corrupt("the file's name and its header differ".into()));
+        }
+        if first_position > recovered.last_position + 1 {
+            return Err(corrupt(format!("records {} to {first_position} are missing", recovered.last_position + 1)));
+        }
+        if !is_last && parsed.tail != Tail::Clean {
+            return Err(corrupt(format!("a damaged record at byte {} is followed by others", parsed.good_bytes)));
+        }
+        for (start, header) in &parsed.frames {
+            let end = header.first_position + u64::from(header.entries);
+            if end <= recovered.last_position + 1 {
+                continue;
+            }
+            if header.first_position != recovered.last_position + 1 {
+                return Err(corrupt(format!("record {} is missing", recovered.last_position + 1)));
+            }
+            let payload = &bytes[start + HEADER_BYTES..start + HEADER_BYTES + header.payload_bytes];
+            let entries = read_entries(layout, &parsed.head.columns, payload, header.entries)
+                .map_err(|error| error.context(format_args!("{} at byte {start}", path.display())))?;
+            for incoming in entries {
+                recovered.last_position += 1;
+                deliver(recovered.last_position, incoming)?;
+            }
+        }
+        recovered.tail = parsed.tail;
+        recovered.files.push_back(WalFile { first_position, path: path.clone(), bytes: parsed.good_bytes as u64 });
+        if is_last {
+            let mut bytes = bytes;
+            bytes.truncate(parsed.good_bytes);
+            recovered.rewrite = Some((path, bytes));
+        } else {
+            // It was complete before the next one was begun; this only guards against a page cache that outlived us.
+            disk.open(&path, OpenMode::ReadWrite)?.sync()?;
+        }
+    }
+    if count > 0 && recovered.files.is_empty() {
+        recovered.tail = Tail::Missing;
+    }
+    Ok(recovered)
+}
+
+/// Cuts a file into frames. `None` if it ends before its own header does.
+fn parse(bytes: &[u8]) -> Result<Option<Parsed>> {
+    let Some((head, mut at)) = parse_head(bytes)? else {
+        return match find_frame(bytes, 0) {
+            Some(_) => Err(Error::new(ErrorCode::Corruption, "the header is damaged and records follow")),
+            None => Ok(None),
+        };
+    };
+    let mut frames = Vec::new();
+    let mut expected = head.first_position;
+    let tail = loop {
+        let rest = &bytes[at..];
+        if rest.is_empty() {
+            break Tail::Clean;
+        }
+        let header = FrameHeader::parse(rest);
+        if let Some(header) = header.filter(|header| header.payload(&rest[HEADER_BYTES..]).is_some()) {
+            if header.first_position != expected {
+                let found = header.first_position;
+                return Err(Error::new(ErrorCode::Corruption, format!("record {expected} expected, {found} found")));
+            }
+            frames.push((at, header));
+            expected += u64::from(header.entries);
+            at += HEADER_BYTES + header.payload_bytes;
+            continue;
+        }
+        let complete = header.map(|header| HEADER_BYTES + header.payload_bytes).filter(|&len| len <= rest.len());
+        if find_frame(bytes, at + complete.unwrap_or(1)).is_some() {
+            let what = format!("a damaged record at byte {at} is followed by good ones");
+            return Err(Error::new(ErrorCode::Corruption, what));
+        }
+        let left = rest.len() as u64;
+        let cut_short = header.is_some() && complete.is_none();
+        // A file may have grown before its bytes were written: zeros are as good as nothing.
+        let blank = rest.iter().all(|&byte| byte == 0);
+        break if cut_short || blank || rest.len() < HEADER_BYTES { Tail::Torn(left) } else { Tail::Doubt(left) };
+    };
+    Ok(Some(Parsed { head, frames, good_bytes: at, tail }))
+}
+
+fn parse_head(bytes: &[u8]) -> Result<Option<(FileHead, usize)>> {
+    let Some((fixed, rest)) = bytes.split_first_chunk::<16>() else {
+        return Ok(None);
+    };
+    if &fixed[..8] != FILE_MAGIC {
+        return Ok(None);
+    }
+    let number = |at: usize| fixed[at..at + 4].iter().rev().fold(0u32, |number, byte| (number << 8) | u32::from(*byte));
+    let (version, length) = (number(8), number(12) as usize);
+    if version != FILE_VERSION {
+        let message = format!("log files of format {version} are not known to this build (it knows {FILE_VERSION})");
+        return Err(Error::new(ErrorCode::IncompatibleVersion, message));
+    }
+    let Some(head) = rest.get(..length).and_then(|body| wire::unseal(body).ok()) else {
+        return Ok(None);
+    };
+    Ok(Some((head, 16 + length)))
+}
+
+/// Where the next whole, valid frame starts.
+fn find_frame(bytes: &[u8], from: usize) -> Option<usize> {
+    (from..bytes.len().saturating_sub(HEADER_BYTES - 1)).find(|&at| {
+        FrameHeader::parse(&bytes[at..]).is_some_and(|header| header.payload(&bytes[at + HEADER_BYTES..]).is_some())
+    })
+}

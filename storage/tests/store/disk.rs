@@ -1,0 +1,289 @@
+//! A disk in memory that keeps its promises and not a byte more: what was not synced is lost, or torn, when power goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use shoal_kernel::env::{Disk, DiskEntry, DiskFile, DiskLock, OpenMode};
+
+#[derive(Default, Clone)]
+struct Inode {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+}
+
+#[derive(Default)]
+struct World {
+    directories: BTreeSet<PathBuf>,
+    inodes: Vec<Inode>,
+    entries: BTreeMap<PathBuf, usize>,
+    durable_entries: BTreeMap<PathBuf, usize>,
+    operations: u64,
+    power_cut_at: Option<u64>,
+    failing_syncs: bool,
+    capacity_bytes: Option<u64>,
+    reads: u64,
+}
+
+/// What happens to bytes and entries that were not synced when power goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// All of them are lost.
+    Everything,
+    /// Of each file a part of what was written stays, of the entries some.
+    Torn(u64),
+    /// Nothing: only the process died.
+    Nothing,
+}
+
+/// Cheap to clone; all clones are one disk.
+#[derive(Clone, Default)]
+pub struct MemoryDisk(Arc<Mutex<World>>);
+
+impl MemoryDisk {
+    pub fn shared(&self) -> Arc<dyn Disk> {
+        Arc::new(self.clone())
+    }
+
+    /// Operations that could have been interrupted so far.
+    pub fn operations(&self) -> u64 {
+        self.0.lock().unwrap().operations
+    }
+
+    /// Every operation from that one on fails, and has no effect.
+    pub fn cut_power_at(&self, operation: u64) {
+        self.0.lock().unwrap().power_cut_at = Some(operation);
+    }
+
+    pub fn fail_syncs(&self, failing: bool) {
+        self.0.lock().unwrap().failing_syncs = failing;
+    }
+
+    pub fn limit(&self, capacity_bytes: Option<u64>) {
+        self.0.lock().unwrap().capacity_bytes = capacity_bytes;
+    }
+
+    pub fn used_bytes(&self) -> u64 {
+        self.0.lock().unwrap().used()
+    }
+
+    pub fn reads(&self) -> u64 {
+        self.0.lock().unwrap().reads
+    }
+
+    /// Names of all files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.lock().unwrap().entries.keys().cloned().collect()
+    }
+
+    /// Changes bytes behind everybody's back.
+    pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut world = self.0.lock().unwrap();
+        let inode = world.entries[path];
+        let mut bytes = world.inodes[inode].now.clone();
+        change(&mut bytes);
+        world.inodes[inode] = Inode { now: bytes.clone(), durable: bytes };
+    }
+
+    pub fn bytes(&self, path: &Path) -> Vec<u8> {
+        let world = self.0.lock().unwrap();
+        world.inodes[world.entries[path]].now.clone()
+    }
+
+    /// The disk after the machine was started again. The old one is dead.
+    pub fn restart(&self, loss: Loss) -> Self {
+        let world = self.0.lock().unwrap();
+        let mut seed = match loss {
+            Loss::Torn(seed) => seed,
+            _ => 0,
+        };
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            if below == 0 { 0 } else { (seed >> 33) as usize % below }
+        };
+        let mut entries = if loss == Loss::Nothing { world.entries.clone() } else { world.durable_entries.clone() };
+        if matches!(loss, Loss::Torn(_)) {
+            for (path, inode) in &world.entries {
+                if random(2) == 0 {
+                    entries.insert(path.clone(), *inode);
+                }
+            }
+        }
+        let survive = |inode: &Inode| -> Vec<u8> {
+            match loss {
+                Loss::Nothing => inode.now.clone(),
+                Loss::Everything => inode.durable.clone(),
+                Loss::Torn(_) => {
+                    let same = inode.now.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
+                    let kept = same + random(inode.now.len() - same + 1);
+                    let mut bytes = inode.durable.clone();
+                    if bytes.len() < kept {
+                        bytes.resize(kept, 0);
+                    }
+                    bytes[same..kept].copy_from_slice(&inode.now[same..kept]);
+                    bytes
+                }
+            }
+        };
+        let mut survive = survive;
+        let inodes = world.inodes.iter().map(&mut survive).map(|bytes| Inode { now: bytes.clone(), durable: bytes });
+        let inodes = inodes.collect();
+        Self(Arc::new(Mutex::new(World {
+            directories: world.directories.clone(),
+            inodes,
+            durable_entries: entries.clone(),
+            entries,
+            ..World::default()
+        })))
+    }
+
+    fn run<T>(&self, work: impl FnOnce(&mut World) -> io::Result<T>) -> io::Result<T> {
+        let mut world = self.0.lock().unwrap();
+        world.operations += 1;
+        if world.power_cut_at.is_some_and(|at| world.operations >= at) {
+            return Err(io::Error::other("power is off"));
+        }
+        work(&mut world)
+    }
+}
+
+impl World {
+    fn used(&self) -> u64 {
+        self.entries.values().map(|&inode| self.inodes[inode].now.len() as u64).sum()
+    }
+
+    fn inode(&self, path: &Path) -> io::Result<usize> {
+        self.entries.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.run(|world| {
+            world.directories.extend(path.ancestors().map(Path::to_owned));
+            Ok(())
+        })
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DiskEntry>> {
+        self.run(|world| {
+            let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+            let inside = world.entries.keys().filter(|file| file.parent() == Some(path));
+            Ok(inside.map(|file| DiskEntry { name: name(file), is_dir: false }).collect())
+        })
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.run(|world| Ok(world.entries.contains_key(path) || world.directories.contains(path)))
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let inode = self.run(|world| match mode {
+            OpenMode::CreateNew if world.entries.contains_key(path) => Err(io::ErrorKind::AlreadyExists.into()),
+            OpenMode::CreateNew => {
+                world.inodes.push(Inode::default());
+                let inode = world.inodes.len() - 1;
+                world.entries.insert(path.to_owned(), inode);
+                Ok(inode)
+            }
+            OpenMode::Read | OpenMode::ReadWrite => world.inode(path),
+        })?;
+        Ok(Arc::new(MemoryFile { disk: self.clone(), inode }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(|world| {
+            let inode = world.inode(from)?;
+            world.entries.remove(from);
+            world.entries.insert(to.to_owned(), inode);
+            Ok(())
+        })
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.run(|world| {
+            world.inode(path)?;
+            world.entries.remove(path);
+            Ok(())
+        })
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.run(|world| {
+            world.entries.retain(|file, _| !file.starts_with(path));
+            Ok(())
+        })
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.run(|world| {
+            world.durable_entries.retain(|file, _| file.parent() != Some(path));
+            let inside = world.entries.iter().filter(|(file, _)| file.parent() == Some(path));
+            world.durable_entries.extend(inside.map(|(file, inode)| (file.clone(), *inode)));
+            Ok(())
+        })
+    }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        self.run(|world| Ok(world.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(world.used()))))
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn DiskLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+struct MemoryFile {
+    disk: MemoryDisk,
+    inode: usize,
+}
+
+impl DiskFile for MemoryFile {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.run(|world| {
+            world.reads += 1;
+            let bytes = world.inodes[self.inode].now.get(offset as usize..offset as usize + buffer.len());
+            buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.run(|world| {
+            let room = world.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(world.used()));
+            let file = &mut world.inodes[self.inode].now;
+            let (start, end) = (offset as usize, offset as usize + bytes.len());
+            let growth = end.saturating_sub(file.len()) as u64;
+            // A full disk takes what fits, as real ones do.
+            let end = if growth > room { end - (growth - room) as usize } else { end };
+            if file.len() < end {
+                file.resize(end, 0);
+            }
+            file[start..end].copy_from_slice(&bytes[..end - start]);
+            if growth > room { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.run(|world| {
+            if world.failing_syncs {
+                return Err(io::Error::other("the device reports an error"));
+            }
+            let inode = &mut world.inodes[self.inode];
+            inode.durable = inode.now.clone();
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.disk.run(|world| Ok(world.inodes[self.inode].now.len() as u64))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.run(|world| {
+            world.inodes[self.inode].now.resize(len as usize, 0);
+            Ok(())
+        })
+    }
+}
