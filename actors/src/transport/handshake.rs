@@ -1,0 +1,278 @@
+//! The first words on a connection: who is there, of which cluster, and proof that both know its secret.
+//!
+//! ```text
+//! dialler  -> hello   magic, version u16 | lane u8, node u32, expected node u32, cluster u64, nonce [32]
+//! acceptor -> answer  magic, version u16, verdict u8 | node u32, cluster u64, nonce [32], mac [32]
+//! dialler  -> proof   mac [32]
+//! ```
+//! All little endian. What stands before the bar never changes, so that any two versions can refuse each other by name. A
+//! mac is HMAC-SHA256 with the secret over a label of the role and everything said before: neither side can be made to
+//! answer for the other, and an old answer fits no new nonce. Frames afterwards are not signed; privacy and integrity
+//! against an attacker on the path are TLS's part, below this one.
+
+use bytes::{Buf, BufMut};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use shoal_kernel::env::BoxStream;
+use shoal_kernel::{Error, ErrorCode, NodeId, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The only version this build speaks.
+pub(super) const PROTOCOL_VERSION: u16 = 1;
+
+pub(super) const MAGIC: [u8; 8] = *b"SHOAL\0n2";
+const PREFIX_BYTES: usize = 10;
+const HELLO_BYTES: usize = 1 + 4 + 4 + 8 + 32;
+const ANSWER_BYTES: usize = 4 + 8 + 32;
+const MAC_BYTES: usize = 32;
+
+const VERDICT_WELCOME: u8 = 0;
+const VERDICT_VERSION: u8 = 1;
+const VERDICT_BUSY: u8 = 2;
+
+/// What a connection is for. Bulk has its own, so that it never delays control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Lane {
+    /// Casts and calls.
+    Control = 1,
+    /// Streams.
+    Bulk = 2,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Copy)]
+pub(super) struct Identity<'a> {
+    pub(super) node: NodeId,
+    /// 0: not known yet.
+    pub(super) cluster: u64,
+    pub(super) secret: &'a str,
+    /// Fresh and random for every handshake.
+    pub(super) nonce: [u8; 32],
+}
+
+/// What a dialler says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub(super) lane: Lane,
+    pub(super) node: NodeId,
+    /// Whom the dialler wants to reach; 0 for whoever is there.
+    pub(super) expected: NodeId,
+    cluster: u64,
+}
+
+fn mac(secret: &str, label: &[u8], said: &[u8]) -> Result<Hmac<Sha256>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())
+        .map_err(|_| Error::internal("the cluster secret cannot be used as a key"))?;
+    mac.update(label);
+    mac.update(said);
+    Ok(mac)
+}
+
+fn wrong_secret() -> Error {
+    Error::new(ErrorCode::Forbidden, "the peer does not know this cluster's secret")
+        .with_help("give every node of a cluster the same secret")
+}
+
+fn same_cluster(ours: u64, theirs: u64) -> Result<()> {
+    if ours != 0 && theirs != 0 && ours != theirs {
+        return Err(Error::new(
+            ErrorCode::Forbidden,
+            format!("the peer belongs to another cluster ({theirs:016x}, this one is {ours:016x})"),
+        ));
+    }
+    Ok(())
+}
+
+fn other_version(theirs: u16) -> Error {
+    Error::new(
+        ErrorCode::IncompatibleVersion,
+        format!("the peer speaks version {theirs} of the protocol between nodes, this build speaks {PROTOCOL_VERSION}"),
+    )
+}
+
+fn check_prefix(mut prefix: &[u8]) -> Result<u16> {
+    if prefix[..MAGIC.len()] != MAGIC {
+        return Err(Error::new(
+            ErrorCode::InvalidRequest,
+            "whoever is there does not speak the protocol between nodes",
+        ));
+    }
+    prefix.advance(MAGIC.len());
+    Ok(prefix.get_u16_le())
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::new(ErrorCode::NodeLost, format!("the connection broke during the handshake: {error}"))
+}
+
+/// The dialler's part. Returns the node that answered.
+///
+/// # Errors
+/// `Forbidden` (secret, cluster), `IncompatibleVersion`, `Overloaded`, `InvalidRequest` (not a node), `NodeLost` (the
+/// connection broke, or another node lives there now).
+pub(super) async fn dial(stream: &mut BoxStream, me: Identity<'_>, lane: Lane, expected: NodeId) -> Result<NodeId> {
+    let mut said = Vec::with_capacity(256);
+    said.put_slice(&MAGIC);
+    said.put_u16_le(PROTOCOL_VERSION);
+    said.put_u8(lane as u8);
+    said.put_u32_le(me.node.0);
+    said.put_u32_le(expected.0);
+    said.put_u64_le(me.cluster);
+    said.put_slice(&me.nonce);
+    stream.write_all(&said).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
+
+    let mut prefix = [0; PREFIX_BYTES + 1];
+    stream.read_exact(&mut prefix).await.map_err(broken)?;
+    let version = check_prefix(&prefix)?;
+    match prefix[PREFIX_BYTES] {
+        VERDICT_WELCOME if version == PROTOCOL_VERSION => {}
+        VERDICT_BUSY => return Err(Error::new(ErrorCode::Overloaded, "the peer accepts no more connections")),
+        _ => return Err(other_version(version)),
+    }
+    let mut answer = [0; ANSWER_BYTES];
+    stream.read_exact(&mut answer).await.map_err(broken)?;
+    said.put_slice(&prefix);
+    said.put_slice(&answer);
+    let mut theirs = [0; MAC_BYTES];
+    stream.read_exact(&mut theirs).await.map_err(broken)?;
+    mac(me.secret, b"acceptor", &said)?.verify_slice(&theirs).map_err(|_| wrong_secret())?;
+
+    let mut answer = &answer[..];
+    let (node, cluster) = (NodeId(answer.get_u32_le()), answer.get_u64_le());
+    same_cluster(me.cluster, cluster)?;
+    if node == me.node {
+        return Err(Error::new(
+            ErrorCode::InvalidRequest,
+            format!("that address is this node's own, or that of a second {node}"),
+        ));
+    }
+    if expected != NodeId::default() && node != expected {
+        return Err(Error::new(ErrorCode::NodeLost, format!("{node} answers at the address of {expected}")));
+    }
+    said.put_slice(&theirs);
+    let proof = mac(me.secret, b"dialler", &said)?.finalize().into_bytes();
+    stream.write_all(&proof).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
+    Ok(node)
+}
+
+/// The acceptor's part.
+///
+/// # Errors
+/// As [`dial`]; the dialler has been told where it can do something about it.
+pub(super) async fn accept(stream: &mut BoxStream, me: Identity<'_>, busy: bool) -> Result<Hello> {
+    let mut said = vec![0; PREFIX_BYTES];
+    stream.read_exact(&mut said).await.map_err(broken)?;
+    let version = check_prefix(&said)?;
+    let mut answer = Vec::with_capacity(128);
+    answer.put_slice(&MAGIC);
+    answer.put_u16_le(PROTOCOL_VERSION);
+    let refusal = if version != PROTOCOL_VERSION {
+        Some((VERDICT_VERSION, other_version(version)))
+    } else if busy {
+        Some((VERDICT_BUSY, Error::new(ErrorCode::Overloaded, "accepted_max connections are open")))
+    } else {
+        None
+    };
+    if let Some((verdict, error)) = refusal {
+        answer.put_u8(verdict);
+        stream.write_all(&answer).await.map_err(broken)?;
+        stream.shutdown().await.map_err(broken)?;
+        return Err(error);
+    }
+    let mut rest = [0; HELLO_BYTES];
+    stream.read_exact(&mut rest).await.map_err(broken)?;
+    said.put_slice(&rest);
+    let mut rest = &rest[..];
+    let lane = match rest.get_u8() {
+        1 => Lane::Control,
+        2 => Lane::Bulk,
+        other => return Err(Error::new(ErrorCode::InvalidRequest, format!("unknown lane {other}"))),
+    };
+    let (node, expected, cluster) = (NodeId(rest.get_u32_le()), NodeId(rest.get_u32_le()), rest.get_u64_le());
+
+    answer.put_u8(VERDICT_WELCOME);
+    answer.put_u32_le(me.node.0);
+    answer.put_u64_le(me.cluster);
+    answer.put_slice(&me.nonce);
+    said.put_slice(&answer);
+    let ours = mac(me.secret, b"acceptor", &said)?.finalize().into_bytes();
+    answer.put_slice(&ours);
+    said.put_slice(&ours);
+    stream.write_all(&answer).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
+
+    let mut proof = [0; MAC_BYTES];
+    stream.read_exact(&mut proof).await.map_err(broken)?;
+    mac(me.secret, b"dialler", &said)?.verify_slice(&proof).map_err(|_| wrong_secret())?;
+    same_cluster(me.cluster, cluster)?;
+    if node == NodeId::default() || node == me.node {
+        return Err(Error::new(ErrorCode::InvalidRequest, format!("the peer calls itself {node}")));
+    }
+    Ok(Hello { lane, node, expected, cluster })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me(node: u32, cluster: u64, secret: &str) -> Identity<'_> {
+        Identity { node: NodeId(node), cluster, secret, nonce: [node as u8; 32] }
+    }
+
+    async fn meet(
+        dialler: Identity<'_>,
+        expected: u32,
+        acceptor: Identity<'_>,
+        busy: bool,
+    ) -> (Result<NodeId>, Result<Hello>) {
+        let (left, right) = tokio::io::duplex(1024);
+        let (mut left, mut right): (BoxStream, BoxStream) = (Box::new(left), Box::new(right));
+        tokio::join!(async move { dial(&mut left, dialler, Lane::Bulk, NodeId(expected)).await }, async move {
+            accept(&mut right, acceptor, busy).await
+        })
+    }
+
+    #[tokio::test]
+    async fn friends_meet() {
+        let (node, hello) = meet(me(1, 0, "s"), 2, me(2, 7, "s"), false).await;
+        assert_eq!(node, Ok(NodeId(2)));
+        assert_eq!(hello, Ok(Hello { lane: Lane::Bulk, node: NodeId(1), expected: NodeId(2), cluster: 0 }));
+    }
+
+    #[tokio::test]
+    async fn strangers_part_with_a_reason() {
+        for (dialler, expected, acceptor, busy, code) in [
+            (me(1, 7, "s"), 2, me(2, 7, "other"), false, ErrorCode::Forbidden),
+            (me(1, 7, "s"), 2, me(2, 8, "s"), false, ErrorCode::Forbidden),
+            (me(1, 7, "s"), 3, me(2, 7, "s"), false, ErrorCode::NodeLost),
+            (me(1, 7, "s"), 0, me(1, 7, "s"), false, ErrorCode::InvalidRequest),
+            (me(1, 7, "s"), 0, me(2, 7, "s"), true, ErrorCode::Overloaded),
+        ] {
+            let (node, hello) = meet(dialler, expected, acceptor, busy).await;
+            assert_eq!(node.unwrap_err().code(), code);
+            assert!(hello.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_acceptor_does_not_take_a_proof_without_the_secret() {
+        let (left, right) = tokio::io::duplex(1024);
+        let (mut left, mut right): (BoxStream, BoxStream) = (Box::new(left), Box::new(right));
+        let stranger = async move {
+            let mut hello = Vec::from(MAGIC);
+            hello.put_u16_le(PROTOCOL_VERSION);
+            hello.put_u8(1);
+            hello.put_bytes(9, HELLO_BYTES - 1);
+            left.write_all(&hello).await.unwrap();
+            let mut answer = [0; PREFIX_BYTES + 1 + ANSWER_BYTES + MAC_BYTES];
+            left.read_exact(&mut answer).await.unwrap();
+            // The acceptor's own mac, sent back to it, must not do.
+            left.write_all(&answer[answer.len() - MAC_BYTES..]).await.unwrap();
+        };
+        let (hello, ()) = tokio::join!(accept(&mut right, me(2, 0, "s"), false), stranger);
+        assert_eq!(hello.unwrap_err().code(), ErrorCode::Forbidden);
+    }
+}
