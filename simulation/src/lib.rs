@@ -1,1 +1,20 @@
-//! .
+//! The world in a box: the code that runs in production, on virtual time, a virtual network and virtual disks, every
+//! random choice drawn from one seed.
+//!
+//! - [`entropy`] replaces the operating system's clock, randomness and waiting on the threads that simulate;
+//! - [`world`] holds the hosts, one tokio runtime each, and moves time from event to event;
+//! - [`network`] and [`disk`] are the two doors of [`shoal_kernel::Env`] that can fail;
+//! - [`trace`] is what "the same run" means.
+//!
+//! Nothing outside this crate knows that it is being simulated.
+
+pub mod disk;
+pub mod echo;
+pub mod entropy;
+pub mod faults;
+pub mod network;
+pub mod panics;
+pub mod random;
+pub mod run;
+pub mod trace;
+pub mod world;

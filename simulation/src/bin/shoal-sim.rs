@@ -1,0 +1,288 @@
+//! `shoal-sim`: runs seeds, says what broke, and replays what broke.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program at the edge: it reads and writes the files that its user names, outside of every simulation"
+)]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use shoal_simulation::entropy;
+use shoal_simulation::run::{self, Planted, RunOptions, RunReport, Scenario};
+
+/// Runs Shoal in a box: the same nodes on virtual time, network and disks, under faults drawn from a seed.
+///
+/// The same seed gives the same run, event by event, in every build and on every day; its hash says so. A run under faults
+/// is followed by a heal, and then every promise that Shoal makes is checked.
+#[derive(Parser)]
+#[command(
+    name = "shoal-sim",
+    version,
+    after_help = "Exit codes: 0 every promise held, 1 one was broken, 2 the run could not be carried out."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one seed, or several.
+    Run(RunArguments),
+    /// Runs again what `run --record` has written, and compares the hash.
+    Replay(ReplayArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// The seed, or the first one.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds, counting up.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Virtual minutes under load and faults; the heal and the checks come on top.
+    #[arg(long, default_value_t = 5.0)]
+    minutes: f64,
+    /// What is simulated.
+    #[arg(long, value_enum, default_value_t = ScenarioName::Cluster)]
+    scenario: ScenarioName,
+    /// Writes every event of the run, one line each.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Writes down what is needed to run exactly this again, with its faults spelled out.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Switches on a bug, to see that it is found.
+    #[arg(long, value_enum)]
+    planted: Option<PlantedName>,
+    /// Runs every seed twice and compares the hashes.
+    #[arg(long)]
+    twice: bool,
+    /// Goes on after a seed that fails.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+#[derive(Args)]
+struct ReplayArguments {
+    /// What `run --record` has written.
+    file: PathBuf,
+    /// Writes every event of the run, one line each.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScenarioName {
+    /// Whole nodes under a workload.
+    Cluster,
+    /// Supervised actors that echo messages: proves the simulator itself.
+    Echo,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PlantedName {
+    /// A write is acknowledged before its fsync.
+    SkipFsync,
+    /// A write is acknowledged at quorum when one replica has answered.
+    AcknowledgeEarly,
+    /// The older version wins.
+    WrongTieBreak,
+}
+
+/// A run, written down.
+#[derive(Serialize, Deserialize)]
+struct Recording {
+    /// The hash of its trace.
+    hash: String,
+    run: RunOptions,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    entropy::without_address_randomisation();
+    run::warm_up();
+    let outcome = match cli.command {
+        Command::Run(arguments) => run_seeds(&arguments),
+        Command::Replay(arguments) => replay(&arguments),
+    };
+    match outcome {
+        Ok(Outcome::Held) => ExitCode::SUCCESS,
+        Ok(Outcome::Broken) => ExitCode::from(1),
+        Ok(Outcome::NotCarriedOut) => ExitCode::from(2),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "shoal-sim: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Held,
+    Broken,
+    NotCarriedOut,
+}
+
+fn options(arguments: &RunArguments, seed: u64) -> RunOptions {
+    RunOptions {
+        seed,
+        scenario: match arguments.scenario {
+            ScenarioName::Cluster => Scenario::Cluster,
+            ScenarioName::Echo => Scenario::Echo,
+        },
+        nodes: arguments.nodes,
+        // Bounded by what a person can wait for; the cast saturates.
+        seconds: (arguments.minutes * 60.0).clamp(1.0, 1e6) as u64,
+        planted: arguments.planted.map(|planted| match planted {
+            PlantedName::SkipFsync => Planted::SkipFsync,
+            PlantedName::AcknowledgeEarly => Planted::AcknowledgeEarly,
+            PlantedName::WrongTieBreak => Planted::WrongTieBreak,
+        }),
+        faults: None,
+    }
+}
+
+fn trace_file(path: Option<&Path>) -> io::Result<Option<Box<dyn Write + Send>>> {
+    let open = |path: &Path| -> io::Result<Box<dyn Write + Send>> { Ok(Box::new(BufWriter::new(File::create(path)?))) };
+    path.map(open).transpose()
+}
+
+fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
+    let mut out = io::stdout().lock();
+    let mut totals = Totals::default();
+    let mut worst = Outcome::Held;
+    for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
+        let options = options(arguments, seed);
+        let mut report = run::run(&options, trace_file(arguments.trace.as_deref())?);
+        if arguments.twice && report.failure.is_none() {
+            let again = run::run(&options, None);
+            if again.hash != report.hash {
+                report.failure = Some(format!("the second run gave another hash, {:032x}", again.hash));
+            }
+        }
+        if let Some(path) = &arguments.record {
+            let run = RunOptions { faults: Some(report.plan.clone()), ..options.clone() };
+            let text = toml::to_string(&Recording { hash: format!("{:032x}", report.hash), run });
+            std::fs::write(path, text.map_err(io::Error::other)?)?;
+        }
+        progress(&mut out, seed, &report)?;
+        totals.add(&report);
+        if !report.passed() {
+            tell(&mut out, &options, &report)?;
+            worst = worst.max(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken });
+            if !arguments.keep_going {
+                break;
+            }
+        }
+    }
+    totals.print(&mut out)?;
+    Ok(worst)
+}
+
+fn replay(arguments: &ReplayArguments) -> io::Result<Outcome> {
+    let text = std::fs::read_to_string(&arguments.file)?;
+    let recording: Recording = toml::from_str(&text).map_err(io::Error::other)?;
+    let report = run::run(&recording.run, trace_file(arguments.trace.as_deref())?);
+    let mut out = io::stdout().lock();
+    progress(&mut out, recording.run.seed, &report)?;
+    let hash = format!("{:032x}", report.hash);
+    if hash == recording.hash {
+        writeln!(out, "the same run as recorded")?;
+    } else {
+        writeln!(out, "not the run that was recorded ({}): the program has changed since", recording.hash)?;
+    }
+    if report.passed() {
+        return Ok(Outcome::Held);
+    }
+    tell(&mut out, &recording.run, &report)?;
+    Ok(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken })
+}
+
+fn progress(out: &mut impl Write, seed: u64, report: &RunReport) -> io::Result<()> {
+    let operations: u64 = report.operations.values().sum();
+    writeln!(
+        out,
+        "seed {seed}: {} {:032x}, {} faults, {operations} operations, {} events, {:.1} virtual s in {:.2} CPU s",
+        if report.passed() { "ok" } else { "FAILED" },
+        report.hash,
+        report.plan.len(),
+        report.lines,
+        report.virtual_micros as f64 / 1e6,
+        report.cpu_micros as f64 / 1e6,
+    )
+}
+
+/// What broke, what had happened before, and how to see it again.
+fn tell(out: &mut impl Write, options: &RunOptions, report: &RunReport) -> io::Result<()> {
+    if let Some(failure) = &report.failure {
+        writeln!(out, "\n  {failure}")?;
+    }
+    for violation in &report.violations {
+        writeln!(out, "\n  broken: {violation}")?;
+    }
+    writeln!(out, "\n  what had happened to the world, the last of it:")?;
+    for line in &report.story {
+        writeln!(out, "    {line}")?;
+    }
+    let scenario = if options.scenario == Scenario::Echo { " --scenario echo" } else { "" };
+    let planted = options.planted.map(|planted| format!(" --planted {}", planted.as_str())).unwrap_or_default();
+    writeln!(
+        out,
+        "\n  to see it again:\n    shoal-sim run --seed {} --nodes {} --minutes {}{scenario}{planted} --trace trace.txt\n",
+        options.seed,
+        options.nodes,
+        options.seconds as f64 / 60.0
+    )
+}
+
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    passed: u64,
+    virtual_micros: u64,
+    cpu_micros: u64,
+    operations: BTreeMap<&'static str, u64>,
+    /// Rare states, with how often, and by how many seeds.
+    sometimes: BTreeMap<&'static str, (u64, u64)>,
+}
+
+impl Totals {
+    fn add(&mut self, report: &RunReport) {
+        self.seeds += 1;
+        self.passed += u64::from(report.passed());
+        self.virtual_micros += report.virtual_micros;
+        self.cpu_micros += report.cpu_micros;
+        for (what, times) in &report.operations {
+            *self.operations.entry(what).or_default() += times;
+        }
+        for (what, times) in &report.sometimes {
+            let (total, seeds) = self.sometimes.entry(what).or_default();
+            *total += times;
+            *seeds += 1;
+        }
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let speed = self.virtual_micros as f64 / self.cpu_micros.max(1) as f64;
+        writeln!(out, "\n{} of {} seeds passed; {speed:.0} virtual seconds per CPU second", self.passed, self.seeds)?;
+        writeln!(out, "operations:")?;
+        for (what, times) in &self.operations {
+            writeln!(out, "  {times:>8}  {what}")?;
+        }
+        writeln!(out, "sometimes:")?;
+        for (what, (times, seeds)) in &self.sometimes {
+            writeln!(out, "  {times:>8}  {what} (in {seeds} seeds)")?;
+        }
+        Ok(())
+    }
+}

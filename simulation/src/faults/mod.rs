@@ -1,0 +1,205 @@
+//! What the plan does to the world.
+
+mod plan;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::DiskFaults;
+use crate::network::LinkFaults;
+use crate::world::{CrashKind, HostId, Simulation};
+
+pub use plan::{FaultMenu, PlannedFault, draw_plan};
+
+/// A fault. Hosts are numbers from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Fault {
+    /// Hosts of the group and the others no longer reach each other.
+    Partition {
+        /// One side; the other is everybody else.
+        group: Vec<u16>,
+    },
+    /// One direction between two hosts is cut.
+    OneWay {
+        /// Whose messages are lost.
+        from: u16,
+        /// Who no longer hears them.
+        to: u16,
+    },
+    /// Every link of a host has these faults, in both directions.
+    Weather {
+        /// The host.
+        host: u16,
+        /// What is wrong.
+        link: LinkFaults,
+    },
+    /// Streams between two hosts are reset.
+    Reset {
+        /// One.
+        one: u16,
+        /// The other.
+        other: u16,
+    },
+    /// A host goes down and is started again at the end.
+    Crash {
+        /// The host.
+        host: u16,
+        /// How.
+        how: CrashKind,
+    },
+    /// A host loses its power right after so many further disk operations, in the middle of a job.
+    CrashInJob {
+        /// The host.
+        host: u16,
+        /// Changes of its disk until then.
+        after: u64,
+    },
+    /// A host does nothing while the fault lasts.
+    Pause {
+        /// The host.
+        host: u16,
+    },
+    /// A host's wall clock is off.
+    Skew {
+        /// The host.
+        host: u16,
+        /// By how much.
+        offset_micros: i64,
+    },
+    /// A host's disk fails now and then, or is slow.
+    Disk {
+        /// The host.
+        host: u16,
+        /// What is wrong.
+        disk: DiskFaults,
+    },
+    /// A host's disk has only so much room left.
+    DiskFull {
+        /// The host.
+        host: u16,
+        /// What is left.
+        free_bytes: u64,
+    },
+}
+
+impl Fault {
+    /// Does it. `time` is how long it will last.
+    pub fn begin(&self, simulation: &mut Simulation, time: Duration) {
+        let shared = simulation.shared().clone();
+        match self {
+            Self::Partition { group } => across(simulation, group, |from, to| shared.cut(from, to)),
+            Self::OneWay { from, to } => shared.cut(HostId(*from), HostId(*to)),
+            Self::Weather { host, link } => {
+                of_host(simulation, *host, |from, to| shared.set_link_faults(from, to, *link))
+            }
+            Self::Reset { one, other } => shared.reset_streams(HostId(*one), HostId(*other)),
+            Self::Crash { host, how } => simulation.crash(HostId(*host), *how),
+            Self::CrashInJob { host, after } => {
+                if let Some(disk) = simulation.disk(HostId(*host)).filter(|_| simulation.is_up(HostId(*host))) {
+                    disk.crash_after(*after);
+                }
+            }
+            Self::Pause { host } => simulation.pause(HostId(*host), time),
+            Self::Skew { host, offset_micros } => shared.set_wall_offset_micros(HostId(*host), *offset_micros),
+            Self::Disk { host, disk: faults } => {
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.set_faults(*faults);
+                }
+            }
+            Self::DiskFull { host, free_bytes } => {
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.squeeze(*free_bytes);
+                }
+            }
+        }
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// A host cannot be started: the simulator itself has run out of descriptors.
+    pub fn end(&self, simulation: &mut Simulation) -> std::io::Result<()> {
+        let shared = simulation.shared().clone();
+        match self {
+            Self::Partition { group } => across(simulation, group, |from, to| shared.mend(from, to)),
+            Self::OneWay { from, to } => shared.mend(HostId(*from), HostId(*to)),
+            Self::Weather { host, .. } => {
+                of_host(simulation, *host, |from, to| shared.set_link_faults(from, to, LinkFaults::default()));
+            }
+            Self::Crash { host, .. } | Self::CrashInJob { host, .. } => {
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.disarm();
+                }
+                simulation.start(HostId(*host))?;
+            }
+            Self::Skew { host, .. } => shared.set_wall_offset_micros(HostId(*host), 0),
+            Self::Disk { host, .. } | Self::DiskFull { host, .. } => {
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.set_faults(DiskFaults::default());
+                }
+            }
+            Self::Reset { .. } | Self::Pause { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+fn across(simulation: &Simulation, group: &[u16], mut each: impl FnMut(HostId, HostId)) {
+    for from in simulation.hosts() {
+        for to in simulation.hosts() {
+            if group.contains(&from.0) != group.contains(&to.0) {
+                each(from, to);
+            }
+        }
+    }
+}
+
+fn of_host(simulation: &Simulation, host: u16, mut each: impl FnMut(HostId, HostId)) {
+    for other in simulation.hosts().filter(|other| other.0 != host) {
+        each(HostId(host), other);
+        each(other, HostId(host));
+    }
+}
+
+/// Runs to `until_micros` while the plan's faults come and go.
+///
+/// # Errors
+/// As [`Fault::end`].
+pub fn run_plan(simulation: &mut Simulation, plan: &[PlannedFault], until_micros: u64) -> std::io::Result<()> {
+    let mut turns: Vec<(u64, usize, bool)> = Vec::new();
+    for (index, planned) in plan.iter().enumerate() {
+        turns.push((planned.at_ms * 1_000, index, true));
+        turns.push(((planned.at_ms + planned.for_ms) * 1_000, index, false));
+    }
+    turns.sort();
+    for (at_micros, index, begins) in turns.into_iter().filter(|turn| turn.0 < until_micros) {
+        simulation.run_until(at_micros);
+        let planned = &plan[index];
+        if begins {
+            planned.fault.begin(simulation, Duration::from_millis(planned.for_ms));
+        } else {
+            planned.fault.end(simulation)?;
+        }
+    }
+    simulation.run_until(until_micros);
+    Ok(())
+}
+
+/// Takes every fault away and starts every host that is down.
+///
+/// # Errors
+/// As [`Fault::end`].
+pub fn heal_everything(simulation: &mut Simulation) -> std::io::Result<()> {
+    simulation.shared().heal_network();
+    for host in simulation.hosts() {
+        if let Some(disk) = simulation.disk(host) {
+            disk.disarm();
+            disk.set_faults(DiskFaults::default());
+        }
+        simulation.shared().set_wall_offset_micros(host, 0);
+        simulation.start(host)?;
+    }
+    Ok(())
+}

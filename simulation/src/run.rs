@@ -1,0 +1,172 @@
+//! One run: what is asked for, what comes out, and the thread it happens on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entropy;
+use crate::faults::PlannedFault;
+use crate::panics;
+use crate::world::Shared;
+
+/// Stack of the thread of a run: debug builds of query planners recurse deep.
+const STACK_BYTES: usize = 64 << 20;
+
+/// What is simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// Whole nodes under a workload.
+    #[default]
+    Cluster,
+    /// Supervised actors that echo messages: proves the world, not the product.
+    Echo,
+}
+
+/// A bug switched on by hand, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Planted {
+    /// A write is acknowledged before its fsync.
+    SkipFsync,
+    /// A write is acknowledged at quorum when one replica has answered.
+    AcknowledgeEarly,
+    /// The older version wins.
+    WrongTieBreak,
+}
+
+impl Planted {
+    /// As the command line names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SkipFsync => "skip-fsync",
+            Self::AcknowledgeEarly => "acknowledge-early",
+            Self::WrongTieBreak => "wrong-tie-break",
+        }
+    }
+}
+
+/// Everything that fixes a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunOptions {
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// What is simulated.
+    #[serde(default)]
+    pub scenario: Scenario,
+    /// Nodes.
+    pub nodes: u16,
+    /// Virtual time under load and faults.
+    pub seconds: u64,
+    /// A bug to switch on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planted: Option<Planted>,
+    /// The faults; drawn from the seed if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<Vec<PlannedFault>>,
+}
+
+/// A broken promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The name of the invariant.
+    pub invariant: &'static str,
+    /// What was expected, and what was found.
+    pub evidence: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.evidence)
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Default)]
+pub struct RunReport {
+    /// The hash of the trace.
+    pub hash: u128,
+    /// Lines of the trace.
+    pub lines: u64,
+    /// Virtual time that passed.
+    pub virtual_micros: u64,
+    /// CPU time that it took, of the whole process.
+    pub cpu_micros: u64,
+    /// Client operations by outcome.
+    pub operations: BTreeMap<&'static str, u64>,
+    /// Rare states reached.
+    pub sometimes: BTreeMap<&'static str, u64>,
+    /// Broken promises.
+    pub violations: Vec<Violation>,
+    /// The last faults.
+    pub story: Vec<String>,
+    /// The faults as they were planned.
+    pub plan: Vec<PlannedFault>,
+    /// The run could not be carried out; says why.
+    pub failure: Option<String>,
+}
+
+impl RunReport {
+    /// Takes what the world knows.
+    pub fn finish(&mut self, shared: &Shared) {
+        (self.hash, self.lines) = shared.trace_hash();
+        self.virtual_micros = shared.now_micros();
+        self.sometimes = shared.sometimes_reached();
+        self.story = shared.story();
+        if let Err(error) = shared.flush_trace() {
+            self.failure = Some(format!("the trace could not be written: {error}"));
+        }
+        for panic in panics::take().into_iter().filter(|panic| !panic.contains(panics::PLANNED)) {
+            self.violations.push(Violation { invariant: "nothing_panics", evidence: panic });
+        }
+        if shared.stray_threads() > 0 {
+            self.failure = Some(format!("{} threads were started outside the simulation", shared.stray_threads()));
+        }
+    }
+
+    /// Whether everything held.
+    pub fn passed(&self) -> bool {
+        self.violations.is_empty() && self.failure.is_none()
+    }
+}
+
+/// Runs on a thread of its own, so that nothing that a library keeps per thread comes from an earlier run.
+pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunReport {
+    let options = options.clone();
+    let begin = entropy::cpu_micros();
+    let work = move || {
+        panics::take();
+        match options.scenario {
+            Scenario::Echo => crate::echo::run(&options, trace),
+            Scenario::Cluster => {
+                RunReport { failure: Some("there is no cluster yet".to_owned()), ..RunReport::default() }
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES).spawn(work);
+    let failed = |why: String| RunReport { failure: Some(why), ..RunReport::default() };
+    let mut report = match thread.map(std::thread::JoinHandle::join) {
+        Ok(Ok(report)) => report,
+        Ok(Err(panic)) => failed(format!("the run panicked: {}", panic_message(&*panic))),
+        Err(error) => failed(format!("no thread for the run: {error}")),
+    };
+    report.cpu_micros = entropy::cpu_micros() - begin;
+    report
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// Makes what libraries keep for the life of the process the same, whichever seed comes first; silences expected panics.
+pub fn warm_up() {
+    entropy::seed_process();
+    std::panic::set_hook(Box::new(panics::note));
+    let options =
+        RunOptions { seed: 0, scenario: Scenario::Echo, nodes: 2, seconds: 1, planted: None, faults: Some(Vec::new()) };
+    run(&options, None);
+}

@@ -1,0 +1,243 @@
+//! What all hosts share: time, the heap of events, the network's state, the trace.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::{CrashKind, HostId};
+use crate::entropy;
+use crate::network::NetworkState;
+use crate::trace::{Kind, Trace};
+
+/// Something that happens at a moment.
+pub(crate) enum Action {
+    /// A future is polled.
+    Wake(Waker),
+    /// Code runs.
+    Run(Box<dyn FnOnce() + Send>),
+}
+
+/// Where it happens. An event for an earlier life of a host is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    World,
+    Host { host: HostId, life: u64 },
+}
+
+pub(crate) struct Event {
+    at_micros: u64,
+    ordinal: u64,
+    pub(crate) target: Target,
+    pub(crate) action: Action,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.ordinal == other.ordinal
+    }
+}
+
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_micros, self.ordinal).cmp(&(other.at_micros, other.ordinal))
+    }
+}
+
+/// A host, as the others see it.
+#[derive(Debug, Default)]
+pub(crate) struct HostState {
+    /// Counts starts; 0 before the first.
+    pub(crate) life: u64,
+    pub(crate) up: bool,
+    /// Its machine answers for it: connection attempts are refused, not lost.
+    pub(crate) machine_up: bool,
+    /// Goes down as soon as its present step is over; until then nothing that it does has an effect.
+    pub(crate) doomed: Option<CrashKind>,
+    pub(crate) wall_offset_micros: i64,
+    /// Seeds given, by stream.
+    pub(crate) seeds: BTreeMap<&'static str, u64>,
+}
+
+/// The shared state behind its lock.
+pub(crate) struct Core {
+    pub(crate) seed: u64,
+    pub(crate) now_micros: u64,
+    ordinal: u64,
+    events: BinaryHeap<Reverse<Event>>,
+    pub(crate) hosts: Vec<HostState>,
+    pub(crate) network: NetworkState,
+    trace: Trace,
+    sometimes: BTreeMap<&'static str, u64>,
+    stray_threads: u64,
+}
+
+impl Core {
+    pub(crate) fn add_host(&mut self) {
+        self.hosts.push(HostState::default());
+        self.network.add_host(self.seed, self.hosts.len());
+    }
+
+    pub(crate) fn schedule(&mut self, at_micros: u64, target: Target, action: Action) {
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        self.events.push(Reverse(Event { at_micros: at_micros.max(self.now_micros), ordinal, target, action }));
+    }
+
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.events.peek().map(|Reverse(event)| event.at_micros)
+    }
+
+    pub(crate) fn pop_due(&mut self) -> Option<Event> {
+        if self.next_at()? > self.now_micros {
+            return None;
+        }
+        self.events.pop().map(|Reverse(event)| event)
+    }
+
+    pub(super) fn take_events(&mut self) -> BinaryHeap<Reverse<Event>> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(crate) fn trace(&mut self, kind: Kind, what: fmt::Arguments<'_>) {
+        let now = self.now_micros;
+        self.trace.line(now, kind, what);
+    }
+
+    /// Whether the host is in that life, and what it does still counts.
+    pub(crate) fn lives(&self, host: HostId, life: u64) -> bool {
+        self.hosts.get(host.index()).is_some_and(|state| state.up && state.life == life && state.doomed.is_none())
+    }
+
+    pub(crate) fn sometimes(&mut self, what: &'static str) {
+        *self.sometimes.entry(what).or_default() += 1;
+    }
+}
+
+/// What all hosts share.
+pub struct Shared(Mutex<Core>);
+
+impl Shared {
+    pub(super) fn new(seed: u64, trace: Trace) -> Self {
+        Self(Mutex::new(Core {
+            seed,
+            now_micros: 0,
+            ordinal: 0,
+            events: BinaryHeap::new(),
+            hosts: Vec::new(),
+            network: NetworkState::default(),
+            trace,
+            sometimes: BTreeMap::new(),
+            stray_threads: 0,
+        }))
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        // One thread uses it; a panic under the lock leaves counters and queues as they are.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Virtual time in microseconds.
+    pub fn now_micros(&self) -> u64 {
+        self.core().now_micros
+    }
+
+    pub(super) fn set_now_micros(&self, now: u64) {
+        self.core().now_micros = now;
+        entropy::set_now_micros(now);
+    }
+
+    /// Adds a line to the trace.
+    pub fn trace(&self, kind: Kind, what: fmt::Arguments<'_>) {
+        self.core().trace(kind, what);
+    }
+
+    /// The hash of the trace so far, and the number of its lines.
+    pub fn trace_hash(&self) -> (u128, u64) {
+        let core = self.core();
+        (core.trace.hash(), core.trace.lines())
+    }
+
+    /// The last faults of the run, oldest first.
+    pub fn story(&self) -> Vec<String> {
+        self.core().trace.story().map(str::to_owned).collect()
+    }
+
+    /// Writes the trace's last lines.
+    ///
+    /// # Errors
+    /// The trace could not be written whole.
+    pub fn flush_trace(&self) -> std::io::Result<()> {
+        self.core().trace.flush()
+    }
+
+    /// Counts a state that is rare and should be reached by some seeds.
+    pub fn sometimes(&self, what: &'static str) {
+        self.core().sometimes(what);
+    }
+
+    /// Rare states reached, with how often.
+    pub fn sometimes_reached(&self) -> BTreeMap<&'static str, u64> {
+        self.core().sometimes.clone()
+    }
+
+    /// Threads that libraries started on their own; a run with any is not reproducible.
+    pub fn stray_threads(&self) -> u64 {
+        self.core().stray_threads
+    }
+
+    pub(super) fn count_stray_thread(&self) {
+        self.core().stray_threads += 1;
+    }
+
+    /// Sets by how much a host's wall clock is off.
+    pub fn set_wall_offset_micros(&self, host: HostId, offset: i64) {
+        let mut core = self.core();
+        if let Some(state) = core.hosts.get_mut(host.index()) {
+            state.wall_offset_micros = offset;
+        }
+        core.trace(Kind::Fault, format_args!("{host} has its wall clock off by {offset} us"));
+    }
+
+    /// Completes at a moment of virtual time, exactly.
+    pub(crate) fn at(self: &Arc<Self>, host: HostId, life: u64, at_micros: u64) -> Moment {
+        Moment { shared: self.clone(), target: Target::Host { host, life }, at_micros, asked: false }
+    }
+}
+
+/// A future that completes at a moment of virtual time.
+pub(crate) struct Moment {
+    shared: Arc<Shared>,
+    target: Target,
+    at_micros: u64,
+    asked: bool,
+}
+
+impl Future for Moment {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let shared = self.shared.clone();
+        let mut core = shared.core();
+        if core.now_micros >= self.at_micros {
+            return Poll::Ready(());
+        }
+        // One event is enough for a future that stays in its task; a task that selects over it may poll it more often.
+        if !self.asked {
+            self.asked = true;
+            core.schedule(self.at_micros, self.target, Action::Wake(context.waker().clone()));
+        }
+        Poll::Pending
+    }
+}
