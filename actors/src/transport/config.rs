@@ -17,7 +17,7 @@ pub struct TransportConfig {
     /// The longest frame that is sent or taken.
     pub frame_bytes_max: usize,
     /// Bytes that may wait in one connection's writer. Senders wait (calls, items) or are refused (casts) beyond; a
-    /// connection whose unavoidable frames (replies of refusal, ends, cancels) pile up beyond twice this is closed.
+    /// connection whose frames that cannot wait (refusals, ends, credit, cancels) pile up beyond this is closed.
     pub outbound_bytes_max: usize,
     /// A connection that has been silent so long is pinged; also how often silence is looked for.
     pub ping_every_ms: u64,

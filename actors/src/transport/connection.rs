@@ -3,7 +3,7 @@
 //! A connection exists before it is connected: calls and casts queue up while it is being dialled, and fail with it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -66,10 +66,11 @@ pub(super) struct Connection {
     frame_bytes_max: usize,
     streams_max: usize,
     calls_max: usize,
-    // Milliseconds of the monotonic clock: when a byte last came in, and since when the writer has made no progress (0: it
-    // has nothing to write).
-    heard_ms: AtomicU64,
-    stuck_since_ms: AtomicU64,
+    // Counts reads that brought bytes.
+    heard: AtomicU64,
+    // Counts writes that took bytes.
+    taken: AtomicU64,
+    writing: AtomicBool,
 }
 
 impl Connection {
@@ -101,8 +102,9 @@ impl Connection {
             frame_bytes_max: config.frame_bytes_max,
             streams_max: config.streams_max,
             calls_max: config.calls_max,
-            heard_ms: AtomicU64::new(now_ms(env)),
-            stuck_since_ms: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            writing: AtomicBool::new(false),
         }
     }
 
@@ -114,7 +116,6 @@ impl Connection {
     /// The handshake is done.
     pub(super) fn set_up(&self, peer: NodeId) {
         let _ = self.peer.set(peer);
-        self.heard_ms.store(now_ms(&self.env), Ordering::Relaxed);
         self.up.cancel();
     }
 
@@ -338,10 +339,6 @@ pub(super) fn lost(peer: NodeId, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::NodeLost, format!("the connection to {peer} was lost: {why}"))
 }
 
-pub(super) fn now_ms(env: &Env) -> u64 {
-    u64::try_from(env.monotonic().as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Runs a connection that is up until it is closed, for whatever reason.
 pub(super) async fn run(hub: &Arc<Hub>, connection: &Arc<Connection>, stream: BoxStream) {
     let (reader, writer) = tokio::io::split(stream);
@@ -368,30 +365,35 @@ pub(super) async fn run(hub: &Arc<Hub>, connection: &Arc<Connection>, stream: Bo
     writing.join().await;
 }
 
-/// Pings a silent peer; returns when it has been silent, or has not taken a byte, for too long.
+/// Pings a silent peer; returns when it has been silent, or has not taken a byte, for too long, or is not needed.
+///
+/// Silence is counted in ticks and not by the clock: when this process was held up itself, the reader gets its turn before
+/// the peer is judged.
 async fn pulse(hub: &Arc<Hub>, connection: &Connection) -> Error {
-    let (every, timeout_ms) = (hub.config.ping_every(), hub.config.ping_timeout_ms);
-    let every_ms = hub.config.ping_every_ms;
-    let (mut pings, mut idle_since) = (0, now_ms(&connection.env));
+    let ticks_max = hub.config.ping_timeout_ms.div_ceil(hub.config.ping_every_ms);
+    let (mut silent, mut stuck, mut idle) = (0, 0, 0);
+    let (mut heard_before, mut taken_before) = (0, 0);
+    let mut pings = 0;
     loop {
-        connection.env.sleep(every).await;
-        let now = now_ms(&connection.env);
-        if !connection.passing || !connection.is_idle() {
-            idle_since = now;
-        } else if now.saturating_sub(idle_since) > timeout_ms {
-            return lost(connection.peer(), "not needed any more");
+        connection.env.sleep(hub.config.ping_every()).await;
+        let (heard, taken) = (connection.heard.load(Ordering::Relaxed), connection.taken.load(Ordering::Relaxed));
+        let writing = connection.writing.load(Ordering::Relaxed);
+        silent = if heard != heard_before { 0 } else { silent + 1 };
+        stuck = if taken != taken_before || !writing { 0 } else { stuck + 1 };
+        idle = if connection.passing && connection.is_idle() { idle + 1 } else { 0 };
+        (heard_before, taken_before) = (heard, taken);
+        if silent > ticks_max {
+            return lost(connection.peer(), "silent for too long (ping_timeout_ms)");
         }
-        let silent_ms = now.saturating_sub(connection.heard_ms.load(Ordering::Relaxed));
-        if silent_ms > timeout_ms {
-            return lost(connection.peer(), format_args!("silent for {silent_ms} ms (ping_timeout_ms)"));
-        }
-        let stuck_since = connection.stuck_since_ms.load(Ordering::Relaxed);
-        if stuck_since != 0 && now.saturating_sub(stuck_since) > timeout_ms {
+        if stuck > ticks_max {
             return lost(connection.peer(), "it takes no more bytes (ping_timeout_ms)");
         }
-        if silent_ms >= every_ms {
+        if idle > ticks_max {
+            return lost(connection.peer(), "not needed any more");
+        }
+        if silent > 0 {
             pings += 1;
-            connection.say(Frame::bare(Kind::Ping, pings));
+            connection.outbound.ping(pings);
         }
     }
 }
@@ -399,6 +401,7 @@ async fn pulse(hub: &Arc<Hub>, connection: &Connection) -> Error {
 async fn write(connection: &Connection, mut writer: WriteHalf<BoxStream>) -> std::io::Result<()> {
     let mut gathered = BytesMut::new();
     while let Some(batch) = connection.outbound.batch().await {
+        connection.writing.store(true, Ordering::Relaxed);
         for entry in batch {
             if entry.claim.as_ref().is_none_or(|claim| claim.write()) {
                 entry.frame.put_header(&mut gathered);
@@ -415,7 +418,7 @@ async fn write(connection: &Connection, mut writer: WriteHalf<BoxStream>) -> std
         write_all(connection, &mut writer, &gathered[..]).await?;
         gathered.clear();
         writer.flush().await?;
-        connection.stuck_since_ms.store(0, Ordering::Relaxed);
+        connection.writing.store(false, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -426,11 +429,11 @@ async fn write_all(
     mut bytes: impl Buf,
 ) -> std::io::Result<()> {
     while bytes.has_remaining() {
-        connection.stuck_since_ms.store(now_ms(&connection.env).max(1), Ordering::Relaxed);
         let written = writer.write_buf(&mut bytes).await?;
         if written == 0 {
             return Err(std::io::ErrorKind::WriteZero.into());
         }
+        add(&connection.taken, 1);
         add(&connection.counters.bytes_out, written as u64);
     }
     Ok(())
@@ -459,7 +462,7 @@ async fn read(hub: &Arc<Hub>, connection: &Arc<Connection>, mut reader: ReadHalf
         match reader.read_buf(&mut buffer).await {
             Ok(0) => return lost(connection.peer(), "closed by the peer"),
             Ok(bytes) => {
-                connection.heard_ms.store(now_ms(&connection.env), Ordering::Relaxed);
+                add(&connection.heard, 1);
                 add(&connection.counters.bytes_in, bytes as u64);
             }
             Err(error) => return lost(connection.peer(), error),

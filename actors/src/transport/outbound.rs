@@ -54,9 +54,12 @@ pub(super) struct Entry {
     places: usize,
 }
 
+#[derive(Default)]
 struct State {
     queue: VecDeque<Entry>,
-    bytes: usize,
+    // Bytes of the frames in `queue` that hold no place.
+    urgent_bytes: usize,
+    ping: Option<u64>,
     pong: Option<u64>,
     closed: bool,
 }
@@ -71,12 +74,7 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self {
-            state: Mutex::new(State { queue: VecDeque::new(), bytes: 0, pong: None, closed: false }),
-            room: Semaphore::new(bytes_max),
-            ready: Notify::new(),
-            bytes_max,
-        }
+        Self { state: Mutex::default(), room: Semaphore::new(bytes_max), ready: Notify::new(), bytes_max }
     }
 
     /// Queues a frame as soon as there is room. Dropping the future before it is done queues nothing. A frame larger than
@@ -104,10 +102,16 @@ impl Outbound {
 
     /// Queues a frame that cannot wait. `Full` means that the peer makes us answer without reading: close the connection.
     pub(super) fn push_urgent(&self, frame: Frame) -> Result<(), Refused> {
-        if lock(&self.state).bytes > 2 * self.bytes_max {
+        if lock(&self.state).urgent_bytes > self.bytes_max {
             return Err(Refused::Full);
         }
         self.append(Entry { frame, claim: None, places: 0 })
+    }
+
+    /// Queues a ping; one that is still queued is replaced.
+    pub(super) fn ping(&self, id: u64) {
+        lock(&self.state).ping = Some(id);
+        self.ready.notify_one();
     }
 
     /// Queues the answer to a ping; one that is still queued is replaced.
@@ -121,7 +125,9 @@ impl Outbound {
         if state.closed {
             return Err(Refused::Closed);
         }
-        state.bytes += entry.frame.wire_bytes();
+        if entry.places == 0 {
+            state.urgent_bytes += entry.frame.wire_bytes();
+        }
         state.queue.push_back(entry);
         drop(state);
         self.ready.notify_one();
@@ -137,16 +143,19 @@ impl Outbound {
                     return None;
                 }
                 let mut batch = Vec::new();
-                if let Some(id) = state.pong.take() {
-                    let frame = Frame::bare(Kind::Pong, id);
-                    state.bytes += frame.wire_bytes();
-                    batch.push(Entry { frame, claim: None, places: 0 });
+                let (ping, pong) = (state.ping.take(), state.pong.take());
+                let pulse = [(Kind::Ping, ping), (Kind::Pong, pong)];
+                for (kind, id) in pulse.into_iter().filter_map(|(kind, id)| Some((kind, id?))) {
+                    batch.push(Entry { frame: Frame::bare(kind, id), claim: None, places: 0 });
                 }
                 let mut bytes = 0;
                 while bytes < BATCH_BYTES
                     && let Some(entry) = state.queue.pop_front()
                 {
                     bytes += entry.frame.wire_bytes();
+                    if entry.places == 0 {
+                        state.urgent_bytes -= entry.frame.wire_bytes();
+                    }
                     batch.push(entry);
                 }
                 if !batch.is_empty() {
@@ -159,9 +168,6 @@ impl Outbound {
 
     /// A frame of a batch is on its way: its room is free again.
     pub(super) fn written(&self, entry: &Entry) {
-        let mut state = lock(&self.state);
-        state.bytes = state.bytes.saturating_sub(entry.frame.wire_bytes());
-        drop(state);
         self.room.add_permits(entry.places);
     }
 
@@ -175,5 +181,83 @@ impl Outbound {
         self.room.close();
         self.ready.notify_one();
         drop(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn frame(bytes: usize) -> Frame {
+        Frame::new(Kind::Cast, 0, 0, Bytes::from(vec![0; bytes]))
+    }
+
+    fn take(outbound: &Outbound) -> Vec<Entry> {
+        outbound.batch().now_or_never().flatten().unwrap_or_default()
+    }
+
+    #[test]
+    fn casts_are_refused_and_calls_wait_when_full() {
+        let outbound = Outbound::new(1024);
+        outbound.try_push(frame(900)).unwrap();
+        assert_eq!(outbound.try_push(frame(200)), Err(Refused::Full));
+        let mut waiting = Box::pin(outbound.push(frame(200), None));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        for entry in take(&outbound) {
+            outbound.written(&entry);
+        }
+        assert_eq!(waiting.now_or_never(), Some(Ok(())));
+        outbound.close();
+        assert_eq!(outbound.try_push(frame(1)), Err(Refused::Closed));
+        assert!(outbound.batch().now_or_never().is_some_and(|batch| batch.is_none()));
+    }
+
+    #[test]
+    fn a_giant_passes_alone_and_urgent_frames_pass_it() {
+        let outbound = Outbound::new(1024);
+        assert_eq!(outbound.push(frame(100_000), None).now_or_never(), Some(Ok(())));
+        assert!(outbound.push(frame(1), None).now_or_never().is_none());
+        assert_eq!(outbound.push_urgent(frame(100)), Ok(()));
+        outbound.ping(1);
+        outbound.pong(1);
+        outbound.pong(2);
+        let kinds: Vec<_> = take(&outbound).iter().map(|entry| (entry.frame.kind, entry.frame.id)).collect();
+        assert_eq!(kinds, [(Kind::Ping, 1), (Kind::Pong, 2), (Kind::Cast, 0), (Kind::Cast, 0)]);
+    }
+
+    #[test]
+    fn urgent_frames_have_a_bound_too() {
+        let outbound = Outbound::new(1024);
+        let queued = (0..100).take_while(|_| outbound.push_urgent(frame(100)).is_ok()).count();
+        assert!((5..15).contains(&queued), "{queued}");
+        take(&outbound);
+        assert_eq!(outbound.push_urgent(frame(100)), Ok(()));
+    }
+
+    #[test]
+    fn a_dropped_push_queues_nothing_and_keeps_no_room() {
+        let outbound = Outbound::new(1024);
+        outbound.try_push(frame(1000)).unwrap();
+        let mut given_up = Box::pin(outbound.push(frame(1000), None));
+        assert!(given_up.as_mut().now_or_never().is_none());
+        drop(given_up);
+        for entry in take(&outbound) {
+            outbound.written(&entry);
+        }
+        assert_eq!(outbound.room.available_permits(), 1024);
+        assert!(take(&outbound).is_empty());
+    }
+
+    #[test]
+    fn writer_and_caller_agree_on_what_was_sent() {
+        let sent = Claim::default();
+        assert!(sent.write());
+        assert!(!sent.abandon());
+        let abandoned = Claim::default();
+        assert!(abandoned.abandon() && abandoned.abandon());
+        assert!(!abandoned.write());
     }
 }
