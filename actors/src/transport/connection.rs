@@ -148,7 +148,7 @@ impl Connection {
             let outlets = std::mem::take(&mut tables.outlets);
             (calls, inboxes, outlets)
         };
-        self.outbound.close();
+        add(&self.counters.casts_dropped, self.outbound.close());
         let (calls, inboxes, outlets) = pending;
         for call in calls.into_values() {
             let applied = if call.claim.abandon() { Applied::False } else { Applied::Unknown };

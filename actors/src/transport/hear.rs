@@ -15,7 +15,7 @@ use super::handshake::Lane;
 use super::hub::Hub;
 use super::route::{Handler, Route, nobody};
 use super::stats::{InUse, add};
-use super::stream::{Arrived, Outlet, StreamSender};
+use super::stream::{Arrived, Inbox, Outlet, StreamSender};
 
 /// The peer broke the protocol: the connection is closed.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +218,23 @@ impl Hub {
                 biased;
                 () = stop.cancelled() => {}
                 _ = work => {}
+            }
+        });
+    }
+
+    /// Ends a stream within this node when the transport stops, as a lost connection ends all others: its two ends may be
+    /// in the hands of others, who wait for each other.
+    pub(super) fn end_when_stopping(self: &Arc<Self>, inbox: Arc<Inbox>, outlet: Arc<Outlet>) {
+        let stop = self.stop.clone();
+        self.spawn("transport.stream", async move {
+            tokio::select! {
+                biased;
+                () = outlet.ended() => {}
+                () = stop.cancelled() => {
+                    let stopping = Error::new(ErrorCode::NotReady, "the node is stopping");
+                    inbox.end(Err(stopping.clone().with_applied(Applied::Unknown)));
+                    outlet.close(stopping);
+                }
             }
         });
     }

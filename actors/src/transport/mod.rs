@@ -209,7 +209,10 @@ impl Transport {
         let item_bytes_max = frame::payload_bytes_max(hub.config.frame_bytes_max);
         let sender = StreamSender::local(outlet.clone(), inbox.clone(), item_bytes_max, &hub.counters);
         match hub.handler(route) {
-            Some(handler) => hub.produce(handler, hub.config.node, header, sender),
+            Some(handler) => {
+                hub.produce(handler, hub.config.node, header, sender);
+                hub.end_when_stopping(inbox.clone(), outlet.clone());
+            }
             None => inbox.end(Err(route::nobody(route))),
         }
         Ok(StreamReceiver::new(inbox, Source::Local(outlet), &hub.counters))

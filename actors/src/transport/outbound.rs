@@ -171,8 +171,9 @@ impl Outbound {
         self.room.add_permits(entry.places);
     }
 
-    /// Refuses everything from now on and drops what is queued.
-    pub(super) fn close(&self) {
+    /// Refuses everything from now on and drops what is queued. Returns the number of casts among it, of which nobody else
+    /// learns.
+    pub(super) fn close(&self) -> u64 {
         let dropped = {
             let mut state = lock(&self.state);
             state.closed = true;
@@ -180,7 +181,7 @@ impl Outbound {
         };
         self.room.close();
         self.ready.notify_one();
-        drop(dropped);
+        dropped.iter().filter(|entry| entry.frame.kind == Kind::Cast).count() as u64
     }
 }
 

@@ -68,6 +68,11 @@ impl Outlet {
         self.close(Error::new(ErrorCode::Cancelled, "the consumer wants no more"));
     }
 
+    /// Resolves when either side has ended the stream.
+    pub(super) async fn ended(&self) {
+        self.closed.cancelled().await;
+    }
+
     /// Waits until the item may go.
     async fn spend(&self, cost: u64) -> Result<Spent<'_>, StreamClosed> {
         loop {

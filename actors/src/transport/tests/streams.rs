@@ -265,3 +265,37 @@ async fn an_item_too_large_for_a_frame_is_refused_where_it_is_sent() {
     }
     stop([one, two]).await;
 }
+
+/// Hands its senders to whoever holds it.
+#[derive(Default)]
+struct Keeper(Arc<std::sync::Mutex<Vec<StreamSender>>>);
+
+impl Handler for Keeper {
+    fn open(&self, _from: NodeId, _header: Bytes, out: StreamSender) -> BoxFuture<'static, ()> {
+        lock(&self.0).push(out);
+        async {}.boxed()
+    }
+}
+
+#[tokio::test]
+async fn shutdown_ends_streams_whose_ends_are_held_elsewhere() {
+    let env = real();
+    let [one, two] = cluster(&env, |_| {}).await;
+    let keeper = Keeper::default();
+    let senders = keeper.0.clone();
+    two.register(Route::Edge, Arc::new(keeper));
+    let mut local = two.open(NodeId(2), Route::Edge, Bytes::new(), 1000, SOON).await.unwrap();
+    let mut remote = one.open(NodeId(2), Route::Edge, Bytes::new(), 1000, SOON).await.unwrap();
+    eventually(&env, "both are open", || lock(&senders).len() == 2).await;
+    two.shutdown().await;
+    let ends = [env.timeout(SOON, local.next()).await, env.timeout(SOON, remote.next()).await];
+    let codes = ends.map(|end| end.unwrap().unwrap().unwrap_err().code());
+    assert_eq!(codes, [ErrorCode::NotReady, ErrorCode::NodeLost]);
+    let senders = std::mem::take(&mut *lock(&senders));
+    for sender in &senders {
+        env.timeout(SOON, sender.closed()).await.unwrap();
+        assert!(sender.send(Bytes::new()).await.is_err());
+    }
+    drop((senders, local, remote));
+    stop([one, two]).await;
+}
