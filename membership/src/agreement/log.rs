@@ -183,7 +183,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        Ok(self.journal().vote)
+        // Read once, at the start. openraft would have a restarted leader go on in its term, and serve reads although it may
+        // have forgotten how far it had committed (openraft issue 1511). As a mere candidate of that term it has to be
+        // elected again, and the first entry of the new term brings the commitment up to date.
+        Ok(self.journal().vote.map(|vote| {
+            let own = vote.leader_id.voted_for() == Some(self.0.node);
+            if own { Vote { committed: false, ..vote } } else { vote }
+        }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {

@@ -4,8 +4,8 @@
 //! has to be sent. The first nodes vote (up to [`VOTERS_MAX`]), the others follow. Without a quorum nothing can be agreed, and
 //! the caller is told so; the last catalog applied stays readable, also over a restart.
 //!
-//! Owned by the node's membership actor. A failed write or sync stops the agreement for good (its errors say why); the owner
-//! drops it and opens a new one, which recovers from disk.
+//! Owned by the node's membership actor. A failed write or sync stops the agreement for good (its errors and its status say
+//! why); the owner calls [`Agreement::shutdown`] and opens a new one, which recovers from disk.
 
 mod join;
 mod journal;
@@ -30,7 +30,7 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use shoal_catalog::Catalog;
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use join::JoinError;
 pub use network::PeerRpc;
@@ -42,6 +42,12 @@ use types::Raft;
 
 /// Nodes that vote on the catalog; further ones only follow it.
 pub const VOTERS_MAX: usize = 5;
+
+/// Proposals that one node may have under way; further ones are refused as overload.
+pub const PROPOSALS_MAX: usize = 64;
+
+/// Proposals that the leader works on at once; further ones wait, within their deadline.
+const LEADING_MAX: usize = 128;
 
 /// How a node takes part.
 #[derive(Debug, Clone)]
@@ -79,9 +85,9 @@ impl AgreementConfig {
             cluster_address,
             http_address,
             data_dir: data_dir.into(),
-            heartbeat_ms: 250,
-            election_timeout_ms_min: 1_000,
-            election_timeout_ms_max: 2_000,
+            heartbeat_ms: 200,
+            election_timeout_ms_min: 700,
+            election_timeout_ms_max: 1_400,
             snapshot_after_entries: 500,
             entries_kept: 200,
         }
@@ -140,6 +146,8 @@ struct Inner {
     recovered: AtomicBool,
     /// Newcomers are admitted one by one.
     door: tokio::sync::Mutex<()>,
+    proposing: Semaphore,
+    leading: Semaphore,
     tender: Mutex<Option<TaskHandle>>,
 }
 
@@ -174,11 +182,28 @@ impl Agreement {
             peers,
             recovered: AtomicBool::new(member),
             door: tokio::sync::Mutex::new(()),
+            proposing: Semaphore::new(PROPOSALS_MAX),
+            leading: Semaphore::new(LEADING_MAX),
             tender: Mutex::new(None),
         }));
+        agreement.elect_alone().await;
         let task = env.spawn("agreement", tend::run(Arc::downgrade(&agreement.0)));
         *agreement.0.tender.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(agreement)
+    }
+
+    /// A node that votes alone need not wait for anybody before it leads.
+    async fn elect_alone(&self) {
+        let me = self.0.config.node;
+        let voters = self
+            .0
+            .raft
+            .with_raft_state(|state| state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>());
+        if voters.await.is_ok_and(|voters| voters == [me])
+            && let Err(error) = self.0.raft.trigger().elect().await
+        {
+            tracing::debug!(%error, "the election starts by itself a little later");
+        }
     }
 
     /// Whether this node has founded or joined a cluster, in this life or an earlier one.

@@ -7,14 +7,20 @@ use std::time::Duration;
 use openraft::LogIdOptionExt;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use shoal_catalog::{Catalog, Command, CommandOutcome};
-use shoal_kernel::{Applied, Error, NodeId, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Result};
 
 use super::message::{Request, Response};
 use super::types::{Outcome, Peer, Proposal};
-use super::{Agreement, Inner, no_quorum, stopped};
+use super::{Agreement, Inner, PROPOSALS_MAX, no_quorum, stopped};
 
 /// Wait before the leader is looked for again, in milliseconds.
 const RETRY_MS: u64 = 50;
+
+/// How long one attempt to read may take, in milliseconds. The leader may have gone without a word, and another be there.
+const READ_MS_MAX: u64 = 1_000;
+
+/// How long one attempt to propose may take, in milliseconds. Asking again is harmless.
+const PROPOSE_MS_MAX: u64 = 3_000;
 
 /// One round of asking.
 pub(super) enum Attempt<T> {
@@ -29,10 +35,18 @@ impl Agreement {
     /// Has a command agreed upon, and waits until this node shows its effect. On any node.
     ///
     /// # Errors
-    /// The catalog refuses the command; or no quorum was found in time: `applied: false` if the command was certainly never
-    /// proposed, `applied: unknown` if it may still be agreed upon later.
+    /// The catalog refuses the command; too much is under way; this node belongs to no cluster yet; or no quorum was found in
+    /// time: `applied: false` if the command was certainly never proposed, `applied: unknown` if it may still be agreed upon
+    /// later.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<CommandOutcome> {
         let node = &self.0;
+        self.check_member()?;
+        let Ok(_place) = node.proposing.try_acquire() else {
+            return Err(Error::new(
+                ErrorCode::Overloaded,
+                format!("{PROPOSALS_MAX} changes of the catalog are under way on this node (PROPOSALS_MAX)"),
+            ));
+        };
         let deadline = node.env.monotonic() + timeout;
         let id = u128::from(node.config.node.0) << 96 | u128::from(node.env.random("proposal"));
         let proposal = Proposal { id, command };
@@ -60,9 +74,10 @@ impl Agreement {
     /// The catalog with everything in it that was agreed upon before the call. On any node.
     ///
     /// # Errors
-    /// No quorum was found in time.
+    /// This node belongs to no cluster yet, or no quorum was found in time.
     pub async fn linearizable(&self, timeout: Duration) -> Result<Arc<Catalog>> {
         let node = &self.0;
+        self.check_member()?;
         let deadline = node.env.monotonic() + timeout;
         let mut hint = None;
         while !node.remaining(deadline).is_zero() {
@@ -83,6 +98,13 @@ impl Agreement {
             node.pause(deadline).await;
         }
         Err(no_quorum(timeout))
+    }
+
+    fn check_member(&self) -> Result<()> {
+        if self.is_member() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::NotReady, "this node has not joined a cluster yet"))
     }
 }
 
@@ -124,7 +146,7 @@ impl Inner {
         if leader == self.config.node {
             return self.lead(proposal.clone(), deadline).await;
         }
-        let timeout = self.remaining(deadline);
+        let timeout = self.remaining(deadline).min(Duration::from_millis(PROPOSE_MS_MAX));
         let request = Request::Propose { proposal: proposal.clone(), timeout_ms: millis(timeout) };
         match self.peers.call(Some(leader), address, request, timeout).await {
             Ok(Response::Decided(outcome)) => Attempt::Done(outcome),
@@ -136,6 +158,8 @@ impl Inner {
 
     /// Proposes as the leader.
     pub(super) async fn lead(&self, proposal: Proposal, deadline: Duration) -> Attempt<Outcome> {
+        let leading = self.env.timeout(self.remaining(deadline), self.leading.acquire()).await;
+        let Ok(Ok(_place)) = leading else { return Attempt::Failed(Applied::False) };
         // A leader that was cut off would take the command into its log and never know: first be sure of a quorum.
         match self.confirm(deadline).await {
             Attempt::Done(_) => {}
@@ -156,7 +180,7 @@ impl Inner {
         if leader == self.config.node {
             return self.confirm(deadline).await;
         }
-        let timeout = self.remaining(deadline);
+        let timeout = self.remaining(deadline).min(Duration::from_millis(READ_MS_MAX));
         let request = Request::ReadIndex { timeout_ms: millis(timeout) };
         match self.peers.call(Some(leader), address, request, timeout).await {
             Ok(Response::ReadAt(index)) => Attempt::Done(index),
@@ -186,7 +210,7 @@ pub(super) fn write_error(error: RaftError<NodeId, ClientWriteError<NodeId, Peer
     match error {
         RaftError::Fatal(fatal) => stopped(&fatal),
         RaftError::APIError(error) => {
-            Error::new(shoal_kernel::ErrorCode::NotReady, format!("the membership cannot change now: {error}"))
+            Error::new(ErrorCode::NotReady, format!("the membership cannot change now: {error}"))
         }
     }
 }
