@@ -40,7 +40,7 @@ impl EncodedKeys {
     }
 
     /// The keys, by row.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + DoubleEndedIterator {
         (0..self.len()).map(|row| self.get(row))
     }
 

@@ -13,6 +13,7 @@ mod key;
 mod layout;
 mod manifest;
 mod memtable;
+mod merge;
 mod options;
 mod predicate;
 mod rows;

@@ -100,8 +100,8 @@ impl Scan {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
         let excluded = self.conditions.iter().any(|condition| {
-            let id = self.layout.schema.columns[condition.column].id;
-            !may_match(&condition.predicate, &view.segment.zone(id))
+            let column = &self.layout.schema.columns[condition.column];
+            !may_match(&condition.predicate, &view.segment.zone(column))
         });
         if excluded {
             return;
@@ -109,8 +109,8 @@ impl Scan {
         let point = self.point();
         for page in 0..view.segment.pages() {
             let may_hold = self.conditions.iter().all(|condition| {
-                let id = self.layout.schema.columns[condition.column].id;
-                may_match(&condition.predicate, &view.segment.page_zone(id, page))
+                let column = &self.layout.schema.columns[condition.column];
+                may_match(&condition.predicate, &view.segment.page_zone(column, page))
             });
             if may_hold && point.as_ref().is_none_or(|key| view.segment.may_hold_key(key, page)) {
                 self.units.push_back(Unit::Page { view: view.clone(), page });

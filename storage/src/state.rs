@@ -31,6 +31,8 @@ pub(crate) struct Location {
 pub(crate) struct SegmentView {
     pub(crate) segment: Arc<Segment>,
     pub(crate) dead: Arc<RoaringBitmap>,
+    /// How many of them had lost at the last flush: a compaction can leave these out.
+    pub(crate) old_dead: u64,
 }
 
 impl SegmentView {

@@ -36,10 +36,11 @@ pub(super) fn write(words: &[u64], nulls: Option<&NullBuffer>, signed: bool, eff
         return out.extend_from_slice(&minimum.to_le_bytes());
     }
     let width = width_of(high - low);
-    if effort == Effort::Full && nulls.is_none() {
-        if let Some((base, delta_width)) = delta_width(words).filter(|(_, delta)| delta + 4 < width) {
-            return write_delta(words, base, delta_width, out);
-        }
+    if effort == Effort::Full
+        && nulls.is_none()
+        && let Some((base, delta_width)) = delta_width(words).filter(|(_, delta)| delta + 4 < width)
+    {
+        return write_delta(words, base, delta_width, out);
     }
     if effort == Effort::Full
         && width > 8

@@ -65,7 +65,8 @@ impl Footer {
     /// Whether all parts speak of the same number of pages and rows: what follows may index without looking.
     fn is_consistent(&self) -> bool {
         let pages = (self.rows as usize).div_ceil(PAGE_ROWS);
-        let hidden = [self.version_high.len(), self.version_low.len(), self.positions.len(), self.position_ranges.len()];
+        let hidden =
+            [self.version_high.len(), self.version_low.len(), self.positions.len(), self.position_ranges.len()];
         self.first_keys.len() == pages
             && self.blooms.len() == pages.div_ceil(GROUP_PAGES)
             && hidden.iter().all(|&len| len == pages)

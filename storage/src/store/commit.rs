@@ -28,11 +28,8 @@ pub(super) struct Prepared {
 /// What becomes of a write of the group.
 enum Fate {
     Settled(Result<Accepted>),
-    /// In the log at that place of the group.
-    Logged {
-        place: u64,
-        accepted: Accepted,
-    },
+    /// In the log.
+    Logged(Accepted),
     /// A resend of the write at that place of the group.
     Resent {
         place: u64,
@@ -77,7 +74,7 @@ impl Store {
                     group_tokens.entry(record.token.clone()).or_insert_with(|| (place, record.clone()));
                 }
                 group.push(prepared);
-                Ok(Fate::Logged { place, accepted })
+                Ok(Fate::Logged(accepted))
             });
             fates.push(fate.unwrap_or_else(|error| Fate::Settled(Err(error))));
         }
@@ -89,8 +86,8 @@ impl Store {
             .into_iter()
             .map(|fate| match (fate, &full) {
                 (Fate::Settled(result), _) => result,
-                (Fate::Logged { .. } | Fate::Resent { .. }, Some(full)) => Err(full.clone()),
-                (Fate::Logged { accepted, .. }, None) => Ok(accepted),
+                (Fate::Logged(_) | Fate::Resent { .. }, Some(full)) => Err(full.clone()),
+                (Fate::Logged(accepted), None) => Ok(accepted),
                 (Fate::Resent { place, accepted }, None) => Ok(Accepted { position: position + 1 + place, ..accepted }),
             })
             .collect())

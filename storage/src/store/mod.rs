@@ -1,9 +1,10 @@
 //! One replica on one disk.
 //!
-//! Three locks, always taken in this order: `maintenance` (flush and compaction change the set of files), `writer` (commits
-//! one after another), `state` (what readers see; held for moments only).
+//! Locks, always taken in this order: `flushing` or `compacting` (one of each at a time), `maintenance` (the manifest is being
+//! replaced), `writer` (commits one after another), `state` (what readers see; held for moments only), `tokens`.
 
 mod commit;
+mod compact;
 mod digest;
 mod maintenance;
 mod open;
@@ -15,10 +16,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, Result, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, Result, SegmentId, Version};
 
 use crate::layout::Layout;
-use crate::manifest::{Manifest, write_meta};
+use crate::manifest::write_meta;
 use crate::memtable::KeyIndex;
 use crate::options::StoreOptions;
 use crate::segment::{Segment, SegmentContext};
@@ -39,6 +40,10 @@ pub struct Store {
     layout: Arc<Layout>,
     options: StoreOptions,
     context: Arc<SegmentContext>,
+    /// Held through a whole flush.
+    flushing: Mutex<()>,
+    /// Held through a whole compaction.
+    compacting: Mutex<()>,
     maintenance: Mutex<Maintenance>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
@@ -48,15 +53,16 @@ pub struct Store {
 
 /// What only the one who changes the set of files needs.
 struct Maintenance {
-    /// As it is on disk.
-    manifest: Manifest,
+    next_segment: SegmentId,
     /// Segments that are no longer part of the store; their files go when no snapshot refers to them.
     retired: Vec<Arc<Segment>>,
+    /// Segments that a manifest names of which nobody knows whether it was written.
+    unnamed: Vec<SegmentId>,
 }
 
 impl Maintenance {
-    fn new(manifest: Manifest) -> Self {
-        Self { manifest, retired: Vec::new() }
+    fn new(next_segment: SegmentId) -> Self {
+        Self { next_segment, retired: Vec::new(), unnamed: Vec::new() }
     }
 }
 

@@ -69,7 +69,8 @@ impl Store {
                 .map_err(|error| Error::new(ErrorCode::Corruption, format!("{MANIFEST_FILE}: a bitmap: {error}")))?;
             match Segment::open(&context, dir, record.id, record.bytes) {
                 Ok(segment) => {
-                    segments.insert(record.id, SegmentView { segment: Arc::new(segment), dead: Arc::new(dead) });
+                    let (segment, old_dead) = (Arc::new(segment), dead.len());
+                    segments.insert(record.id, SegmentView { segment, dead: Arc::new(dead), old_dead });
                 }
                 Err(error) if error.code() == ErrorCode::Corruption => {
                     let file = segment_file(record.id);
@@ -127,7 +128,9 @@ impl Store {
             layout,
             options,
             context,
-            maintenance: Mutex::new(super::Maintenance::new(manifest)),
+            flushing: Mutex::default(),
+            compacting: Mutex::default(),
+            maintenance: Mutex::new(super::Maintenance::new(manifest.next_segment)),
             writer: Mutex::new(writer),
             state: Mutex::new(State { log_id: recovery.log_id, ..state }),
             tokens: Mutex::new(tokens),

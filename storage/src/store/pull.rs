@@ -12,8 +12,9 @@ use shoal_kernel::{Error, LogId, Result, Version};
 
 use super::{Store, lock};
 use crate::memtable::MemView;
-use crate::rows::replicated_batch;
-use crate::state::State;
+use crate::merge::{Merge, MergeInput, MergeRange, Merged};
+use crate::rows::{Rows, Write, replicated_batch, replicated_schema};
+use crate::state::{SegmentView, State};
 use crate::token::TokenRecord;
 
 /// Where a peer stands in this replica's log. The default starts from the beginning.
@@ -39,8 +40,8 @@ pub struct PullRound {
 /// A part of the feed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pulled {
-    /// Rows and tombstones: the table's columns (all nullable), `_version`, `_tombstone`. For
-    /// [`crate::Rows::Replicated`], one write each; the tokens go with the last one.
+    /// Rows and tombstones: the table's columns (all nullable), `_version`, `_tombstone`. At least one, if without rows,
+    /// when there are tokens.
     pub batches: Vec<RecordBatch>,
     /// Tokens of these records.
     pub tokens: Vec<TokenRecord>,
@@ -50,6 +51,22 @@ pub struct Pulled {
     pub position: u64,
     /// Nothing is left for now.
     pub done: bool,
+}
+
+impl Pulled {
+    /// The writes that bring a follower up to [`Pulled::next`].
+    pub fn into_writes(self) -> Vec<Write> {
+        let write =
+            |(batch, tokens)| Write { version: Version::default(), token: None, rows: Rows::Replicated(batch, tokens) };
+        let last = self.batches.len().saturating_sub(1);
+        let mut tokens = Some(self.tokens);
+        let with_tokens = |(at, batch)| {
+            // A token must not be known where its rows are not, so all of them go with the last rows.
+            let tokens = if at == last { tokens.take() } else { None };
+            (batch, tokens.unwrap_or_default())
+        };
+        self.batches.into_iter().enumerate().map(with_tokens).map(write).collect()
+    }
 }
 
 impl Store {
@@ -72,7 +89,7 @@ impl Store {
             }
             let from = next.position;
             match next.round.take() {
-                Some(round) => match self.feed_segments(&state, from, round.clone(), &mut feed)? {
+                Some(round) => match self.feed_segments(&state, from, &round, &mut feed)? {
                     Some(after_key) => next.round = Some(PullRound { after_key, ..round }),
                     None => next.position = round.until,
                 },
@@ -82,13 +99,29 @@ impl Store {
             let tokens = lock(&self.tokens);
             feed.tokens.extend(tokens.between(from, next.position).map(|entry| entry.record.clone()));
         }
+        if feed.batches.is_empty() && !feed.tokens.is_empty() {
+            feed.add(RecordBatch::new_empty(replicated_schema(&self.layout)));
+        }
         let done = next.round.is_none() && next.position == state.position;
         Ok(Pulled { batches: feed.batches, tokens: feed.tokens, next, position: state.position, done })
     }
 
-    /// Hands out rows of segments in key order; says behind which key to go on, if anything is left.
-    fn feed_segments(&self, _: &State, _: u64, _: PullRound, _: &mut Feed) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    /// Hands out rows of segments in key order; says behind which key to go on, if anything may be left.
+    fn feed_segments(&self, state: &State, from: u64, round: &PullRound, feed: &mut Feed) -> Result<Option<Vec<u8>>> {
+        let input = |view: &SegmentView| MergeInput { segment: view.segment.clone(), left_out: view.dead.clone() };
+        let inputs = state.segments.values().map(input).collect();
+        let range = MergeRange { after_position: from, after_key: &round.after_key };
+        let mut merge = Merge::new(self.layout.clone(), inputs, &range);
+        let mut after_key = round.after_key.clone();
+        while feed.bytes_left > 0 {
+            let Some(Merged { rows, .. }) = merge.next(FEED_ROWS)? else { return Ok(None) };
+            if let Some(last) = rows.keys.iter().next_back() {
+                after_key = last.to_vec();
+            }
+            let tombstones = rows.tombstones.iter().copied().collect();
+            feed.add(replicated_batch(&self.layout, rows.batch.columns(), &rows.versions, tombstones)?);
+        }
+        Ok(Some(after_key))
     }
 
     /// Hands out whole records from memtables. Gives the position up to which everything has been handed out.
@@ -118,7 +151,7 @@ impl Store {
     }
 }
 
-/// Rows of a memtable that are handed out as one batch, unless one record has more.
+/// Rows that are handed out as one batch, unless one record in a memtable has more.
 const FEED_ROWS: usize = 1024;
 
 /// What has been collected for one answer.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::env::{Disk, DiskFile, OpenMode};
 use shoal_kernel::{Applied, Error, ErrorCode, Result, wire};
 
-pub(crate) use frame::FrameBuilder;
+pub(crate) use frame::{FrameBuilder, join_versions, split_versions};
 pub(crate) use recover::{Tail, recover};
 
 use crate::layout::StoredColumn;

@@ -46,11 +46,6 @@ impl MemoryDisk {
         Arc::new(self.clone())
     }
 
-    /// Operations that could have been interrupted so far.
-    pub fn operations(&self) -> u64 {
-        self.0.lock().unwrap().operations
-    }
-
     /// Every operation from that one on fails, and has no effect.
     pub fn cut_power_at(&self, operation: u64) {
         self.0.lock().unwrap().power_cut_at = Some(operation);

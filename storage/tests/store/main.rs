@@ -1,6 +1,11 @@
 //! The store from outside: what it promises, under faults.
-#![allow(clippy::unwrap_used, reason = "a failed test should say where")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails should say where, and stop")]
 
+mod crash;
+mod damage;
 mod disk;
 mod fixture;
+mod model;
+mod pull;
+mod segments;
 mod writes;

@@ -1,0 +1,178 @@
+//! Writing a segment, row group by row group.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
+use roaring::RoaringBitmap;
+use shoal_kernel::env::{DiskFile, OpenMode};
+use shoal_kernel::{Error, Result, SegmentId, Version};
+
+use super::bloom::Bloom;
+use super::format::{ColumnIndex, Extent, Footer, GROUP_PAGES, HEADER_BYTES, PAGE_ROWS, footer_bytes, header};
+use super::{Segment, SegmentContext, segment_file};
+use crate::encoding::{Effort, encode_page};
+use crate::key::EncodedKeys;
+use crate::predicate::Zone;
+use crate::wal::split_versions;
+
+/// Rows in the order of their identities.
+pub(crate) struct SegmentRows {
+    /// All columns in the order of the table's schema.
+    pub(crate) batch: RecordBatch,
+    pub(crate) keys: EncodedKeys,
+    pub(crate) versions: Vec<Version>,
+    pub(crate) positions: Vec<u64>,
+    pub(crate) tombstones: Vec<bool>,
+}
+
+/// A segment in the making. If it is dropped unfinished, its file is removed.
+pub(crate) struct SegmentWriter {
+    context: Arc<SegmentContext>,
+    dir: PathBuf,
+    id: SegmentId,
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    footer: Footer,
+    tombstones: RoaringBitmap,
+    /// Pages of the row group that is being collected, per column, hidden ones last.
+    group: Vec<Vec<Vec<u8>>>,
+    group_hashes: Vec<u64>,
+    finished: bool,
+}
+
+/// Versions (two halves) and positions stand behind the table's columns.
+const HIDDEN_COLUMNS: usize = 3;
+
+impl SegmentWriter {
+    pub(crate) fn create(context: &Arc<SegmentContext>, dir: &Path, id: SegmentId) -> Result<Self> {
+        let columns = context.layout.stored_columns();
+        let path = dir.join(segment_file(id));
+        let named = |error: std::io::Error| Error::from(error).context(format_args!("creating {}", path.display()));
+        let file = context.disk.open(&path, OpenMode::CreateNew).map_err(named)?;
+        let group = vec![Vec::new(); columns.len() + HIDDEN_COLUMNS];
+        let column = |column| ColumnIndex { column, pages: Vec::new(), zones: Vec::new() };
+        let writer = Self {
+            context: context.clone(),
+            dir: dir.to_owned(),
+            id,
+            file,
+            offset: HEADER_BYTES,
+            footer: Footer {
+                rows: 0,
+                columns: columns.into_iter().map(column).collect(),
+                version_high: Vec::new(),
+                version_low: Vec::new(),
+                positions: Vec::new(),
+                position_ranges: Vec::new(),
+                first_keys: Vec::new(),
+                last_key: Vec::new(),
+                blooms: Vec::new(),
+                tombstones: Vec::new(),
+                version_range: (Version(u128::MAX), Version(0)),
+            },
+            tombstones: RoaringBitmap::new(),
+            group,
+            group_hashes: Vec::new(),
+            finished: false,
+        };
+        writer.file.write_all_at(&header(), 0).map_err(named)?;
+        Ok(writer)
+    }
+
+    /// Rows so far.
+    pub(crate) fn rows(&self) -> u32 {
+        self.footer.rows
+    }
+
+    /// Adds a page; only the last one may have less than [`PAGE_ROWS`] rows.
+    pub(crate) fn push(&mut self, rows: &SegmentRows) -> Result<()> {
+        let count = rows.batch.num_rows();
+        if count == 0 || count > PAGE_ROWS || !(self.footer.rows as usize).is_multiple_of(PAGE_ROWS) {
+            return Err(Error::internal("a segment is written in full pages"));
+        }
+        let (high, low) = split_versions(&rows.versions);
+        let positions: ArrayRef = Arc::new(UInt64Array::from(rows.positions.clone()));
+        let hidden = [&high, &low, &positions];
+        for (column, array) in self.group.iter_mut().zip(rows.batch.columns().iter().chain(hidden)) {
+            column.push(encode_page(array, Effort::Full)?);
+        }
+        for (index, array) in self.footer.columns.iter_mut().zip(rows.batch.columns()) {
+            index.zones.push(Zone::of(array));
+        }
+        let first_row = self.footer.rows;
+        let tombstones = rows.tombstones.iter().enumerate().filter(|(_, tombstone)| **tombstone);
+        self.tombstones.extend(tombstones.map(|(row, _)| first_row + row as u32));
+        let span =
+            |values: &[u64]| (values.iter().copied().min().unwrap_or(0), values.iter().copied().max().unwrap_or(0));
+        self.footer.position_ranges.push(span(&rows.positions));
+        let range = &mut self.footer.version_range;
+        for version in &rows.versions {
+            *range = (range.0.min(*version), range.1.max(*version));
+        }
+        self.footer.first_keys.push(rows.keys.get(0).to_vec());
+        self.footer.last_key = rows.keys.get(count - 1).to_vec();
+        self.group_hashes.extend(rows.keys.iter().map(Bloom::hash));
+        self.footer.rows += count as u32;
+        if self.footer.pages().is_multiple_of(GROUP_PAGES) {
+            self.write_group()?;
+        }
+        Ok(())
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        if self.group_hashes.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        let start = self.offset;
+        let mut extent_of = |content: &[u8]| -> Result<Extent> {
+            let length = u32::try_from(content.len()).map_err(|_| Error::internal("a page of more than 4 GiB"))?;
+            let extent = Extent { offset: start + bytes.len() as u64, bytes: length, crc: crc32fast::hash(content) };
+            bytes.extend_from_slice(content);
+            Ok(extent)
+        };
+        let footer = &mut self.footer;
+        let hidden = [&mut footer.version_high, &mut footer.version_low, &mut footer.positions];
+        let indexes = footer.columns.iter_mut().map(|index| &mut index.pages).chain(hidden);
+        for (pages, extents) in self.group.iter_mut().zip(indexes) {
+            for page in pages.drain(..) {
+                extents.push(extent_of(&page)?);
+            }
+        }
+        footer.blooms.push(extent_of(&Bloom::of(&self.group_hashes).to_bytes())?);
+        self.group_hashes.clear();
+        self.file.write_all_at(&bytes, self.offset).map_err(|error| self.named(error))?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Completes the file, makes it durable and opens it.
+    pub(crate) fn finish(mut self) -> Result<Segment> {
+        self.write_group()?;
+        self.tombstones.serialize_into(&mut self.footer.tombstones)?;
+        let end = footer_bytes(&self.footer)?;
+        let write = || {
+            self.file.write_all_at(&end, self.offset)?;
+            self.file.sync()?;
+            self.context.disk.sync_dir(&self.dir)
+        };
+        write().map_err(|error| self.named(error))?;
+        let segment = Segment::open(&self.context, &self.dir, self.id, self.offset + end.len() as u64)?;
+        self.finished = true;
+        Ok(segment)
+    }
+
+    fn named(&self, error: std::io::Error) -> Error {
+        Error::from(error).context(format_args!("writing {}", segment_file(self.id)))
+    }
+}
+
+impl Drop for SegmentWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // If this fails too, the next start removes what no manifest names.
+            let _ = self.context.disk.remove_file(&self.dir.join(segment_file(self.id)));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Segments: what is read from them, and how little.
+
+use std::sync::Arc;
+
+use arrow::array::cast::AsArray;
+use arrow::array::types::{Int32Type, Int64Type};
+use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int64Array, ListArray, RecordBatch};
+use arrow::datatypes::{DataType, Field};
+use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, TableKind, TableSchema};
+use shoal_storage::{Snapshot, StoreOptions};
+
+use crate::disk::{Loss, MemoryDisk};
+use crate::fixture::*;
+
+fn compare(column: u32, op: CompareOp, value: Datum) -> ColumnPredicate {
+    ColumnPredicate::Compare { column: ColumnId(column), op, value }
+}
+
+fn ids(snapshot: &Snapshot, predicates: Vec<ColumnPredicate>) -> Vec<i64> {
+    let spec = shoal_kernel::ScanSpec { predicates, ..scan_all(&[1]) };
+    let batches: Vec<RecordBatch> = snapshot.scan(&spec).unwrap().collect::<Result<_, _>>().unwrap();
+    let mut ids: Vec<i64> =
+        batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Even keys in one segment, some of them replaced by a second one; 20,000 rows are three pages.
+fn two_segments(disk: &MemoryDisk) -> std::sync::Arc<shoal_storage::Store> {
+    let (store, _) = open(&disk.shared());
+    let first: Vec<_> = (0..20_000).map(|n| (n * 2, Some("first"), n)).collect();
+    commit(&store, put(1, rows(&first)));
+    store.flush().unwrap();
+    let second: Vec<_> = (0..3_000).map(|n| (n * 5, None, -n)).collect();
+    commit(&store, put(2, rows(&second)));
+    store.flush().unwrap();
+    store
+}
+
+#[test]
+fn scans_are_rows_minus_masks_and_compaction_changes_nothing() {
+    let disk = MemoryDisk::default();
+    let store = two_segments(&disk);
+    let expected: Table = (0..20_000)
+        .map(|n| (n * 2, (Some("first".to_owned()), n)))
+        .chain((0..3_000).map(|n| (n * 5, (None, -n))))
+        .collect();
+    let before = store.snapshot();
+    assert_eq!(read(&before), expected);
+    let digest = store.digest().unwrap();
+    assert_eq!(store.status().segments, 2);
+    assert!(!store.compact().unwrap(), "two segments of different sizes stay apart");
+
+    drop(store);
+    let few = StoreOptions { compaction_fan_in: 2, ..options() };
+    let (store, _) = open_with(&disk.shared(), &upsert_schema(), few, 7).unwrap();
+    assert_eq!(store.digest().unwrap(), digest, "masks are in the manifest");
+    let held = store.snapshot();
+    // Of about one size with the second one.
+    commit(&store, put(3, rows(&(0..3_000).map(|n| (n * 7, Some("third"), n)).collect::<Vec<_>>())));
+    store.flush().unwrap();
+    commit(&store, put(4, rows(&[(0, Some("young"), 0)])));
+    let now = read(&store.snapshot());
+    assert!(store.compact().unwrap());
+    assert_eq!(read(&store.snapshot()), now);
+    assert_eq!(read(&held), expected, "the files of a snapshot stay as long as it does");
+    assert_eq!(store.verify().unwrap(), []);
+    drop((held, before));
+    let files = || disk.files().iter().filter(|path| path.to_str().unwrap().ends_with(".seg")).count();
+    store.flush().unwrap();
+    assert_eq!(files(), store.status().segments);
+    let (store, _) = open(&disk.restart(Loss::Everything).shared());
+    assert_eq!(read(&store.snapshot()), now);
+}
+
+#[test]
+fn predicates_prune_and_never_lose_a_row() {
+    let disk = MemoryDisk::default();
+    let store = two_segments(&disk);
+    let snapshot = store.snapshot();
+    let all = read(&snapshot);
+    for (op, bound) in [(CompareOp::Eq, 39_998), (CompareOp::Lt, 10), (CompareOp::GtEq, 39_990), (CompareOp::NotEq, 0)]
+    {
+        let holds = |id: &i64| match op {
+            CompareOp::Eq => *id == bound,
+            CompareOp::Lt => *id < bound,
+            CompareOp::GtEq => *id >= bound,
+            _ => *id != bound,
+        };
+        let expected: Vec<i64> = all.keys().copied().filter(holds).collect();
+        assert_eq!(ids(&snapshot, vec![compare(1, op, Datum::Int(bound))]), expected, "{op:?}");
+    }
+    let named = vec![compare(2, CompareOp::Eq, Datum::Text("first".into())), compare(3, CompareOp::Lt, Datum::Int(9))];
+    let expected: Vec<i64> = all.iter().filter(|(_, row)| row.0.is_some() && row.1 < 9).map(|(id, _)| *id).collect();
+    assert_eq!(ids(&snapshot, named), expected);
+    let null = ColumnPredicate::IsNull { column: ColumnId(2) };
+    assert_eq!(ids(&snapshot, vec![null]).len(), 3_000);
+
+    let reads = |predicates: Vec<ColumnPredicate>| {
+        let before = disk.reads();
+        let found = ids(&snapshot, predicates);
+        (found.len(), disk.reads() - before)
+    };
+    assert_eq!(reads(vec![compare(1, CompareOp::Eq, Datum::Int(39_998))]), (1, 1), "one page of one column");
+    assert_eq!(reads(vec![compare(1, CompareOp::Eq, Datum::Int(39_997))]).0, 0);
+    assert_eq!(reads(vec![compare(1, CompareOp::Gt, Datum::Int(40_000))]), (0, 0));
+    let before = disk.reads();
+    let counted: usize = snapshot.scan(&scan_all(&[])).unwrap().map(|batch| batch.unwrap().num_rows()).sum();
+    assert_eq!((counted, disk.reads()), (all.len(), before), "counting reads nothing");
+    let limited = shoal_kernel::ScanSpec { limit: Some(10_000), ..scan_all(&[3]) };
+    let rows: usize = snapshot.scan(&limited).unwrap().map(|batch| batch.unwrap().num_rows()).sum();
+    assert_eq!(rows, 10_000);
+    let unknown = snapshot.scan(&scan_all(&[9])).err().unwrap();
+    assert_eq!(unknown.code(), ErrorCode::UnknownColumn);
+}
+
+#[test]
+fn masks_between_apply_and_flush_are_in_no_manifest() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    commit(&store, put(1, rows(&[(1, Some("old"), 1), (2, Some("old"), 2)])));
+    store.flush().unwrap();
+    commit(&store, put(2, rows(&[(1, Some("new"), 1)])));
+    assert_eq!(read(&store.snapshot()), table(&[(1, Some("new"), 1), (2, Some("old"), 2)]));
+    // Were the mask on disk already, losing the log would lose the key altogether.
+    let manifest = disk.bytes(std::path::Path::new("/data/p1/MANIFEST"));
+    let (again, _) = open(&disk.restart(Loss::Everything).shared());
+    assert_eq!(read(&again.snapshot()), read(&store.snapshot()));
+    assert_eq!(disk.bytes(std::path::Path::new("/data/p1/MANIFEST")), manifest);
+    let lost = disk.restart(Loss::Everything);
+    for path in lost.files().into_iter().filter(|path| path.to_str().unwrap().contains("wal-")) {
+        lost.shared().remove_file(&path).unwrap();
+    }
+    let (without_log, recovery) = open(&lost.shared());
+    assert!(recovery.in_doubt);
+    assert_eq!(read(&without_log.snapshot()), table(&[(1, Some("old"), 1), (2, Some("old"), 2)]));
+}
+
+#[test]
+fn a_column_that_came_later_is_null_in_old_rows() {
+    let disk = MemoryDisk::default();
+    let old = upsert_schema();
+    let (store, _) = open(&disk.shared());
+    commit(&store, put(1, rows(&[(1, Some("flushed"), 1)])));
+    store.flush().unwrap();
+    commit(&store, put(2, rows(&[(2, Some("logged"), 2)])));
+    let digest = store.digest().unwrap();
+    drop(store);
+
+    let mut columns = old.columns.clone();
+    columns.insert(1, column(9, "extra", DataType::Float64, true));
+    let new = Arc::new(TableSchema { columns, version: 2, ..old.as_ref().clone() });
+    let (store, _) = open_with(&disk.shared(), &new, options(), 7).unwrap();
+    assert_eq!(read(&store.snapshot()), table(&[(1, Some("flushed"), 1), (2, Some("logged"), 2)]));
+    assert_eq!(store.digest().unwrap(), digest, "replicas agree whatever schema they wrote under");
+    let names = ["id", "extra", "name", "n"];
+    let base = rows(&[(3, None, 3)]);
+    let extra: ArrayRef = Arc::new(Float64Array::from(vec![Some(1.5)]));
+    let arrays = [base.column(0).clone(), extra, base.column(1).clone(), base.column(2).clone()];
+    commit(&store, put(3, RecordBatch::try_from_iter(names.into_iter().zip(arrays)).unwrap()));
+    store.flush().unwrap();
+    let given = ids(&store.snapshot(), vec![compare(9, CompareOp::Gt, Datum::Float(1.0))]);
+    assert_eq!(given, [3]);
+    assert_eq!(ids(&store.snapshot(), vec![ColumnPredicate::IsNull { column: ColumnId(9) }]), [1, 2]);
+}
+
+#[test]
+fn nested_and_decimal_columns_survive_everything() {
+    let list = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), None]), None, Some(vec![])]);
+    let schema = Arc::new(TableSchema {
+        columns: vec![
+            column(1, "id", DataType::Int64, false),
+            column(2, "items", DataType::List(Arc::new(Field::new_list_field(DataType::Int32, true))), true),
+            column(3, "price", DataType::Decimal128(20, 3), true),
+        ],
+        kind: TableKind::Upsert { primary_key: vec![ColumnId(1)] },
+        version: 1,
+    });
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![1, 2, 3])),
+        Arc::new(list),
+        Arc::new(Decimal128Array::from(vec![Some(1), None, Some(-5)]).with_precision_and_scale(20, 3).unwrap()),
+    ];
+    let batch = RecordBatch::try_new(schema.arrow(), columns).unwrap();
+    let disk = MemoryDisk::default();
+    let (store, _) = open_with(&disk.shared(), &schema, options(), 1).unwrap();
+    commit(&store, put(1, batch.clone()));
+    let read = |store: &shoal_storage::Store| {
+        let batches = store.snapshot().scan(&scan_all(&[1, 2, 3])).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+        arrow::compute::concat_batches(&schema.arrow(), &batches).unwrap()
+    };
+    assert_eq!(read(&store), batch);
+    drop(store);
+    let (store, _) = open_with(&disk.shared(), &schema, options(), 1).unwrap();
+    assert_eq!(read(&store), batch);
+    store.flush().unwrap();
+    assert_eq!(read(&store), batch);
+    assert_eq!(store.verify().unwrap(), []);
+    assert!(batch.column(1).is_nullable());
+}
