@@ -3,6 +3,7 @@
 //!
 //! Doors (`api`) and the simulator see [`Node`] and the types of [`service`]; nothing else.
 
+pub mod query;
 pub mod service;
 pub mod transport;
 

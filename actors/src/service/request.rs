@@ -127,6 +127,8 @@ pub enum QueryEvent {
 /// How far a query is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
+    /// Its place in the line, from 1, while the query waits to be admitted.
+    pub queued: Option<u32>,
     /// Tasks that have finished.
     pub tasks_done: u32,
     /// Tasks in all.

@@ -1,0 +1,412 @@
+//! The query actor: one per query, on the node that was asked.
+//!
+//! Owned by the node's query root. Owns the query's attempts (placing, starting and releasing tasks on all nodes), the way of
+//! the rows to the client, and the deadline. Restart budget: an attempt that failed for a reason of the cluster's is made
+//! again, up to [`state::ATTEMPTS_MAX`] times with growing pauses, while no row has left; the actor itself is never
+//! restarted. If it dies the client gets an error, its tasks here are released at once and those elsewhere when they ask
+//! next. Nothing survives it.
+
+mod delivery;
+mod explain;
+mod message;
+mod state;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use shoal_kernel::env::TaskHandle;
+use shoal_kernel::{Error, FragmentKey, NodeId, QueryId, Result};
+use shoal_planner::FragmentGraph;
+use tokio::sync::mpsc;
+
+pub(crate) use message::QueryMessage;
+pub(crate) use state::Event;
+
+use self::delivery::{Delivery, Gate};
+use self::state::{Effect, QueryCore};
+use super::admission::{Entry, Permit};
+use super::assign::{Assignment, assign};
+use super::locked;
+use super::message::{FragmentTasks, Report, StartTasks, Status};
+use super::node::{ActorCount, QueryNode};
+use super::service::RunOptions;
+use crate::service::{Progress, QueryEvent, QuerySummary};
+
+/// The client hears at most this often how far its query is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How long a node may take to let go of an attempt before the query goes on without its answer.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// What everybody may know of a running query.
+#[derive(Debug, Clone)]
+pub(crate) struct QueryView {
+    /// The current attempt, from 0.
+    pub(crate) attempt: u32,
+    /// Whether it waits to be admitted.
+    pub(crate) queued: bool,
+    /// How far it is.
+    pub(crate) progress: Progress,
+    /// When it came, in monotonic time.
+    pub(crate) began: Duration,
+}
+
+/// The query actor.
+pub(crate) struct QueryActor;
+
+/// What it starts with.
+pub(crate) struct QueryStart {
+    pub(crate) node: Arc<QueryNode>,
+    pub(crate) id: QueryId,
+    pub(crate) graph: FragmentGraph,
+    pub(crate) options: RunOptions,
+    pub(crate) entry: Entry,
+    pub(crate) events: mpsc::Sender<QueryEvent>,
+    /// Room kept for the last event: whoever does not read still gets to know how it ended.
+    pub(crate) last_word: mpsc::OwnedPermit<QueryEvent>,
+}
+
+pub(crate) struct QueryState {
+    node: Arc<QueryNode>,
+    id: QueryId,
+    graph: FragmentGraph,
+    options: RunOptions,
+    core: QueryCore,
+    events: mpsc::Sender<QueryEvent>,
+    last_word: Option<mpsc::OwnedPermit<QueryEvent>>,
+    permit: Option<Permit>,
+    assignment: Assignment,
+    gate: Arc<Gate>,
+    rows: Arc<AtomicU64>,
+    reports: BTreeMap<NodeId, Report>,
+    view: Arc<Mutex<QueryView>>,
+    began: Duration,
+    deadline: Duration,
+    delivery: Option<TaskHandle>,
+    helpers: Vec<TaskHandle>,
+    _count: ActorCount,
+}
+
+impl Drop for QueryState {
+    fn drop(&mut self) {
+        for helper in self.helpers.iter().chain(&self.delivery) {
+            helper.abort();
+        }
+        self.node.forget_query(self.id);
+        if let Some(last_word) = self.last_word.take() {
+            // The actor was killed or panicked.
+            last_word.send(QueryEvent::Error(Error::internal(format!("the actor of query {} died", self.id))));
+            let (node, id, attempt) = (self.node.clone(), self.id, self.core.attempt());
+            self.node.env.spawn("release a dead query", async move {
+                node.release(id, attempt).await;
+            });
+        }
+    }
+}
+
+impl Actor for QueryActor {
+    type Msg = QueryMessage;
+    type State = QueryState;
+    type Arguments = QueryStart;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<QueryMessage>,
+        start: QueryStart,
+    ) -> Result<QueryState, ActorProcessingErr> {
+        let QueryStart { node, id, graph, options, entry, events, last_word } = start;
+        let began = node.env.monotonic();
+        let tasks = graph.fragments.iter().map(|fragment| fragment.tasks.len()).sum::<usize>();
+        let progress = Progress { tasks: u32::try_from(tasks).unwrap_or(u32::MAX), ..Progress::default() };
+        let queued = matches!(entry, Entry::Wait(_));
+        let view = Arc::new(Mutex::new(QueryView { attempt: 0, queued, progress, began }));
+        node.remember_query(id, myself.clone(), view.clone())?;
+        let count = node.count_actor();
+        let mut state = QueryState {
+            core: QueryCore::new(node.id),
+            deadline: began.saturating_add(options.timeout),
+            node,
+            id,
+            graph,
+            options,
+            events,
+            last_word: Some(last_word),
+            permit: None,
+            assignment: Assignment::default(),
+            gate: Arc::default(),
+            rows: Arc::default(),
+            reports: BTreeMap::new(),
+            view,
+            began,
+            delivery: None,
+            helpers: Vec::new(),
+            _count: count,
+        };
+        state.watch(&myself, entry);
+        let schema = if state.options.analyze { explain::schema() } else { state.graph.schema.clone() };
+        let _ = state.events.try_send(QueryEvent::Schema(schema));
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<QueryMessage>,
+        message: QueryMessage,
+        state: &mut QueryState,
+    ) -> Result<(), ActorProcessingErr> {
+        let event = match message {
+            QueryMessage::Turn(Ok(permit)) => {
+                locked(&state.view).queued = false;
+                state.permit = Some(permit);
+                Event::Admitted
+            }
+            QueryMessage::Turn(Err(error)) => Event::Stopped(error),
+            QueryMessage::Event(event) => event,
+            QueryMessage::Status { from, status } => match state.hear(from, status) {
+                Some(event) => event,
+                None => return Ok(()),
+            },
+            QueryMessage::Delivered { attempt, result: Ok(()) } => Event::Complete { attempt },
+            QueryMessage::Delivered { attempt, result: Err(error) } => {
+                Event::Failed { attempt, failure: super::message::Failure::plain(error) }
+            }
+            QueryMessage::Released { attempt, node, report } => {
+                let failures = report.as_ref().map(|report| report.failures.clone()).unwrap_or_default();
+                if let Some(report) = report.filter(|_| attempt == state.core.attempt()) {
+                    state.reports.insert(node, report);
+                }
+                Event::Released { attempt, node, failures }
+            }
+            QueryMessage::Tick => {
+                state.tell_progress();
+                return Ok(());
+            }
+        };
+        state.step(&myself, event);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<QueryMessage>,
+        _: SupervisionEvent,
+        _: &mut QueryState,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+impl QueryState {
+    /// Starts the watchers: admission, deadline, the client's going away, the clock of progress.
+    fn watch(&mut self, myself: &ActorRef<QueryMessage>, entry: Entry) {
+        match entry {
+            Entry::Run(permit) => drop(myself.send_message(QueryMessage::Turn(Ok(permit)))),
+            Entry::Wait(ticket) => {
+                let myself = myself.clone();
+                self.helpers.push(self.node.env.spawn("query turn", async move {
+                    let turn = ticket.turn().await;
+                    let _ = myself.send_message(QueryMessage::Turn(turn));
+                }));
+            }
+        }
+        let (env, timeout, actor) = (self.node.env.clone(), self.options.timeout, myself.clone());
+        self.helpers.push(self.node.env.spawn("query deadline", async move {
+            env.sleep(timeout).await;
+            let _ = actor.send_message(QueryMessage::Event(Event::Expired));
+        }));
+        let (events, actor) = (self.events.clone(), myself.clone());
+        self.helpers.push(self.node.env.spawn("query client", async move {
+            events.closed().await;
+            let gone = Error::new(shoal_kernel::ErrorCode::Cancelled, "the client has gone");
+            let _ = actor.send_message(QueryMessage::Event(Event::Stopped(gone)));
+        }));
+        let (env, actor) = (self.node.env.clone(), myself.clone());
+        self.helpers.push(self.node.env.spawn("query progress", async move {
+            loop {
+                env.sleep(PROGRESS_EVERY).await;
+                if actor.send_message(QueryMessage::Tick).is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
+    fn step(&mut self, myself: &ActorRef<QueryMessage>, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.core.step(event) {
+                events.extend(self.perform(myself, effect));
+            }
+        }
+        locked(&self.view).attempt = self.core.attempt();
+    }
+
+    fn perform(&mut self, myself: &ActorRef<QueryMessage>, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Place => {
+                let placement = &self.node.placement;
+                let (alive, suspects) = (placement.alive(), self.core.suspects());
+                let candidates = |partition| placement.candidates(partition);
+                let placed = assign(&self.graph, self.node.id, &alive, candidates, suspects);
+                Some(Event::Placed(placed.map(|assignment| {
+                    self.assignment = assignment;
+                    self.assignment.nodes()
+                })))
+            }
+            Effect::Start => {
+                self.start(myself);
+                None
+            }
+            Effect::Seal => {
+                let rows_left = self.gate.seal();
+                self.end_delivery();
+                Some(Event::Sealed { rows_left })
+            }
+            Effect::Release(node) => {
+                let (owner, myself) = (self.node.clone(), myself.clone());
+                let (id, attempt) = (self.id, self.core.attempt());
+                self.helpers.push(self.node.env.spawn("query release", async move {
+                    let report = owner.release_on(node, id, attempt, RELEASE_TIMEOUT).await;
+                    let _ = myself.send_message(QueryMessage::Released { attempt, node, report });
+                }));
+                None
+            }
+            Effect::Rest(time) => {
+                metrics::counter!("shoal_query_restarts_total").increment(1);
+                let (env, myself) = (self.node.env.clone(), myself.clone());
+                self.helpers.push(self.node.env.spawn("query rest", async move {
+                    env.sleep(time).await;
+                    let _ = myself.send_message(QueryMessage::Event(Event::Rested));
+                }));
+                None
+            }
+            Effect::Conclude(end) => {
+                self.conclude(end);
+                None
+            }
+            Effect::Stop => {
+                self.end_delivery();
+                myself.stop(None);
+                None
+            }
+        }
+    }
+
+    /// Starts the attempt: tasks on every node at once, and the reading of the root's output.
+    fn start(&mut self, myself: &ActorRef<QueryMessage>) {
+        let (attempt, now) = (self.core.attempt(), self.node.env.monotonic());
+        // Before any node can ask whether this attempt is the current one.
+        locked(&self.view).attempt = attempt;
+        self.reports.clear();
+        self.gate = Arc::default();
+        self.rows = Arc::default();
+        let left = self.deadline.saturating_sub(now);
+        let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        for to in self.assignment.nodes() {
+            let fragments = self.graph.fragments.iter().filter_map(|fragment| {
+                let tasks = self.assignment.tasks_on(fragment.id, to);
+                let producers = fragment.inputs.iter().map(|input| (*input, self.assignment.of(*input).to_vec()));
+                (!tasks.is_empty()).then(|| FragmentTasks {
+                    fragment: fragment.clone(),
+                    tasks,
+                    producers: producers.collect(),
+                })
+            });
+            let start = StartTasks {
+                query: self.id,
+                attempt,
+                coordinator: self.node.id,
+                timeout_ms,
+                fragments: fragments.collect(),
+            };
+            let (node, myself) = (self.node.clone(), myself.clone());
+            self.helpers.push(self.node.env.spawn("query start", async move {
+                let result = node.start_on(to, start).await;
+                let _ = myself.send_message(QueryMessage::Event(Event::Started { attempt, result }));
+            }));
+        }
+        let Some(root) = self.graph.root() else { return };
+        let delivery = Delivery {
+            node: self.node.clone(),
+            root: FragmentKey { query: self.id, fragment: root.id, task: 0, attempt },
+            schema: self.graph.schema.clone(),
+            gate: self.gate.clone(),
+            rows: self.rows.clone(),
+            client: (!self.options.analyze).then(|| self.events.clone()),
+        };
+        let myself = myself.clone();
+        self.delivery = Some(self.node.env.spawn("query delivery", async move {
+            let result = delivery.run().await;
+            let _ = myself.send_message(QueryMessage::Delivered { attempt, result });
+        }));
+    }
+
+    fn end_delivery(&mut self) {
+        if let Some(delivery) = self.delivery.take() {
+            delivery.abort();
+        }
+    }
+
+    /// A node's report: keeps its figures, and passes on its first failure.
+    fn hear(&mut self, from: NodeId, status: Status) -> Option<Event> {
+        let Status { attempt, report, .. } = status;
+        if !self.core.is_current(attempt) {
+            metrics::counter!("shoal_query_late_messages_total").increment(1);
+            return None;
+        }
+        let failure = report.failures.first().cloned();
+        self.reports.insert(from, report);
+        failure.map(|failure| Event::Failed { attempt, failure })
+    }
+
+    fn progress(&self) -> Progress {
+        let mut progress = Progress { queued: self.node.admission.place(self.id), ..locked(&self.view).progress };
+        (progress.tasks_done, progress.rows_scanned, progress.bytes_scanned) = (0, 0, 0);
+        for report in self.reports.values() {
+            progress.tasks_done = progress.tasks_done.saturating_add(report.tasks_done);
+            progress.rows_scanned += report.rows_scanned;
+            progress.bytes_scanned += report.bytes_scanned;
+        }
+        progress
+    }
+
+    fn tell_progress(&mut self) {
+        let progress = self.progress();
+        locked(&self.view).progress = progress;
+        if !self.options.analyze {
+            // A client that does not read rows has no use for figures either.
+            let _ = self.events.try_send(QueryEvent::Progress(progress));
+        }
+    }
+
+    fn conclude(&mut self, end: Result<()>) {
+        let Some(last_word) = self.last_word.take() else { return };
+        let elapsed = self.node.env.monotonic().saturating_sub(self.began);
+        let elapsed_micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        metrics::histogram!("shoal_query_seconds").record(elapsed.as_secs_f64());
+        last_word.send(match end {
+            Ok(()) => {
+                let mut summary = QuerySummary {
+                    rows: self.rows.load(Ordering::Relaxed),
+                    elapsed_micros,
+                    restarts: self.core.attempt(),
+                    progress: self.progress(),
+                };
+                if self.options.analyze {
+                    let text = explain::analyzed(&self.graph, &self.assignment, &self.reports, &summary);
+                    summary.rows = text.num_rows() as u64;
+                    // Nothing but the schema has gone into the channel: there is room.
+                    let _ = self.events.try_send(QueryEvent::Batch(text));
+                }
+                metrics::counter!("shoal_queries_total", "end" => "complete").increment(1);
+                QueryEvent::End(summary)
+            }
+            Err(error) => {
+                metrics::counter!("shoal_queries_total", "end" => error.code().as_str()).increment(1);
+                QueryEvent::Error(error)
+            }
+        });
+    }
+}

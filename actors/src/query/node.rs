@@ -1,0 +1,318 @@
+//! What all query actors of a node share: the ways out, the budgets, and who runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use datafusion::execution::memory_pool::MemoryPool;
+use ractor::{ActorCell, ActorRef};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, QueryId, Result, wire};
+use tokio::sync::oneshot;
+
+use super::admission::Admission;
+use super::coordinator::{QueryMessage, QueryView};
+use super::edge::EdgeTable;
+use super::edge::codec::OpenEdge;
+use super::message::{Failure, Notice, Reply, Report, Request, StartTasks, Status};
+use super::ports::{Engine, LocalReplicas, Placement};
+use super::service::QueryLimits;
+use super::tasks::{self, TasksMessage};
+use super::{locked, ports};
+use crate::transport::{Route, Transport};
+
+/// How long starting tasks on a node may take: decoding plans and pinning snapshots, no rows.
+const START_TIMEOUT: Duration = Duration::from_millis(10_000);
+
+/// A node's share in all queries.
+pub(crate) struct QueryNode {
+    pub(crate) env: Env,
+    pub(crate) id: NodeId,
+    pub(crate) transport: Transport,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) replicas: Arc<dyn LocalReplicas>,
+    pub(crate) placement: Arc<dyn Placement>,
+    pub(crate) limits: QueryLimits,
+    pub(crate) memory: Arc<dyn MemoryPool>,
+    pub(crate) edges: EdgeTable,
+    pub(crate) admission: Admission,
+    root: ActorCell,
+    registry: Mutex<Registry>,
+    actors: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Registry {
+    queries: BTreeMap<QueryId, (ActorRef<QueryMessage>, Arc<Mutex<QueryView>>)>,
+    tasks: BTreeMap<(QueryId, u32), ActorRef<TasksMessage>>,
+    stopping: bool,
+}
+
+/// Counts a live actor until it is dropped.
+pub(crate) struct ActorCount(Arc<AtomicUsize>);
+
+impl Drop for ActorCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The surroundings of a node's queries.
+pub(super) struct Surroundings {
+    pub(super) env: Env,
+    pub(super) id: NodeId,
+    pub(super) transport: Transport,
+    pub(super) engine: Arc<dyn ports::Engine>,
+    pub(super) replicas: Arc<dyn LocalReplicas>,
+    pub(super) placement: Arc<dyn Placement>,
+    pub(super) limits: QueryLimits,
+    pub(super) memory: Arc<dyn MemoryPool>,
+}
+
+impl QueryNode {
+    pub(super) fn new(surroundings: Surroundings, root: ActorCell) -> Arc<Self> {
+        let Surroundings { env, id, transport, engine, replicas, placement, limits, memory } = surroundings;
+        let admission = Admission::new(limits.queries_max, limits.queries_queued_max);
+        Arc::new(Self {
+            env,
+            id,
+            transport,
+            engine,
+            replicas,
+            placement,
+            limits,
+            memory,
+            edges: EdgeTable::default(),
+            admission,
+            root,
+            registry: Mutex::default(),
+            actors: Arc::default(),
+        })
+    }
+
+    /// The supervisor of all query actors of this node.
+    pub(crate) fn root(&self) -> ActorCell {
+        self.root.clone()
+    }
+
+    pub(crate) fn count_actor(&self) -> ActorCount {
+        self.actors.fetch_add(1, Ordering::Relaxed);
+        ActorCount(self.actors.clone())
+    }
+
+    pub(crate) fn actors(&self) -> usize {
+        self.actors.load(Ordering::Relaxed)
+    }
+
+    // Queries that this node coordinates.
+
+    /// Makes a query known.
+    ///
+    /// # Errors
+    /// The id is in use, or the node is stopping.
+    pub(crate) fn remember_query(
+        &self,
+        id: QueryId,
+        actor: ActorRef<QueryMessage>,
+        view: Arc<Mutex<QueryView>>,
+    ) -> Result<()> {
+        let mut registry = locked(&self.registry);
+        if registry.stopping {
+            return Err(stopping());
+        }
+        if registry.queries.contains_key(&id) {
+            return Err(Error::new(ErrorCode::InvalidRequest, format!("a query with the id {id} runs already")));
+        }
+        registry.queries.insert(id, (actor, view));
+        Ok(())
+    }
+
+    pub(crate) fn forget_query(&self, id: QueryId) {
+        locked(&self.registry).queries.remove(&id);
+    }
+
+    pub(crate) fn query(&self, id: QueryId) -> Option<ActorRef<QueryMessage>> {
+        locked(&self.registry).queries.get(&id).map(|(actor, _)| actor.clone())
+    }
+
+    pub(crate) fn views(&self) -> Vec<(QueryId, QueryView)> {
+        locked(&self.registry).queries.iter().map(|(id, (_, view))| (*id, locked(view).clone())).collect()
+    }
+
+    /// Whether an attempt of a query that this node coordinates runs.
+    pub(crate) fn is_current(&self, id: QueryId, attempt: u32) -> bool {
+        locked(&self.registry).queries.get(&id).is_some_and(|(_, view)| locked(view).attempt == attempt)
+    }
+
+    pub(crate) fn queries(&self) -> Vec<ActorRef<QueryMessage>> {
+        locked(&self.registry).queries.values().map(|(actor, _)| actor.clone()).collect()
+    }
+
+    // Tasks on this node.
+
+    /// Makes the supervisor of an attempt's tasks known.
+    ///
+    /// # Errors
+    /// The attempt was released in the meantime; the supervisor has been told.
+    pub(crate) fn remember_tasks(&self, query: QueryId, attempt: u32, actor: ActorRef<TasksMessage>) -> Result<()> {
+        let mut registry = locked(&self.registry);
+        registry.tasks.insert((query, attempt), actor.clone());
+        // Whoever releases marks the attempt first and looks here second; this side does it the other way round, so that
+        // one of the two sees the other.
+        let refused = if registry.stopping { Err(stopping()) } else { self.edges.check(query, attempt) };
+        if refused.is_err() {
+            registry.tasks.remove(&(query, attempt));
+            drop(registry);
+            let _ = actor.send_message(TasksMessage::Release(None));
+        }
+        refused
+    }
+
+    pub(crate) fn forget_tasks(&self, query: QueryId, attempt: u32) {
+        locked(&self.registry).tasks.remove(&(query, attempt));
+    }
+
+    pub(crate) fn tasks(&self) -> Vec<ActorRef<TasksMessage>> {
+        locked(&self.registry).tasks.values().cloned().collect()
+    }
+
+    /// Queries coordinated here, and attempts with tasks here.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let registry = locked(&self.registry);
+        (registry.queries.len(), registry.tasks.len())
+    }
+
+    /// From now on nothing is started.
+    pub(crate) fn stop_taking(&self) {
+        locked(&self.registry).stopping = true;
+    }
+
+    /// Whether new work is taken.
+    ///
+    /// # Errors
+    /// The node is stopping.
+    pub(crate) fn taking(&self) -> Result<()> {
+        if locked(&self.registry).stopping { Err(stopping()) } else { Ok(()) }
+    }
+
+    // What this node asks of others, itself included.
+
+    async fn ask(&self, to: NodeId, request: &Request, timeout: Duration) -> Result<Reply> {
+        let bytes = self.transport.call(to, Route::Query, wire::encode(request)?.into(), timeout).await?;
+        Ok(wire::decode(&bytes)?)
+    }
+
+    /// Starts tasks on a node.
+    ///
+    /// # Errors
+    /// The node cannot be reached, or it cannot start them.
+    pub(crate) async fn start_on(self: &Arc<Self>, to: NodeId, start: StartTasks) -> Result<(), Failure> {
+        if to == self.id {
+            return tasks::start(self, start).await;
+        }
+        let timeout = START_TIMEOUT.min(Duration::from_millis(start.timeout_ms.max(1)));
+        match self.ask(to, &Request::Start(start), timeout).await {
+            Ok(Reply::Started(result)) => result,
+            Ok(_) => Err(Failure::plain(Error::internal(format!("node {to} answered something else than was asked")))),
+            Err(error) => Err(Failure::lost(to, &error)),
+        }
+    }
+
+    /// Stops everything of an attempt on a node; `None` if the node does not answer.
+    pub(crate) async fn release_on(
+        self: &Arc<Self>,
+        to: NodeId,
+        query: QueryId,
+        attempt: u32,
+        timeout: Duration,
+    ) -> Option<Report> {
+        if to == self.id {
+            return Some(self.release(query, attempt).await);
+        }
+        match self.ask(to, &Request::Release { query, attempt }, timeout).await {
+            Ok(Reply::Released(report)) => Some(report),
+            _ => None,
+        }
+    }
+
+    /// Stops everything of an attempt on this node and waits until nothing is left of it.
+    pub(crate) async fn release(&self, query: QueryId, attempt: u32) -> Report {
+        self.edges.end(query, attempt);
+        let tasks = locked(&self.registry).tasks.get(&(query, attempt)).cloned();
+        let Some(tasks) = tasks else { return Report::default() };
+        let (reply, report) = oneshot::channel();
+        if tasks.send_message(TasksMessage::Release(Some(reply))).is_err() {
+            return Report::default();
+        }
+        let report = report.await.unwrap_or_default();
+        // The report is given just before the supervisor itself ends.
+        let _ = tasks.wait(None).await;
+        report
+    }
+
+    /// Whether an attempt runs, as its coordinator says; `None` if it cannot be reached.
+    pub(crate) async fn ask_current(
+        &self,
+        coordinator: NodeId,
+        query: QueryId,
+        attempt: u32,
+        timeout: Duration,
+    ) -> Option<bool> {
+        if coordinator == self.id {
+            return Some(self.is_current(query, attempt));
+        }
+        match self.ask(coordinator, &Request::IsCurrent { query, attempt }, timeout).await {
+            Ok(Reply::Current(current)) => Some(current),
+            _ => None,
+        }
+    }
+
+    /// Cancels a query at its coordinator.
+    ///
+    /// # Errors
+    /// There is no such query, or its coordinator cannot be reached.
+    pub(crate) async fn cancel_at(&self, coordinator: NodeId, query: QueryId, timeout: Duration) -> Result<()> {
+        match self.ask(coordinator, &Request::Cancel { query }, timeout).await? {
+            Reply::Cancelled(result) => result,
+            _ => Err(Error::internal(format!("node {coordinator} answered something else than was asked"))),
+        }
+    }
+
+    /// Tells a query's coordinator how its tasks here are doing. May be lost: what matters travels along the edges too.
+    pub(crate) fn tell_coordinator(&self, coordinator: NodeId, status: Status) {
+        if coordinator == self.id {
+            self.hear_status(self.id, status);
+            return;
+        }
+        let Ok(bytes) = wire::encode(&Notice::Status(status)) else { return };
+        if let Err(error) = self.transport.cast(coordinator, Route::Query, bytes.into()) {
+            tracing::debug!(%coordinator, %error, "a status report was not sent");
+        }
+    }
+
+    /// A report from a node with tasks of a query that this node coordinates.
+    pub(crate) fn hear_status(&self, from: NodeId, status: Status) {
+        match self.query(status.query) {
+            Some(query) => drop(query.send_message(QueryMessage::Status { from, status })),
+            None => metrics::counter!("shoal_query_late_messages_total").increment(1),
+        }
+    }
+
+    /// Gives a slot back to its producer: nobody will read it.
+    pub(crate) fn discard_edge(&self, producer: NodeId, edge: OpenEdge) {
+        if producer == self.id {
+            if let Some(output) = self.edges.get(edge.producer) {
+                output.discard(edge.slot);
+            }
+            return;
+        }
+        // If this is lost the producer works on until its window is full, and stops with its query at the latest.
+        if let Ok(bytes) = wire::encode(&edge) {
+            let _ = self.transport.cast(producer, Route::Edge, bytes.into());
+        }
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorCode::NotReady, "the node is stopping")
+}

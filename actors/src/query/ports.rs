@@ -1,0 +1,72 @@
+//! What the query actors ask of their surroundings: replicas, placement, and an engine that runs fragments.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::MemoryPool;
+use shoal_kernel::{NodeId, PartitionId, Result, ScanSpec};
+use shoal_planner::{Edge, Fragment, TaskInputs};
+
+/// Rows of a scan, batch by batch; each step may block on the disk.
+pub type BatchIterator = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
+
+/// A replica's rows at one moment. Held for the length of a query; dropping it lets go of the files.
+pub trait PartitionSnapshot: Send + Sync {
+    /// Starts a scan. The batches have the wanted columns in the wanted order.
+    ///
+    /// # Errors
+    /// A file cannot be read or is corrupted.
+    fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator>;
+}
+
+/// The replicas of this node.
+pub trait LocalReplicas: Send + Sync {
+    /// The replica's rows now.
+    ///
+    /// # Errors
+    /// [`PartitionUnavailable`](shoal_kernel::ErrorCode::PartitionUnavailable): this node holds no such replica, or it does
+    /// not count (it joins, is quarantined, or is not caught up).
+    fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>>;
+}
+
+/// Who can serve what, as this node sees it.
+pub trait Placement: Send + Sync {
+    /// Nodes that answer, this one among them.
+    fn alive(&self) -> BTreeSet<NodeId>;
+
+    /// Nodes with a live, caught-up, voting replica of the partition, preferred ones first.
+    fn candidates(&self, partition: PartitionId) -> Vec<NodeId>;
+}
+
+/// Runs fragments. The planner is the only one in production; tests put others in its place.
+pub trait Engine: Send + Sync {
+    /// Starts one task of a fragment. Operators take their memory from `memory`.
+    ///
+    /// # Errors
+    /// The fragment was made by another version, or does not decode.
+    fn start(
+        &self,
+        fragment: &Fragment,
+        task: u32,
+        inputs: Arc<dyn TaskInputs>,
+        memory: Arc<dyn MemoryPool>,
+    ) -> Result<SendableRecordBatchStream>;
+
+    /// What spreads the output of a task over the slots of its edge.
+    ///
+    /// # Errors
+    /// The edge's expressions do not decode.
+    fn router(&self, edge: &Edge, schema: SchemaRef) -> Result<Box<dyn Router>>;
+}
+
+/// Spreads batches over slots.
+pub trait Router: Send {
+    /// The parts of a batch, each with its slot; slots without rows are left out.
+    ///
+    /// # Errors
+    /// An expression of the edge failed on a row.
+    fn route(&mut self, batch: RecordBatch) -> Result<Vec<(u32, RecordBatch)>>;
+}

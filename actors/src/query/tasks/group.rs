@@ -1,0 +1,109 @@
+//! What the tasks of one attempt on one node share: pinned snapshots, running scans, counters.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use shoal_kernel::{NodeId, PartitionId, QueryId, Result};
+use tokio_util::task::TaskTracker;
+
+use crate::query::locked;
+use crate::query::message::{Failure, Report, TaskReport};
+use crate::query::node::QueryNode;
+use crate::query::ports::PartitionSnapshot;
+
+/// Failures kept per attempt and node; the first ones tell the most.
+const FAILURES_MAX: usize = 16;
+
+/// One attempt of one query on this node.
+pub(crate) struct TaskGroup {
+    pub(crate) node: Arc<QueryNode>,
+    pub(crate) query: QueryId,
+    pub(crate) attempt: u32,
+    pub(crate) coordinator: NodeId,
+    /// Scans that run, so that letting go can wait for their last blocking step.
+    pub(crate) scans: TaskTracker,
+    snapshots: Mutex<BTreeMap<PartitionId, Arc<dyn PartitionSnapshot>>>,
+    rows_scanned: AtomicU64,
+    bytes_scanned: AtomicU64,
+    tasks_done: AtomicU32,
+    failures: Mutex<Vec<Failure>>,
+    tasks: Mutex<Vec<TaskReport>>,
+}
+
+impl TaskGroup {
+    pub(crate) fn new(node: Arc<QueryNode>, query: QueryId, attempt: u32, coordinator: NodeId) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            query,
+            attempt,
+            coordinator,
+            scans: TaskTracker::new(),
+            snapshots: Mutex::default(),
+            rows_scanned: AtomicU64::new(0),
+            bytes_scanned: AtomicU64::new(0),
+            tasks_done: AtomicU32::new(0),
+            failures: Mutex::default(),
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// The partition's rows as of the moment when this attempt first asked for them.
+    ///
+    /// # Errors
+    /// This node holds no such replica, or it does not count.
+    pub(crate) fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
+        let mut snapshots = locked(&self.snapshots);
+        if let Some(snapshot) = snapshots.get(&partition) {
+            return Ok(snapshot.clone());
+        }
+        let snapshot = self.node.replicas.snapshot(partition)?;
+        snapshots.insert(partition, snapshot.clone());
+        Ok(snapshot)
+    }
+
+    pub(crate) fn count_scanned(&self, rows: usize, bytes: usize) {
+        self.rows_scanned.fetch_add(rows as u64, Ordering::Relaxed);
+        self.bytes_scanned.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Keeps what a task did; also one that was stopped, so that figures survive a limit and a cancellation.
+    pub(crate) fn note_task(&self, report: TaskReport) {
+        locked(&self.tasks).push(report);
+    }
+
+    pub(crate) fn count_done(&self) {
+        self.tasks_done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers a failure where it is best understood: at its source.
+    pub(crate) fn note_failure(&self, failure: Failure) {
+        let mut failures = locked(&self.failures);
+        if failures.len() < FAILURES_MAX && !failures.contains(&failure) {
+            failures.push(failure);
+        }
+    }
+
+    /// The failure noted for an error that has come out of a plan, which carries the error but not whom it blames.
+    pub(crate) fn noted(&self, error: &shoal_kernel::Error) -> Option<Failure> {
+        locked(&self.failures).iter().find(|failure| failure.error == *error).cloned()
+    }
+
+    /// What is known.
+    pub(crate) fn report(&self) -> Report {
+        Report {
+            tasks_done: self.tasks_done.load(Ordering::Relaxed),
+            rows_scanned: self.rows_scanned.load(Ordering::Relaxed),
+            bytes_scanned: self.bytes_scanned.load(Ordering::Relaxed),
+            failures: locked(&self.failures).clone(),
+            tasks: locked(&self.tasks).clone(),
+        }
+    }
+
+    /// Lets go of the snapshots, and waits until no scan runs.
+    pub(crate) async fn let_go(&self) {
+        locked(&self.snapshots).clear();
+        self.scans.close();
+        self.scans.wait().await;
+    }
+}
