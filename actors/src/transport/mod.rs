@@ -128,7 +128,7 @@ impl Transport {
         let connection = self.0.connection(peer, Lane::Control)?;
         let claim = Arc::new(Claim::default());
         let answer = connection.call(route, message, claim.clone());
-        self.within(timeout, format_args!("{peer:?}"), answer, || claim.abandon()).await
+        self.within(timeout, format!("{peer:?}"), answer, || claim.abandon()).await
     }
 
     /// `never_sent` says after the deadline whether the message can have had no effect.
