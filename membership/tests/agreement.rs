@@ -351,6 +351,27 @@ fn more_nodes_than_voters_follow() {
 }
 
 #[test]
+fn a_node_far_behind_gets_a_snapshot() {
+    let mut cluster = Cluster::three();
+    let away = (1..=3).find(|id| *id != cluster.leader()).unwrap();
+    let here = (1..=3).find(|id| *id != away).unwrap();
+    cluster.crash(away);
+    let before = cluster.dir(away).join("catalog/snapshot").exists();
+    for number in 0..40 {
+        cluster.create(here, &format!("t{number:02}"));
+    }
+    cluster.start(away);
+    cluster.eventually("it has caught up", |cluster| cluster.tables(away).len() == 40);
+    assert!(!before && cluster.dir(away).join("catalog/snapshot").exists(), "the log was long enough");
+    // What arrived is on disk.
+    for id in 1..=3 {
+        cluster.crash(id);
+    }
+    cluster.start(away);
+    assert_eq!(cluster.tables(away).len(), 40);
+}
+
+#[test]
 fn a_torn_tail_is_cut_and_damage_is_refused() {
     let mut cluster = Cluster::three();
     cluster.create(1, "a");

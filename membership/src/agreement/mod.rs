@@ -127,6 +127,8 @@ pub struct AgreementStatus {
     pub voters: Vec<NodeId>,
     /// Nodes that follow.
     pub learners: Vec<NodeId>,
+    /// The voters are being changed: until that is done, majorities of the old and the new ones are needed.
+    pub changing: bool,
     /// Why this node takes no more part, if it does not.
     pub problem: Option<Error>,
 }
@@ -246,6 +248,7 @@ impl Agreement {
                 applied: metrics.last_applied.map(|id| id.index),
                 voters: membership.voter_ids().collect(),
                 learners: membership.learner_ids().collect(),
+                changing: membership.get_joint_config().len() > 1,
                 problem,
             }
         })

@@ -1,4 +1,5 @@
-//! What a member does by itself, now and then: finish what a crash left half done, tell its new address, ask for a vote.
+//! What a member does by itself, now and then: finish what a crash or a lost caller left half done, tell its new address, ask
+//! for a vote.
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
@@ -46,6 +47,7 @@ impl Inner {
         }
         self.peers.belong_to(catalog.cluster_id);
         if leads {
+            self.finish_change(deadline).await?;
             self.unseat_removed(deadline).await?;
         }
         let told = catalog.nodes.get(&me).is_none_or(|known| {
@@ -64,6 +66,21 @@ impl Inner {
             tracing::warn!(%refused, "the leader does not take this node's address");
         }
         Ok(())
+    }
+
+    /// Brings a change of voters to its end. Between its two steps majorities of both sets are needed, so that fewer nodes
+    /// may fail than of either.
+    async fn finish_change(&self, deadline: Duration) -> Result<()> {
+        let _turn = self.door.lock().await;
+        let wanted =
+            self.metrics(|metrics| match metrics.membership_config.membership().get_joint_config().as_slice() {
+                [_, .., wanted] => Some(wanted.clone()),
+                _ => None,
+            });
+        match wanted {
+            Some(voters) => self.change(ChangeMembers::ReplaceAllVoters(voters), deadline).await,
+            None => Ok(()),
+        }
     }
 
     /// Nodes that the catalog no longer knows lose their seat in the consensus.
