@@ -210,6 +210,22 @@ impl Inner {
 
     /// Makes a node a member of the consensus at that address, and a voter if voters are wanted.
     async fn seat(&self, id: NodeId, peer: Peer, deadline: Duration) -> Result<()> {
+        // Whoever voted from that address does not listen there any more: its data directory was lost, or it has moved and
+        // will ask for its vote again. Until then it would count as a voter that never answers.
+        let gone: BTreeSet<NodeId> = self.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            let there = |voter: &NodeId| {
+                *voter != self.config.node
+                    && *voter != id
+                    && membership.get_node(voter).is_some_and(|known| {
+                        known.address == peer.address && self.peers.address_of(*voter, known.address) == peer.address
+                    })
+            };
+            membership.voter_ids().filter(there).collect()
+        });
+        if !gone.is_empty() {
+            self.change(ChangeMembers::RemoveVoters(gone), deadline).await?;
+        }
         let known = self.metrics(|metrics| metrics.membership_config.membership().get_node(&id).copied());
         let change = match known {
             None => Some(ChangeMembers::AddNodes(BTreeMap::from([(id, peer)]))),
