@@ -3,8 +3,13 @@
 //!
 //! Doors (`api`) and the simulator see [`Node`] and the types of [`service`]; nothing else.
 
+mod batch;
+mod gateway;
+pub mod node;
+mod placement;
 pub mod query;
+mod replica;
 pub mod service;
 pub mod transport;
 
-pub use service::Node;
+pub use node::Node;

@@ -1,0 +1,168 @@
+//! The gateway: takes rows at any node and sees to it that enough replicas have them.
+//!
+//! Everything is checked before the first row is sent. Then every piece (rows of one partition) gets one version, goes to
+//! **all** replicas in parallel, and is acknowledged once as many *counting* replicas as the level asks for have it on disk,
+//! within one epoch. What the answer says about effects is exact: `applied: false` only if no replica can have taken a row.
+
+mod deliver;
+mod route;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use shoal_catalog::Table;
+use shoal_kernel::limits::TOKEN_BYTES_MAX;
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Result, Version, WriteLevel};
+use tokio::sync::Semaphore;
+
+use self::deliver::Delivery;
+use self::route::Stamp;
+use crate::node::clock::STAMPS_PER_TICK;
+use crate::node::context::NodeContext;
+use crate::service::{WriteReport, WriteRequest};
+
+/// Bytes of rows under way from this node, replicas that are slow to answer included.
+const INFLIGHT_BYTES_MAX: usize = 256 << 20;
+/// Bytes that one permit stands for.
+const PERMIT_BYTES: usize = 1024;
+/// Pieces of one request under way at once.
+const PIECES_AT_ONCE: usize = 8;
+
+/// The gateway of a node.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    context: Arc<NodeContext>,
+    inflight: Arc<Semaphore>,
+    /// Tokens being written from here: a resend waits for nothing, it is told to come back.
+    tokens: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Gateway {
+    pub(crate) fn new(context: Arc<NodeContext>) -> Self {
+        Self { context, inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX / PERMIT_BYTES)), tokens: Arc::default() }
+    }
+
+    /// Writes rows; see the module.
+    pub(crate) async fn write(&self, table: Arc<Table>, request: WriteRequest) -> Result<WriteReport> {
+        let level = request.level.unwrap_or(table.options.write_level);
+        let deadline = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
+        let _token = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?;
+        let until = self.context.env.monotonic() + deadline;
+        let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
+        let deliver = |token: Option<String>| Delivery {
+            context: self.context.clone(),
+            table: table.clone(),
+            level,
+            until,
+            token,
+        };
+        let base = match &request.token {
+            Some(token) if route::needs_time(&table, &request.batches) => {
+                deliver(Some(piece_token(token, 0))).known_time().await?
+            }
+            _ => None,
+        };
+        let base = match base {
+            Some(base) => base,
+            None => self.context.clock.tick().await?,
+        };
+        let stamp = Stamp {
+            micros: i64::try_from(base.micros()).unwrap_or(i64::MAX),
+            dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", self.context.node, base.0)),
+        };
+        let (mut batches, mut first_row) = (Vec::with_capacity(request.batches.len()), 0);
+        for batch in &request.batches {
+            batches.push(route::shape(&table, batch, &stamp, first_row)?);
+            first_row += batch.num_rows();
+        }
+        let version = |number: u64| Version::new(Hlc(base.0 + number), self.context.node, 0);
+        if rows == 0 {
+            return Ok(WriteReport { rows, level, version: version(0), duplicate: false });
+        }
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let pieces = route::split(&catalog, &table, &batches)?;
+        if pieces.len() as u64 > STAMPS_PER_TICK {
+            return Err(Error::new(
+                ErrorCode::LimitExceeded,
+                format!("the rows make {} pieces, one request may have {STAMPS_PER_TICK}", pieces.len()),
+            )
+            .with_help("send the rows in several requests"));
+        }
+
+        let mut waiting = (0..).zip(pieces);
+        let mut under_way = FuturesUnordered::new();
+        let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
+        loop {
+            while under_way.len() < PIECES_AT_ONCE && failures.is_empty() {
+                let Some((number, piece)) = waiting.next() else { break };
+                let token = request.token.as_ref().map(|token| piece_token(token, piece.number));
+                under_way.push(deliver(token).run(piece, version(number), self.inflight.clone()));
+            }
+            match under_way.next().await {
+                Some(Ok(outcome)) => outcomes.push(outcome),
+                Some(Err(error)) => failures.push(error),
+                None => break,
+            }
+        }
+        match failures.into_iter().next() {
+            None => Ok(WriteReport {
+                rows,
+                level,
+                version: outcomes.iter().map(|outcome| outcome.version).max().unwrap_or_default(),
+                duplicate: outcomes.iter().all(|outcome| outcome.duplicate),
+            }),
+            // Other partitions may have taken their rows.
+            Some(error) if outcomes.is_empty() => Err(error),
+            Some(error) => Err(error.with_applied(Applied::Unknown)),
+        }
+    }
+
+    /// Two writes of one token at once would give it two versions.
+    fn hold(&self, table: &Table, token: &str) -> Result<HeldToken> {
+        if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+            return Err(Error::new(
+                ErrorCode::InvalidRequest,
+                format!("an idempotency key has 1 to {TOKEN_BYTES_MAX} bytes, this one has {}", token.len()),
+            ));
+        }
+        let token = format!("{}\u{1f}{token}", table.id);
+        if !self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(token.clone()) {
+            return Err(Error::new(ErrorCode::Overloaded, "a request with this idempotency key is under way")
+                .with_retry_after_ms(200));
+        }
+        Ok(HeldToken { token, tokens: self.tokens.clone() })
+    }
+
+    /// Bytes of rows under way.
+    pub(crate) fn inflight_bytes(&self) -> usize {
+        INFLIGHT_BYTES_MAX - self.inflight.available_permits() * PERMIT_BYTES
+    }
+}
+
+/// The pieces of one partition have tokens of their own, derived from the client's.
+fn piece_token(token: &str, number: usize) -> String {
+    format!("{token}\u{1f}{number}")
+}
+
+struct HeldToken {
+    token: String,
+    tokens: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Drop for HeldToken {
+    fn drop(&mut self) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.token);
+    }
+}
+
+/// Writes at a level that says how many replicas must have it.
+pub(crate) fn not_enough(acknowledged: usize, needed: usize, replicas: usize, level: WriteLevel, why: Option<&Error>) -> Error {
+    let why = why.map(|error| format!("; last answer: {error}")).unwrap_or_default();
+    Error::new(
+        ErrorCode::NotEnoughReplicas,
+        format!("{acknowledged} of {replicas} replicas have the rows on disk, level {level} needs {needed}{why}"),
+    )
+    .with_help("send the same request again with the same idempotency key; or ask for a lower level")
+}

@@ -1,0 +1,152 @@
+//! Which rows go to which partition.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array,
+};
+use arrow::compute::{concat_batches, take_record_batch};
+use shoal_catalog::{Catalog, Table};
+use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
+use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
+use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
+use shoal_storage::encode_keys;
+
+/// Rows for one partition that travel together.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) partition: PartitionId,
+    /// Counts the pieces of one partition, so that each has a token of its own.
+    pub(super) number: usize,
+    pub(super) rows: RecordBatch,
+}
+
+/// What an event table's rows are given where the client gave nothing.
+pub(super) struct Stamp {
+    /// Microseconds for `_ts`.
+    pub(super) micros: i64,
+    /// Together with the row's number: its `_dedup`.
+    pub(super) dedup: String,
+}
+
+/// Whether some row needs a [`Stamp`] for its time.
+pub(super) fn needs_time(table: &Table, batches: &[RecordBatch]) -> bool {
+    !table.schema.is_upsert()
+        && batches.iter().any(|batch| batch.column_by_name(TS_COLUMN).is_none_or(|column| column.null_count() > 0))
+}
+
+/// Brings a batch into the table's shape: its columns in its order; a missing nullable column is NULL. `first_row` counts
+/// the rows of the request before this batch.
+pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row: usize) -> Result<RecordBatch> {
+    let schema = table.schema.arrow();
+    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    for field in schema.fields() {
+        let column = match batch.column_by_name(field.name()) {
+            Some(column) if column.data_type() == field.data_type() => column.clone(),
+            Some(column) => {
+                return Err(Error::new(
+                    ErrorCode::InvalidRows,
+                    format!("column '{}' is {}, the rows have {}", field.name(), field.data_type(), column.data_type()),
+                ));
+            }
+            None => new_null_array(field.data_type(), batch.num_rows()),
+        };
+        let column = match field.name().as_str() {
+            _ if table.schema.is_upsert() || column.null_count() == 0 => column,
+            TS_COLUMN => fill_time(&column, stamp.micros)?,
+            DEDUP_COLUMN => fill_dedup(&column, &stamp.dedup, first_row)?,
+            _ => column,
+        };
+        if !field.is_nullable() && column.null_count() > 0 {
+            let row = (0..column.len()).find(|row| column.is_null(*row)).unwrap_or_default();
+            return Err(Error::new(
+                ErrorCode::InvalidRows,
+                format!("column '{}' may not be NULL, and is in row {}", field.name(), first_row + row + 1),
+            ));
+        }
+        columns.push(column);
+    }
+    if let Some(stranger) = batch.schema().fields().iter().find(|field| schema.column_with_name(field.name()).is_none()) {
+        return Err(Error::new(
+            ErrorCode::UnknownColumn,
+            format!("table '{}' has no column '{}'", table.name, stranger.name()),
+        ));
+    }
+    RecordBatch::try_new(schema, columns).map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))
+}
+
+fn fill_time(column: &ArrayRef, micros: i64) -> Result<ArrayRef> {
+    let times = column
+        .as_any()
+        .downcast_ref::<TimestampMicrosecondArray>()
+        .ok_or_else(|| Error::internal(format!("{TS_COLUMN} is {}", column.data_type())))?;
+    let filled: TimestampMicrosecondArray = times.iter().map(|time| Some(time.unwrap_or(micros))).collect();
+    Ok(Arc::new(filled.with_data_type(column.data_type().clone())))
+}
+
+fn fill_dedup(column: &ArrayRef, dedup: &str, first_row: usize) -> Result<ArrayRef> {
+    let given = column
+        .as_any()
+        .downcast_ref::<StringArray>()
+        .ok_or_else(|| Error::internal(format!("{DEDUP_COLUMN} is {}", column.data_type())))?;
+    let filled: StringArray = given
+        .iter()
+        .enumerate()
+        .map(|(row, given)| Some(given.map_or_else(|| format!("{dedup}#{}", first_row + row), str::to_owned)))
+        .collect();
+    Ok(Arc::new(filled))
+}
+
+/// Cuts rows by partition, and into pieces that one write may hold. The order of rows with one key is kept.
+pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -> Result<Vec<Piece>> {
+    let key_columns: Vec<usize> =
+        table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column)).collect();
+    let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
+    for batch in batches {
+        let keys = encode_keys(batch, &key_columns)?;
+        let mut rows: BTreeMap<PartitionId, Vec<u32>> = BTreeMap::new();
+        for row in 0..batch.num_rows() {
+            let key = keys.get(row);
+            if key.len() > KEY_BYTES_MAX {
+                return Err(Error::new(
+                    ErrorCode::LimitExceeded,
+                    format!("the key of row {} has {} bytes, more than the {KEY_BYTES_MAX} allowed", row + 1, key.len()),
+                ));
+            }
+            let partition = catalog.partition_for(table, key).ok_or_else(|| {
+                Error::internal(format!("no partition of '{}' holds the key of row {}", table.name, row + 1))
+            })?;
+            rows.entry(partition.id).or_default().push(row as u32);
+        }
+        for (partition, rows) in rows {
+            let part = if rows.len() == batch.num_rows() {
+                batch.clone()
+            } else {
+                take_record_batch(batch, &UInt32Array::from(rows)).map_err(internal)?
+            };
+            parts.entry(partition).or_default().push(part);
+        }
+    }
+    let mut pieces = Vec::new();
+    for (partition, batches) in parts {
+        let Some(first) = batches.first() else { continue };
+        let rows = if batches.len() == 1 { first.clone() } else { concat_batches(&first.schema(), &batches).map_err(internal)? };
+        for (number, rows) in chunks(rows).into_iter().enumerate() {
+            pieces.push(Piece { partition, number, rows });
+        }
+    }
+    Ok(pieces)
+}
+
+/// Cuts rows so that each piece stays below the bytes that one write may have, by their mean size.
+fn chunks(rows: RecordBatch) -> Vec<RecordBatch> {
+    let bytes = rows.get_array_memory_size();
+    let pieces = bytes.div_ceil(WRITE_BYTES_MAX / 2).max(1);
+    let length = rows.num_rows().div_ceil(pieces).max(1);
+    (0..rows.num_rows()).step_by(length).map(|start| rows.slice(start, length.min(rows.num_rows() - start))).collect()
+}
+
+fn internal(error: arrow::error::ArrowError) -> Error {
+    Error::internal(error.to_string())
+}

@@ -1,0 +1,31 @@
+//! What every actor of a node shares.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use shoal_kernel::{Env, NodeId};
+use shoal_membership::{Agreement, Swim};
+
+use super::clock::NodeClock;
+use super::liveness::Liveness;
+use crate::service::NodeConfig;
+use crate::transport::Transport;
+
+/// A node's shared parts. Every part is a cheap handle; none of them is global.
+pub(crate) struct NodeContext {
+    pub(crate) env: Env,
+    pub(crate) node: NodeId,
+    pub(crate) config: NodeConfig,
+    pub(crate) clock: Arc<NodeClock>,
+    pub(crate) transport: Transport,
+    pub(crate) agreement: Agreement,
+    pub(crate) swim: Swim,
+    pub(crate) liveness: Liveness,
+}
+
+impl NodeContext {
+    /// Where a replica of this node lies.
+    pub(crate) fn replica_dir(&self, partition: shoal_kernel::PartitionId) -> PathBuf {
+        self.config.data_dir.join("replicas").join(partition.to_string())
+    }
+}

@@ -1,0 +1,352 @@
+//! A node: everything that runs on one machine's share of the cluster, behind one handle.
+//!
+//! Start order: identity and lock, clock, transport, agreement, SWIM, actors; then, in the background, joining. Stop order is
+//! the reverse: requests are refused, queries end, actors stop (their stores stay recoverable at any moment), the lock goes
+//! last. A crash at any point is the same as a stop, but for time.
+
+pub(crate) mod clock;
+pub(crate) mod context;
+mod identity;
+pub(crate) mod liveness;
+mod reading;
+mod rpc;
+mod statement;
+mod status;
+mod supervisor;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use shoal_catalog::Table;
+use shoal_kernel::env::TaskHandle;
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, QueryId, Result};
+use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
+use shoal_planner::Planner;
+
+use self::clock::NodeClock;
+use self::context::NodeContext;
+use self::identity::Identity;
+use self::liveness::Liveness;
+use self::reading::{Places, Replicas};
+use self::rpc::{AgreementIn, AgreementOut};
+use self::supervisor::{NodeMessage, NodeSupervisor};
+use crate::gateway::Gateway;
+use crate::query::{QueryLimits, QueryService, QueryStats};
+use crate::replica::ReplicaService;
+use crate::replica::directory::ReplicaDirectory;
+use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use crate::transport::{Route, Transport, TransportConfig};
+
+/// Pause between two attempts to join.
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+/// How long one attempt to join may take.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running node. Cheap to clone; the node stops at [`Node::shutdown`], not when a handle is dropped.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    context: Arc<NodeContext>,
+    directory: Arc<ReplicaDirectory>,
+    gateway: Gateway,
+    planner: Planner,
+    queries: QueryService,
+    root: ActorRef<NodeMessage>,
+    tasks: Mutex<Vec<TaskHandle>>,
+    stopping: AtomicBool,
+    /// Why the node has not joined, while it has not.
+    joining: Mutex<Option<Error>>,
+    /// Held until the node has stopped.
+    identity: Mutex<Option<Identity>>,
+}
+
+impl Node {
+    /// Opens the data directory, joins or founds the cluster and starts every actor. Returns as soon as the node is up; it
+    /// takes requests once [`Node::ready`] says so.
+    ///
+    /// # Errors
+    /// The data directory is locked, unreadable or of another cluster; the cluster address cannot be bound.
+    pub async fn start(env: Env, config: NodeConfig) -> Result<Self> {
+        let identity = Identity::claim(&env, &config.data_dir).await?;
+        let node = identity.node;
+        let clock = Arc::new(NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms).await?);
+        let transport = Transport::start(
+            &env,
+            TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone()),
+        )
+        .await?;
+        let rpc = Arc::new(AgreementOut(transport.clone()));
+        let agreement = Agreement::open(
+            &env,
+            AgreementConfig::new(node, config.cluster_address, config.http_address, config.data_dir.clone()),
+            rpc,
+        )
+        .await?;
+        transport.register(Route::Agreement, Arc::new(AgreementIn(agreement.clone())));
+        let known = agreement.catalog().borrow().clone();
+        let mut swim_config =
+            SwimConfig::new(node, config.cluster_address, config.cluster_secret.clone(), config.data_dir.clone());
+        swim_config.cluster_id = known.cluster_id;
+        swim_config.seeds = config.join.clone();
+        swim_config.seeds.extend(known.nodes.values().filter(|record| record.id != node).map(|record| record.cluster_address));
+        let swim = Swim::start(&env, swim_config).await?;
+        let liveness = Liveness::new(node, swim.members());
+        let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness });
+
+        let directory = Arc::new(ReplicaDirectory::default());
+        context
+            .transport
+            .register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
+        let arguments = supervisor::Arguments { context: context.clone(), directory: directory.clone() };
+        let (root, _) = Actor::spawn(None, NodeSupervisor, arguments)
+            .await
+            .map_err(|error| Error::internal(format!("the node's supervisor did not start: {error}")))?;
+        let planner = Planner::new();
+        let queries = QueryService::start(
+            &context.env,
+            context.transport.clone(),
+            Arc::new(planner.clone()),
+            Arc::new(Replicas(directory.clone())),
+            Arc::new(Places(context.clone())),
+            QueryLimits::of(&context.config),
+            Some(root.get_cell()),
+        )
+        .await?;
+        let inner = Arc::new(Inner {
+            gateway: Gateway::new(context.clone()),
+            context,
+            directory,
+            planner,
+            queries,
+            root,
+            tasks: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            joining: Mutex::new(Some(Error::new(ErrorCode::NotReady, "the node has not joined the cluster yet"))),
+            identity: Mutex::new(Some(identity)),
+        });
+        inner.watch_catalog();
+        inner.watch_members();
+        inner.join();
+        Ok(Self(inner))
+    }
+
+    /// The node's number.
+    pub fn id(&self) -> NodeId {
+        self.0.context.node
+    }
+
+    /// Its access to the world.
+    pub fn env(&self) -> &Env {
+        &self.0.context.env
+    }
+
+    /// Where other nodes reach it.
+    pub fn cluster_address(&self) -> SocketAddr {
+        self.0.context.config.cluster_address
+    }
+
+    /// Whether the node has joined, applied the catalog and opened its replicas.
+    ///
+    /// # Errors
+    /// Not yet, or stopping; says what it waits for.
+    pub fn ready(&self) -> Result<()> {
+        self.0.takes_requests()?;
+        let waiting: Vec<String> =
+            self.0.directory.all().iter().filter(|handle| handle.store().is_err()).map(|handle| handle.partition.to_string()).collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::NotReady, format!("replicas are being opened: {}", waiting.join(", "))))
+    }
+
+    /// Starts one SQL statement. Parsing and planning errors come back here; everything later through the stream.
+    ///
+    /// # Errors
+    /// The text does not parse or plan, or the node is overloaded.
+    pub async fn sql(&self, request: SqlRequest) -> Result<QueryStream> {
+        self.0.takes_requests()?;
+        self.0.sql(request).await
+    }
+
+    /// Stops a query, wherever it was asked. Its stream ends with [`ErrorCode::Cancelled`].
+    ///
+    /// # Errors
+    /// No such query runs.
+    pub async fn cancel(&self, query: QueryId) -> Result<()> {
+        self.0.queries.cancel(query).await
+    }
+
+    /// The definition of a table; asks the catalog's leader if this node has not heard of it.
+    ///
+    /// # Errors
+    /// No such table; suggests names that are close.
+    pub async fn table(&self, name: &str) -> Result<Arc<Table>> {
+        self.0.takes_requests()?;
+        self.0.table_refreshed(name).await
+    }
+
+    /// Names of all tables, in order.
+    pub fn tables(&self) -> Vec<String> {
+        let catalog = self.0.context.agreement.catalog().borrow().clone();
+        let mut names: Vec<String> = catalog.tables.values().map(|table| table.name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Writes rows. Nothing is sent before all of them have been checked.
+    ///
+    /// # Errors
+    /// Each says whether anything was applied.
+    pub async fn write(&self, request: WriteRequest) -> Result<WriteReport> {
+        self.0.takes_requests()?;
+        let table = self.0.table_refreshed(&request.table).await?;
+        self.0.gateway.write(table, request).await
+    }
+
+    /// The cluster as this node sees it; lags are asked of the replicas.
+    pub async fn cluster(&self) -> ClusterStatus {
+        status::cluster(&self.0.context).await
+    }
+
+    /// What is in hand: all zero on a node at rest.
+    pub fn in_hand(&self) -> InHand {
+        let transport = self.0.context.transport.stats();
+        InHand {
+            queries: self.0.queries.stats(),
+            write_bytes: self.0.gateway.inflight_bytes(),
+            streams: transport.streams_receiving + transport.streams_sending,
+        }
+    }
+
+    /// Takes no more requests, ends what runs, and closes the data directory. What was acknowledged is on disk at any
+    /// moment, so there is nothing to flush.
+    pub async fn shutdown(&self) {
+        let inner = &self.0;
+        if inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        inner.context.swim.leave().await;
+        inner.queries.shutdown().await;
+        let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in &tasks {
+            task.abort();
+        }
+        let _ = inner.root.stop_and_wait(None, None).await;
+        inner.context.agreement.shutdown().await;
+        inner.context.swim.shutdown().await;
+        inner.context.transport.shutdown().await;
+        inner.identity.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// What a node has in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InHand {
+    /// Queries asked here, and shards and merges that run here.
+    pub queries: QueryStats,
+    /// Bytes of rows on their way to replicas.
+    pub write_bytes: usize,
+    /// Streams open to and from other nodes.
+    pub streams: u64,
+}
+
+impl Inner {
+    fn takes_requests(&self) -> Result<()> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorCode::NotReady, "the node is stopping"));
+        }
+        match &*self.joining.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(error) => Err(error.clone()),
+        }
+    }
+
+    fn keep(&self, task: TaskHandle) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+
+    /// Tells transport and actors what the catalog says.
+    fn watch_catalog(self: &Arc<Self>) {
+        let (context, root) = (self.context.clone(), self.root.clone());
+        let mut catalog = context.agreement.catalog();
+        self.keep(self.context.env.spawn("catalog watcher", async move {
+            loop {
+                let now = catalog.borrow_and_update().clone();
+                if now.cluster_id != 0 {
+                    context.transport.set_cluster(now.cluster_id);
+                    context.swim.belong_to(now.cluster_id);
+                }
+                for record in now.nodes.values().filter(|record| record.id != context.node) {
+                    context.transport.set_address(record.id, record.cluster_address);
+                    if !context.swim.members().borrow().contains_key(&record.id) {
+                        context.swim.announce(record.cluster_address);
+                    }
+                }
+                if root.cast(NodeMessage::Catalog(now)).is_err() || catalog.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
+    /// Fails what waits for a node that SWIM has given up.
+    fn watch_members(self: &Arc<Self>) {
+        let (context, queries) = (self.context.clone(), self.queries.clone());
+        let mut members = context.swim.members();
+        self.keep(self.context.env.spawn("member watcher", async move {
+            let mut down = std::collections::BTreeSet::new();
+            loop {
+                let now = members.borrow_and_update().clone();
+                for node in now.keys() {
+                    if !context.liveness.is_down(*node) {
+                        down.remove(node);
+                    } else if down.insert(*node) {
+                        context.transport.node_down(*node);
+                        queries.node_down(*node);
+                    }
+                }
+                if members.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
+    /// Founds or joins in the background, until it has worked or cannot work.
+    fn join(self: &Arc<Self>) {
+        let inner = self.clone();
+        self.keep(self.context.env.spawn("join", async move {
+            loop {
+                match inner.try_join().await {
+                    Ok(()) => {
+                        *inner.joining.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the node has not joined the cluster yet");
+                        *inner.joining.lock().unwrap_or_else(PoisonError::into_inner) = Some(Error::new(
+                            ErrorCode::NotReady,
+                            format!("the node has not joined the cluster yet: {error}"),
+                        ));
+                    }
+                }
+                inner.context.env.sleep(JOIN_PAUSE).await;
+            }
+        }));
+    }
+
+    async fn try_join(&self) -> Result<()> {
+        let agreement = &self.context.agreement;
+        if agreement.is_member() {
+            return Ok(());
+        }
+        if self.context.config.join.is_empty() {
+            return agreement.found().await;
+        }
+        Ok(agreement.join(&self.context.config.join, JOIN_TIMEOUT).await?)
+    }
+}

@@ -1,0 +1,174 @@
+//! One SQL statement, from text to the stream of its answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_catalog::{Catalog, Command, Table};
+use shoal_kernel::limits::SQL_BYTES_MAX;
+use shoal_kernel::{Applied, Error, ErrorCode, QueryId, ReadLevel, Result};
+use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Statement};
+
+use super::Inner;
+use crate::query::RunOptions;
+use crate::service::{CommandDone, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
+
+/// How long a node that does not know a table asks the catalog's leader whether it exists.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of rows that `INSERT … SELECT` may hold; it is validated whole before its first row is sent.
+const INSERT_SELECT_BYTES_MAX: usize = 256 << 20;
+/// Consumer tasks of a hash edge at most.
+const TARGET_PARTITIONS_MAX: usize = 8;
+
+impl Inner {
+    pub(super) async fn sql(self: &Arc<Self>, request: SqlRequest) -> Result<QueryStream> {
+        if request.sql.len() > SQL_BYTES_MAX {
+            return Err(Error::new(
+                ErrorCode::LimitExceeded,
+                format!("the statement has {} bytes, more than the {SQL_BYTES_MAX} allowed", request.sql.len()),
+            ));
+        }
+        if request.read_level == ReadLevel::Quorum {
+            return Err(Error::new(ErrorCode::Unsupported, "reads at level quorum do not exist yet")
+                .with_help("leave the level out, or ask for 'one': the answer may then be behind the newest write"));
+        }
+        let started = self.context.env.monotonic();
+        let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
+        let id = request.query_id.unwrap_or_else(|| QueryId::new(self.context.node, self.context.env.random("query id")));
+        let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
+        match self.plan(&request).await? {
+            Statement::Query(query) => {
+                let analyze = query.explain == Some(ExplainKind::Analyze);
+                self.queries.run(query.graph, id, RunOptions { timeout: left(), analyze }).await
+            }
+            Statement::CreateTable(table) => {
+                let done = self.propose(Command::CreateTable(table), "CREATE TABLE", left()).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::DropTable { name, if_exists } => {
+                let done = self.propose(Command::DropTable { name, if_exists }, "DROP TABLE", left()).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::Insert { table, source } => {
+                let batches = match source {
+                    InsertSource::Rows(batches) => batches,
+                    InsertSource::Query(graph) => self.collect(graph, id, left()).await?,
+                };
+                let write = WriteRequest {
+                    table: table.clone(),
+                    batches,
+                    level: request.write_level,
+                    token: request.token.clone(),
+                    timeout: Some(left()),
+                };
+                let report = self.gateway.write(self.table(&table)?, write).await?;
+                let done = CommandDone {
+                    tag: "INSERT".into(),
+                    rows: Some(report.rows),
+                    level: Some(report.level),
+                    version: Some(report.version),
+                };
+                Ok(self.done(id, done, started))
+            }
+        }
+    }
+
+    /// Plans on what this node knows; a table that it does not know may have been made elsewhere a moment ago.
+    async fn plan(&self, request: &SqlRequest) -> Result<Statement> {
+        let options = PlanOptions {
+            target_partitions: self.context.liveness.alive().len().clamp(1, TARGET_PARTITIONS_MAX),
+            read_only: request.read_only,
+            now_micros: self.context.env.wall_micros(),
+            ..PlanOptions::default()
+        };
+        let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();
+        match self.planner.plan(&request.sql, &catalog, &options).await {
+            Err(error) if matches!(error.code(), ErrorCode::UnknownTable | ErrorCode::UnknownColumn) => {
+                match self.context.agreement.linearizable(REFRESH_TIMEOUT).await {
+                    Ok(newer) if newer.version > catalog.version => {
+                        self.planner.plan(&request.sql, &newer, &options).await
+                    }
+                    _ => Err(error),
+                }
+            }
+            planned => planned,
+        }
+    }
+
+    /// A table by name, asking the leader if this node has not heard of it.
+    pub(super) fn table(&self, name: &str) -> Result<Arc<Table>> {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        match catalog.table(name) {
+            Some(table) => Ok(Arc::new(table.clone())),
+            None => Err(catalog.unknown_table(name)),
+        }
+    }
+
+    pub(super) async fn table_refreshed(&self, name: &str) -> Result<Arc<Table>> {
+        match self.table(name) {
+            Err(error) => {
+                if self.context.agreement.linearizable(REFRESH_TIMEOUT).await.is_err() {
+                    return Err(error);
+                }
+                self.table(name)
+            }
+            found => found,
+        }
+    }
+
+    async fn propose(&self, command: Command, tag: &str, timeout: Duration) -> Result<CommandDone> {
+        let outcome = self.context.agreement.propose(command, timeout).await?;
+        // The next statement on this node sees it.
+        let mut catalog = self.context.agreement.catalog();
+        let applied = async {
+            let _ = catalog.wait_for(|catalog| catalog.version >= outcome.version).await;
+        };
+        self.context.env.timeout(timeout, applied).await.map_err(|_| {
+            Error::new(ErrorCode::Timeout, format!("{tag} is agreed, and this node has not applied it in time"))
+                .with_applied(Applied::Unknown)
+        })?;
+        Ok(CommandDone { tag: tag.to_owned(), rows: None, level: None, version: None })
+    }
+
+    async fn collect(
+        &self,
+        graph: FragmentGraph,
+        id: QueryId,
+        timeout: Duration,
+    ) -> Result<Vec<arrow::record_batch::RecordBatch>> {
+        let mut stream = self.queries.run(graph, id, RunOptions::new(timeout)).await?;
+        let (mut batches, mut bytes) = (Vec::new(), 0);
+        while let Some(event) = stream.next().await {
+            match event {
+                QueryEvent::Batch(batch) => {
+                    bytes += batch.get_array_memory_size();
+                    if bytes > INSERT_SELECT_BYTES_MAX {
+                        return Err(Error::new(
+                            ErrorCode::LimitExceeded,
+                            format!("INSERT … SELECT would write more than {INSERT_SELECT_BYTES_MAX} bytes at once"),
+                        )
+                        .with_help("insert in several parts, with a WHERE for each"));
+                    }
+                    batches.push(batch);
+                }
+                QueryEvent::End(_) => return Ok(batches),
+                QueryEvent::Error(error) => return Err(error),
+                QueryEvent::Schema(_) | QueryEvent::Progress(_) | QueryEvent::Done(_) => {}
+            }
+        }
+        Err(Error::new(ErrorCode::Cancelled, "the query was stopped before anything was written"))
+    }
+
+    /// The stream of a statement without rows.
+    fn done(&self, id: QueryId, done: CommandDone, started: Duration) -> QueryStream {
+        let elapsed = self.context.env.monotonic().saturating_sub(started);
+        let summary = QuerySummary {
+            elapsed_micros: u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
+            ..QuerySummary::default()
+        };
+        let (events, stream) = QueryStream::channel(id, 2);
+        // Room for two, and two are sent.
+        let _ = events.try_send(QueryEvent::Done(done));
+        let _ = events.try_send(QueryEvent::End(summary));
+        stream
+    }
+}

@@ -1,0 +1,82 @@
+//! The cluster as this node sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_kernel::{NodeId, PartitionId};
+use shoal_membership::MemberState;
+
+use super::context::NodeContext;
+use crate::replica::message::{ReplicaAnswer, ReplicaCall, ReplicaReport};
+use crate::replica::serve;
+use crate::service::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};
+
+/// How long a node may take to say how its replicas are.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn cluster(context: &Arc<NodeContext>) -> ClusterStatus {
+    let catalog = context.agreement.catalog().borrow().clone();
+    let members = context.swim.members().borrow().clone();
+    let asked = catalog.nodes.keys().filter(|node| !context.liveness.is_down(**node)).map(|node| async {
+        let answer = serve::call(context, *node, &ReplicaCall::Status, STATUS_TIMEOUT).await;
+        (*node, answer)
+    });
+    let mut reports: BTreeMap<(PartitionId, NodeId), ReplicaReport> = BTreeMap::new();
+    for (node, answer) in futures::future::join_all(asked).await {
+        if let Ok(ReplicaAnswer::Status(of_node)) = answer {
+            reports.extend(of_node.into_iter().map(|report| ((report.partition, node), report)));
+        }
+    }
+    let nodes = catalog.nodes.values().map(|node| NodeStatus {
+        id: node.id,
+        cluster_address: node.cluster_address,
+        http_address: node.http_address,
+        state: node.state,
+        swim: match members.get(&node.id).map(|member| member.state) {
+            _ if node.id == context.node => SwimState::Alive,
+            Some(MemberState::Alive) => SwimState::Alive,
+            Some(MemberState::Suspect) => SwimState::Suspect,
+            Some(MemberState::Down) => SwimState::Down,
+            None => SwimState::Unknown,
+        },
+        voter: node.voter,
+    });
+    let partitions = catalog.partitions.values().map(|partition| PartitionStatus {
+        id: partition.id,
+        table: catalog.tables.get(&partition.table).map(|table| table.name.clone()).unwrap_or_default(),
+        bounds: partition.bounds.clone(),
+        epoch: partition.epoch,
+        replicas: partition
+            .replicas
+            .iter()
+            .map(|replica| {
+                let report = reports.remove(&(partition.id, replica.node));
+                let reachable = report.is_some();
+                let report = report.as_ref();
+                ReplicaStatus {
+                    node: replica.node,
+                    state: replica.state,
+                    reachable,
+                    lag: report.and_then(|report| report.lag),
+                    log_id: report.and_then(|report| report.log_id),
+                    position: report.and_then(|report| report.position),
+                    rows: report.and_then(|report| report.rows),
+                    bytes: report.and_then(|report| report.bytes),
+                    digest: report.and_then(|report| report.digest.clone()),
+                    restarts: report.map(|report| report.restarts),
+                    problem: report.and_then(|report| report.problem.clone()),
+                }
+            })
+            .collect(),
+    });
+    let partitions = partitions.collect();
+    ClusterStatus {
+        cluster_id: catalog.cluster_id,
+        node: context.node,
+        catalog_version: catalog.version,
+        leader: context.agreement.leader(),
+        nodes: nodes.collect(),
+        partitions,
+    }
+}

@@ -1,0 +1,165 @@
+//! A replica as the rest of its node sees it: one handle for the life of the replica's place on the node, whatever happens
+//! to the actor behind it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ractor::ActorRef;
+use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, Version};
+use shoal_storage::{Snapshot, Store};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::message::{CoreReport, RecentAnswer, ReplicaMessage, Written};
+use super::state::QUEUE_BYTES_MAX;
+
+/// Bytes one admission permit stands for.
+const PERMIT_BYTES: u64 = 1024;
+
+/// The actor of the moment and its store.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) actor: ActorRef<ReplicaMessage>,
+    pub(crate) store: Arc<Store>,
+}
+
+/// A replica's place on this node.
+pub(crate) struct ReplicaHandle {
+    pub(crate) partition: PartitionId,
+    running: Mutex<Option<Running>>,
+    serves: AtomicBool,
+    restarts: AtomicU32,
+    lag: Mutex<Option<u64>>,
+    problem: Mutex<Option<Error>>,
+    admission: Arc<Semaphore>,
+}
+
+impl ReplicaHandle {
+    pub(crate) fn new(partition: PartitionId) -> Self {
+        Self {
+            partition,
+            running: Mutex::new(None),
+            serves: AtomicBool::new(false),
+            restarts: AtomicU32::new(0),
+            lag: Mutex::new(None),
+            problem: Mutex::new(None),
+            admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
+        }
+    }
+
+    pub(super) fn opened(&self, running: Running) {
+        *lock(&self.running) = Some(running);
+        *lock(&self.problem) = None;
+    }
+
+    pub(super) fn stopped(&self) {
+        self.serves.store(false, Ordering::Release);
+        *lock(&self.running) = None;
+    }
+
+    pub(super) fn failed(&self, error: Error) {
+        self.stopped();
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.problem) = Some(error);
+    }
+
+    pub(super) fn set_serves(&self, serves: bool) {
+        self.serves.store(serves, Ordering::Release);
+    }
+
+    pub(super) fn serves(&self) -> bool {
+        self.serves.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_lag(&self, lag: u64) {
+        *lock(&self.lag) = Some(lag);
+    }
+
+    pub(crate) fn lag(&self) -> Option<u64> {
+        *lock(&self.lag)
+    }
+
+    pub(crate) fn restarts(&self) -> u32 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn problem(&self) -> Option<Error> {
+        lock(&self.problem).clone()
+    }
+
+    /// The store, whether or not the replica counts: peers may always pull.
+    pub(crate) fn store(&self) -> Result<Arc<Store>> {
+        self.running().map(|running| running.store)
+    }
+
+    /// A snapshot for a reader.
+    ///
+    /// # Errors
+    /// The replica is down, or not fit to answer.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+        if !self.serves() {
+            return Err(self.unavailable("does not serve reads just now"));
+        }
+        Ok(self.store()?.snapshot())
+    }
+
+    /// Says that reading found damage: the actor takes the replica out of service and fills it anew from its peers.
+    pub(crate) fn damaged(&self, error: &Error) {
+        if let Ok(running) = self.running() {
+            self.set_serves(false);
+            let _ = running.actor.cast(ReplicaMessage::Damaged(error.clone()));
+        }
+    }
+
+    /// Waits for room, then hands a gateway's write to the actor and waits for its commit.
+    pub(crate) async fn write(&self, epoch: Epoch, bytes: u64, write: shoal_storage::Write) -> Result<Written> {
+        let _room = self.admit(bytes)?;
+        self.ask(|answer| ReplicaMessage::Write { epoch, bytes, write, answer }).await?
+    }
+
+    /// The same for rows pulled from a peer.
+    pub(super) async fn pulled(
+        &self,
+        bytes: u64,
+        write: shoal_storage::Write,
+        writes: Vec<Version>,
+    ) -> Result<Written> {
+        self.ask(|answer| ReplicaMessage::Pulled { bytes, write, writes, answer }).await?
+    }
+
+    pub(crate) async fn recent(&self, log_id: LogId, after: u64) -> Result<RecentAnswer> {
+        self.ask(|answer| ReplicaMessage::Recent { log_id, after, answer }).await
+    }
+
+    pub(crate) async fn report(&self) -> Result<CoreReport> {
+        self.ask(|answer| ReplicaMessage::Report { answer }).await
+    }
+
+    pub(super) async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> ReplicaMessage) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let running = self.running()?;
+        running.actor.cast(message(answer)).map_err(|_| self.unavailable("has stopped"))?;
+        // The actor may fail with the message in hand: then nobody knows whether the rows reached the disk.
+        answered.await.map_err(|_| self.unavailable("failed meanwhile").with_applied(shoal_kernel::Applied::Unknown))
+    }
+
+    fn admit(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        self.admission.clone().try_acquire_many_owned(permits.max(1)).map_err(|_| {
+            Error::new(ErrorCode::Overloaded, format!("the replica of {} has too much to write", self.partition))
+                .with_retry_after_ms(100)
+        })
+    }
+
+    fn running(&self) -> Result<Running> {
+        lock(&self.running).clone().ok_or_else(|| self.unavailable("is not running"))
+    }
+
+    fn unavailable(&self, why: &str) -> Error {
+        let problem = self.problem().map(|error| format!(": {}", error.message())).unwrap_or_default();
+        Error::new(ErrorCode::PartitionUnavailable, format!("the replica of {} {why}{problem}", self.partition))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,139 @@
+//! What replicas hear: from gateways and from each other over the network, and from within their node.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shoal_catalog::Partition;
+use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, Version};
+use shoal_storage::{PullCursor, TokenRecord};
+use tokio::sync::oneshot;
+
+use super::recent::RecentAccept;
+use super::state::{Event, Meta, Ticket};
+
+/// A request to a replica of another node (or this one; the way is the same).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum ReplicaCall {
+    /// Accept rows.
+    Write(WriteCall),
+    /// What is known of an idempotency token?
+    Token { partition: PartitionId, token: String },
+    /// What was accepted after this position, by version?
+    Recent { partition: PartitionId, log_id: LogId, after: u64 },
+    /// Rows accepted after the cursor.
+    Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
+    /// How are your replicas?
+    Status,
+}
+
+/// Rows for one partition, all of one version.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WriteCall {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Epoch,
+    /// Row `i` gets ordinal `i`.
+    pub(crate) version: Version,
+    pub(crate) token: Option<String>,
+    /// One batch, as an Arrow IPC stream.
+    pub(crate) rows: Vec<u8>,
+}
+
+/// The answer to a [`ReplicaCall`], in the same order of variants.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum ReplicaAnswer {
+    Written(Written),
+    Token { record: Option<TokenRecord>, counts: bool },
+    Recent(RecentAnswer),
+    Pulled(PulledAnswer),
+    Status(Vec<ReplicaReport>),
+}
+
+/// A write is on this replica's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Written {
+    /// The version under which the rows stand; the first one if the token was known.
+    pub(crate) version: Version,
+    /// Whether the token was known.
+    pub(crate) duplicate: bool,
+    /// Whether this acknowledgement counts.
+    pub(crate) counts: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RecentAnswer {
+    pub(crate) log_id: LogId,
+    pub(crate) position: u64,
+    pub(crate) sealed: Epoch,
+    /// None if some of them have been forgotten: ask for rows.
+    pub(crate) accepts: Option<Vec<RecentAccept>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PulledAnswer {
+    /// Batches with version and tombstone columns, each as an Arrow IPC stream.
+    pub(crate) batches: Vec<Vec<u8>>,
+    pub(crate) tokens: Vec<TokenRecord>,
+    pub(crate) next: PullCursor,
+    pub(crate) done: bool,
+    /// The epoch sealed before the rows were read.
+    pub(crate) sealed: Epoch,
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReplicaReport {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Epoch,
+    pub(crate) serves: bool,
+    pub(crate) lag: Option<u64>,
+    pub(crate) log_id: Option<LogId>,
+    pub(crate) position: Option<u64>,
+    pub(crate) rows: Option<u64>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) digest: Option<String>,
+    pub(crate) restarts: u32,
+    pub(crate) problem: Option<String>,
+}
+
+/// What the replica actor hears. Rows that wait for a commit were admitted by bytes before they came here.
+pub(crate) enum ReplicaMessage {
+    /// Accept rows.
+    Write { epoch: Epoch, bytes: u64, write: shoal_storage::Write, answer: oneshot::Sender<Result<Written>> },
+    /// Accept rows pulled from a peer.
+    Pulled {
+        bytes: u64,
+        write: shoal_storage::Write,
+        /// The writes that the rows belong to, by version with ordinal 0.
+        writes: Vec<Version>,
+        answer: oneshot::Sender<Result<Written>>,
+    },
+    /// Which accepts came after that position?
+    Recent { log_id: LogId, after: u64, answer: oneshot::Sender<RecentAnswer> },
+    /// How far does this replica know a peer's accepts?
+    Covers { from: u64, accepts: Vec<RecentAccept>, answer: oneshot::Sender<u64> },
+    /// The catalog's newest word on the partition.
+    Catalog(Partition),
+    /// Something happened.
+    Event(Event),
+    /// A commit has ended.
+    Committed { tickets: Vec<Ticket>, outcome: Result<Vec<Result<shoal_storage::Accepted>>> },
+    /// How far the peers' logs have been pulled, to be remembered.
+    Cursors(BTreeMap<NodeId, PullCursor>),
+    /// The durable part was written with this core.
+    Persisted(Meta),
+    /// Reading found damage on the disk.
+    Damaged(Error),
+    /// Something that the actor had others do has failed for good.
+    Failed(Error),
+    /// Whether it may answer reads, and why not.
+    Report { answer: oneshot::Sender<CoreReport> },
+}
+
+/// What only the actor itself can say.
+pub(crate) struct CoreReport {
+    pub(crate) epoch: Epoch,
+    pub(crate) sealed: Epoch,
+    pub(crate) serves: bool,
+    pub(crate) counts: bool,
+    pub(crate) problem: Option<&'static str>,
+}

@@ -1,0 +1,383 @@
+//! A replica: one partition on one node, as a supervised actor.
+//!
+//! - **Owned by** the node's [`supervisor`]; owns its [`replicator`] (pulls what peers accepted) and [`maintainer`] (flushes
+//!   and compacts), which die and restart with it.
+//! - **Owns** the [`Store`] of its directory. It alone commits; readers take snapshots through the [`handle`].
+//! - **Restarts** at any error of its store (a failed fsync among them): the store is opened and replayed anew. Back-off from
+//!   100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem.
+//! - **Survives a restart**: everything acknowledged; the sealed epoch; whether it counts; how far it has pulled from each
+//!   peer. Lost and harmless: the memory of recent accepts, and writes not yet acknowledged.
+
+pub(crate) mod directory;
+pub(crate) mod handle;
+pub(crate) mod maintainer;
+pub(crate) mod message;
+mod open;
+mod recent;
+pub(crate) mod replicator;
+pub(crate) mod serve;
+pub(crate) mod state;
+pub(crate) mod supervisor;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde::{Deserialize, Serialize};
+use shoal_catalog::Partition;
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Result, TableSchema, Version, wire};
+use shoal_storage::{PullCursor, Store};
+use tokio::sync::oneshot;
+
+use self::handle::{ReplicaHandle, Running};
+use self::maintainer::{Maintainer, MaintainerMessage};
+use self::message::{CoreReport, RecentAnswer, ReplicaMessage, Written};
+use self::recent::Recent;
+use self::replicator::{Replicator, ReplicatorMessage};
+use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
+use crate::node::context::NodeContext;
+
+pub(crate) use self::serve::ReplicaService;
+
+/// How long the catalog may take for a promotion before it is proposed again.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before it is proposed again.
+const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
+
+/// The owner's blob in the store.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Durable {
+    core: Meta,
+    cursors: BTreeMap<NodeId, PullCursor>,
+}
+
+/// What a replica is started with.
+pub(crate) struct ReplicaArguments {
+    pub(crate) context: Arc<NodeContext>,
+    pub(crate) handle: Arc<ReplicaHandle>,
+    pub(crate) partition: Partition,
+    pub(crate) schema: Arc<TableSchema>,
+}
+
+/// The actor.
+pub(crate) struct ReplicaActor;
+
+struct InHand {
+    write: Option<shoal_storage::Write>,
+    /// The writes it consists of, by version with ordinal 0.
+    writes: Vec<Version>,
+    answer: oneshot::Sender<Result<Written>>,
+}
+
+/// Whether the core waits for a write of the durable part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Core,
+    Nobody,
+}
+
+/// Its state: the pure core, and what the effects need.
+pub(crate) struct ReplicaShell {
+    context: Arc<NodeContext>,
+    handle: Arc<ReplicaHandle>,
+    store: Arc<Store>,
+    core: ReplicaCore,
+    durable: Durable,
+    /// A write of `durable` is under way. Only one is, or an older one could end last.
+    writing: Option<Told>,
+    /// `durable` has changed since that write began.
+    to_write: Option<Told>,
+    recent: Recent,
+    in_hand: BTreeMap<Ticket, InHand>,
+    next_ticket: Ticket,
+    replicator: ActorRef<ReplicatorMessage>,
+    maintainer: ActorRef<MaintainerMessage>,
+}
+
+impl Actor for ReplicaActor {
+    type Msg = ReplicaMessage;
+    type State = ReplicaShell;
+    type Arguments = ReplicaArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let ReplicaArguments { context, handle, partition, schema } = arguments;
+        let opened = open::open(&context, &partition, schema).await?;
+        let durable = opened.durable.unwrap_or_default();
+        let meta = opened.known.then(|| durable.core.clone());
+        let core = ReplicaCore::new(context.node, partition.clone(), meta, opened.emptied, opened.in_doubt);
+        let store = opened.store;
+        handle.opened(Running { actor: myself.clone(), store: store.clone() });
+
+        let (replicator, _) = Actor::spawn_linked(
+            None,
+            Replicator,
+            replicator::Arguments {
+                context: context.clone(),
+                handle: handle.clone(),
+                replica: myself.clone(),
+                partition,
+                cursors: durable.cursors.clone(),
+            },
+            myself.get_cell(),
+        )
+        .await?;
+        let (maintainer, _) = Actor::spawn_linked(
+            None,
+            Maintainer,
+            maintainer::Arguments { env: context.env.clone(), store: store.clone() },
+            myself.get_cell(),
+        )
+        .await?;
+        let mut shell = ReplicaShell {
+            context,
+            handle,
+            store,
+            core,
+            durable,
+            writing: None,
+            to_write: None,
+            recent: Recent::default(),
+            in_hand: BTreeMap::new(),
+            next_ticket: 0,
+            replicator,
+            maintainer,
+        };
+        let effects = shell.core.start();
+        shell.perform(&myself, effects)?;
+        Ok(shell)
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        shell: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        shell.handle.stopped();
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        shell: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let event = match message {
+            ReplicaMessage::Write { epoch, bytes, write, answer } => {
+                let writes = vec![write.version.with_ordinal(0)];
+                Event::Write { ticket: shell.take(write, writes, answer), epoch, bytes }
+            }
+            ReplicaMessage::Pulled { bytes, write, writes, answer } => {
+                Event::Pulled { ticket: shell.take(write, writes, answer), bytes }
+            }
+            ReplicaMessage::Committed { tickets, outcome } => {
+                shell.committed(&tickets, outcome)?;
+                Event::Committed
+            }
+            ReplicaMessage::Catalog(partition) => {
+                let _ = shell.replicator.cast(ReplicatorMessage::Partition(partition.clone()));
+                Event::Catalog(Box::new(partition))
+            }
+            ReplicaMessage::Event(event) => event,
+            ReplicaMessage::Recent { log_id, after, answer } => {
+                let _ = answer.send(shell.recent(log_id, after));
+                return Ok(());
+            }
+            ReplicaMessage::Covers { from, accepts, answer } => {
+                let _ = answer.send(shell.recent.covers(from, &accepts));
+                return Ok(());
+            }
+            ReplicaMessage::Cursors(cursors) => {
+                shell.durable.cursors = cursors;
+                shell.persist(&myself, Told::Nobody);
+                return Ok(());
+            }
+            ReplicaMessage::Persisted(meta) => match shell.persisted(&myself) {
+                Told::Core => Event::Persisted(meta),
+                Told::Nobody => return Ok(()),
+            },
+            ReplicaMessage::Report { answer } => {
+                let _ = answer.send(shell.report());
+                return Ok(());
+            }
+            ReplicaMessage::Damaged(error) => {
+                open::condemn(&shell.context, shell.core.partition(), &error).await?;
+                return Err(error.into());
+            }
+            ReplicaMessage::Failed(error) => return Err(error.into()),
+        };
+        let effects = shell.core.step(event);
+        shell.perform(&myself, effects)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        _shell: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            // The children hold no state worth more than a restart of the whole replica.
+            SupervisionEvent::ActorFailed(_, error) => Err(error),
+            SupervisionEvent::ActorTerminated(..) => Err("a child of the replica has ended".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ReplicaShell {
+    fn take(
+        &mut self,
+        write: shoal_storage::Write,
+        writes: Vec<Version>,
+        answer: oneshot::Sender<Result<Written>>,
+    ) -> Ticket {
+        self.next_ticket += 1;
+        self.in_hand.insert(self.next_ticket, InHand { write: Some(write), writes, answer });
+        self.next_ticket
+    }
+
+    fn perform(&mut self, myself: &ActorRef<ReplicaMessage>, effects: Vec<Effect>) -> Result<(), ActorProcessingErr> {
+        for effect in effects {
+            match effect {
+                Effect::Reject(ticket, error) => {
+                    if let Some(in_hand) = self.in_hand.remove(&ticket) {
+                        let _ = in_hand.answer.send(Err(error));
+                    }
+                }
+                Effect::Commit(tickets) => self.commit(myself, tickets),
+                Effect::Persist(meta) => {
+                    self.durable.core = meta;
+                    self.persist(myself, Told::Core);
+                }
+                Effect::CatchUp => {
+                    let _ = self.replicator.cast(ReplicatorMessage::Now);
+                }
+                Effect::Propose(command) => self.propose(myself, command),
+            }
+        }
+        self.handle.set_serves(self.core.serves());
+        Ok(())
+    }
+
+    fn commit(&mut self, myself: &ActorRef<ReplicaMessage>, tickets: Vec<Ticket>) {
+        let writes: Vec<_> = tickets
+            .iter()
+            .filter_map(|ticket| self.in_hand.get_mut(ticket).and_then(|in_hand| in_hand.write.take()))
+            .collect();
+        for write in &writes {
+            self.context.clock.advance(write.version.time());
+        }
+        let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
+        let now_micros = env.wall_micros();
+        self.context.env.spawn("replica commit", async move {
+            let outcome = match env.blocking(move || store.commit(writes, now_micros)).await {
+                Ok(outcome) => outcome,
+                Err(lost) => Err(lost.into()),
+            };
+            let _ = myself.cast(ReplicaMessage::Committed { tickets, outcome });
+        });
+    }
+
+    fn committed(&mut self, tickets: &[Ticket], outcome: Result<Vec<Result<shoal_storage::Accepted>>>) -> Result<()> {
+        let counts = self.core.counts();
+        match outcome {
+            Ok(results) => {
+                for (ticket, result) in tickets.iter().zip(results) {
+                    let Some(in_hand) = self.in_hand.remove(ticket) else { continue };
+                    let written = result.map(|accepted| {
+                        if accepted.duplicate {
+                            // Nothing was new: the log has not grown.
+                            self.recent.know(in_hand.writes);
+                        } else {
+                            self.recent.note(accepted.position, in_hand.writes);
+                        }
+                        Written { version: accepted.version, duplicate: accepted.duplicate, counts }
+                    });
+                    let _ = in_hand.answer.send(written);
+                }
+                let _ = self.maintainer.cast(MaintainerMessage::Committed);
+                Ok(())
+            }
+            Err(error) => {
+                // After a failed write or fsync nobody knows what the disk holds: as after a crash.
+                let doubtful = error.clone().with_applied(Applied::Unknown);
+                for ticket in tickets {
+                    if let Some(in_hand) = self.in_hand.remove(ticket) {
+                        let _ = in_hand.answer.send(Err(doubtful.clone()));
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn persist(&mut self, myself: &ActorRef<ReplicaMessage>, told: Told) {
+        if self.writing.is_some() {
+            let core = told == Told::Core || self.to_write == Some(Told::Core);
+            self.to_write = Some(if core { Told::Core } else { Told::Nobody });
+            return;
+        }
+        self.writing = Some(told);
+        let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
+        let durable = self.durable.clone();
+        self.context.env.spawn("replica meta", async move {
+            let core = durable.core.clone();
+            let outcome = async {
+                let bytes = wire::encode(&durable)?;
+                env.blocking(move || store.set_meta(bytes)).await?
+            };
+            let message = match outcome.await {
+                Ok(()) => ReplicaMessage::Persisted(core),
+                Err(error) => ReplicaMessage::Failed(error),
+            };
+            let _ = myself.cast(message);
+        });
+    }
+
+    /// A write of the durable part has ended; the next one begins if something changed meanwhile.
+    fn persisted(&mut self, myself: &ActorRef<ReplicaMessage>) -> Told {
+        let told = self.writing.take().unwrap_or(Told::Nobody);
+        if let Some(next) = self.to_write.take() {
+            self.persist(myself, next);
+        }
+        told
+    }
+
+    fn propose(&self, myself: &ActorRef<ReplicaMessage>, command: shoal_catalog::Command) {
+        let (context, myself) = (self.context.clone(), myself.clone());
+        self.context.env.spawn("replica proposal", async move {
+            if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
+                tracing::debug!(%error, "the catalog did not take a replica's proposal");
+            }
+            context.env.sleep(PROPOSAL_PAUSE).await;
+            let _ = myself.cast(ReplicaMessage::Event(Event::ProposalEnded));
+        });
+    }
+
+    fn recent(&self, log_id: shoal_kernel::LogId, after: u64) -> RecentAnswer {
+        let status = self.store.status();
+        let accepts = (log_id == status.log_id).then(|| self.recent.after(after, status.position)).flatten();
+        RecentAnswer { log_id: status.log_id, position: status.position, sealed: self.core.sealed(), accepts }
+    }
+
+    fn report(&self) -> CoreReport {
+        CoreReport {
+            epoch: self.core.partition().epoch,
+            sealed: self.core.sealed(),
+            serves: self.core.serves(),
+            counts: self.core.counts(),
+            problem: self.core.problem(),
+        }
+    }
+}
+
+/// The error of a replica that is asked for and is not there.
+pub(crate) fn absent(partition: shoal_kernel::PartitionId) -> Error {
+    Error::new(ErrorCode::PartitionUnavailable, format!("this node holds no replica of {partition}"))
+}

@@ -1,0 +1,127 @@
+//! Opening a replica's directory, and giving up on one that is damaged.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use shoal_catalog::Partition;
+use shoal_kernel::env::Disk;
+use shoal_kernel::{Error, ErrorCode, LogId, Result, TableSchema, wire};
+use shoal_storage::{PlantedFaults, Store, StoreOptions};
+
+use super::Durable;
+use crate::node::context::NodeContext;
+
+/// Beside a replica's directory: what is in there was given up and is to be removed.
+const LOST: &str = "lost";
+/// Beside a replica's directory: it began empty and has not counted since.
+const REFILLING: &str = "refilling";
+
+pub(super) struct Opened {
+    pub(super) store: Arc<Store>,
+    pub(super) durable: Option<Durable>,
+    /// The replica has been here before.
+    pub(super) known: bool,
+    /// Its rows were given up; it must be filled from its peers.
+    pub(super) emptied: bool,
+    /// The end of its log is ambiguous.
+    pub(super) in_doubt: bool,
+}
+
+/// Opens the store; one that is corrupt is put aside if others can fill it again.
+pub(super) async fn open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc<TableSchema>) -> Result<Opened> {
+    match try_open(context, partition, schema.clone()).await {
+        Err(error) if error.code() == ErrorCode::Corruption && has_peers(context, partition) => {
+            condemn(context, partition, &error).await?;
+            try_open(context, partition, schema).await
+        }
+        opened => opened,
+    }
+}
+
+async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc<TableSchema>) -> Result<Opened> {
+    let (env, dir) = (context.env.clone(), context.replica_dir(partition.id));
+    let options = StoreOptions {
+        memtable_bytes_max: context.config.memtable_bytes_max,
+        disk_reserve_bytes: context.config.disk_reserve_bytes,
+        planted: PlantedFaults {
+            skip_fsync: context.config.planted.skip_fsync,
+            wrong_tie_break: context.config.planted.wrong_tie_break,
+        },
+        ..StoreOptions::default()
+    };
+    let new_log_id = LogId(env.random("log id"));
+    let label = partition.id;
+    let (disk, alone) = (env.disk(), !has_peers(context, partition));
+    let opened = env.blocking(move || -> Result<Opened> {
+        let (lost, refilling) = (dir.with_extension(LOST), dir.with_extension(REFILLING));
+        if disk.exists(&lost)? {
+            // A crash may have left the condemned directory half removed.
+            if disk.exists(&dir)? {
+                disk.remove_dir_all(&dir)?;
+            }
+            disk.rename(&lost, &refilling)?;
+        }
+        disk.create_dir_all(&dir)?;
+        let (store, recovery) = Store::open(disk.clone(), &dir, schema, options, new_log_id)?;
+        let meta = store.meta();
+        let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };
+        if let Some(problem) = recovery.quarantined.first().filter(|_| !alone) {
+            return Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message)));
+        }
+        let counted = durable.as_ref().is_some_and(|durable| durable.core.counts);
+        let mut emptied = disk.exists(&refilling)?;
+        if emptied && counted {
+            disk.remove_file(&refilling)?;
+            emptied = false;
+        }
+        Ok(Opened {
+            known: durable.is_some(),
+            emptied,
+            in_doubt: recovery.in_doubt,
+            durable,
+            store,
+        })
+    });
+    opened.await?.map_err(|error| error.context(format_args!("replica of {label}")))
+}
+
+/// Gives up on what is on the disk: the next start begins empty and fills itself from its peers. Without peers the damage
+/// stays where it is, and is reported.
+pub(super) async fn condemn(context: &Arc<NodeContext>, partition: &Partition, error: &Error) -> Result<()> {
+    if !has_peers(context, partition) {
+        return Err(error.clone().context("damaged, and there is no other replica to restore it from"));
+    }
+    tracing::error!(partition = %partition.id, %error, "a replica is damaged; it is emptied and filled from its peers");
+    metrics::counter!("shoal_replicas_condemned_total").increment(1);
+    let (disk, dir) = (context.env.disk(), context.replica_dir(partition.id));
+    context
+        .env
+        .blocking(move || -> Result<()> {
+            // The marker first: were the directory removed before it is durable, a crash would leave an empty replica that
+            // believes it is a new one.
+            disk.replace(&dir.with_extension(LOST), b"")?;
+            if disk.exists(&dir)? {
+                disk.remove_dir_all(&dir)?;
+            }
+            Ok(())
+        })
+        .await?
+}
+
+fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
+    partition.voters().any(|voter| voter != context.node)
+}
+
+/// Removes everything of a replica that the catalog has taken from this node.
+pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    if disk.exists(dir)? {
+        disk.remove_dir_all(dir)?;
+    }
+    for beside in [LOST, REFILLING] {
+        let path = dir.with_extension(beside);
+        if disk.exists(&path)? {
+            disk.remove_file(&path)?;
+        }
+    }
+    Ok(())
+}

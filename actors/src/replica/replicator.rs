@@ -1,0 +1,224 @@
+//! Pulls what peers accepted and this replica did not.
+//!
+//! Owned by the replica actor, restarted with it; its cursors are kept in the replica's store. Every turn it asks each peer
+//! what it accepted since the cursor, by version. What this replica got from a gateway itself is recognised and costs no
+//! rows; from the first unknown accept on, rows are pulled in bounded batches and committed like any write.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{Array, FixedSizeBinaryArray};
+use arrow::record_batch::RecordBatch;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use shoal_catalog::Partition;
+use shoal_kernel::schema::VERSION_COLUMN;
+use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Result, Version};
+use shoal_storage::{PullCursor, Rows, Write};
+
+use super::handle::ReplicaHandle;
+use super::message::{PulledAnswer, RecentAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage};
+use super::serve;
+use super::state::Event;
+use crate::batch;
+use crate::node::context::NodeContext;
+
+/// Pause between two turns.
+const TURN: Duration = Duration::from_millis(1_000);
+/// The same while the replica does not serve: somebody may be waiting for it.
+const TURN_EAGER: Duration = Duration::from_millis(100);
+/// How long a peer may take for one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows of one answer, in bytes.
+const PULL_BYTES_MAX: u64 = 4 << 20;
+/// Cursors that moved are made durable this often; what is lost is pulled again, which changes nothing.
+const CURSORS_KEPT_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) struct Replicator;
+
+pub(super) struct Arguments {
+    pub(super) context: Arc<NodeContext>,
+    pub(super) handle: Arc<ReplicaHandle>,
+    pub(super) replica: ActorRef<ReplicaMessage>,
+    pub(super) partition: Partition,
+    pub(super) cursors: BTreeMap<NodeId, PullCursor>,
+}
+
+pub(super) enum ReplicatorMessage {
+    /// A turn by the clock.
+    Turn,
+    /// A turn at once.
+    Now,
+    /// The catalog's newest word.
+    Partition(Partition),
+}
+
+pub(super) struct State {
+    context: Arc<NodeContext>,
+    handle: Arc<ReplicaHandle>,
+    replica: ActorRef<ReplicaMessage>,
+    partition: Partition,
+    cursors: BTreeMap<NodeId, PullCursor>,
+    /// Accepts that a peer had more than its cursor, when last asked.
+    behind: BTreeMap<NodeId, u64>,
+    kept: BTreeMap<NodeId, PullCursor>,
+    kept_at: Duration,
+}
+
+impl Actor for Replicator {
+    type Msg = ReplicatorMessage;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let Arguments { context, handle, replica, partition, cursors } = arguments;
+        let _ = myself.cast(ReplicatorMessage::Turn);
+        Ok(State {
+            context,
+            handle,
+            replica,
+            partition,
+            kept: cursors.clone(),
+            cursors,
+            behind: BTreeMap::new(),
+            kept_at: Duration::ZERO,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ReplicatorMessage::Partition(partition) => state.partition = partition,
+            ReplicatorMessage::Now => state.round().await,
+            ReplicatorMessage::Turn => {
+                state.round().await;
+                let pause = if state.handle.serves() { TURN } else { TURN_EAGER };
+                let (sleep, myself) = (state.context.env.sleep(pause), myself.clone());
+                state.context.env.spawn("replicator turn", async move {
+                    sleep.await;
+                    let _ = myself.cast(ReplicatorMessage::Turn);
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn round(&mut self) {
+        let node = self.context.node;
+        let mut peers: Vec<NodeId> = self.partition.replicas.iter().map(|replica| replica.node).collect();
+        // A member of the set before may hold what the present members still lack.
+        peers.extend(self.partition.previous_voters.iter().copied());
+        peers.sort_unstable();
+        peers.dedup();
+        peers.retain(|peer| *peer != node);
+        self.behind.retain(|peer, _| peers.contains(peer));
+        for peer in peers {
+            if self.context.liveness.is_down(peer) {
+                continue;
+            }
+            match self.catch_up_with(peer).await {
+                Ok(sealed) => {
+                    let _ = self.replica.cast(ReplicaMessage::Event(Event::Heard { peer, sealed }));
+                }
+                Err(error) => {
+                    tracing::debug!(partition = %self.partition.id, %peer, %error, "a peer could not be caught up with");
+                }
+            }
+        }
+        self.handle.set_lag(self.behind.values().sum());
+        let _ = self.replica.cast(ReplicaMessage::Event(Event::RoundDone));
+        let now = self.context.env.monotonic();
+        if self.kept != self.cursors && now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY {
+            self.kept = self.cursors.clone();
+            self.kept_at = now;
+            let _ = self.replica.cast(ReplicaMessage::Cursors(self.cursors.clone()));
+        }
+    }
+
+    /// Brings this replica up to what the peer held when first asked. Returns the epoch that the peer had sealed by then.
+    async fn catch_up_with(&mut self, peer: NodeId) -> Result<shoal_kernel::Epoch> {
+        let known = self.cursors.get(&peer).cloned().unwrap_or_default();
+        let (log_id, after) = (known.log_id, known.position);
+        let answer = self.call(peer, &ReplicaCall::Recent { partition: self.partition.id, log_id, after }).await?;
+        let ReplicaAnswer::Recent(RecentAnswer { log_id, position, sealed, accepts }) = answer else {
+            return Err(serve::unexpected());
+        };
+        let mut cursor = if log_id == known.log_id { known } else { PullCursor { log_id, ..PullCursor::default() } };
+        if let Some(accepts) = accepts {
+            let from = cursor.position;
+            let covered = self.handle.ask(|answer| ReplicaMessage::Covers { from, accepts, answer }).await?;
+            if covered > cursor.position {
+                cursor = PullCursor { log_id, position: covered, ..PullCursor::default() };
+            }
+        }
+        self.behind.insert(peer, position.saturating_sub(cursor.position));
+        while cursor.position < position {
+            cursor = self.pull(peer, cursor).await?;
+            self.cursors.insert(peer, cursor.clone());
+            self.behind.insert(peer, position.saturating_sub(cursor.position));
+        }
+        self.cursors.insert(peer, cursor);
+        Ok(sealed)
+    }
+
+    async fn pull(&mut self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
+        let call = ReplicaCall::Pull { partition: self.partition.id, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
+        let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
+            return Err(serve::unexpected());
+        };
+        let (mut tokens, last) = (Some(tokens), batches.len().saturating_sub(1));
+        for (number, bytes) in batches.iter().enumerate() {
+            // A token vouches for its rows, so it comes with the last of them.
+            let tokens = if number == last { tokens.take() } else { None };
+            self.accept(batch::decode(bytes)?, tokens.unwrap_or_default(), bytes.len() as u64).await?;
+        }
+        metrics::counter!("shoal_catch_up_bytes_total").increment(batches.iter().map(|bytes| bytes.len() as u64).sum());
+        if next == cursor {
+            return Err(Error::internal(format!("{peer} sent nothing that moves the cursor")));
+        }
+        Ok(next)
+    }
+
+    async fn accept(&self, rows: RecordBatch, tokens: Vec<shoal_storage::TokenRecord>, bytes: u64) -> Result<()> {
+        let writes = versions(&rows)?;
+        let newest = writes.last().copied().unwrap_or(Version::new(Hlc::default(), NodeId(0), 0));
+        let write = Write { version: newest, token: None, rows: Rows::Replicated(rows, tokens) };
+        self.handle.pulled(bytes, write, writes).await.map(drop)
+    }
+
+    async fn call(&self, peer: NodeId, call: &ReplicaCall) -> Result<ReplicaAnswer> {
+        serve::call(&self.context, peer, call, CALL_TIMEOUT).await
+    }
+}
+
+/// The writes that pulled rows belong to, ascending.
+fn versions(rows: &RecordBatch) -> Result<Vec<Version>> {
+    let column = rows
+        .column_by_name(VERSION_COLUMN)
+        .and_then(|column| column.as_any().downcast_ref::<FixedSizeBinaryArray>())
+        .ok_or_else(|| Error::new(ErrorCode::Corruption, "pulled rows have no versions"))?;
+    let mut versions = Vec::new();
+    for row in 0..column.len() {
+        let bytes: [u8; 16] = column
+            .value(row)
+            .try_into()
+            .map_err(|_| Error::new(ErrorCode::Corruption, "pulled rows have versions of a wrong width"))?;
+        let version = Version(u128::from_be_bytes(bytes)).with_ordinal(0);
+        if versions.last() != Some(&version) {
+            versions.push(version);
+        }
+    }
+    versions.sort_unstable();
+    versions.dedup();
+    Ok(versions)
+}

@@ -1,0 +1,163 @@
+//! The replicas' door to other nodes: requests of gateways and peers, answered over the transport.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shoal_kernel::env::BoxFuture;
+use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Result, wire};
+use shoal_storage::{Digest, Rows, Write};
+
+use super::directory::ReplicaDirectory;
+use super::handle::ReplicaHandle;
+use super::message::{PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, WriteCall};
+use crate::batch;
+use crate::node::context::NodeContext;
+use crate::transport::{Handler, Route};
+
+/// How long a request waits for a replica that the catalog has placed here just now.
+const PLACE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Answers for all replicas of a node.
+pub(crate) struct ReplicaService {
+    context: Arc<NodeContext>,
+    directory: Arc<ReplicaDirectory>,
+}
+
+impl ReplicaService {
+    pub(crate) fn new(context: Arc<NodeContext>, directory: Arc<ReplicaDirectory>) -> Self {
+        Self { context, directory }
+    }
+
+    async fn answer(&self, call: ReplicaCall) -> Result<ReplicaAnswer> {
+        match call {
+            ReplicaCall::Write(call) => self.write(call).await,
+            ReplicaCall::Token { partition, token } => {
+                let handle = self.replica(partition).await?;
+                let counts = handle.report().await?.counts;
+                Ok(ReplicaAnswer::Token { record: handle.store()?.token(&token), counts })
+            }
+            ReplicaCall::Recent { partition, log_id, after } => {
+                Ok(ReplicaAnswer::Recent(self.replica(partition).await?.recent(log_id, after).await?))
+            }
+            ReplicaCall::Pull { partition, cursor, bytes_max } => {
+                let handle = self.replica(partition).await?;
+                // The epoch is read before the rows: what it promises about them is then true.
+                let sealed = handle.report().await?.sealed;
+                let store = handle.store()?;
+                let pulled = self
+                    .context
+                    .env
+                    .blocking(move || store.pull(&cursor, usize::try_from(bytes_max).unwrap_or(usize::MAX)))
+                    .await?
+                    .inspect_err(|error| damage(&handle, error))?;
+                Ok(ReplicaAnswer::Pulled(PulledAnswer {
+                    batches: pulled.batches.iter().map(batch::encode).collect::<Result<_>>()?,
+                    tokens: pulled.tokens,
+                    next: pulled.next,
+                    done: pulled.done,
+                    sealed,
+                }))
+            }
+            ReplicaCall::Status => Ok(ReplicaAnswer::Status(self.status().await)),
+        }
+    }
+
+    async fn write(&self, call: WriteCall) -> Result<ReplicaAnswer> {
+        let handle = self.replica(call.partition).await?;
+        self.reach(call.partition, call.epoch).await?;
+        self.context.clock.observe(call.version.time())?;
+        let rows = batch::decode(&call.rows)?;
+        let bytes = call.rows.len() as u64;
+        let write = Write { version: call.version, token: call.token, rows: Rows::Put(rows) };
+        Ok(ReplicaAnswer::Written(handle.write(call.epoch, bytes, write).await?))
+    }
+
+    async fn replica(&self, partition: PartitionId) -> Result<Arc<ReplicaHandle>> {
+        self.directory.wait(&self.context.env, partition, PLACE_PATIENCE).await
+    }
+
+    /// Waits until this node's catalog knows the epoch that a gateway knows already.
+    async fn reach(&self, partition: PartitionId, epoch: Epoch) -> Result<()> {
+        let mut catalog = self.context.agreement.catalog();
+        let known = async {
+            let reached = |catalog: &Arc<shoal_catalog::Catalog>| {
+                catalog.partitions.get(&partition).is_none_or(|partition| partition.epoch >= epoch)
+            };
+            let _ = catalog.wait_for(reached).await;
+        };
+        self.context.env.timeout(PLACE_PATIENCE, known).await.map_err(|_| {
+            Error::new(ErrorCode::Moved, format!("{partition} is not known at {epoch} here yet"))
+        })
+    }
+
+    async fn status(&self) -> Vec<ReplicaReport> {
+        let mut reports = Vec::new();
+        for handle in self.directory.all() {
+            reports.push(self.report(&handle).await);
+        }
+        reports
+    }
+
+    async fn report(&self, handle: &Arc<ReplicaHandle>) -> ReplicaReport {
+        let core = handle.report().await.ok();
+        let store = handle.store().ok();
+        let status = store.as_ref().map(|store| store.status());
+        let digest = match store {
+            Some(store) => self.context.env.blocking(move || store.digest()).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let problem = handle.problem().map(|error| error.to_string());
+        ReplicaReport {
+            partition: handle.partition,
+            epoch: core.as_ref().map_or_else(Epoch::default, |core| core.epoch),
+            serves: core.as_ref().is_some_and(|core| core.serves),
+            lag: handle.lag(),
+            log_id: status.as_ref().map(|status| status.log_id),
+            position: status.as_ref().map(|status| status.position),
+            rows: status.as_ref().map(|status| status.rows),
+            bytes: status.as_ref().map(|status| status.disk_bytes),
+            digest: digest.as_ref().map(text),
+            restarts: handle.restarts(),
+            problem: problem.or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
+        }
+    }
+}
+
+/// A digest for people and for comparison: the sum in hexadecimal, winning rows, tombstones.
+fn text(digest: &Digest) -> String {
+    format!("{:032x}-{}-{}", digest.sum, digest.rows, digest.tombstones)
+}
+
+impl Handler for ReplicaService {
+    fn call(&self, _from: NodeId, message: Bytes) -> BoxFuture<'static, Result<Bytes>> {
+        let service = Self { context: self.context.clone(), directory: self.directory.clone() };
+        Box::pin(async move {
+            let call: ReplicaCall = wire::decode(&message)?;
+            Ok(wire::encode(&service.answer(call).await?)?.into())
+        })
+    }
+}
+
+/// Asks a replica on any node.
+pub(crate) async fn call(
+    context: &NodeContext,
+    to: NodeId,
+    call: &ReplicaCall,
+    timeout: Duration,
+) -> Result<ReplicaAnswer> {
+    let answer = context.transport.call(to, Route::Replica, wire::encode(call)?.into(), timeout).await?;
+    Ok(wire::decode(&answer)?)
+}
+
+/// The error of a peer that answers something else than it was asked.
+pub(crate) fn unexpected() -> Error {
+    Error::internal("a replica answered another question than it was asked")
+}
+
+/// Takes a replica out of service when reading it found damage.
+pub(crate) fn damage(handle: &ReplicaHandle, error: &Error) {
+    if error.code() == ErrorCode::Corruption {
+        handle.damaged(error);
+    }
+}

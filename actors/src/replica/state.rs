@@ -1,0 +1,457 @@
+//! The replica's rules, pure: which write may be accepted, when an epoch is sealed, when this replica counts, and when it
+//! asks to be promoted. No I/O, no clock, no runtime.
+//!
+//! - A write is accepted only in the epoch that this replica has durably sealed; an older one is answered `moved`.
+//! - Before the next epoch serves, the commit in flight ends, then the new epoch is made durable. From then on nothing of the
+//!   old epoch is acknowledged here.
+//! - A replica that is new, was emptied, or is in doubt about the end of its log takes writes and counts for no level, until
+//!   it holds the union of N-W+1 *other* members: of the set before it was promoted, each having sealed the new epoch; or,
+//!   if it was a member all along, of the present set.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use shoal_catalog::{Command, Partition, ReplicaState as Role};
+use shoal_kernel::level::seal_quorum;
+use shoal_kernel::{Epoch, Error, ErrorCode, NodeId};
+
+/// Bytes of writes that may wait for the commit in flight; beyond, writers are told to come back.
+pub(crate) const QUEUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that one group commit takes at most (always at least one write).
+pub(crate) const COMMIT_BYTES_MAX: u64 = 16 << 20;
+
+/// A write in hand; its rows are kept by the shell.
+pub(crate) type Ticket = u64;
+
+/// What a replica remembers over a restart, beside its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    /// The newest epoch sealed here.
+    pub(crate) sealed: Epoch,
+    /// Whether this replica counts for reads and writes.
+    pub(crate) counts: bool,
+}
+
+/// What happens to a replica.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A gateway's write, made for an epoch.
+    Write { ticket: Ticket, epoch: Epoch, bytes: u64 },
+    /// Rows pulled from a peer: history, whatever the epoch.
+    Pulled { ticket: Ticket, bytes: u64 },
+    /// The commit in flight has ended.
+    Committed,
+    /// The catalog says something about the partition.
+    Catalog(Box<Partition>),
+    /// [`Effect::Persist`] is durable.
+    Persisted(Meta),
+    /// Everything that a peer held when asked is here, and the peer had sealed that epoch by then.
+    Heard { peer: NodeId, sealed: Epoch },
+    /// Every peer has been asked once since the start; those that did not answer may be gone.
+    RoundDone,
+    /// The catalog has not taken a proposal within its time.
+    ProposalEnded,
+}
+
+/// What the shell must do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Answer a write with an error.
+    Reject(Ticket, Error),
+    /// Commit these writes together, then say [`Event::Committed`].
+    Commit(Vec<Ticket>),
+    /// Make this durable, then say [`Event::Persisted`].
+    Persist(Meta),
+    /// Ask the peers now instead of at the next turn.
+    CatchUp,
+    /// Propose to the catalog, then say [`Event::ProposalEnded`].
+    Propose(Command),
+}
+
+#[derive(Debug)]
+struct Queued {
+    ticket: Ticket,
+    bytes: u64,
+    /// None for pulled rows.
+    epoch: Option<Epoch>,
+}
+
+/// The rules' memory.
+#[derive(Debug)]
+pub(crate) struct ReplicaCore {
+    node: NodeId,
+    partition: Partition,
+    meta: Meta,
+    queue: VecDeque<Queued>,
+    queue_bytes: u64,
+    committing: bool,
+    persisting: bool,
+    proposing: bool,
+    heard: BTreeMap<NodeId, Epoch>,
+    round_done: bool,
+    /// It has never held anything, so an empty answer of its own says nothing while it has not heard a peer.
+    fresh: bool,
+}
+
+impl ReplicaCore {
+    /// A replica that starts. `meta` is what was durable; `None` for one that has never been here.
+    pub(crate) fn new(node: NodeId, partition: Partition, meta: Option<Meta>, emptied: bool, in_doubt: bool) -> Self {
+        let founding = partition.previous_voters.is_empty() && partition.replica(node).is_some_and(is_voting);
+        let alone = partition.voters().all(|voter| voter == node);
+        let fresh = meta.is_none() && !alone;
+        let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding && !emptied });
+        if emptied || (in_doubt && !alone) {
+            meta.counts = false;
+        }
+        Self {
+            node,
+            partition,
+            meta,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            committing: false,
+            persisting: false,
+            proposing: false,
+            heard: BTreeMap::new(),
+            round_done: false,
+            fresh,
+        }
+    }
+
+    /// Whether acknowledgements of this replica count.
+    pub(crate) fn counts(&self) -> bool {
+        self.meta.counts && self.meta.sealed == self.partition.epoch && self.role() == Some(Role::Voting)
+    }
+
+    /// Whether it may answer reads: it counts, and has asked its peers since it started.
+    pub(crate) fn serves(&self) -> bool {
+        self.counts() && self.round_done && !self.fresh
+    }
+
+    /// Why it does not serve, for people.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        if self.serves() {
+            None
+        } else if self.role() == Some(Role::Joining) {
+            Some("joining: it is being filled from its peers")
+        } else if self.meta.sealed != self.partition.epoch {
+            Some("sealing a new epoch")
+        } else if !self.meta.counts {
+            Some("waiting until it holds what enough of its peers hold")
+        } else {
+            Some("asking its peers for what it missed")
+        }
+    }
+
+    /// The catalog's view that it works under.
+    pub(crate) fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// The newest epoch sealed here.
+    pub(crate) fn sealed(&self) -> Epoch {
+        self.meta.sealed
+    }
+
+    /// What to do first, before any event.
+    pub(crate) fn start(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.settle(&mut effects);
+        effects
+    }
+
+    /// One step.
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Write { ticket, epoch, bytes } => {
+                if epoch != self.partition.epoch {
+                    effects.push(Effect::Reject(ticket, self.moved(epoch)));
+                } else if self.queue_bytes + bytes > QUEUE_BYTES_MAX && !self.queue.is_empty() {
+                    effects.push(Effect::Reject(ticket, overloaded()));
+                } else {
+                    self.enqueue(Queued { ticket, bytes, epoch: Some(epoch) });
+                }
+            }
+            Event::Pulled { ticket, bytes } => self.enqueue(Queued { ticket, bytes, epoch: None }),
+            Event::Committed => self.committing = false,
+            Event::Catalog(partition) => {
+                // Views arrive in the catalog's order; an older one than we hold can only be a late message.
+                if partition.epoch >= self.partition.epoch {
+                    if partition.epoch > self.partition.epoch {
+                        self.heard.clear();
+                    }
+                    self.proposing = false;
+                    self.partition = *partition;
+                }
+            }
+            Event::Persisted(meta) => {
+                self.persisting = false;
+                let sealed_anew = meta.sealed > self.meta.sealed;
+                self.meta = meta;
+                if sealed_anew && !self.meta.counts {
+                    effects.push(Effect::CatchUp);
+                }
+            }
+            Event::Heard { peer, sealed } => {
+                self.fresh = false;
+                let known = self.heard.entry(peer).or_default();
+                *known = sealed.max(*known);
+            }
+            Event::RoundDone => self.round_done = true,
+            Event::ProposalEnded => self.proposing = false,
+        }
+        self.settle(&mut effects);
+        effects
+    }
+
+    fn role(&self) -> Option<Role> {
+        self.partition.replica(self.node).map(|replica| replica.state)
+    }
+
+    fn enqueue(&mut self, queued: Queued) {
+        self.queue_bytes += queued.bytes;
+        self.queue.push_back(queued);
+    }
+
+    /// Does whatever the state now allows; every step ends here, so that no order of events can leave work undone.
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        self.reject_older_epochs(effects);
+        if self.meta.sealed < self.partition.epoch {
+            // The commit in flight belongs to the old epoch: it must end before that epoch is sealed.
+            if !self.committing && !self.persisting {
+                self.persisting = true;
+                let counts = self.meta.counts && self.role() == Some(Role::Voting);
+                effects.push(Effect::Persist(Meta { sealed: self.partition.epoch, counts }));
+            }
+        } else {
+            if !self.meta.counts && !self.persisting && self.may_count() {
+                self.persisting = true;
+                effects.push(Effect::Persist(Meta { sealed: self.meta.sealed, counts: true }));
+            }
+            if self.role() == Some(Role::Joining) && !self.proposing && self.has_heard_enough(self.voters(), Epoch(0)) {
+                self.proposing = true;
+                effects.push(Effect::Propose(Command::PromoteReplica {
+                    partition: self.partition.id,
+                    node: self.node,
+                    epoch: self.partition.epoch,
+                }));
+            }
+        }
+        self.commit(effects);
+    }
+
+    fn reject_older_epochs(&mut self, effects: &mut Vec<Effect>) {
+        let current = self.partition.epoch;
+        if self.queue.iter().all(|queued| queued.epoch.is_none_or(|epoch| epoch == current)) {
+            return;
+        }
+        for queued in std::mem::take(&mut self.queue) {
+            match queued.epoch {
+                Some(epoch) if epoch != current => {
+                    self.queue_bytes -= queued.bytes;
+                    effects.push(Effect::Reject(queued.ticket, self.moved(epoch)));
+                }
+                _ => self.queue.push_back(queued),
+            }
+        }
+    }
+
+    fn commit(&mut self, effects: &mut Vec<Effect>) {
+        if self.committing || self.queue.is_empty() || self.meta.sealed != self.partition.epoch {
+            return;
+        }
+        let (mut tickets, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = self.queue.front() {
+            if !tickets.is_empty() && bytes + next.bytes > COMMIT_BYTES_MAX {
+                break;
+            }
+            bytes += next.bytes;
+            tickets.push(next.ticket);
+            self.queue.pop_front();
+        }
+        self.queue_bytes -= bytes;
+        self.committing = true;
+        effects.push(Effect::Commit(tickets));
+    }
+
+    fn voters(&self) -> Vec<NodeId> {
+        self.partition.voters().collect()
+    }
+
+    /// Whether this voter, which does not count, holds what makes it count.
+    fn may_count(&self) -> bool {
+        if self.role() != Some(Role::Voting) {
+            return false;
+        }
+        let previous = &self.partition.previous_voters;
+        let was_member = previous.is_empty() || previous.contains(&self.node);
+        let members = if was_member { self.voters() } else { previous.clone() };
+        self.has_heard_enough(members, self.partition.epoch)
+    }
+
+    fn has_heard_enough(&self, members: Vec<NodeId>, sealed: Epoch) -> bool {
+        let heard = members
+            .iter()
+            .filter(|member| **member != self.node)
+            .filter(|member| self.heard.get(*member).is_some_and(|epoch| *epoch >= sealed))
+            .count();
+        heard >= seal_quorum(members.len())
+    }
+
+    fn moved(&self, epoch: Epoch) -> Error {
+        Error::new(
+            ErrorCode::Moved,
+            format!("{} is at {}, the write was made for {epoch}", self.partition.id, self.partition.epoch),
+        )
+    }
+}
+
+fn is_voting(replica: &shoal_catalog::Replica) -> bool {
+    replica.state == Role::Voting
+}
+
+fn overloaded() -> Error {
+    Error::new(ErrorCode::Overloaded, "the replica has more writes waiting than it may hold (QUEUE_BYTES_MAX)")
+        .with_retry_after_ms(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_catalog::{PartitionBounds, Replica};
+    use shoal_kernel::{KeyRange, PartitionId, TableId};
+
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+
+    fn partition(epoch: u64, voters: &[u32], joining: &[u32], previous: &[u32]) -> Partition {
+        let replica = |state| move |node: &u32| Replica { node: NodeId(*node), state };
+        Partition {
+            id: PartitionId(7),
+            table: TableId(1),
+            bounds: PartitionBounds::Range(KeyRange::all()),
+            epoch: Epoch(epoch),
+            replicas: voters.iter().map(replica(Role::Voting)).chain(joining.iter().map(replica(Role::Joining))).collect(),
+            previous_voters: previous.iter().copied().map(NodeId).collect(),
+        }
+    }
+
+    /// A replica that has sealed its epoch and asked its peers.
+    fn settled(partition: Partition) -> ReplicaCore {
+        let mut core = ReplicaCore::new(ME, partition, None, false, false);
+        for effect in core.start() {
+            if let Effect::Persist(meta) = effect {
+                core.step(Event::Persisted(meta));
+            }
+        }
+        core.step(Event::RoundDone);
+        core
+    }
+
+    fn rejected(effects: &[Effect]) -> Vec<(Ticket, ErrorCode)> {
+        effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Reject(ticket, error) => Some((*ticket, error.code())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_founding_voter_counts_once_its_epoch_is_durable() {
+        let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), None, false, false);
+        let effects = core.start();
+        assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
+        assert!(!core.counts());
+        core.step(Event::Persisted(Meta { sealed: Epoch(1), counts: true }));
+        assert!(core.counts() && !core.serves());
+        core.step(Event::RoundDone);
+        assert!(!core.serves(), "it has never held anything and has heard nobody");
+        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0) });
+        assert!(core.serves());
+    }
+
+    #[test]
+    fn many_writes_share_one_commit() {
+        let mut core = settled(partition(1, &[1], &[], &[]));
+        assert_eq!(core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 10 }), [Effect::Commit(vec![1])]);
+        assert_eq!(core.step(Event::Write { ticket: 2, epoch: Epoch(1), bytes: 10 }), []);
+        assert_eq!(core.step(Event::Pulled { ticket: 3, bytes: 10 }), []);
+        assert_eq!(core.step(Event::Committed), [Effect::Commit(vec![2, 3])]);
+        assert_eq!(core.step(Event::Committed), []);
+    }
+
+    #[test]
+    fn nothing_of_an_old_epoch_is_accepted_once_the_new_one_is_known() {
+        let mut core = settled(partition(1, &[1, 2], &[], &[]));
+        core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 1 });
+        core.step(Event::Write { ticket: 2, epoch: Epoch(1), bytes: 1 });
+        let effects = core.step(Event::Catalog(Box::new(partition(2, &[1, 2, 3], &[], &[1, 2]))));
+        assert_eq!(rejected(&effects), [(2, ErrorCode::Moved)], "queued, not begun");
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Persist(_))), "a commit of epoch 1 is in flight");
+        assert!(!core.counts());
+        let early = core.step(Event::Write { ticket: 3, epoch: Epoch(2), bytes: 1 });
+        assert_eq!(early, [], "waits for the seal");
+        let sealed = Meta { sealed: Epoch(2), counts: true };
+        assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);
+        assert_eq!(core.step(Event::Persisted(sealed)), [Effect::Commit(vec![3])]);
+        assert_eq!(
+            rejected(&core.step(Event::Write { ticket: 4, epoch: Epoch(1), bytes: 1 })),
+            [(4, ErrorCode::Moved)]
+        );
+    }
+
+    #[test]
+    fn a_joining_replica_asks_for_promotion_and_counts_only_after_the_old_set_has_sealed() {
+        let mut core = settled(partition(4, &[2, 3, 4], &[1], &[2, 3, 4]));
+        assert!(!core.counts());
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4) }), []);
+        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4) });
+        assert!(matches!(effects[..], [Effect::Propose(Command::PromoteReplica { epoch: Epoch(4), .. })]));
+
+        core.step(Event::Catalog(Box::new(partition(5, &[1, 2, 3, 4], &[], &[2, 3, 4]))));
+        let effects = core.step(Event::Persisted(Meta { sealed: Epoch(5), counts: false }));
+        assert_eq!(effects, [Effect::CatchUp]);
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5) }), []);
+        assert_eq!(core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4) }), [], "has not sealed yet");
+        assert!(!core.counts());
+        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5) });
+        let counting = Meta { sealed: Epoch(5), counts: true };
+        assert_eq!(effects, [Effect::Persist(counting.clone())]);
+        core.step(Event::Persisted(counting));
+        assert!(core.counts());
+    }
+
+    #[test]
+    fn an_emptied_or_doubtful_replica_counts_after_enough_others() {
+        for (emptied, in_doubt) in [(true, false), (false, true)] {
+            let meta = Meta { sealed: Epoch(1), counts: true };
+            let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta), emptied, in_doubt);
+            assert_eq!(core.start(), []);
+            assert!(!core.counts());
+            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1) });
+            assert!(!core.counts(), "one other may have missed what two had acknowledged");
+            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1) });
+            assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
+        }
+        let alone = ReplicaCore::new(
+            ME,
+            partition(1, &[1], &[], &[]),
+            Some(Meta { sealed: Epoch(1), counts: true }),
+            false,
+            true,
+        );
+        assert!(alone.counts(), "nobody else could know better");
+    }
+
+    #[test]
+    fn a_full_queue_says_come_back() {
+        let mut core = settled(partition(1, &[1], &[], &[]));
+        core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 1 });
+        core.step(Event::Write { ticket: 2, epoch: Epoch(1), bytes: QUEUE_BYTES_MAX });
+        let effects = core.step(Event::Write { ticket: 3, epoch: Epoch(1), bytes: 1 });
+        assert_eq!(rejected(&effects), [(3, ErrorCode::Overloaded)]);
+    }
+}

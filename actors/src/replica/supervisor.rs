@@ -1,0 +1,221 @@
+//! The replicas' supervisor: keeps one replica actor for every place that the catalog gives this node.
+//!
+//! - **Owned by** the node; **owns** every replica actor of the node, and their handles in the directory.
+//! - **Budget**: a replica is restarted without end, after 100 ms doubling to 30 s; a minute without a failure starts the
+//!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`.
+//! - **Survives**: it has no state but what the catalog and the directories say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use shoal_catalog::{Catalog, Partition};
+use shoal_kernel::{Error, PartitionId};
+
+use super::directory::ReplicaDirectory;
+use super::handle::ReplicaHandle;
+use super::message::ReplicaMessage;
+use super::{ReplicaActor, ReplicaArguments};
+use crate::node::context::NodeContext;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// Failures in a row before the log calls it an error.
+const FAILURES_QUIET_MAX: u32 = 5;
+
+pub(crate) struct ReplicaSupervisor;
+
+pub(crate) struct Arguments {
+    pub(crate) context: Arc<NodeContext>,
+    pub(crate) directory: Arc<ReplicaDirectory>,
+}
+
+pub(crate) enum SupervisorMessage {
+    /// The catalog has changed.
+    Catalog(Arc<Catalog>),
+    /// A replica's back-off has passed.
+    Start(PartitionId),
+}
+
+struct Child {
+    handle: Arc<ReplicaHandle>,
+    actor: Option<ActorRef<ReplicaMessage>>,
+    told: Partition,
+    failures: u32,
+    failed_at: Duration,
+}
+
+pub(crate) struct State {
+    context: Arc<NodeContext>,
+    directory: Arc<ReplicaDirectory>,
+    catalog: Arc<Catalog>,
+    children: BTreeMap<PartitionId, Child>,
+    /// Never iterated: ids of actors have no meaning beyond "the one that has just failed".
+    by_actor: BTreeMap<ActorId, PartitionId>,
+}
+
+impl Actor for ReplicaSupervisor {
+    type Msg = SupervisorMessage;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let Arguments { context, directory } = arguments;
+        Ok(State {
+            context,
+            directory,
+            catalog: Arc::default(),
+            children: BTreeMap::new(),
+            by_actor: BTreeMap::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
+            SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, error) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, typed(error)),
+            SupervisionEvent::ActorTerminated(cell, ..) => (cell, Error::internal("the replica actor has ended")),
+            _ => return Ok(()),
+        };
+        if let Some(partition) = state.by_actor.remove(&cell.get_id()) {
+            state.failed(&myself, partition, error);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn reconcile(&mut self, myself: &ActorRef<SupervisorMessage>, catalog: Arc<Catalog>) {
+        self.catalog = catalog.clone();
+        let node = self.context.node;
+        let here = |partition: &&Partition| partition.replica(node).is_some();
+        let gone: Vec<PartitionId> = self
+            .children
+            .keys()
+            .filter(|id| catalog.partitions.get(id).filter(here).is_none())
+            .copied()
+            .collect();
+        for partition in gone {
+            self.remove(partition).await;
+        }
+        for partition in catalog.partitions.values().filter(here) {
+            match self.children.get_mut(&partition.id) {
+                Some(child) if child.told == *partition => {}
+                Some(child) => {
+                    child.told = partition.clone();
+                    if let Some(actor) = &child.actor {
+                        let _ = actor.cast(ReplicaMessage::Catalog(partition.clone()));
+                    }
+                }
+                None => {
+                    let handle = Arc::new(ReplicaHandle::new(partition.id));
+                    self.directory.insert(handle.clone());
+                    self.children.insert(
+                        partition.id,
+                        Child {
+                            handle,
+                            actor: None,
+                            told: partition.clone(),
+                            failures: 0,
+                            failed_at: Duration::ZERO,
+                        },
+                    );
+                    self.start(myself, partition.id).await;
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.actor.is_none()) else { return };
+        let Some(table) = self.catalog.tables.get(&child.told.table) else { return };
+        let arguments = ReplicaArguments {
+            context: self.context.clone(),
+            handle: child.handle.clone(),
+            partition: child.told.clone(),
+            schema: Arc::new(table.schema.clone()),
+        };
+        match Actor::spawn_linked(None, ReplicaActor, arguments, myself.get_cell()).await {
+            Ok((actor, _)) => {
+                self.by_actor.insert(actor.get_id(), id);
+                child.actor = Some(actor);
+                self.directory.notify();
+            }
+            Err(ractor::SpawnErr::StartupFailed(error)) => self.failed(myself, id, typed(error)),
+            Err(error) => self.failed(myself, id, Error::internal(error.to_string())),
+        }
+    }
+
+    fn failed(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId, error: Error) {
+        let now = self.context.env.monotonic();
+        let Some(child) = self.children.get_mut(&id) else { return };
+        if now.saturating_sub(child.failed_at) > FORGIVEN_AFTER {
+            child.failures = 0;
+        }
+        child.failures += 1;
+        child.failed_at = now;
+        child.actor = None;
+        if child.failures > FAILURES_QUIET_MAX {
+            tracing::error!(partition = %id, failures = child.failures, %error, "a replica keeps failing");
+        } else {
+            tracing::warn!(partition = %id, failures = child.failures, %error, "a replica failed and is restarted");
+        }
+        metrics::counter!("shoal_replica_restarts_total").increment(1);
+        child.handle.failed(error);
+        let backoff = BACKOFF_MIN.saturating_mul(1 << (child.failures - 1).min(16)).min(BACKOFF_MAX);
+        let (sleep, myself) = (self.context.env.sleep(backoff), myself.clone());
+        self.context.env.spawn("replica back-off", async move {
+            sleep.await;
+            let _ = myself.cast(SupervisorMessage::Start(id));
+        });
+    }
+
+    /// The catalog has taken the partition from this node: stop it and free its disk.
+    async fn remove(&mut self, id: PartitionId) {
+        self.directory.remove(id);
+        let Some(child) = self.children.remove(&id) else { return };
+        if let Some(actor) = child.actor {
+            self.by_actor.remove(&actor.get_id());
+            let _ = actor.stop_and_wait(None, None).await;
+        }
+        let (disk, dir) = (self.context.env.disk(), self.context.replica_dir(id));
+        let removed = self.context.env.blocking(move || -> shoal_kernel::Result<()> {
+            super::open::remove(&*disk, &dir)?;
+            Ok(())
+        });
+        if let Err(error) = removed.await.map_err(Error::from).and_then(|done| done) {
+            tracing::warn!(partition = %id, %error, "files of a dropped replica could not be removed");
+        }
+    }
+}
+
+/// Errors that actors end with are ours; anything else is a panic that ractor caught.
+fn typed(error: ActorProcessingErr) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(other) => Error::internal(other.to_string()),
+    }
+}
