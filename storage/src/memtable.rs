@@ -1,12 +1,15 @@
 //! The newest rows, in memory until they are flushed: batches in the order of acceptance, and an index of their keys.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use roaring::RoaringBitmap;
 use shoal_kernel::{Error, Result, Version};
+
+use crate::layout::Layout;
+use crate::store::Digest;
 
 /// Small neighbouring chunks grow together up to this many rows.
 pub(crate) const CHUNK_ROWS_MAX: usize = 8192;
@@ -21,6 +24,8 @@ pub(crate) struct Chunk {
     pub(crate) versions: Vec<Version>,
     /// Accept position of each row, ascending.
     pub(crate) positions: Vec<u64>,
+    /// Its digest, with the number of dead rows that it was computed for: rows never come back to life.
+    pub(crate) digest: Mutex<Option<(u64, Digest)>>,
 }
 
 impl Chunk {
@@ -69,6 +74,21 @@ impl MemView {
         u64::from(self.rows()) - self.dead.union_len(&self.tombstones)
     }
 
+    /// Digest of the rows of a chunk that are not dead.
+    pub(crate) fn chunk_digest(&self, layout: &Layout, chunk: &Chunk) -> Result<Digest> {
+        let dead = self.dead.range_cardinality(chunk.first_row..chunk.end_row());
+        let known = *chunk.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, digest)) = known.filter(|(count, _)| *count == dead) {
+            return Ok(digest);
+        }
+        let at = |row: usize| chunk.first_row + row as u32;
+        let is_dead = |row: usize| self.dead.contains(at(row));
+        let is_tombstone = |row: usize| self.tombstones.contains(at(row));
+        let digest = Digest::of_rows(layout, &chunk.batch, &chunk.versions, is_dead, is_tombstone)?;
+        *chunk.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some((dead, digest));
+        Ok(digest)
+    }
+
     /// Appends a chunk and merges it with small ones before it: each row is copied a logarithmic number of times.
     pub(crate) fn push(&mut self, chunk: Chunk) -> Result<()> {
         self.chunks.push(Arc::new(chunk));
@@ -92,6 +112,7 @@ fn merge(before: &Chunk, after: &Chunk) -> Result<Chunk> {
         batch,
         versions: [before.versions.as_slice(), &after.versions].concat(),
         positions: [before.positions.as_slice(), &after.positions].concat(),
+        digest: Mutex::default(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{LogId, Result, ScanSpec, SegmentId, Version};
+use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::memtable::MemView;
@@ -53,6 +53,10 @@ pub(crate) struct State {
     pub(crate) segments: BTreeMap<SegmentId, SegmentView>,
     /// Memtables that wait for their flush, oldest first, then the one that takes writes.
     pub(crate) memtables: Vec<MemView>,
+    /// Bytes of the log, and why commits are refused until the store is opened again: known to readers without waiting
+    /// for a commit that is under way.
+    pub(crate) wal_bytes: u64,
+    pub(crate) failed: Option<Error>,
     /// Segments that could not be opened; whatever needs them fails.
     pub(crate) broken: Arc<[Problem]>,
 }
@@ -79,10 +83,7 @@ impl State {
     /// Fails if a segment could not be opened.
     pub(crate) fn check_whole(&self) -> Result<()> {
         match self.broken.first() {
-            Some(problem) => Err(shoal_kernel::Error::new(
-                shoal_kernel::ErrorCode::Corruption,
-                format!("{}: {}", problem.file, problem.message),
-            )),
+            Some(problem) => Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message))),
             None => Ok(()),
         }
     }

@@ -14,6 +14,8 @@ const DICTIONARY: u8 = 1;
 
 /// More distinct values than this are not worth a dictionary.
 const DICTIONARY_VALUES_MAX: usize = 4096;
+/// Only after so many rows is it judged whether values repeat often enough.
+const SAMPLE_ROWS: usize = 512;
 
 pub(super) fn write(data: &ArrayData, wide_offsets: bool, effort: Effort, out: &mut Vec<u8>) -> Result<()> {
     let values = data.buffers()[1].as_slice();
@@ -77,10 +79,10 @@ pub(super) fn read(input: &mut Input<'_>, rows: usize, wide_offsets: bool) -> Re
 fn dictionary<'a>(values: impl Iterator<Item = &'a [u8]>, rows: usize) -> Option<BTreeMap<&'a [u8], u64>> {
     let mut codes = BTreeMap::new();
     let mut plain_bytes = 0;
-    for value in values {
+    for (row, value) in values.enumerate() {
         plain_bytes += value.len() + 1;
         codes.insert(value, 0);
-        if codes.len() > DICTIONARY_VALUES_MAX.min(rows / 2 + 1) {
+        if codes.len() > DICTIONARY_VALUES_MAX.min(SAMPLE_ROWS.max(row) / 2) {
             return None;
         }
     }

@@ -16,6 +16,8 @@ const DICTIONARY: u8 = 3;
 
 /// More distinct values than this are not worth a dictionary.
 const DICTIONARY_VALUES_MAX: usize = 2048;
+/// Only after so many rows is it judged whether values repeat often enough.
+const SAMPLE_ROWS: usize = 512;
 /// The packer decodes fast only while eight bytes can be read at every value.
 const PADDING_BYTES: usize = 8;
 
@@ -111,10 +113,10 @@ fn delta_width(words: &[u64]) -> Option<(u64, u8)> {
 /// Distinct values in order with their codes, if they are few.
 fn dictionary(words: &[u64], valid: &impl Fn(usize) -> bool) -> Option<BTreeMap<u64, u64>> {
     let mut values = BTreeMap::new();
-    for (_, &word) in words.iter().enumerate().filter(|(row, _)| valid(*row)) {
+    for (row, &word) in words.iter().enumerate().filter(|(row, _)| valid(*row)) {
         values.insert(word, 0);
-        // Giving up as soon as it cannot pay keeps wide columns cheap.
-        if values.len() > DICTIONARY_VALUES_MAX.min(words.len() / 2 + 1) {
+        // Giving up as soon as it will hardly pay keeps wide columns cheap.
+        if values.len() > DICTIONARY_VALUES_MAX.min(SAMPLE_ROWS.max(row) / 2) {
             return None;
         }
     }

@@ -1,7 +1,7 @@
 //! Group commit: check everything, log it with one write and one fsync, apply it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::BooleanArray;
 use shoal_kernel::{Applied, Error, ErrorCode, Result};
@@ -209,7 +209,9 @@ impl Store {
                 Ok(Some(error))
             }
             Err(AppendFailure::Doubt(error)) => {
+                tracing::error!(%error, "the log is in doubt; no more commits are taken");
                 writer.failed = Some(error.clone());
+                lock(&self.state).failed = Some(error.clone());
                 Err(error.with_applied(Applied::Unknown))
             }
         }
@@ -218,7 +220,10 @@ impl Store {
     /// Applies what is in the log. If that breaks off, memory and log differ and the store is done for.
     pub(super) fn apply_or_fail(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
         writer.failed = Some(Error::internal("applying logged records broke off"));
-        self.apply(writer, group).map_err(|error| error.with_applied(Applied::Unknown))?;
+        self.apply(writer, group).map_err(|error| {
+            lock(&self.state).failed = Some(error.clone());
+            error.with_applied(Applied::Unknown)
+        })?;
         writer.failed = None;
         Ok(())
     }
@@ -273,11 +278,13 @@ impl Store {
             incoming.tokens.into_iter().for_each(|record| tokens.put(record, position));
             if rows > 0 {
                 let positions = vec![position; rows];
-                chunks.push(Chunk { first_row, batch: incoming.batch, versions: incoming.versions, positions });
+                let (batch, versions) = (incoming.batch, incoming.versions);
+                chunks.push(Chunk { first_row, batch, versions, positions, digest: Mutex::default() });
             }
         }
 
         let mut state = lock(&self.state);
+        state.wal_bytes = writer.wal.bytes();
         state.position = position;
         buried.iter().for_each(|(source, rows)| state.bury(*source, rows));
         let view = state.memtables.last_mut().ok_or_else(|| Error::internal("there is no memtable"))?;

@@ -58,8 +58,7 @@ impl Digest {
 }
 
 impl Store {
-    /// The digest of the present state, computed by a scan; pages that have not changed since the last time are not read
-    /// again.
+    /// The digest of the present state, computed by a scan; what has not changed since the last time is not read again.
     ///
     /// # Errors
     /// [`shoal_kernel::ErrorCode::Corruption`] if a segment cannot be read.
@@ -74,14 +73,7 @@ impl Store {
         }
         for view in &state.memtables {
             for chunk in &view.chunks {
-                let at = |row: usize| chunk.first_row + row as u32;
-                digest.add(&Digest::of_rows(
-                    &self.layout,
-                    &chunk.batch,
-                    &chunk.versions,
-                    |row| view.dead.contains(at(row)),
-                    |row| view.tombstones.contains(at(row)),
-                )?);
+                digest.add(&view.chunk_digest(&self.layout, chunk)?);
             }
         }
         Ok(digest)

@@ -53,15 +53,14 @@ impl Moved {
 }
 
 impl Store {
-    /// Whether [`Store::flush`] or [`Store::compact`] has something to do.
+    /// Whether [`Store::flush`] should be called. [`Store::compact`] decides for itself, at no cost, whether it has
+    /// something to do.
     pub fn maintenance_due(&self) -> bool {
-        let wal_bytes = lock(&self.writer).wal.bytes();
         let state = lock(&self.state);
         let memtable_due = state.memtables.last().is_some_and(|view| view.bytes > self.options.memtable_bytes_max);
         memtable_due
             || state.memtables.len() > 1
-            || wal_bytes > self.options.memtable_bytes_max.saturating_mul(WAL_MEMTABLES_MAX)
-            || self.compaction_inputs(&state).is_some()
+            || state.wal_bytes > self.options.memtable_bytes_max.saturating_mul(WAL_MEMTABLES_MAX)
     }
 
     /// Writes what is in memory into segments. Commits and reads go on meanwhile.
@@ -124,7 +123,10 @@ impl Store {
             let mut maintenance = lock(&self.maintenance);
             let flushed = view.last_position;
             self.replace_sources(&mut maintenance, vec![moved], segment, flushed)?;
-            lock(&self.writer).wal.retire_through(flushed)
+            let mut writer = lock(&self.writer);
+            let retired = writer.wal.retire_through(flushed);
+            lock(&self.state).wal_bytes = writer.wal.bytes();
+            retired
         };
         for path in retired {
             // What stays behind is below the flushed position, and the next start removes it.

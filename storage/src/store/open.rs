@@ -39,6 +39,21 @@ pub struct Recovery {
     pub quarantined: Vec<Problem>,
 }
 
+impl Recovery {
+    fn report(&self, dir: &Path) {
+        let dir = dir.display();
+        for problem in &self.quarantined {
+            tracing::error!(%dir, file = problem.file, problem = problem.message, "a segment cannot be read");
+        }
+        if self.in_doubt {
+            tracing::warn!(%dir, log = %self.log_id, "the end of the log is in doubt; a new log begins");
+        }
+        if self.tail_bytes_cut > 0 {
+            tracing::info!(%dir, bytes = self.tail_bytes_cut, "an incomplete record was cut off the log");
+        }
+    }
+}
+
 impl Store {
     /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins.
     ///
@@ -88,6 +103,8 @@ impl Store {
             flushed: manifest.flushed,
             segments,
             memtables: vec![MemView::new(0, manifest.flushed)],
+            wal_bytes: 0,
+            failed: None,
             broken: recovery.quarantined.clone().into(),
         };
         let mut replayed = Vec::new();
@@ -113,6 +130,7 @@ impl Store {
         let next_position = recovered.last_position + 1;
         let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), recovered.files, next_position)?;
 
+        let wal_bytes = wal.bytes();
         let writer = Writer {
             wal,
             index: KeyIndex::new(),
@@ -132,11 +150,12 @@ impl Store {
             compacting: Mutex::default(),
             maintenance: Mutex::new(super::Maintenance::new(manifest.next_segment)),
             writer: Mutex::new(writer),
-            state: Mutex::new(State { log_id: recovery.log_id, ..state }),
+            state: Mutex::new(State { log_id: recovery.log_id, wal_bytes, ..state }),
             tokens: Mutex::new(tokens),
             meta: Mutex::new(meta),
         };
         store.replay(replayed, recovery.quarantined.is_empty())?;
+        recovery.report(dir);
         Ok((Arc::new(store), recovery))
     }
 

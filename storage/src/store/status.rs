@@ -31,12 +31,8 @@ pub struct StoreStatus {
 }
 
 impl Store {
-    /// How the store is doing. Reads no file.
+    /// How the store is doing. Reads no file, and does not wait for commits.
     pub fn status(&self) -> StoreStatus {
-        let (wal_bytes, failed) = {
-            let writer = lock(&self.writer);
-            (writer.wal.bytes(), writer.failed.as_ref().map(|error| error.message().to_owned()))
-        };
         let state = lock(&self.state).clone();
         let segment_bytes: u64 = state.segments.values().map(|view| view.segment.bytes()).sum();
         let damaged = state.segments.values().filter_map(|view| view.segment.damage());
@@ -45,12 +41,12 @@ impl Store {
             position: state.position,
             flushed: state.flushed,
             rows: state.visible_rows(),
-            disk_bytes: segment_bytes + wal_bytes,
+            disk_bytes: segment_bytes + state.wal_bytes,
             segments: state.segments.len() + state.broken.len(),
             memtable_bytes: state.memtable_bytes(),
-            wal_bytes,
+            wal_bytes: state.wal_bytes,
             problems: state.broken.iter().cloned().chain(damaged).collect(),
-            failed,
+            failed: state.failed.as_ref().map(|error| error.message().to_owned()),
         }
     }
 }
