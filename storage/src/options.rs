@@ -17,6 +17,8 @@ pub struct StoreOptions {
     pub wal_segment_bytes_max: u64,
     /// How long a token is remembered, counted from the time in its version.
     pub token_keep: Duration,
+    /// Writes with a new token are refused as overload while so many are remembered.
+    pub tokens_max: usize,
     /// Decoded keys of segment pages kept for finding the row that a write replaces.
     pub key_cache_bytes_max: usize,
     /// This many segments of about one size are merged into one.
@@ -45,6 +47,7 @@ impl Default for StoreOptions {
             reserve_check_bytes: 4 << 20,
             wal_segment_bytes_max: 64 << 20,
             token_keep: Duration::from_secs(24 * 3600),
+            tokens_max: 4 << 20,
             key_cache_bytes_max: 32 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,

@@ -42,6 +42,14 @@ impl Tokens {
         record.version.time().micros() >= self.horizon_micros
     }
 
+    /// Whether another token can be remembered, after forgetting what may be forgotten.
+    pub(crate) fn has_room(&mut self, tokens_max: usize) -> bool {
+        if self.entries.len() >= tokens_max {
+            self.purge();
+        }
+        self.entries.len() < tokens_max
+    }
+
     /// Whether the record would change what is known.
     pub(crate) fn is_news(&self, record: &TokenRecord) -> bool {
         self.is_kept(record) && self.get(&record.token).is_none_or(|known| record.version < known.record.version)

@@ -157,6 +157,11 @@ impl Store {
                     None => Fate::Settled(Ok(accepted)),
                 }));
             }
+            if !lock(&self.tokens).has_room(self.options.tokens_max) {
+                let message =
+                    format!("{} tokens are remembered, which is the limit (tokens_max)", self.options.tokens_max);
+                return Err(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS));
+            }
             incoming.tokens.push(record);
         } else if incoming.rows() == 0 {
             return Ok(Err(Fate::Settled(Ok(accepted))));

@@ -223,3 +223,34 @@ fn memory_that_is_not_flushed_has_a_bound() {
     assert!(!store.maintenance_due());
     commit(&store, put(accepted, rows(&[(1, None, 1)])));
 }
+
+#[test]
+fn damage_before_the_last_file_of_the_log_is_corruption() {
+    let disk = MemoryDisk::default();
+    let small = StoreOptions { wal_segment_bytes_max: 1, ..options() };
+    let (store, _) = open_with(&disk.shared(), &upsert_schema(), small, 7).unwrap();
+    for n in 1..5 {
+        commit(&store, put(n as u64, rows(&[(n, None, n)])));
+    }
+    drop(store);
+    let logs: Vec<PathBuf> = disk.files().into_iter().filter(|path| path.to_str().unwrap().contains("wal-")).collect();
+    assert_eq!(logs.len(), 4);
+    let fails = |disk: &MemoryDisk| open_with(&disk.shared(), &upsert_schema(), options(), 8).err().unwrap().code();
+    for log in &logs[..3] {
+        for change in [
+            |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 1),
+            |bytes: &mut Vec<u8>| {
+                let last = bytes.len() - 9;
+                bytes[last] ^= 1;
+            },
+        ] {
+            let damaged = disk.restart(Loss::Nothing);
+            damaged.tamper(log, change);
+            assert_eq!(fails(&damaged), ErrorCode::Corruption, "{log:?}");
+        }
+        let without = disk.restart(Loss::Nothing);
+        without.shared().remove_file(log).unwrap();
+        assert_eq!(fails(&without), ErrorCode::Corruption, "{log:?}");
+    }
+    assert_eq!(open(&disk.shared()).0.snapshot().rows(), 4);
+}

@@ -1,7 +1,10 @@
 //! The catch-up feed between stores.
 
-use shoal_kernel::LogId;
-use shoal_storage::PullCursor;
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use shoal_kernel::{Hlc, LogId, NodeId, Version};
+use shoal_storage::{PullCursor, Rows, Write};
 
 use crate::disk::MemoryDisk;
 use crate::fixture::*;
@@ -95,4 +98,41 @@ fn events_converge_on_the_smallest_version() {
     pull_once(&two, &one, &mut PullCursor::default(), 1 << 20);
     assert_eq!(one.digest().unwrap(), two.digest().unwrap());
     assert_eq!(one.snapshot().rows(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn three_event_stores_converge(
+        steps in prop::collection::vec(
+            (0usize..3, prop::collection::vec((0i64..6, 0u8..2, 0i64..3), 1..8), 0u64..9, any::<bool>()),
+            1..30,
+        ),
+    ) {
+        let schema = event_schema();
+        let open = || open_with(&MemoryDisk::default().shared(), &schema, options(), 1).unwrap().0;
+        let stores = [open(), open(), open()];
+        let mut distinct = BTreeSet::new();
+        for (number, (store, rows, time, flush)) in steps.into_iter().enumerate() {
+            let rows: Vec<_> = rows.iter().map(|(ts, dedup, n)| (*ts, ["", "d"][*dedup as usize], *n)).collect();
+            distinct.extend(rows.iter().copied());
+            let version = Version::new(Hlc(time), NodeId(number as u32), 0);
+            commit(&stores[store], Write { version, token: None, rows: Rows::Put(events(&rows)) });
+            if flush {
+                stores[store].flush().unwrap();
+                stores[store].compact().unwrap();
+            }
+        }
+        for _ in 0..2 {
+            for (from, into) in [(0, 1), (1, 2), (2, 0), (1, 0), (0, 2)] {
+                let mut cursor = PullCursor::default();
+                while !pull_once(&stores[from], &stores[into], &mut cursor, 300) {}
+            }
+        }
+        for store in &stores {
+            prop_assert_eq!(store.digest().unwrap(), stores[0].digest().unwrap());
+            prop_assert_eq!(store.snapshot().rows(), distinct.len() as u64);
+        }
+    }
 }

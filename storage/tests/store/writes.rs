@@ -90,3 +90,42 @@ fn renamed_column(batch: &arrow::array::RecordBatch) -> arrow::array::RecordBatc
     let names = ["id", "title", "n"].into_iter().zip(batch.columns().iter().cloned());
     arrow::array::RecordBatch::try_from_iter(names).unwrap()
 }
+
+#[test]
+fn tokens_are_kept_for_their_time_and_no_longer() {
+    let disk = MemoryDisk::default();
+    let few = || shoal_storage::StoreOptions {
+        token_keep: std::time::Duration::from_micros(100),
+        tokens_max: 2,
+        ..options()
+    };
+    let schema = upsert_schema();
+    let (store, _) = open_with(&disk.shared(), &schema, few(), 7).unwrap();
+    let at = |micros: u64, token: &str, n: i64| {
+        let version = shoal_kernel::Version::new(shoal_kernel::Hlc::from_micros(micros), shoal_kernel::NodeId(1), 0);
+        Write { version, token: Some(token.into()), rows: Rows::Put(rows(&[(n, None, n)])) }
+    };
+    let one = |store: &shoal_storage::Store, write, now| store.commit(vec![write], now).unwrap().remove(0);
+    one(&store, at(1000, "old", 1), 1000).unwrap();
+    one(&store, at(1050, "new", 2), 1050).unwrap();
+    let refused = one(&store, at(1060, "third", 3), 1060).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Overloaded);
+    assert!(refused.message().contains("tokens_max"));
+    store.flush().unwrap();
+    drop(store);
+    let (store, recovery) = open_with(&disk.shared(), &schema, few(), 7).unwrap();
+    assert_eq!(recovery.records_replayed, 0, "tokens outlive their log");
+    assert!(one(&store, at(1070, "old", 1), 1100).unwrap().duplicate);
+    assert!(!one(&store, at(1101, "old", 9), 1101).unwrap().duplicate, "forgotten, so free again");
+    assert!(one(&store, at(1102, "new", 2), 1102).unwrap().duplicate);
+    assert_eq!(store.token("old").unwrap().version.time().micros(), 1101);
+}
+
+#[test]
+fn the_parts_move_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<shoal_storage::Store>();
+    shared::<shoal_storage::Snapshot>();
+    sent::<shoal_storage::Scan>();
+}
