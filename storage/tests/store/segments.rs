@@ -240,3 +240,27 @@ fn nested_and_decimal_columns_survive_everything() {
     assert_eq!(store.verify().unwrap(), []);
     assert!(batch.column(1).is_nullable());
 }
+
+#[test]
+fn rows_of_the_second_row_group_are_found() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    let count = 70_000;
+    commit(&store, put(1, rows(&(0..count).map(|n| (n, None, n)).collect::<Vec<_>>())));
+    assert_eq!(store.flush().unwrap().rows, count as u64);
+    assert_eq!(store.verify().unwrap(), []);
+    let changed = [0, 65_535, 65_536, count - 1];
+    commit(&store, put(2, rows(&changed.map(|n| (n, Some("changed"), -n)))));
+    commit(&store, delete(3, keys(&[8_191, 8_192, 69_000])));
+    let check = |store: &shoal_storage::Store| {
+        let found = read(&store.snapshot());
+        assert_eq!(found.len() as i64, count - 3);
+        assert!(changed.iter().all(|n| found[n] == (Some("changed".to_owned()), -n)));
+        assert_eq!(ids(&store.snapshot(), vec![compare(1, CompareOp::Eq, Datum::Int(69_999))]), [69_999]);
+        assert_eq!(ids(&store.snapshot(), vec![compare(1, CompareOp::Eq, Datum::Int(69_000))]), []);
+    };
+    check(&store);
+    store.flush().unwrap();
+    check(&store);
+    check(&open(&disk.restart(Loss::Everything).shared()).0);
+}
