@@ -4,7 +4,7 @@
 //! | format | content type | rows | complete if |
 //! |---|---|---|---|
 //! | `json` | `application/json` | `{"results":[{"type":"table","columns":[…],"rows":[[…]]}],…}` | it is valid and has `"end":true`; a failure has `"error"` instead |
-//! | `ndjson` | `application/x-ndjson` | one object per line, `{"$result":{…}}` before them | the last line is `{"$end":{…}}`; a failure ends in `{"$error":{…}}` |
+//! | `ndjson` | `application/x-ndjson` | one object per line | the last line is `{"$end":{…}}`; a failure ends in `{"$error":{…}}` |
 //! | `csv` | `text/csv` | RFC 4180 with a header | the body ended in order; a failure closes the connection without the last chunk |
 //! | `arrow` | `application/vnd.apache.arrow.stream` | an Arrow IPC stream | it has its end-of-stream marker; a failure closes the connection without it |
 

@@ -1,7 +1,8 @@
 //! One object per row. Lines that are no rows have a single key that begins with one `$`; a column whose name begins with
 //! `$` gets a second one, so that no row can be mistaken for them.
 //!
-//! `{"$result":{…}}` announces each table with its columns, and says what a statement without rows did.
+//! `{"$result":{…}}` says what a statement without rows did, and separates the second and later tables of a text with
+//! several statements, with their columns; those of the last table stand in `$end` too.
 
 use std::collections::BTreeSet;
 
@@ -18,11 +19,12 @@ use crate::http::problem::Problem;
 pub(super) struct NdjsonEncoder {
     query: QueryId,
     names: Vec<String>,
+    columns: Option<Value>,
 }
 
 impl NdjsonEncoder {
     pub(super) fn new(query: QueryId) -> Self {
-        Self { query, names: Vec::new() }
+        Self { query, names: Vec::new(), columns: None }
     }
 }
 
@@ -53,7 +55,11 @@ fn keys(schema: &SchemaRef) -> Vec<String> {
 impl Encoder for NdjsonEncoder {
     fn schema(&mut self, schema: &SchemaRef, out: &mut Vec<u8>) -> Result<()> {
         self.names = keys(schema);
-        line(&json!({"$result": {"type": "table", "columns": columns_json(schema)}}), out);
+        let columns = columns_json(schema);
+        if self.columns.is_some() {
+            line(&json!({"$result": {"type": "table", "columns": &columns}}), out);
+        }
+        self.columns = Some(columns);
         Ok(())
     }
 
@@ -80,6 +86,7 @@ impl Encoder for NdjsonEncoder {
     fn end(&mut self, totals: &Totals, out: &mut Vec<u8>) -> Result<()> {
         let end = json!({
             "query_id": self.query.to_string(), "rows": totals.rows, "elapsed_ms": totals.elapsed_ms(),
+            "columns": self.columns,
         });
         line(&json!({"$end": end}), out);
         Ok(())

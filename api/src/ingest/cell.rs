@@ -91,7 +91,7 @@ pub(super) fn convert<'a>(cell: Cell<'a>, data_type: &DataType) -> Result<Scalar
             _ => Err(refused(&cell, data_type)),
         },
         DataType::Binary => {
-            let bytes = text_of(&cell).and_then(|text| hexadecimal(text));
+            let bytes = text_of(&cell).and_then(hexadecimal);
             bytes.map(Scalar::Bytes).ok_or_else(|| refused(&cell, data_type))
         }
         DataType::Date32 => {
@@ -195,7 +195,7 @@ fn text_of<'c>(cell: &'c Cell<'_>) -> Option<&'c str> {
 
 fn hexadecimal(text: &str) -> Option<Vec<u8>> {
     let digits = text.strip_prefix("\\x").unwrap_or(text).as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);

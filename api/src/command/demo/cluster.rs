@@ -166,8 +166,10 @@ impl Running {
     /// No farewell: connections are cut and every task is dropped where it stands.
     fn kill(self) {
         let Self { node, server, runtime } = self;
-        runtime.block_on(server.abort());
-        drop(node);
+        {
+            let _last_handle = node;
+            runtime.block_on(server.abort());
+        }
         runtime.shutdown_timeout(Duration::from_secs(2));
     }
 
