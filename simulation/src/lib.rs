@@ -4,14 +4,18 @@
 //! - [`entropy`] replaces the operating system's clock, randomness and waiting on the threads that simulate;
 //! - [`world`] holds the hosts, one tokio runtime each, and moves time from event to event;
 //! - [`network`] and [`disk`] are the two doors of [`shoal_kernel::Env`] that can fail;
+//! - [`faults`] are drawn from the seed; [`cluster`] runs nodes and clients under them;
+//! - [`invariants`] are the promises, checked against what clients saw;
 //! - [`trace`] is what "the same run" means.
 //!
 //! Nothing outside this crate knows that it is being simulated.
 
+pub mod cluster;
 pub mod disk;
 pub mod echo;
 pub mod entropy;
 pub mod faults;
+pub mod invariants;
 pub mod network;
 pub mod panics;
 pub mod random;

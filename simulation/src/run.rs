@@ -141,9 +141,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunRep
         panics::take();
         match options.scenario {
             Scenario::Echo => crate::echo::run(&options, trace),
-            Scenario::Cluster => {
-                RunReport { failure: Some("there is no cluster yet".to_owned()), ..RunReport::default() }
-            }
+            Scenario::Cluster => crate::cluster::run(&options, trace),
         }
     };
     let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES).spawn(work);

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use shoal_simulation::entropy;
+use shoal_simulation::invariants::INVARIANTS;
 use shoal_simulation::run::{self, Planted, RunOptions, RunReport, Scenario};
 
 /// Runs Shoal in a box: the same nodes on virtual time, network and disks, under faults drawn from a seed.
@@ -36,6 +37,8 @@ enum Command {
     Run(RunArguments),
     /// Runs again what `run --record` has written, and compares the hash.
     Replay(ReplayArguments),
+    /// Lists the promises that every run of the cluster is held to.
+    Invariants,
 }
 
 #[derive(Args)]
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(arguments) => run_seeds(&arguments),
         Command::Replay(arguments) => replay(&arguments),
+        Command::Invariants => list_invariants(),
     };
     match outcome {
         Ok(Outcome::Held) => ExitCode::SUCCESS,
@@ -206,6 +210,14 @@ fn replay(arguments: &ReplayArguments) -> io::Result<Outcome> {
     }
     tell(&mut out, &recording.run, &report)?;
     Ok(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken })
+}
+
+fn list_invariants() -> io::Result<Outcome> {
+    let mut out = io::stdout().lock();
+    for invariant in INVARIANTS {
+        writeln!(out, "{}\n    {}", invariant.name, invariant.text)?;
+    }
+    Ok(Outcome::Held)
 }
 
 fn progress(out: &mut impl Write, seed: u64, report: &RunReport) -> io::Result<()> {

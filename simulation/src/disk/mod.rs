@@ -146,7 +146,9 @@ impl SimDisk {
 
     /// Replaces what is wrong with the disk.
     pub fn set_faults(&self, faults: DiskFaults) {
-        self.state().faults = faults;
+        if std::mem::replace(&mut self.state().faults, faults) == faults {
+            return;
+        }
         self.shared.trace(Kind::Fault, format_args!("{} has a disk with {faults:?}", self.host));
     }
 

@@ -2,7 +2,7 @@
 //! replay work before anything of the product is in it.
 //!
 //! Every host runs a supervisor and a worker. The worker counts its rounds; in each it sends a number to every peer, by
-//! datagram and by stream, and writes its count to disk before it says so in the trace. Now and then it panics.
+//! datagram and over the transport between nodes, and writes its count to disk before it says so in the trace. Now and then it panics.
 
 mod worker;
 
@@ -47,7 +47,7 @@ fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunRepo
     let plan = options.faults.clone().unwrap_or_else(drawn);
     run_plan(simulation, &plan, until_ms * 1_000)?;
     report.plan = plan;
-    heal_everything(simulation)?;
+    heal_everything(simulation, None)?;
     let healed = simulation.shared().now_micros();
     board.forget_heard();
     let pairs = usize::from(options.nodes) * usize::from(options.nodes.saturating_sub(1));

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::panics::PLANNED;
+use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use shoal_kernel::Env;
-use shoal_kernel::env::BoxStream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use shoal_actors::transport::{Handler, Route, Transport, TransportConfig};
+use shoal_kernel::env::BoxFuture;
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
+
+use crate::panics::PLANNED;
 
 /// Where every host listens.
 pub(super) const PORT: u16 = 9176;
@@ -71,12 +73,17 @@ impl Board {
 
 /// The program of a host: sockets, and the supervisor that keeps the worker alive.
 pub(super) async fn host(env: Env, host: u16, peers: Vec<SocketAddr>, board: Arc<Board>) {
-    let place = Place { env: env.clone(), host, peers, board };
     // A host whose sockets fail is as good as down.
-    if let Err(error) = serve(&place).await {
-        env.trace(|| format!("cannot listen: {}", error.kind()));
-        return;
-    }
+    let opened = async {
+        let transport = connect(&env, host, &peers).await?;
+        let place = Place { env: env.clone(), host, peers, board, transport };
+        listen(&place).await?;
+        Ok::<_, Error>(place)
+    };
+    let place = match opened.await {
+        Ok(place) => place,
+        Err(error) => return env.trace(|| format!("cannot listen: {error}")),
+    };
     if let Ok((_, handle)) = Actor::spawn(None, Supervisor, place).await {
         let _ = handle.await;
     }
@@ -88,6 +95,7 @@ struct Place {
     host: u16,
     peers: Vec<SocketAddr>,
     board: Arc<Board>,
+    transport: Transport,
 }
 
 impl Place {
@@ -100,14 +108,7 @@ impl Place {
     }
 }
 
-async fn serve(place: &Place) -> io::Result<()> {
-    let mut listener = place.env.network().listen(place.me()).await?;
-    let env = place.env.clone();
-    place.env.spawn("accept", async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            env.spawn("echo", echo(stream));
-        }
-    });
+async fn listen(place: &Place) -> Result<()> {
     let socket = place.env.network().datagram(place.me()).await?;
     let here = place.clone();
     place.env.spawn("datagrams", async move {
@@ -122,12 +123,26 @@ async fn serve(place: &Place) -> io::Result<()> {
     Ok(())
 }
 
-async fn echo(mut stream: BoxStream) {
-    let mut buffer = vec![0; 4096];
-    while let Ok(len) = stream.read(&mut buffer).await {
-        if len == 0 || stream.write_all(&buffer[..len]).await.is_err() {
-            return;
-        }
+/// The transport with everybody's address, and an echo at its end.
+async fn connect(env: &Env, host: u16, peers: &[SocketAddr]) -> Result<Transport> {
+    let transport = Transport::start(env, TransportConfig::new(node(host), peers[usize::from(host)], "echo")).await?;
+    transport.set_cluster(1);
+    for (number, address) in (0u16..).zip(peers) {
+        transport.set_address(node(number), *address);
+    }
+    transport.register(Route::Echo, Arc::new(Echo));
+    Ok(transport)
+}
+
+fn node(host: u16) -> NodeId {
+    NodeId(u32::from(host) + 1)
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    fn call(&self, _: NodeId, message: Bytes) -> BoxFuture<'static, Result<Bytes>> {
+        Box::pin(async { Ok(message) })
     }
 }
 
@@ -208,12 +223,11 @@ impl Working {
         for (_, peer) in place.others() {
             sender.send_to(&self.count.to_le_bytes(), peer).await?;
         }
-        for (number, peer) in place.others() {
-            let outcome = place.env.timeout(CALL_TIMEOUT, call(&place.env, peer, self.count)).await;
-            let word = match outcome {
-                Ok(Ok(())) => "calls answered",
-                Ok(Err(_)) => "calls broken",
-                Err(_) => "calls timed out",
+        for (number, _) in place.others() {
+            let word = match call(&place.transport, number, self.count).await {
+                Ok(()) => "calls answered",
+                Err(error) if error.code() == ErrorCode::Timeout => "calls timed out",
+                Err(_) => "calls broken",
             };
             place.board.count(word);
             place.env.trace(|| format!("round {} to {number}: {word}", self.count));
@@ -222,12 +236,9 @@ impl Working {
     }
 }
 
-async fn call(env: &Env, peer: SocketAddr, number: u64) -> io::Result<()> {
-    let mut stream = env.network().connect(peer).await?;
-    // Long enough to be cut into pieces on its way.
-    let message: Vec<u8> = (0..500u64).flat_map(|place| (number ^ place).to_le_bytes()).collect();
-    stream.write_all(&message).await?;
-    let mut answer = vec![0; message.len()];
-    stream.read_exact(&mut answer).await?;
-    if answer == message { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+/// Sends a message that is long enough to be cut into pieces on its way, and compares what comes back.
+async fn call(transport: &Transport, peer: u16, number: u64) -> Result<()> {
+    let message: Bytes = (0..500u64).flat_map(|place| (number ^ place).to_le_bytes()).collect();
+    let answer = transport.call(node(peer), Route::Echo, message.clone(), CALL_TIMEOUT).await?;
+    if answer == message { Ok(()) } else { Err(Error::new(ErrorCode::Corruption, "not the echo")) }
 }

@@ -56,6 +56,11 @@ pub enum Fault {
         /// Changes of its disk until then.
         after: u64,
     },
+    /// Every node goes down at once, and all are started again at the end.
+    Blackout {
+        /// How.
+        how: CrashKind,
+    },
     /// A host does nothing while the fault lasts.
     Pause {
         /// The host.
@@ -96,6 +101,11 @@ impl Fault {
             }
             Self::Reset { one, other } => shared.reset_streams(HostId(*one), HostId(*other)),
             Self::Crash { host, how } => simulation.crash(HostId(*host), *how),
+            Self::Blackout { how } => {
+                for host in simulation.nodes() {
+                    simulation.crash(host, *how);
+                }
+            }
             Self::CrashInJob { host, after } => {
                 if let Some(disk) = simulation.disk(HostId(*host)).filter(|_| simulation.is_up(HostId(*host))) {
                     disk.crash_after(*after);
@@ -134,6 +144,11 @@ impl Fault {
                 }
                 simulation.start(HostId(*host))?;
             }
+            Self::Blackout { .. } => {
+                for host in simulation.nodes() {
+                    simulation.start(host)?;
+                }
+            }
             Self::Skew { host, .. } => shared.set_wall_offset_micros(HostId(*host), 0),
             Self::Disk { host, .. } | Self::DiskFull { host, .. } => {
                 if let Some(disk) = simulation.disk(HostId(*host)) {
@@ -146,9 +161,21 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Whether it keeps every message of one node from another.
+    pub fn separates(&self, from: u16, to: u16) -> bool {
+        match self {
+            Self::Partition { group } => group.contains(&from) != group.contains(&to),
+            Self::OneWay { from: source, to: target } => (*source, *target) == (from, to),
+            Self::Crash { host, .. } => *host == from || *host == to,
+            _ => false,
+        }
+    }
+}
+
 fn across(simulation: &Simulation, group: &[u16], mut each: impl FnMut(HostId, HostId)) {
-    for from in simulation.hosts() {
-        for to in simulation.hosts() {
+    for from in simulation.nodes() {
+        for to in simulation.nodes() {
             if group.contains(&from.0) != group.contains(&to.0) {
                 each(from, to);
             }
@@ -157,7 +184,7 @@ fn across(simulation: &Simulation, group: &[u16], mut each: impl FnMut(HostId, H
 }
 
 fn of_host(simulation: &Simulation, host: u16, mut each: impl FnMut(HostId, HostId)) {
-    for other in simulation.hosts().filter(|other| other.0 != host) {
+    for other in simulation.nodes().filter(|other| other.0 != host) {
         each(HostId(host), other);
         each(other, HostId(host));
     }
@@ -187,11 +214,11 @@ pub fn run_plan(simulation: &mut Simulation, plan: &[PlannedFault], until_micros
     Ok(())
 }
 
-/// Takes every fault away and starts every host that is down.
+/// Takes every fault away and starts every host that is down, except one that is lost for good.
 ///
 /// # Errors
 /// As [`Fault::end`].
-pub fn heal_everything(simulation: &mut Simulation) -> std::io::Result<()> {
+pub fn heal_everything(simulation: &mut Simulation, lost: Option<HostId>) -> std::io::Result<()> {
     simulation.shared().heal_network();
     for host in simulation.hosts() {
         if let Some(disk) = simulation.disk(host) {
@@ -199,7 +226,9 @@ pub fn heal_everything(simulation: &mut Simulation) -> std::io::Result<()> {
             disk.set_faults(DiskFaults::default());
         }
         simulation.shared().set_wall_offset_micros(host, 0);
-        simulation.start(host)?;
+        if lost != Some(host) {
+            simulation.start(host)?;
+        }
     }
     Ok(())
 }

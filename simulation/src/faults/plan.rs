@@ -31,9 +31,9 @@ pub struct FaultMenu {
 }
 
 /// Shortest and longest wait between the beginnings of two faults.
-const GAP_MS: (u64, u64) = (1_500, 9_000);
+const GAP_MS: (u64, u64) = (300, 6_000);
 /// Shortest and longest fault.
-const LENGTH_MS: (u64, u64) = (800, 12_000);
+const LENGTH_MS: (u64, u64) = (500, 9_000);
 
 /// Draws the faults of a period. Each has ended before the period does.
 ///
@@ -63,7 +63,7 @@ fn draw_fault(stream: &mut Stream, menu: FaultMenu) -> Fault {
     } else {
         one
     };
-    let kinds = 12 + u64::from(menu.clocks) + 2 * u64::from(menu.disk_errors);
+    let kinds = 13 + u64::from(menu.clocks) + 2 * u64::from(menu.disk_errors);
     match stream.below(kinds) {
         0 | 1 => Fault::Partition { group: vec![one] },
         2 => Fault::Partition { group: (0..menu.hosts).filter(|_| stream.chance(500)).collect() },
@@ -91,10 +91,11 @@ fn draw_fault(stream: &mut Stream, menu: FaultMenu) -> Fault {
         9 => Fault::Crash { host: one, how: CrashKind::Power },
         10 => Fault::CrashInJob { host: one, after: stream.between(1, 60) },
         11 => Fault::Pause { host: one },
-        12 if menu.clocks => {
+        12 => Fault::Blackout { how: if stream.chance(500) { CrashKind::Power } else { CrashKind::Process } },
+        13 if menu.clocks => {
             Fault::Skew { host: one, offset_micros: i64::try_from(stream.below(800_000)).unwrap_or(0) - 400_000 }
         }
-        12 | 13 => Fault::Disk {
+        13 | 14 => Fault::Disk {
             host: one,
             disk: DiskFaults {
                 write_error_permille: stream.between(0, 20),

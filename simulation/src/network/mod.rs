@@ -5,6 +5,7 @@
 
 mod datagram;
 mod link;
+mod request;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use shoal_kernel::env::{BoxDatagram, BoxListener, BoxStream, Network};
 
 pub use link::LinkFaults;
+pub use request::{Answer, NoAnswer, Reply, request};
 
 use crate::trace::Kind;
 use crate::world::{Action, Core, CrashKind, HostId, Shared, Target};
@@ -56,9 +58,9 @@ impl NetworkState {
         port
     }
 
-    /// Streams that are open at one end at least.
+    /// Streams that somebody holds, at one end at least.
     pub(crate) fn open_connections(&self) -> usize {
-        self.connections.len()
+        self.connections.values().filter(|connection| connection.is_held()).count()
     }
 }
 
@@ -204,7 +206,7 @@ impl Shared {
         stream::reset_between(self, &mut core, one, other);
     }
 
-    /// Streams that are open at one end at least.
+    /// Streams that somebody holds, at one end at least.
     pub fn open_connections(&self) -> usize {
         self.core().network.open_connections()
     }

@@ -105,6 +105,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    pub(super) fn is_held(&self) -> bool {
+        !self.near.closed || !self.far.closed
+    }
+
     fn end(&mut self, side: Side) -> &mut End {
         match side {
             Side::Near => &mut self.near,

@@ -93,13 +93,14 @@ pub type Program = Arc<dyn Fn(Env) -> Pin<Box<dyn Future<Output = ()> + Send>> +
 pub struct Simulation {
     shared: Arc<Shared>,
     hosts: Vec<Host>,
+    nodes: Option<u16>,
 }
 
 impl Simulation {
     /// An empty world. Takes over the calling thread's clock and randomness.
     pub fn new(seed: u64, trace: Option<Box<dyn Write + Send>>) -> Self {
         entropy::enter(seed);
-        Self { shared: Arc::new(Shared::new(seed, Trace::new(trace))), hosts: Vec::new() }
+        Self { shared: Arc::new(Shared::new(seed, Trace::new(trace))), hosts: Vec::new(), nodes: None }
     }
 
     /// What all hosts share.
@@ -119,6 +120,17 @@ impl Simulation {
     /// Hosts, up or down.
     pub fn hosts(&self) -> impl Iterator<Item = HostId> + use<> {
         (0..u16::try_from(self.hosts.len()).unwrap_or(u16::MAX)).map(HostId)
+    }
+
+    /// From now on faults of the network happen among the first so many hosts only; the others are clients.
+    pub fn set_nodes(&mut self, nodes: u16) {
+        self.nodes = Some(nodes);
+    }
+
+    /// Hosts that faults of the network happen to.
+    pub fn nodes(&self) -> impl Iterator<Item = HostId> + use<> {
+        let nodes = self.nodes.unwrap_or(u16::MAX);
+        self.hosts().filter(move |host| host.0 < nodes)
     }
 
     /// Whether the host is up.

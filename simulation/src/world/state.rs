@@ -204,9 +204,9 @@ impl Shared {
     /// Sets by how much a host's wall clock is off.
     pub fn set_wall_offset_micros(&self, host: HostId, offset: i64) {
         let mut core = self.core();
-        if let Some(state) = core.hosts.get_mut(host.index()) {
-            state.wall_offset_micros = offset;
-        }
+        let state = core.hosts.get_mut(host.index());
+        let Some(state) = state.filter(|state| state.wall_offset_micros != offset) else { return };
+        state.wall_offset_micros = offset;
         core.trace(Kind::Fault, format_args!("{host} has its wall clock off by {offset} us"));
     }
 

@@ -116,7 +116,10 @@ impl Actor for TasksActor {
     ) -> Result<(), ActorProcessingErr> {
         let event = match message {
             TasksMessage::Ended { fragment, task, result } => {
-                state.tasks.remove(&(fragment, task));
+                // A task's own word may still have been in the mailbox when its end was seen: the first word counts.
+                if state.tasks.remove(&(fragment, task)).is_none() {
+                    return Ok(());
+                }
                 let failed = result.is_err();
                 if let Err(error) = result {
                     let failure = state.group.noted(&error).unwrap_or_else(|| Failure::plain(error));

@@ -1,0 +1,76 @@
+//! Where clients find the nodes that run at present.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shoal_actors::Node;
+use shoal_actors::service::NodeConfig;
+use shoal_kernel::Env;
+
+/// Between two attempts to start a node that does not start: the patience of whatever starts processes.
+const START_AGAIN: Duration = Duration::from_secs(1);
+
+/// A node that runs.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub(super) node: Node,
+    pub(super) env: Env,
+}
+
+/// Nodes by host, and the clients' own access to the world.
+#[derive(Default)]
+pub(super) struct Desk {
+    running: Mutex<BTreeMap<u16, Running>>,
+    client: Mutex<Option<Env>>,
+}
+
+impl Desk {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u16, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of a host, if it has started.
+    pub(super) fn node(&self, host: u16) -> Option<Running> {
+        self.running().get(&host).cloned()
+    }
+
+    pub(super) fn set_client(&self, env: Env) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(env);
+    }
+
+    pub(super) fn client(&self) -> Option<Env> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Takes the node off the desk when its host goes down.
+struct Place {
+    desk: Arc<Desk>,
+    host: u16,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Dropped outside of the lock: the last handle may do work.
+        let gone = self.desk.running().remove(&self.host);
+        drop(gone);
+    }
+}
+
+/// The program of a node's host.
+pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk>) {
+    let place = Place { desk, host };
+    loop {
+        match Node::start(env.clone(), config.clone()).await {
+            Ok(node) => {
+                place.desk.running().insert(host, Running { node, env: env.clone() });
+                return std::future::pending().await;
+            }
+            Err(error) => {
+                env.trace(|| format!("does not start: {error}"));
+                env.sleep(START_AGAIN).await;
+            }
+        }
+    }
+}

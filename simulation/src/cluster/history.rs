@@ -1,0 +1,196 @@
+//! What clients did and what they were told.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use shoal_actors::service::ClusterStatus;
+use shoal_kernel::{Version, WriteLevel};
+
+/// What a client knows of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was acknowledged at this level; this is the greatest version that it was given.
+    Acknowledged {
+        /// The level reached.
+        level: WriteLevel,
+        /// The version.
+        version: Version,
+    },
+    /// It was refused, certainly without effect.
+    NotApplied,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Which table was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// The upsert table: rows are (key, value), each value is written once in a run.
+    Upserts,
+    /// The event table: rows are (id, amount), each id belongs to one write.
+    Events,
+}
+
+/// A write, with all its resends.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Which table.
+    pub target: Target,
+    /// Its rows, in order.
+    pub rows: Vec<(i64, i64)>,
+    /// When it was first sent, in microseconds of virtual time.
+    pub begun: u64,
+    /// When its outcome was known; the end of time while it is not.
+    pub ended: u64,
+    /// The node that acknowledged it, or the last one asked.
+    pub node: u16,
+    /// When it was sent for the last time.
+    pub sent: u64,
+    /// How often it was sent.
+    pub attempts: u32,
+    /// The outcome.
+    pub outcome: Outcome,
+}
+
+impl Write {
+    /// The version of its acknowledgement, without the row's place in its batch.
+    pub fn version(&self) -> Option<u128> {
+        match self.outcome {
+            Outcome::Acknowledged { version, .. } => Some(version.0 >> 32),
+            Outcome::NotApplied | Outcome::Unknown => None,
+        }
+    }
+
+    /// The level of its acknowledgement.
+    pub fn level(&self) -> Option<WriteLevel> {
+        match self.outcome {
+            Outcome::Acknowledged { level, .. } => Some(level),
+            Outcome::NotApplied | Outcome::Unknown => None,
+        }
+    }
+}
+
+/// A question to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The row of one key.
+    Point {
+        /// The key.
+        key: i64,
+    },
+    /// Rows of a range of keys, both ends included, in order.
+    Range {
+        /// First key.
+        low: i64,
+        /// Last key.
+        high: i64,
+    },
+    /// Number of rows, sum, least and greatest value.
+    Aggregate,
+    /// Number of rows by remainder of the key.
+    Groups,
+    /// Every row with the name that belongs to it.
+    Join,
+    /// Every event, in order of its id.
+    Events,
+    /// Number of events, and of different ids.
+    EventCount,
+}
+
+impl Question {
+    /// In words, for counters.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Point { .. } => "point reads",
+            Self::Range { .. } => "range scans",
+            Self::Aggregate => "aggregates",
+            Self::Groups => "group bys",
+            Self::Join => "joins",
+            Self::Events => "event scans",
+            Self::EventCount => "event counts",
+        }
+    }
+}
+
+/// A value of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cell {
+    /// NULL.
+    Null,
+    /// An integer.
+    Int(i64),
+    /// Anything else, as text.
+    Text(String),
+}
+
+/// A complete answer.
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// What was asked.
+    pub question: Question,
+    /// Whom.
+    pub node: u16,
+    /// When it was asked, in microseconds of virtual time.
+    pub begun: u64,
+    /// When the answer was complete.
+    pub ended: u64,
+    /// Its rows.
+    pub rows: Vec<Vec<Cell>>,
+    /// Asked when nothing was written any more and replicas were equal.
+    pub at_rest: bool,
+}
+
+/// A table that came or went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableChange {
+    /// Its name.
+    pub name: String,
+    /// True for CREATE, false for DROP.
+    pub created: bool,
+    /// When it was asked for.
+    pub begun: u64,
+    /// Whether it was carried out; `None` if nobody knows.
+    pub done: Option<bool>,
+}
+
+/// What one node said of the cluster at the end.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Which node.
+    pub node: u16,
+    /// What it said.
+    pub status: ClusterStatus,
+    /// Which of the tables that were ever asked for it knows.
+    pub tables: BTreeMap<String, bool>,
+}
+
+/// Everything that clients did.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Writes, in the order of their beginning.
+    pub writes: Vec<Write>,
+    /// Complete answers.
+    pub reads: Vec<Read>,
+    /// Tables that came or went, in the order of their beginning.
+    pub tables: Vec<TableChange>,
+    /// Errors by which a node said that an invariant of its own is broken.
+    pub internal: Vec<String>,
+    /// Operations by outcome.
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+/// The history; shared by all clients of a run.
+#[derive(Debug, Default)]
+pub struct History(Mutex<Facts>);
+
+impl History {
+    /// Everything so far.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation.
+    pub fn count(&self, what: &'static str) {
+        *self.facts().counts.entry(what).or_default() += 1;
+    }
+}

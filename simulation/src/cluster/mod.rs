@@ -1,0 +1,71 @@
+//! Whole nodes under a workload and faults, and then the checks.
+//!
+//! Phases: *boot* (every node up, tables made), *load* (clients work, nothing fails), *faults* (clients work while the plan
+//! runs), *heal* (everything is repaired; or, for some seeds, one node never comes back), *drain* (clients stop, replicas
+//! become equal), *final reads* through every node, and for runs that healed everything a loss of power of all nodes
+//! and the same reads again. What was seen goes to [`crate::invariants`].
+
+mod answer;
+mod client;
+mod desk;
+mod history;
+mod phases;
+mod settings;
+
+use std::sync::Arc;
+
+pub use history::{Cell, Facts, Outcome, Question, Read, TableChange, Target, View, Write};
+
+use crate::invariants::{self, Evidence};
+use crate::run::{RunOptions, RunReport};
+use crate::world::{HostId, Simulation};
+use client::Office;
+use desk::Desk;
+use history::History;
+use phases::Phases;
+pub use settings::Ending;
+use settings::Settings;
+
+/// Keys of the upsert table, for those who judge answers.
+pub const KEYS: i64 = client::KEYS;
+/// Names of the joined table.
+pub const NAMES: i64 = client::NAMES;
+/// Groups of the GROUP BY.
+pub const GROUPS: i64 = client::GROUPS;
+
+/// Runs the scenario. Must be called on a thread of its own.
+pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) -> RunReport {
+    let mut report = RunReport::default();
+    let mut simulation = Simulation::new(options.seed, trace);
+    let settings = Settings::draw(options);
+    let desk = Arc::new(Desk::default());
+    let history = Arc::new(History::default());
+    let office = Office {
+        shared: simulation.shared().clone(),
+        desk: desk.clone(),
+        history: history.clone(),
+        host: HostId(options.nodes),
+        nodes: options.nodes,
+        seed: options.seed,
+    };
+    let mut evidence = Evidence { nodes: options.nodes, ending: settings.ending, ..Evidence::default() };
+    let driven = Phases {
+        simulation: &mut simulation,
+        office: &office,
+        settings: &settings,
+        evidence: &mut evidence,
+        working: Arc::default(),
+    };
+    if let Err(error) = driven.run(options) {
+        report.failure = Some(format!("the run could not be carried out: {error}"));
+    }
+    simulation.shut_down();
+    evidence.facts = std::mem::take(&mut *history.facts());
+    report.operations = evidence.facts.counts.clone();
+    report.plan.clone_from(&evidence.plan);
+    if report.failure.is_none() {
+        report.violations = invariants::check(&evidence);
+    }
+    report.finish(simulation.shared());
+    report
+}

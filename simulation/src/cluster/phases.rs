@@ -1,0 +1,365 @@
+//! The phases of a run, in order. Each works on the world from outside and lets time pass.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use shoal_actors::service::{SqlRequest, SwimState};
+use shoal_kernel::{Env, WriteLevel};
+
+use super::client::{self, Client, KEYS, NAMES, Office};
+use super::desk;
+use super::history::{Question, Target, View};
+use super::settings::{Ending, Settings};
+use crate::faults::{FaultMenu, draw_plan, heal_everything, run_plan};
+use crate::invariants::{self, Evidence};
+use crate::run::RunOptions;
+use crate::world::{CrashKind, HostId, Simulation};
+
+/// The cluster must have formed and made its tables by then.
+const BOOT: Duration = Duration::from_secs(60);
+/// After the heal: every node sees every node alive.
+const CONVERGE: Duration = Duration::from_secs(15);
+/// After the heal: every kind of operation succeeds through every node.
+const LIVE: Duration = Duration::from_secs(30);
+/// After the heal: replicas are equal.
+const EQUAL_MICROS: u64 = 60_000_000;
+/// Clients have given up on their last operation by then.
+const DRAIN: Duration = Duration::from_secs(60);
+/// Between two looks at the cluster.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(super) struct Phases<'a> {
+    pub(super) simulation: &'a mut Simulation,
+    pub(super) office: &'a Office,
+    pub(super) settings: &'a Settings,
+    pub(super) evidence: &'a mut Evidence,
+    /// Clients that have not finished.
+    pub(super) working: Arc<AtomicU64>,
+}
+
+impl Phases<'_> {
+    pub(super) fn run(mut self, options: &RunOptions) -> io::Result<()> {
+        self.boot()?;
+        let begun = self.now();
+        let until = begun + options.seconds * 1_000_000;
+        self.work(until);
+        let load = u64::try_from(self.settings.load.as_micros()).unwrap_or(0);
+        let menu = FaultMenu { hosts: options.nodes, disk_errors: false, clocks: true };
+        let drawn = || draw_plan(options.seed, menu, (begun + load) / 1_000, until / 1_000);
+        self.evidence.plan = options.faults.clone().unwrap_or_else(drawn);
+        let plan = self.evidence.plan.clone();
+        run_plan(self.simulation, &plan, until)?;
+        self.heal()?;
+        self.settle();
+        self.drain();
+        let deadline = self.evidence.healed_at.max(self.evidence.drained_at) + EQUAL_MICROS;
+        self.evidence.equal = self.until_equal(deadline);
+        self.final_reads();
+        if self.settings.ending == Ending::HealAll {
+            self.blackout()?;
+        }
+        self.stop();
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        self.simulation.shared().now_micros()
+    }
+
+    fn after(&self, time: Duration) -> u64 {
+        self.now() + u64::try_from(time.as_micros()).unwrap_or(0)
+    }
+
+    /// Nodes that are meant to run.
+    fn core(&self) -> Vec<u16> {
+        let lost = match self.settings.ending {
+            Ending::LoseOne { node } if self.evidence.healed_at > 0 => Some(node),
+            _ => None,
+        };
+        (0..self.office.nodes).filter(|node| Some(*node) != lost).collect()
+    }
+
+    /// Runs a client's future and lets time pass until it is done, but not beyond the deadline.
+    fn ask<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &mut self,
+        deadline_micros: u64,
+        work: impl FnOnce(Office, Env) -> F,
+    ) -> Option<T> {
+        let env = self.office.desk.client()?;
+        let slot = Arc::new(Mutex::new(None));
+        let (result, future, spawner) = (slot.clone(), work(self.office.clone(), env.clone()), env);
+        self.simulation.run_on(self.office.host, move || {
+            let task = async move {
+                let output = future.await;
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(output);
+            };
+            spawner.spawn("client", task);
+        });
+        let waiting = || slot.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        self.simulation.run_while(deadline_micros, waiting);
+        slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn boot(&mut self) -> io::Result<()> {
+        let nodes = self.office.nodes;
+        self.simulation.set_nodes(nodes);
+        for host in 0..nodes {
+            let (desk, config) = (self.office.desk.clone(), self.settings.node(host, nodes));
+            let program = move |env| desk::host(env, host, config.clone(), desk.clone());
+            let id = self.simulation.add_host(Arc::new(move |env| Box::pin(program(env))));
+            self.simulation.start(id)?;
+        }
+        let desk = self.office.desk.clone();
+        let clients = self.simulation.add_host(Arc::new(move |env: Env| {
+            let desk = desk.clone();
+            Box::pin(async move {
+                desk.set_client(env);
+                std::future::pending::<()>().await;
+            })
+        }));
+        self.simulation.start(clients)?;
+        let soon = self.after(Duration::from_millis(1));
+        self.simulation.run_until(soon);
+        let deadline = self.after(BOOT);
+        let formed =
+            self.until(deadline, |views| views.iter().all(|view| view.status.nodes.len() == usize::from(nodes)));
+        if !formed {
+            return Err(io::Error::other(format!(
+                "the {nodes} nodes did not form a cluster within {} s",
+                BOOT.as_secs()
+            )));
+        }
+        let names: Vec<String> = (0..NAMES).map(|name| format!("({name}, 'name {name}')")).collect();
+        let statements = [
+            SqlRequest::new(&self.settings.upserts),
+            SqlRequest::new(&self.settings.events),
+            SqlRequest::new("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL)"),
+            SqlRequest {
+                write_level: Some(WriteLevel::All),
+                token: Some("dim".to_owned()),
+                ..SqlRequest::new(format!("INSERT INTO dim (d, name) VALUES {}", names.join(", ")))
+            },
+        ];
+        for statement in statements {
+            let text = statement.sql.clone();
+            let done = self.ask(deadline, |office, env| async move {
+                let mut last = String::new();
+                for _ in 0..20 {
+                    match office.sql(&env, 0, statement.clone()).await {
+                        Ok(_) => return Ok(()),
+                        Err(error) => last = format!("{error:?}"),
+                    }
+                    env.sleep(LOOK).await;
+                }
+                Err(last)
+            });
+            match done {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(io::Error::other(format!("{text}: {error}"))),
+                None => return Err(io::Error::other(format!("{text}: not done within {} s", BOOT.as_secs()))),
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&mut self, until_micros: u64) {
+        let Some(env) = self.office.desk.client() else { return };
+        for number in 0..self.settings.clients {
+            let client = Client::new(self.office.clone(), env.clone(), number);
+            let spawner = env.clone();
+            let working = self.working.clone();
+            working.fetch_add(1, Ordering::Relaxed);
+            self.simulation.run_on(self.office.host, move || {
+                spawner.spawn("client", async move {
+                    client.work(until_micros).await;
+                    working.fetch_sub(1, Ordering::Relaxed);
+                });
+            });
+        }
+    }
+
+    fn heal(&mut self) -> io::Result<()> {
+        let lost = match self.settings.ending {
+            Ending::HealAll => None,
+            Ending::LoseOne { node } => Some(HostId(node)),
+        };
+        if let Some(lost) = lost {
+            self.simulation.crash(lost, CrashKind::Power);
+        }
+        heal_everything(self.simulation, lost)?;
+        self.evidence.healed_at = self.now();
+        Ok(())
+    }
+
+    /// What every node of the core says, or nothing if one does not answer.
+    fn views(&mut self, deadline_micros: u64) -> Option<Vec<View>> {
+        let mut views = Vec::new();
+        for node in self.core() {
+            views.push(self.ask(deadline_micros, |office, env| async move { office.view(&env, node).await })??);
+        }
+        Some(views)
+    }
+
+    /// Looks at the cluster until it is as wanted. False if that did not happen in time.
+    fn until(&mut self, deadline_micros: u64, wanted: impl Fn(&[View]) -> bool) -> bool {
+        while self.now() < deadline_micros {
+            if let Some(views) = self.views(deadline_micros) {
+                let good = wanted(&views);
+                self.evidence.views = views;
+                if good {
+                    return true;
+                }
+            }
+            let next = self.after(LOOK).min(deadline_micros);
+            self.simulation.run_until(next);
+        }
+        false
+    }
+
+    /// Everything that must come true within a time after the heal.
+    fn settle(&mut self) {
+        let healed = self.evidence.healed_at;
+        let at = |time: Duration| healed + u64::try_from(time.as_micros()).unwrap_or(0);
+        let core = self.core();
+        let alive = |views: &[View]| {
+            views.iter().all(|view| {
+                let nodes = view.status.nodes.iter();
+                nodes.filter(|node| node.swim == SwimState::Alive).count() == core.len()
+            })
+        };
+        self.evidence.converged = self.until(at(CONVERGE), alive);
+        self.probe_everything(at(LIVE));
+    }
+
+    /// Waits for the clients' last operations, and for what nodes still do on behalf of those that gave up.
+    fn drain(&mut self) {
+        let deadline = self.after(DRAIN);
+        let working = self.working.clone();
+        self.simulation.run_while(deadline, || working.load(Ordering::Relaxed) > 0);
+        let last = self.after(client::NODE_TIMEOUT + LOOK);
+        self.simulation.run_until(last);
+        self.evidence.drained_at = self.now();
+    }
+
+    fn until_equal(&mut self, deadline_micros: u64) -> bool {
+        let core = self.core();
+        self.until(deadline_micros, |views| {
+            let versions: BTreeSet<u64> = views.iter().map(|view| view.status.catalog_version).collect();
+            versions.len() <= 1 && views.iter().all(|view| invariants::unequal(view, &core).is_empty())
+        })
+    }
+
+    /// Every kind of operation must succeed through every node.
+    fn probe_everything(&mut self, deadline_micros: u64) {
+        let questions = [
+            Question::Point { key: 0 },
+            Question::Range { low: 0, high: KEYS - 1 },
+            Question::Aggregate,
+            Question::Groups,
+            Question::Join,
+            Question::Events,
+            Question::EventCount,
+        ];
+        let mut number = 0;
+        for node in self.core() {
+            for target in [Target::Upserts, Target::Events] {
+                let mut succeeded = false;
+                while !succeeded && self.now() < deadline_micros {
+                    number += 1;
+                    let sent = self.ask(deadline_micros, |office, env| async move {
+                        client::probe(&office, &env, node, target, number).await
+                    });
+                    succeeded = sent == Some(true);
+                    self.pause_unless(succeeded, deadline_micros);
+                }
+                if !succeeded {
+                    self.evidence.dead.push(format!("writes to the table of {target:?} through node {node}"));
+                }
+            }
+            for question in questions {
+                let mut succeeded = false;
+                while !succeeded && self.now() < deadline_micros {
+                    let asked = self.ask(deadline_micros, |office, env| async move {
+                        client::ask(&office, &env, node, question, false).await
+                    });
+                    succeeded = asked == Some(true);
+                    self.pause_unless(succeeded, deadline_micros);
+                }
+                if !succeeded {
+                    self.evidence.dead.push(format!("{} through node {node}", question.word()));
+                }
+            }
+        }
+    }
+
+    fn pause_unless(&mut self, succeeded: bool, deadline_micros: u64) {
+        if !succeeded {
+            let next = self.after(LOOK).min(deadline_micros);
+            self.simulation.run_until(next);
+        }
+    }
+
+    /// The whole content through every node.
+    fn final_reads(&mut self) {
+        let whole = [
+            Question::Range { low: 0, high: KEYS - 1 },
+            Question::Aggregate,
+            Question::Groups,
+            Question::Join,
+            Question::Events,
+            Question::EventCount,
+        ];
+        let deadline = self.after(LIVE);
+        for node in self.core() {
+            for question in whole {
+                let read = self.ask(deadline, |office, env| async move {
+                    for _ in 0..5 {
+                        if client::ask(&office, &env, node, question, true).await {
+                            return true;
+                        }
+                        env.sleep(LOOK).await;
+                    }
+                    false
+                });
+                if read != Some(true) {
+                    self.evidence.dead.push(format!("final {} through node {node}", question.word()));
+                }
+            }
+        }
+    }
+
+    /// The power of every node goes at once, and comes back.
+    fn blackout(&mut self) -> io::Result<()> {
+        for node in self.core() {
+            self.simulation.crash(HostId(node), CrashKind::Power);
+        }
+        let dark = self.after(Duration::from_secs(2));
+        self.simulation.run_until(dark);
+        for node in self.core() {
+            self.simulation.start(HostId(node))?;
+        }
+        let deadline = self.now() + EQUAL_MICROS;
+        self.evidence.equal_after_blackout = self.until_equal(deadline);
+        self.final_reads();
+        Ok(())
+    }
+
+    /// Nodes stop in good order; what they leave behind is counted.
+    fn stop(&mut self) {
+        for node in self.core() {
+            if let Some(running) = self.office.desk.node(node) {
+                let env = running.env.clone();
+                self.simulation.run_on(HostId(node), move || {
+                    env.spawn("stop", async move { running.node.shutdown().await });
+                });
+            }
+        }
+        let settled = self.after(Duration::from_secs(10));
+        self.simulation.run_until(settled);
+        self.evidence.connections_left = self.simulation.shared().open_connections();
+    }
+}

@@ -1,0 +1,92 @@
+//! What a seed fixes besides its faults: sizes, tables, clients, the ending.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shoal_actors::service::{NodeConfig, PlantedBugs};
+
+use crate::random::Stream;
+use crate::run::{Planted, RunOptions};
+use crate::world::HostId;
+
+/// Where nodes listen for each other, and for clients.
+const CLUSTER_PORT: u16 = 9176;
+const HTTP_PORT: u16 = 9175;
+
+/// How a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// Everything is healed: nothing may be lost, and everything must be equal.
+    #[default]
+    HealAll,
+    /// One node never comes back: what was acknowledged by a majority must be there.
+    LoseOne {
+        /// Which.
+        node: u16,
+    },
+}
+
+/// What the seed has drawn.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) ending: Ending,
+    pub(super) clients: u64,
+    /// How long clients work before anything fails.
+    pub(super) load: Duration,
+    /// The statement that makes the upsert table.
+    pub(super) upserts: String,
+    /// The statement that makes the event table.
+    pub(super) events: String,
+    memtable_bytes_max: u64,
+    planted: Option<Planted>,
+}
+
+impl Settings {
+    pub(super) fn draw(options: &RunOptions) -> Self {
+        let stream = |purpose| Stream::new(options.seed, purpose, 0);
+        let partitioned = |column: &str, purpose, splits: &str| {
+            let mut stream = stream(purpose);
+            match stream.below(3) {
+                0 => String::new(),
+                1 => format!(" PARTITION BY HASH({column}) PARTITIONS {}", stream.between(1, 4)),
+                _ => format!(" PARTITION BY RANGE({column}) SPLIT AT ({splits})"),
+            }
+        };
+        let lose_one = options.nodes >= 3 && stream("ending").chance(300);
+        let node = u16::try_from(stream("lost node").below(u64::from(options.nodes))).unwrap_or(0);
+        let sizes = [4 << 10, 32 << 10, 1 << 20];
+        Self {
+            ending: if lose_one { Ending::LoseOne { node } } else { Ending::HealAll },
+            clients: stream("clients").between(2, 5),
+            load: Duration::from_secs(5),
+            upserts: format!(
+                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}",
+                partitioned("k", "upsert partitions", "20, 40")
+            ),
+            // Events spread by hash only where the table may say so; by time and content they stay in one partition.
+            events: "CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL)".to_owned(),
+            memtable_bytes_max: stream("memtable").pick(&sizes).copied().unwrap_or(1 << 20),
+            planted: options.planted,
+        }
+    }
+
+    /// How a node is set up.
+    pub(super) fn node(&self, host: u16, nodes: u16) -> NodeConfig {
+        let address = |host: u16, port| HostId(host).address(port);
+        let mut config = NodeConfig::new("/data", address(host, CLUSTER_PORT), address(host, HTTP_PORT));
+        if host > 0 {
+            config.join = (0..nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
+        }
+        config.memtable_bytes_max = self.memtable_bytes_max;
+        config.disk_reserve_bytes = 1 << 20;
+        config.query_memory_bytes_max = 64 << 20;
+        config.request_timeout_ms = 5_000;
+        config.planted = PlantedBugs {
+            skip_fsync: self.planted == Some(Planted::SkipFsync),
+            acknowledge_early: self.planted == Some(Planted::AcknowledgeEarly),
+            wrong_tie_break: self.planted == Some(Planted::WrongTieBreak),
+        };
+        config
+    }
+}

@@ -1,0 +1,251 @@
+//! Whether every complete answer can be explained by what was written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_kernel::WriteLevel;
+
+use super::Evidence;
+use super::writes::{by_key, pairs};
+use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
+
+/// Rows that an answer can hold.
+struct Model<'a> {
+    keys: BTreeMap<i64, Vec<(i64, &'a Write)>>,
+    /// Who wrote an event.
+    events: BTreeMap<i64, (i64, &'a Write)>,
+}
+
+/// What one key can show to one question.
+struct Possible {
+    values: Vec<i64>,
+    /// Some row must be shown.
+    certain: bool,
+}
+
+impl<'a> Model<'a> {
+    fn new(evidence: &'a Evidence) -> Self {
+        let events = evidence.facts.writes.iter().filter(|write| write.target == Target::Events);
+        let events = events.flat_map(|write| write.rows.iter().map(move |(id, amount)| (*id, (*amount, write))));
+        Self { keys: by_key(evidence), events: events.collect() }
+    }
+
+    /// What the key can show to a question: anything written before its end, but nothing older than what every replica
+    /// had acknowledged before its beginning.
+    fn possible(&self, key: i64, read: &Read) -> Possible {
+        let writes = self.keys.get(&key).map_or(&[][..], Vec::as_slice);
+        let floor =
+            writes.iter().filter(|(_, write)| on_all(write, read)).filter_map(|(_, write)| write.version()).max();
+        let shown = |(_, write): &&(i64, &Write)| {
+            write.begun < read.ended
+                && write.outcome != Outcome::NotApplied
+                && floor.is_none_or(|floor| write.version().is_none_or(|version| version >= floor))
+        };
+        Possible { values: writes.iter().filter(shown).map(|(value, _)| *value).collect(), certain: floor.is_some() }
+    }
+
+    fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {
+        self.keys.keys().copied()
+    }
+}
+
+/// Whether every replica had the write before the question.
+fn on_all(write: &Write, read: &Read) -> bool {
+    write.level() == Some(WriteLevel::All) && write.ended < read.begun
+}
+
+fn tell(read: &Read) -> String {
+    let rest = if read.at_rest { " at rest" } else { "" };
+    format!("{:?} through node {} at {:.3} s{rest}", read.question, read.node, read.begun as f64 / 1e6)
+}
+
+pub(super) fn not_applied_means_not_applied(evidence: &Evidence) -> Vec<String> {
+    let refused = |target| {
+        let writes = evidence.facts.writes.iter();
+        let writes = writes.filter(move |write| write.target == target && write.outcome == Outcome::NotApplied);
+        writes.flat_map(|write| write.rows.iter().copied())
+    };
+    let upserts: BTreeSet<(i64, i64)> = refused(Target::Upserts).collect();
+    let events: BTreeSet<i64> = refused(Target::Events).map(|(id, _)| id).collect();
+    let mut found = Vec::new();
+    for read in &evidence.facts.reads {
+        for (first, second) in pairs(&read.rows) {
+            let seen = match read.question {
+                Question::Point { .. } | Question::Range { .. } | Question::Join => upserts.contains(&(first, second)),
+                Question::Events => events.contains(&first),
+                Question::Aggregate | Question::Groups | Question::EventCount => false,
+            };
+            if seen {
+                found.push(format!("{} shows ({first}, {second}), whose write was refused without effect", tell(read)));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn complete_answers_are_exact(evidence: &Evidence) -> Vec<String> {
+    let model = Model::new(evidence);
+    let mut found = Vec::new();
+    for read in &evidence.facts.reads {
+        let wrong = match read.question {
+            Question::Point { key } => rows_of_keys(&model, read, &[key]),
+            Question::Range { low, high } => rows_of_keys(&model, read, &(low..=high).collect::<Vec<_>>()),
+            Question::Join => joined(&model, read),
+            Question::Aggregate => aggregate(&model, read),
+            Question::Groups => groups(&model, read),
+            Question::Events => events(&model, read),
+            Question::EventCount => event_count(&model, read),
+        };
+        found.extend(wrong.map(|wrong| format!("{}: {wrong}", tell(read))));
+    }
+    found.extend(at_rest(evidence));
+    found
+}
+
+/// Rows (key, value, …) of exactly these keys, in order.
+fn rows_of_keys(model: &Model<'_>, read: &Read, keys: &[i64]) -> Option<String> {
+    let shown = pairs(&read.rows);
+    let order: Vec<&Cell> = read.rows.iter().filter_map(|row| row.first()).collect();
+    if order.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Some("keys are not in order, or one stands twice".to_owned());
+    }
+    if shown.len() != read.rows.len() {
+        return Some("a row is not of two integers".to_owned());
+    }
+    if let Some(stranger) = shown.keys().find(|key| !keys.contains(key)) {
+        return Some(format!("key {stranger} was not asked for"));
+    }
+    for key in keys {
+        let possible = model.possible(*key, read);
+        match shown.get(key) {
+            Some(value) if !possible.values.contains(value) => {
+                return Some(format!(
+                    "key {key} shows {value}, which was never written, or is older than what every replica had"
+                ));
+            }
+            None if possible.certain => return Some(format!("key {key} is missing, though every replica had it")),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn joined(model: &Model<'_>, read: &Read) -> Option<String> {
+    for row in &read.rows {
+        match row.as_slice() {
+            [Cell::Int(key), Cell::Int(_), Cell::Text(name)] if *name == format!("name {}", key % NAMES) => {}
+            other => return Some(format!("{other:?} is not a row with its name")),
+        }
+    }
+    rows_of_keys(model, read, &model.all_keys().collect::<Vec<_>>())
+}
+
+fn aggregate(model: &Model<'_>, read: &Read) -> Option<String> {
+    let [row] = read.rows.as_slice() else { return Some(format!("{} rows", read.rows.len())) };
+    let int = |place: usize| match row.get(place) {
+        Some(Cell::Int(value)) => Some(*value),
+        _ => None,
+    };
+    let count = int(0)?;
+    let possible: Vec<Possible> = model.all_keys().map(|key| model.possible(key, read)).collect();
+    let certain = possible.iter().filter(|key| key.certain).count() as i64;
+    let at_most = possible.iter().filter(|key| !key.values.is_empty()).count() as i64;
+    if !(certain..=at_most).contains(&count) {
+        return Some(format!("count {count} is not from {certain} to {at_most}"));
+    }
+    let values = || possible.iter().flat_map(|key| key.values.iter().copied());
+    for extreme in [int(2), int(3)].into_iter().flatten() {
+        if !values().any(|value| value == extreme) {
+            return Some(format!("least or greatest value {extreme} was never written"));
+        }
+    }
+    let sum = int(1).unwrap_or(0);
+    let bound = |pick: fn(i64, i64) -> i64| -> i64 {
+        let of_key = |key: &Possible| {
+            let best = key.values.iter().copied().reduce(pick).unwrap_or(0);
+            if key.certain { best } else { pick(best, 0) }
+        };
+        possible.iter().map(of_key).sum()
+    };
+    let (low, high) = (bound(i64::min), bound(i64::max));
+    (!(low..=high).contains(&sum)).then(|| format!("sum {sum} is not from {low} to {high}"))
+}
+
+fn groups(model: &Model<'_>, read: &Read) -> Option<String> {
+    let shown = pairs(&read.rows);
+    if shown.len() != read.rows.len() {
+        return Some("a group stands twice".to_owned());
+    }
+    for group in 0..GROUPS {
+        let keys: Vec<i64> = model.all_keys().filter(|key| key % GROUPS == group).collect();
+        let possible: Vec<Possible> = keys.iter().map(|key| model.possible(*key, read)).collect();
+        let certain = possible.iter().filter(|key| key.certain).count() as i64;
+        let at_most = possible.iter().filter(|key| !key.values.is_empty()).count() as i64;
+        let count = shown.get(&group).copied().unwrap_or(0);
+        if !(certain..=at_most).contains(&count) {
+            return Some(format!("group {group} has {count} rows, not from {certain} to {at_most}"));
+        }
+    }
+    None
+}
+
+fn events(model: &Model<'_>, read: &Read) -> Option<String> {
+    let shown = pairs(&read.rows);
+    for (id, amount) in &shown {
+        match model.events.get(id) {
+            Some((written, write)) if written == amount && write.begun < read.ended => {}
+            _ => return Some(format!("event ({id}, {amount}) was never written")),
+        }
+    }
+    let missing = model.events.iter().find(|(id, (_, write))| on_all(write, read) && !shown.contains_key(id));
+    missing.map(|(id, _)| format!("event {id} is missing, though every replica had it"))
+}
+
+fn event_count(model: &Model<'_>, read: &Read) -> Option<String> {
+    let Some([Cell::Int(count), ..]) = read.rows.first().map(Vec::as_slice) else { return Some("no count".to_owned()) };
+    let certain = model.events.values().filter(|(_, write)| on_all(write, read)).count() as i64;
+    let begun = |(_, write): &&(i64, &Write)| write.begun < read.ended && write.outcome != Outcome::NotApplied;
+    let at_most = model.events.values().filter(begun).count() as i64;
+    (!(certain..=at_most).contains(count)).then(|| format!("{count} events, not from {certain} to {at_most}"))
+}
+
+/// At rest, aggregates are those of the rows that the same node shows.
+fn at_rest(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rows: BTreeMap<(u16, bool), BTreeMap<i64, i64>> = BTreeMap::new();
+    for read in evidence.facts.reads.iter().filter(|read| read.at_rest) {
+        let table = rows.get(&(read.node, matches!(read.question, Question::EventCount)));
+        let int = |value: Option<i64>| value.map_or(Cell::Null, Cell::Int);
+        let wanted = match (read.question, table) {
+            (Question::Range { .. }, _) => {
+                rows.insert((read.node, false), pairs(&read.rows));
+                continue;
+            }
+            (Question::Events, _) => {
+                rows.insert((read.node, true), pairs(&read.rows));
+                continue;
+            }
+            (Question::Aggregate, Some(table)) => {
+                let sum = (!table.is_empty()).then(|| table.values().sum());
+                let (least, greatest) = (table.values().min().copied(), table.values().max().copied());
+                vec![vec![Cell::Int(table.len() as i64), int(sum), int(least), int(greatest)]]
+            }
+            (Question::Groups, Some(table)) => {
+                let mut groups: BTreeMap<i64, i64> = BTreeMap::new();
+                table.keys().for_each(|key| *groups.entry(key % GROUPS).or_default() += 1);
+                groups.into_iter().map(|(group, count)| vec![Cell::Int(group), Cell::Int(count)]).collect()
+            }
+            (Question::Join, Some(table)) => {
+                let row = |(key, value): (&i64, &i64)| {
+                    vec![Cell::Int(*key), Cell::Int(*value), Cell::Text(format!("name {}", key % NAMES))]
+                };
+                table.iter().map(row).collect()
+            }
+            (Question::EventCount, Some(table)) => vec![vec![Cell::Int(table.len() as i64); 2]],
+            (Question::Point { .. }, _) | (_, None) => continue,
+        };
+        if wanted != read.rows {
+            found.push(format!("{}: {:?} instead of {wanted:?}", tell(read), read.rows));
+        }
+    }
+    found
+}

@@ -1,0 +1,137 @@
+//! What must come true some time after the heal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_actors::service::SwimState;
+use shoal_kernel::NodeId;
+
+use super::Evidence;
+use crate::cluster::{Question, Read, View};
+use crate::world::HostId;
+
+/// Why the replicas that a node sees are not equal. `core` are the hosts that are meant to run.
+pub fn unequal(view: &View, core: &[u16]) -> Vec<String> {
+    let running: BTreeSet<NodeId> = view
+        .status
+        .nodes
+        .iter()
+        .filter(|node| HostId::of(node.cluster_address).is_some_and(|host| core.contains(&host.0)))
+        .map(|node| node.id)
+        .collect();
+    let mut why = Vec::new();
+    for partition in &view.status.partitions {
+        let place = |what: String| format!("{} of table {}: {what}", partition.id, partition.table);
+        let mut contents = BTreeMap::new();
+        for replica in partition.replicas.iter().filter(|replica| running.contains(&replica.node)) {
+            if !replica.reachable {
+                why.push(place(format!("replica on {} does not answer", replica.node)));
+                continue;
+            }
+            if let Some(problem) = &replica.problem {
+                why.push(place(format!("replica on {} has a problem: {problem}", replica.node)));
+            }
+            if replica.lag != Some(0) {
+                why.push(place(format!("replica on {} lags by {:?}", replica.node, replica.lag)));
+            }
+            contents.entry((replica.digest.clone(), replica.rows)).or_insert_with(Vec::new).push(replica.node);
+        }
+        if contents.len() > 1 {
+            why.push(place(format!("contents differ: {contents:?}")));
+        }
+    }
+    why
+}
+
+fn core(evidence: &Evidence) -> Vec<u16> {
+    evidence.views.iter().map(|view| view.node).collect()
+}
+
+pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    if !evidence.equal || (evidence.ending == crate::cluster::Ending::HealAll && !evidence.equal_after_blackout) {
+        let when = if evidence.equal { "after the loss of power of all nodes" } else { "after the heal" };
+        let why = evidence.views.iter().flat_map(|view| unequal(view, &core(evidence))).next();
+        found.push(format!("not equal 60 s {when}; {}", why.unwrap_or_else(|| "a node does not answer".to_owned())));
+    }
+    // The same rows through every node.
+    let mut whole: BTreeMap<&'static str, &Read> = BTreeMap::new();
+    for read in
+        evidence.facts.reads.iter().filter(|read| read.at_rest && !matches!(read.question, Question::Point { .. }))
+    {
+        let first = whole.entry(read.question.word()).or_insert(read);
+        if first.rows != read.rows {
+            let word = read.question.word();
+            let differing = first.rows.iter().zip(&read.rows).find(|(one, other)| one != other);
+            found.push(format!(
+                "at rest, {word} through node {} gave {} rows and through node {} {}; the first that differ: {differing:?}",
+                first.node,
+                first.rows.len(),
+                read.node,
+                read.rows.len()
+            ));
+        }
+    }
+    found
+}
+
+pub(super) fn membership_converges(evidence: &Evidence) -> Vec<String> {
+    if evidence.converged {
+        return Vec::new();
+    }
+    let seen = |view: &View| {
+        let nodes = view.status.nodes.iter().map(|node| format!("{} {:?}", node.id, node.swim));
+        format!("node {} sees {}", view.node, nodes.collect::<Vec<_>>().join(", "))
+    };
+    let down = |view: &&View| view.status.nodes.iter().any(|node| node.swim != SwimState::Alive);
+    let last = evidence.views.iter().filter(down).map(seen).collect::<Vec<_>>();
+    vec![format!("not converged 15 s after the heal; at the last look {}", last.join("; "))]
+}
+
+pub(super) fn catalog_agrees(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let versions: BTreeMap<u64, Vec<u16>> = evidence.views.iter().fold(BTreeMap::new(), |mut versions, view| {
+        versions.entry(view.status.catalog_version).or_insert_with(Vec::new).push(view.node);
+        versions
+    });
+    if versions.len() > 1 {
+        found.push(format!("catalog versions differ, by node: {versions:?}"));
+    }
+    let mut known: BTreeMap<&str, Option<bool>> = BTreeMap::new();
+    for change in &evidence.facts.tables {
+        // A later change whose outcome nobody knows leaves both possible; a refused one changes nothing.
+        match change.done {
+            Some(true) => known.insert(&change.name, Some(change.created)),
+            Some(false) => known
+                .get(change.name.as_str())
+                .copied()
+                .is_none()
+                .then(|| known.insert(&change.name, Some(false)))
+                .flatten(),
+            None => known.insert(&change.name, None),
+        };
+    }
+    for view in &evidence.views {
+        for (name, wanted) in &known {
+            let Some(there) = view.tables.get(*name) else { continue };
+            if wanted.is_some_and(|wanted| wanted != *there) {
+                found.push(format!("table {name} on node {}: known {there}, wanted {wanted:?}", view.node));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn liveness_after_heal(evidence: &Evidence) -> Vec<String> {
+    evidence.dead.iter().map(|what| format!("did not succeed: {what}")).collect()
+}
+
+pub(super) fn no_internal_errors(evidence: &Evidence) -> Vec<String> {
+    evidence.facts.internal.clone()
+}
+
+pub(super) fn nothing_left_over(evidence: &Evidence) -> Vec<String> {
+    match evidence.connections_left {
+        0 => Vec::new(),
+        left => vec![format!("{left} streams are open 10 s after every node was stopped")],
+    }
+}

@@ -1,0 +1,129 @@
+//! The promises, each with its name, its text, and the predicate that checks it against what clients saw.
+
+mod answers;
+mod convergence;
+mod writes;
+
+use crate::cluster::{Ending, Facts, View};
+use crate::faults::PlannedFault;
+use crate::run::Violation;
+
+pub use convergence::unequal;
+
+/// Of one broken promise, the first cases tell enough.
+const CASES_MAX: usize = 3;
+
+/// What a run has shown.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    /// Nodes of the cluster.
+    pub nodes: u16,
+    /// How the run ended.
+    pub ending: Ending,
+    /// The faults.
+    pub plan: Vec<PlannedFault>,
+    /// What clients did and were told.
+    pub facts: Facts,
+    /// What the nodes said at the last look.
+    pub views: Vec<View>,
+    /// When everything was healed, in microseconds of virtual time.
+    pub healed_at: u64,
+    /// When the last client had finished.
+    pub drained_at: u64,
+    /// Every node saw every node alive in time.
+    pub converged: bool,
+    /// Replicas became equal in time.
+    pub equal: bool,
+    /// They did so again after all nodes had lost their power.
+    pub equal_after_blackout: bool,
+    /// Operations that did not succeed in time after the heal.
+    pub dead: Vec<String>,
+    /// Streams between nodes that were open after every node had been stopped.
+    pub connections_left: usize,
+}
+
+/// A promise.
+pub struct Invariant {
+    /// Its name, for ever.
+    pub name: &'static str,
+    /// What it says.
+    pub text: &'static str,
+    check: fn(&Evidence) -> Vec<String>,
+}
+
+/// Every promise that a run of the cluster is held to.
+pub const INVARIANTS: &[Invariant] = &[
+    Invariant {
+        name: "no_acknowledged_write_lost",
+        text: "After the heal, and after a later loss of power of all nodes, every acknowledged row is there, or a newer one of \
+               its key. If one node is lost for good, this holds for what a majority had acknowledged.",
+        check: writes::no_acknowledged_write_lost,
+    },
+    Invariant {
+        name: "newest_wins",
+        text: "Of two acknowledged rows of one key, the one with the greater version is shown, whichever came first.",
+        check: writes::newest_wins,
+    },
+    Invariant {
+        name: "no_duplicate_after_resend",
+        text: "A write that was sent again with its token is there once.",
+        check: writes::no_duplicate_after_resend,
+    },
+    Invariant {
+        name: "acknowledged_at_its_level",
+        text: "A write that says it reached a level was held by that many nodes that its coordinator could reach.",
+        check: writes::acknowledged_at_its_level,
+    },
+    Invariant {
+        name: "not_applied_means_not_applied",
+        text: "A row whose write was refused without effect is seen by nobody, ever.",
+        check: answers::not_applied_means_not_applied,
+    },
+    Invariant {
+        name: "complete_answers_are_exact",
+        text: "Every row of a complete answer was written, no key appears twice, what all replicas had acknowledged before \
+               the question is in it, and aggregates lie within what the possible rows allow; at rest they are exact.",
+        check: answers::complete_answers_are_exact,
+    },
+    Invariant {
+        name: "replicas_equal_after_heal",
+        text: "Within 60 s after the heal every replica has pulled everything, digests agree, and every node gives the same \
+               rows.",
+        check: convergence::replicas_equal_after_heal,
+    },
+    Invariant {
+        name: "membership_converges",
+        text: "Within 15 s after the heal every node sees every running node alive.",
+        check: convergence::membership_converges,
+    },
+    Invariant {
+        name: "catalog_agrees",
+        text: "After the heal all nodes have the same catalog, with every table that was created and none that was dropped.",
+        check: convergence::catalog_agrees,
+    },
+    Invariant {
+        name: "liveness_after_heal",
+        text: "Within 30 s after the heal every kind of operation succeeds through every node.",
+        check: convergence::liveness_after_heal,
+    },
+    Invariant {
+        name: "no_internal_errors",
+        text: "No client is told that an invariant of Shoal's own is broken, whatever happens to the world.",
+        check: convergence::no_internal_errors,
+    },
+    Invariant {
+        name: "nothing_left_over",
+        text: "Nodes that have been stopped leave no stream open.",
+        check: convergence::nothing_left_over,
+    },
+];
+
+/// Checks everything.
+pub fn check(evidence: &Evidence) -> Vec<Violation> {
+    let cases = |invariant: &Invariant| {
+        let name = invariant.name;
+        let found = (invariant.check)(evidence).into_iter().take(CASES_MAX);
+        found.map(move |evidence| Violation { invariant: name, evidence }).collect::<Vec<_>>()
+    };
+    INVARIANTS.iter().flat_map(cases).collect()
+}

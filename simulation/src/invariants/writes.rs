@@ -1,0 +1,172 @@
+//! What became of writes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_kernel::WriteLevel;
+
+use super::Evidence;
+use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
+
+/// Writes to the upsert table, by key, each with its value there. Of a write that names a key twice the last row counts.
+pub(super) fn by_key(evidence: &Evidence) -> BTreeMap<i64, Vec<(i64, &Write)>> {
+    let mut keys: BTreeMap<i64, Vec<(i64, &Write)>> = BTreeMap::new();
+    for write in evidence.facts.writes.iter().filter(|write| write.target == Target::Upserts) {
+        let rows: BTreeMap<i64, i64> = write.rows.iter().copied().collect();
+        for (key, value) in rows {
+            keys.entry(key).or_default().push((value, write));
+        }
+    }
+    keys
+}
+
+/// Whole scans of the upsert table at rest, as (key, value).
+fn scans(evidence: &Evidence) -> impl Iterator<Item = (&Read, BTreeMap<i64, i64>)> {
+    let whole = |read: &&Read| read.at_rest && matches!(read.question, Question::Range { .. });
+    evidence.facts.reads.iter().filter(whole).map(|read| (read, pairs(&read.rows)))
+}
+
+/// Rows of two integers.
+pub(super) fn pairs(rows: &[Vec<Cell>]) -> BTreeMap<i64, i64> {
+    let pair = |row: &Vec<Cell>| match row.as_slice() {
+        [Cell::Int(first), Cell::Int(second), ..] => Some((*first, *second)),
+        _ => None,
+    };
+    rows.iter().filter_map(pair).collect()
+}
+
+/// Whether the run's ending promises that the write survives.
+fn survives(evidence: &Evidence, write: &Write) -> bool {
+    match (evidence.ending, write.level()) {
+        (_, None) => false,
+        (Ending::HealAll, Some(_)) => true,
+        (Ending::LoseOne { .. }, Some(level)) => level >= WriteLevel::Quorum,
+    }
+}
+
+fn tell(write: &Write) -> String {
+    let outcome = match write.outcome {
+        Outcome::Acknowledged { level, version } => format!("acknowledged at {level} as {version}"),
+        Outcome::NotApplied => "refused without effect".to_owned(),
+        Outcome::Unknown => "of unknown outcome".to_owned(),
+    };
+    let begun = write.begun as f64 / 1e6;
+    format!("written at {begun:.3} s through node {}, sent {} times, {outcome}", write.node, write.attempts)
+}
+
+pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let keys = by_key(evidence);
+    for (read, shown) in scans(evidence) {
+        for (key, writes) in &keys {
+            let seen = shown.get(key);
+            let source = seen.and_then(|value| writes.iter().find(|(written, _)| written == value));
+            for (value, write) in writes.iter().filter(|(_, write)| survives(evidence, write)) {
+                let lost = match (seen, source) {
+                    (None, _) => true,
+                    // An older row, from a write that had ended before this one began.
+                    (Some(_), Some((_, other))) => {
+                        other.version() < write.version() && other.ended < write.begun && other.version().is_some()
+                    }
+                    // A row that nobody wrote is another promise's business.
+                    (Some(_), None) => false,
+                };
+                if lost {
+                    let last = source
+                        .map_or_else(|| "nothing".to_owned(), |(value, other)| format!("{value}, {}", tell(other)));
+                    let node = read.node;
+                    found.push(format!(
+                        "key {key} = {value}, {}; a scan through node {node} at rest shows {last}",
+                        tell(write)
+                    ));
+                }
+            }
+        }
+    }
+    let whole = |read: &&Read| read.at_rest && read.question == Question::Events;
+    for read in evidence.facts.reads.iter().filter(whole) {
+        let shown = pairs(&read.rows);
+        for write in
+            evidence.facts.writes.iter().filter(|write| write.target == Target::Events && survives(evidence, write))
+        {
+            for (id, _) in write.rows.iter().filter(|(id, _)| !shown.contains_key(id)) {
+                found.push(format!("event {id}, {}; a scan through node {} at rest has none", tell(write), read.node));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let keys = by_key(evidence);
+    for (read, shown) in scans(evidence) {
+        for (key, value) in &shown {
+            let Some(writes) = keys.get(key) else { continue };
+            let Some((_, source)) = writes.iter().find(|(written, _)| written == value) else { continue };
+            let Some(version) = source.version() else { continue };
+            let newer = writes.iter().find(|(_, write)| survives(evidence, write) && write.version() > Some(version));
+            if let Some((other, write)) = newer {
+                let node = read.node;
+                found.push(format!(
+                    "key {key} at rest through node {node}: {value}, {}; but {other}, {}",
+                    tell(source),
+                    tell(write)
+                ));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    for read in &evidence.facts.reads {
+        match read.question {
+            Question::Events => {
+                let mut seen = BTreeSet::new();
+                let twice = |row: &&Vec<Cell>| row.first().is_some_and(|id| !seen.insert(id.clone()));
+                if let Some(row) = read.rows.iter().find(twice) {
+                    found.push(format!(
+                        "event {row:?} stands twice in an answer of node {} at {:.3} s",
+                        read.node,
+                        read.ended as f64 / 1e6
+                    ));
+                }
+            }
+            Question::EventCount => {
+                if let Some([all, different]) = read.rows.first().map(Vec::as_slice)
+                    && all != different
+                {
+                    found.push(format!("{all:?} events of {different:?} different ids through node {}", read.node));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let replicas = usize::from(evidence.nodes.min(3));
+    for write in &evidence.facts.writes {
+        let Outcome::Acknowledged { level, .. } = write.outcome else { continue };
+        // An earlier attempt may have reached more nodes than this one.
+        if write.attempts > 1 || level == WriteLevel::One {
+            continue;
+        }
+        let (begun_ms, ended_ms) = (write.sent / 1_000, write.ended.div_ceil(1_000));
+        let unreachable = |peer: u16| {
+            evidence.plan.iter().any(|planned| {
+                let lasts = planned.at_ms <= begun_ms && planned.at_ms + planned.for_ms >= ended_ms;
+                let fault = &planned.fault;
+                lasts && (fault.separates(write.node, peer) || fault.separates(peer, write.node))
+            })
+        };
+        let holders = 1 + (0..evidence.nodes).filter(|peer| *peer != write.node && !unreachable(*peer)).count();
+        if holders < level.needed(replicas) {
+            found.push(format!("{}, while only {holders} nodes could have held it", tell(write)));
+        }
+    }
+    found
+}
