@@ -1,11 +1,13 @@
 //! INSERT: the rows to write, with the table's columns and types.
 
+use std::sync::Arc;
+
 use arrow::array::Array;
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp, dml::InsertOp};
-use datafusion::physical_plan::collect;
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::Expr;
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
@@ -13,6 +15,7 @@ use shoal_kernel::{Error, ErrorCode, Result, TableKind};
 use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
 
 use crate::error::error_from_datafusion;
+use crate::node::LeafScanExec;
 use crate::planner::{logical_plan, physical_plan};
 use crate::sql::{at, normalised, table_name};
 use crate::statement::{InsertSource, Statement};
@@ -31,23 +34,79 @@ pub(crate) async fn plan(state: &SessionState, catalog: &Catalog, statement: ast
     let table = catalog.table(&name.name).ok_or_else(|| at(unknown_table(catalog, &name.name), name.span))?;
     refuse_clauses(insert)?;
     let absent = absent_columns(table, insert)?;
-    let is_values = insert.source.as_ref().is_some_and(|source| matches!(*source.body, SetExpr::Values(_)));
-    let logical = logical_plan(state, catalog, statement.clone()).await?;
+    let source = match insert.source.as_ref().map(|source| source.body.as_ref()) {
+        Some(SetExpr::Values(list)) => {
+            let found = values(state, catalog, statement.clone(), table, &absent).await;
+            let rows = match found {
+                Ok(rows) => rows,
+                Err(error) => return Err(name_row(state, catalog, &statement, table, &absent, list, error).await),
+            };
+            InsertSource::Rows(rows)
+        }
+        _ => {
+            let rows = rows_plan(state, catalog, statement.clone(), table, &absent).await?;
+            InsertSource::Query(physical_plan(state, &rows).await?.graph)
+        }
+    };
+    Ok(Statement::Insert { table: table.name.clone(), source })
+}
+
+/// The statement's rows as a plan, with the table's columns and types.
+async fn rows_plan(
+    state: &SessionState,
+    catalog: &Catalog,
+    statement: ast::Statement,
+    table: &Table,
+    absent: &[&str],
+) -> Result<LogicalPlan> {
+    let logical = logical_plan(state, catalog, statement).await?;
     let LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(InsertOp::Append), input, .. }) = logical else {
         return Err(Error::new(ErrorCode::Unsupported, "this form of INSERT is not supported"));
     };
     let wanted = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let columns: Vec<Expr> = wanted.map(|column| datafusion::prelude::ident(&column.name)).collect();
-    let rows = LogicalPlanBuilder::from(input.as_ref().clone())
+    LogicalPlanBuilder::from(input.as_ref().clone())
         .project(columns)
         .and_then(LogicalPlanBuilder::build)
-        .map_err(error_from_datafusion)?;
-    let source = if is_values {
-        InsertSource::Rows(values(state, table, &absent, &rows).await?)
-    } else {
-        InsertSource::Query(physical_plan(state, &rows).await?.graph)
-    };
-    Ok(Statement::Insert { table: table.name.clone(), source })
+        .map_err(error_from_datafusion)
+}
+
+/// The error, with the number of the first row that makes the list fail. It is found by halving, so that a long list is
+/// planned only a few times more.
+async fn name_row(
+    state: &SessionState,
+    catalog: &Catalog,
+    statement: &ast::Statement,
+    table: &Table,
+    absent: &[&str],
+    list: &ast::Values,
+    error: Error,
+) -> Error {
+    let by_value = matches!(error.code(), ErrorCode::Evaluation | ErrorCode::InvalidStatement);
+    if !by_value || !error.spans().is_empty() {
+        return error;
+    }
+    let (mut good, mut bad) = (0, list.rows.len());
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        let mut shorter = statement.clone();
+        if let ast::Statement::Insert(insert) = &mut shorter
+            && let Some(source) = &mut insert.source
+            && let SetExpr::Values(list) = source.body.as_mut()
+        {
+            list.rows.truncate(middle);
+        }
+        match values(state, catalog, shorter, table, absent).await {
+            Ok(_) => good = middle,
+            Err(_) => bad = middle,
+        }
+    }
+    let named = Error::new(ErrorCode::InvalidRows, format!("row {bad}: {}", error.message()));
+    let named = error.help().map_or(named.clone(), |help| named.with_help(help));
+    match list.rows.get(bad - 1).and_then(|row| row.first()) {
+        Some(first) => at(named, first.span()),
+        None => named,
+    }
 }
 
 fn refuse_clauses(insert: &ast::Insert) -> Result<()> {
@@ -104,13 +163,24 @@ fn absent_columns(table: &Table, insert: &ast::Insert) -> Result<Vec<&'static st
 }
 
 /// The rows of a VALUES list.
-async fn values(state: &SessionState, table: &Table, absent: &[&str], rows: &LogicalPlan) -> Result<Vec<RecordBatch>> {
-    let physical = state.create_physical_plan(rows).await.map_err(bad_value)?;
-    let batches = collect(physical, state.task_ctx()).await.map_err(bad_value)?;
+async fn values(
+    state: &SessionState,
+    catalog: &Catalog,
+    statement: ast::Statement,
+    table: &Table,
+    absent: &[&str],
+) -> Result<Vec<RecordBatch>> {
+    let rows = rows_plan(state, catalog, statement, table, absent).await?;
+    let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
+    if reads_tables(&physical) {
+        let message = "VALUES cannot read tables";
+        return Err(Error::new(ErrorCode::Unsupported, message).with_help("use INSERT INTO … SELECT"));
+    }
+    let batches = collect(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
     let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let fields: Vec<_> =
         columns.map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable)).collect();
-    let schema = std::sync::Arc::new(Schema::new(fields));
+    let schema = Arc::new(Schema::new(fields));
     let mut before = 0;
     let mut out = Vec::new();
     for batch in batches {
@@ -123,18 +193,13 @@ async fn values(state: &SessionState, table: &Table, absent: &[&str], rows: &Log
         }
         before += batch.num_rows();
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(schema.clone(), batch.columns().to_vec(), &options)
+        let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), batch.columns().to_vec(), &options)
             .map_err(|error| error_from_datafusion(error.into()))?;
         out.push(batch);
     }
     Ok(out)
 }
 
-/// A value that cannot be had is the rows' fault, not the query's.
-fn bad_value(error: datafusion::error::DataFusionError) -> Error {
-    let error = error_from_datafusion(error);
-    if error.code() != ErrorCode::Evaluation {
-        return error;
-    }
-    error.spans().iter().fold(Error::new(ErrorCode::InvalidRows, error.message()), |new, span| new.with_span(*span))
+fn reads_tables(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<LeafScanExec>() || plan.children().into_iter().any(reads_tables)
 }

@@ -10,7 +10,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::sql::parser::Statement as SqlStatement;
 use shoal_catalog::Catalog;
-use shoal_kernel::{PartitionId, Result};
+use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
 use sqlparser::ast;
 
 use crate::constant::materialise;
@@ -169,10 +169,10 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
         .with_allow_dml(false)
         .with_allow_statements(false)
         .verify_plan(logical)
-        .map_err(|error| {
-            let message = error_from_datafusion(error).message().to_owned();
-            shoal_kernel::Error::new(shoal_kernel::ErrorCode::Unsupported, message)
-        })?;
+        .map_err(|_| Error::new(ErrorCode::Unsupported, "a query may only read: it cannot make or change tables"))?;
+    if let Some(name) = logical.get_parameter_names().map_err(error_from_datafusion)?.into_iter().min() {
+        return Err(Error::new(ErrorCode::Unsupported, format!("the parameter {name} has no value")));
+    }
     let logical = state.optimize(logical).map_err(error_from_datafusion)?;
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
@@ -192,5 +192,5 @@ fn refuse_writes(parsed: &Parsed) -> Result<()> {
         | Parsed::ShowPartitions(_) => return Ok(()),
     };
     let message = format!("{what} is not a query, and this request may only read");
-    Err(shoal_kernel::Error::new(shoal_kernel::ErrorCode::Forbidden, message).with_help("send it with POST"))
+    Err(Error::new(ErrorCode::Forbidden, message).with_help("send it with POST"))
 }

@@ -95,11 +95,11 @@ fn compare_op(op: Operator) -> Option<CompareOp> {
 
 fn compare(column: &Column, op: CompareOp, value: &ScalarValue) -> Option<ColumnPredicate> {
     let value = datum(value, &column.data_type).filter(is_ordered)?;
-    // SQL here orders floats totally: NaN is the greatest and -0 is below 0. A scan that compares as IEEE does would leave
-    // out rows that match, so only conditions that mean the same in both orders go down.
+    // SQL here tells -0 from 0 and keys do not: around zero the condition that goes down is a wider one.
     let op = match (&value, op) {
-        (Datum::Float(_), CompareOp::Gt | CompareOp::GtEq | CompareOp::NotEq) => return None,
         (Datum::Float(zero), CompareOp::Lt) if *zero == 0.0 => CompareOp::LtEq,
+        (Datum::Float(zero), CompareOp::Gt) if *zero == 0.0 => CompareOp::GtEq,
+        (Datum::Float(zero), CompareOp::NotEq) if *zero == 0.0 => return None,
         (_, op) => op,
     };
     Some(ColumnPredicate::Compare { column: column.id, op, value })

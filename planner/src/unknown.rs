@@ -24,7 +24,9 @@ pub(crate) fn check_tables(state: &SessionState, catalog: &Catalog, statement: &
     for reference in references {
         let resolved = reference.clone().resolve(CATALOG, SCHEMA);
         let known = match (&*resolved.catalog, &*resolved.schema) {
-            (CATALOG, SCHEMA) => catalog.table(&resolved.table).is_some(),
+            (CATALOG, SCHEMA) => {
+                catalog.table(&resolved.table).is_some() || state.table_functions().contains_key(&*resolved.table)
+            }
             (CATALOG, INFORMATION_SCHEMA) => true,
             _ => false,
         };

@@ -23,12 +23,11 @@ use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use shoal_kernel::{Error, FragmentId};
 
 use crate::error::error_to_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place, TaskSpec};
-use crate::node::{ExchangeExec, ExchangeSource, LeafScanExec, ShoalCodec};
+use crate::node::{ExchangeExec, ExchangeSource, LeafScanExec, ShoalCodec, plan_to_bytes};
 use placement::{Placement, is_partition_wise, reads_subquery};
 
 /// Tasks that one query may have; a plan with more is refused rather than admitted in part.
@@ -173,7 +172,7 @@ impl Cutter {
         let label = DisplayableExecutionPlan::new(plan.as_ref()).indent(false).to_string().trim_end().to_owned();
         let mut inputs = Vec::new();
         producers(&plan, &mut inputs);
-        let plan = physical_plan_to_bytes_with_extension_codec(plan, &ShoalCodec)?.to_vec();
+        let plan = plan_to_bytes(plan)?;
         let tasks = places.into_iter().map(|place| TaskSpec { place }).collect();
         self.fragments.push(Fragment { id, plan, tasks, output, inputs, label });
         Ok(id)

@@ -54,7 +54,7 @@ struct Exchange {
     constants: Vec<(ExprBytes, Across)>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Across {
     Heterogeneous,
     Uniform(Option<ExprBytes>),
@@ -105,13 +105,12 @@ impl ShoalCodec {
                 Partitioning::Hash(keys, _) => keys.iter().map(|key| self.encode_expr(key)).collect::<Result<_>>()?,
                 _ => Vec::new(),
             },
-            orderings: orderings.collect::<Result<_>>()?,
-            equal: equivalences
-                .eq_group()
-                .iter()
-                .map(|class| class.iter().map(|expr| self.encode_expr(expr)).collect())
-                .collect::<Result<_>>()?,
-            constants: constants.collect::<Result<_>>()?,
+            orderings: sorted(orderings)?,
+            equal: sorted(equivalences.eq_group().iter().map(|class| {
+                let exprs = class.iter().map(|expr| self.encode_expr(expr));
+                sorted(exprs)
+            }))?,
+            constants: sorted(constants)?,
         })
     }
 
@@ -202,6 +201,13 @@ impl PhysicalExtensionCodec for ShoalCodec {
         *buf = shoal_kernel::wire::encode(&message).map_err(|error| error_to_datafusion(error.into()))?;
         Ok(())
     }
+}
+
+/// In an order of their own: these come out of hash maps, and the same plan shall have the same bytes.
+fn sorted<T: Ord>(items: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let mut items = items.collect::<Result<Vec<_>>>()?;
+    items.sort_unstable();
+    Ok(items)
 }
 
 fn literal(expr: &Arc<dyn PhysicalExpr>) -> Option<ScalarValue> {

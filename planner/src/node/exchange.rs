@@ -32,11 +32,6 @@ pub(crate) enum ExchangeSource {
         /// Slots of each of them.
         slots: u32,
     },
-    /// Every output partition is everything that all producer tasks put out, for whichever consumer task runs it.
-    Broadcast {
-        /// Tasks of the producer.
-        tasks: u32,
-    },
 }
 
 impl ExchangeSource {
@@ -44,7 +39,6 @@ impl ExchangeSource {
         match self {
             Self::Gather { tasks } => tasks as usize,
             Self::Hash { slots, .. } => slots as usize,
-            Self::Broadcast { .. } => 1,
         }
     }
 }
@@ -93,7 +87,6 @@ impl DisplayAs for ExchangeExec {
             ExchangeSource::Hash { tasks, slots } => {
                 write!(f, "hash {} from {tasks} tasks into {slots}", self.fragment)
             }
-            ExchangeSource::Broadcast { tasks } => write!(f, "broadcast {} from {tasks} tasks", self.fragment),
         }?;
         match self.properties.eq_properties.output_ordering() {
             Some(ordering) => write!(f, ", ordered by [{ordering}]"),
@@ -146,7 +139,7 @@ impl ExecutionPlan for ExchangeExec {
             ExchangeSource::Gather { .. } => {
                 open(u32::try_from(partition).map_err(|_| error_to_datafusion(Error::internal("too many tasks")))?)?
             }
-            ExchangeSource::Hash { tasks, .. } | ExchangeSource::Broadcast { tasks } => {
+            ExchangeSource::Hash { tasks, .. } => {
                 let producers = (0..tasks).map(open).collect::<Result<Vec<_>>>()?;
                 Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), select_all(producers)))
             }

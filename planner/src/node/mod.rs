@@ -4,11 +4,13 @@ mod codec;
 mod exchange;
 mod leaf;
 mod replay;
+mod stable;
 
 pub(crate) use codec::ShoalCodec;
 pub(crate) use exchange::{ExchangeExec, ExchangeSource};
 pub(crate) use leaf::LeafScanExec;
 pub(crate) use replay::ReplayExec;
+pub(crate) use stable::plan_to_bytes;
 
 use std::sync::Arc;
 

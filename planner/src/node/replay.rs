@@ -1,7 +1,7 @@
 //! Lets the recursive term of a query read remote rows again in every round.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -12,33 +12,60 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, ReplaceChildrenOptions,
+    ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+    ReplaceChildrenOptions,
 };
 use futures::{TryStreamExt, stream};
 use shoal_kernel::Error;
+use tokio::sync::Mutex;
 
 use crate::error::error_to_datafusion;
 
-/// The rows of one input partition, once they have been read.
-#[derive(Debug)]
-struct Kept {
+/// One input partition, as far as it has been read. A reader that stops early leaves the rest to the next one: an operator
+/// that finds its other side empty drops this one unread.
+struct Tape {
     batches: Vec<RecordBatch>,
-    /// Gives the memory back when the plan goes.
-    _reservation: MemoryReservation,
+    rest: Option<SendableRecordBatchStream>,
+    reservation: MemoryReservation,
 }
 
-/// Reads its input once and keeps it: an edge can be read once only, a recursive term runs many times.
-#[derive(Debug)]
+impl Tape {
+    /// The batch of that number. Losing the future loses no batch.
+    async fn batch(&mut self, number: usize) -> Result<Option<RecordBatch>> {
+        while number >= self.batches.len() {
+            let Some(rest) = &mut self.rest else { return Ok(None) };
+            match rest.try_next().await? {
+                Some(batch) => {
+                    self.reservation.try_grow(batch.get_array_memory_size())?;
+                    self.batches.push(batch);
+                }
+                None => self.rest = None,
+            }
+        }
+        Ok(self.batches.get(number).cloned())
+    }
+}
+
+type Tapes = Vec<Mutex<Option<Tape>>>;
+
+/// Reads its input once and keeps it, charged to the task's memory pool: an edge can be read once only, a recursive term
+/// runs many times.
 pub(crate) struct ReplayExec {
     input: Arc<dyn ExecutionPlan>,
-    kept: Arc<Vec<Mutex<Option<Arc<Kept>>>>>,
+    tapes: Arc<Tapes>,
 }
 
 impl ReplayExec {
-    /// Keeps the rows of `input`, charged to the task's memory pool.
+    /// Keeps the rows of `input`.
     pub(crate) fn new(input: Arc<dyn ExecutionPlan>) -> Self {
         let partitions = input.output_partitioning().partition_count();
-        Self { input, kept: Arc::new((0..partitions).map(|_| Mutex::new(None)).collect()) }
+        Self { input, tapes: Arc::new((0..partitions).map(|_| Mutex::new(None)).collect()) }
+    }
+}
+
+impl fmt::Debug for ReplayExec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayExec").field("input", &self.input).finish_non_exhaustive()
     }
 }
 
@@ -86,7 +113,6 @@ impl ExecutionPlan for ReplayExec {
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        use datafusion::physical_plan::ChildrenPropertiesMode;
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
@@ -95,38 +121,27 @@ impl ExecutionPlan for ReplayExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let kept = Arc::clone(&self.kept);
-        let Some(cell) = kept.get(partition) else {
-            return Err(error_to_datafusion(Error::internal(format!("ReplayExec has no partition {partition}"))));
-        };
-        let before = cell.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let first = match before {
-            Some(_) => None,
-            None => Some(self.input.execute(partition, Arc::clone(&context))?),
-        };
-        let reservation = MemoryConsumer::new("ReplayExec").register(context.memory_pool());
-        let kept = Arc::clone(&kept);
-        let read = async move {
-            let rows = match (before, first) {
-                (Some(rows), _) => rows,
-                (None, first) => {
-                    let mut batches = Vec::new();
-                    if let Some(mut first) = first {
-                        while let Some(batch) = first.try_next().await? {
-                            reservation.try_grow(batch.get_array_memory_size())?;
-                            batches.push(batch);
-                        }
-                    }
-                    let rows = Arc::new(Kept { batches, _reservation: reservation });
-                    if let Some(cell) = kept.get(partition) {
-                        *cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&rows));
-                    }
-                    rows
+        let (tapes, input) = (Arc::clone(&self.tapes), Arc::clone(&self.input));
+        let rows = stream::try_unfold(0, move |number| {
+            let (tapes, input, context) = (Arc::clone(&tapes), Arc::clone(&input), Arc::clone(&context));
+            async move {
+                let Some(tape) = tapes.get(partition) else {
+                    let message = format!("ReplayExec has no partition {partition}");
+                    return Err(error_to_datafusion(Error::internal(message)));
+                };
+                let mut tape = tape.lock().await;
+                if tape.is_none() {
+                    let reservation = MemoryConsumer::new("ReplayExec").register(context.memory_pool());
+                    let rest = Some(input.execute(partition, context)?);
+                    *tape = Some(Tape { batches: Vec::new(), rest, reservation });
                 }
-            };
-            Ok::<_, DataFusionError>(stream::iter(rows.batches.clone().into_iter().map(Ok)))
-        };
-        let rows = RecordBatchStreamAdapter::new(self.schema(), stream::once(read).try_flatten());
-        Ok(make_cooperative(Box::pin(rows)))
+                let batch = match tape.as_mut() {
+                    Some(tape) => tape.batch(number).await?,
+                    None => None,
+                };
+                Ok::<_, DataFusionError>(batch.map(|batch| (batch, number + 1)))
+            }
+        });
+        Ok(make_cooperative(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows))))
     }
 }

@@ -17,7 +17,7 @@ use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::session::{CATALOG, SCHEMA, SQL_NESTING_MAX};
-use text::{DIALECT, syntax_error};
+use text::{DIALECT, check_chains, syntax_error};
 
 /// A statement, parsed and not yet planned.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ pub(crate) struct TableName {
 /// Parses exactly one statement.
 pub(crate) fn parse(sql: &str) -> Result<Parsed> {
     let tokens = only_statement(sql)?;
+    check_chains(&tokens)?;
     let words = first_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     refuse(&words, &tokens)?;

@@ -10,6 +10,9 @@ use sqlparser::tokenizer::{self, Token, TokenWithSpan, Tokenizer};
 /// The dialect of every text: PostgreSQL's ways, and more.
 pub(crate) static DIALECT: GenericDialect = GenericDialect {};
 
+/// Operators that may follow one another in one expression.
+const CHAIN_LINKS_MAX: usize = 256;
+
 /// Cuts a text into its statements, each as it was written, without the semicolons. Empty ones are left out.
 ///
 /// # Errors
@@ -68,6 +71,53 @@ pub(crate) fn only_statement(sql: &str) -> Result<Vec<TokenWithSpan>> {
             Err(second.first().map_or(error.clone(), |token| at(error, token.span)).with_help("send them one by one"))
         }
     }
+}
+
+/// Refuses chains of operators, set operations and joins that are too long: the tree of `a OR b OR c …` is as deep as the
+/// chain is long, and whatever walks a tree needs a stack that deep.
+///
+/// # Errors
+/// The statement has such a chain; the error has the place where it gets too long.
+pub(crate) fn check_chains(tokens: &[TokenWithSpan]) -> Result<()> {
+    // Links of the expression at hand, and links that no comma ends; of this level of parentheses, and of those around it.
+    let mut level = (0_usize, 0_usize);
+    let mut around = Vec::new();
+    let mut depth = 0;
+    for token in tokens {
+        match &token.token {
+            Token::LParen | Token::LBracket => around.push(std::mem::take(&mut level)),
+            Token::RParen | Token::RBracket => {
+                depth -= level.0 + level.1;
+                level = around.pop().unwrap_or_default();
+            }
+            Token::Comma => {
+                depth -= level.0;
+                level.0 = 0;
+            }
+            Token::Word(word) if word.quote_style.is_none() => match word.keyword {
+                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::CASE => {
+                    (level.0, depth) = (level.0 + 1, depth + 1);
+                }
+                Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::JOIN => {
+                    (level.1, depth) = (level.1 + 1, depth + 1);
+                }
+                _ => {}
+            },
+            Token::Word(_)
+            | Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::DoubleQuotedString(_)
+            | Token::Period => {}
+            // Everything else that is neither a name nor a constant can be an operator.
+            _ => (level.0, depth) = (level.0 + 1, depth + 1),
+        }
+        if depth > CHAIN_LINKS_MAX {
+            let message = format!("the statement chains more than the {CHAIN_LINKS_MAX} operators allowed");
+            let error = at(Error::new(ErrorCode::LimitExceeded, message), token.span);
+            return Err(error.with_help("use IN (…) or a join with VALUES instead of a long chain of conditions"));
+        }
+    }
+    Ok(())
 }
 
 /// The upper-case words at the start of a statement, for telling statements apart.

@@ -1,0 +1,279 @@
+//! What is refused, with which words, and where in the text.
+
+use expect_test::{Expect, expect};
+use shoal_planner::PlanOptions;
+
+use crate::world::World;
+
+async fn refusal(world: &World, sql: &str, options: &PlanOptions) -> String {
+    let error = world.planner.plan(sql, &world.catalog, options).await.map(|_| ()).unwrap_err();
+    let mut text = format!("{error}");
+    for span in error.spans() {
+        text += &format!(" @{}:{}-{}:{}", span.line, span.column, span.end_line, span.end_column);
+    }
+    match error.help() {
+        Some(help) => format!("{text} [{help}]"),
+        None => text,
+    }
+}
+
+async fn check(world: &World, statements: &[&str], expected: Expect) {
+    let mut lines = String::new();
+    for sql in statements {
+        lines += &format!("{sql}\n    {}\n", refusal(world, sql, &PlanOptions::default()).await);
+    }
+    expected.assert_eq(&lines);
+}
+
+#[tokio::test]
+async fn queries() {
+    let world = World::new().await;
+    let statements = [
+        "",
+        "SELEC 1",
+        "SELECT FROM WHERE",
+        "SELECT 1; SELECT 2",
+        "SELECT (1 +",
+        "SELECT\n  dely FROM flights",
+        "SELECT f.dely FROM flights f",
+        "SELECT * FROM flihgts",
+        "SELECT *\nFROM airports JOIN\n  fligths ON true",
+        "SELECT * FROM other.public.flights",
+        "SELECT cuont(delay) FROM flights",
+        "SELECT frobnicate(delay) FROM flights",
+        "SELECT origin, count(*) FROM flights",
+        "SELECT iata FROM airports a JOIN airports b ON a.iata = b.iata",
+        "SELECT id + origin FROM flights WHERE delay",
+        "SELECT abs(origin, delay) FROM flights",
+        "SELECT 1 UNION SELECT 1, 2",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * INTO copy FROM flights",
+        "SELECT $1",
+    ];
+    check(&world, &statements, expect![[r#"
+
+            syntax_error: the text has no statement
+        SELEC 1
+            syntax_error: expected: an SQL statement, found: SELEC @1:1-1:6
+        SELECT FROM WHERE
+            unknown_table: there is no table 'where' @1:13-1:18 [SHOW TABLES lists them]
+        SELECT 1; SELECT 2
+            syntax_error: one statement was expected, here starts a second one @1:11-1:17 [send them one by one]
+        SELECT (1 +
+            syntax_error: expected: an expression, found: EOF @1:12-1:12
+        SELECT
+          dely FROM flights
+            unknown_column: there is no column 'dely' @2:3-2:7 [did you mean 'delay'?]
+        SELECT f.dely FROM flights f
+            unknown_column: there is no column 'dely' in 'f' @1:8-1:14 [did you mean 'delay'?]
+        SELECT * FROM flihgts
+            unknown_table: there is no table 'flihgts' @1:15-1:22 [did you mean 'flights'?]
+        SELECT *
+        FROM airports JOIN
+          fligths ON true
+            unknown_table: there is no table 'fligths' @3:3-3:10 [did you mean 'flights'?]
+        SELECT * FROM other.public.flights
+            unknown_table: there is no table 'flights' @1:15-1:35 [did you mean 'flights'?]
+        SELECT cuont(delay) FROM flights
+            unknown_function: there is no function 'cuont' @1:8-1:13 [did you mean 'count'?]
+        SELECT frobnicate(delay) FROM flights
+            unknown_function: there is no function 'frobnicate' @1:8-1:18
+        SELECT origin, count(*) FROM flights
+            invalid_statement: Column in SELECT must be in GROUP BY or an aggregate function: While expanding wildcard, column "flights.origin" must appear in the GROUP BY clause or must be part of an aggregate function, currently only "count(Int64(1))" appears in the SELECT clause satisfies this requirement @1:8-1:14 [Either add 'flights.origin' to GROUP BY clause, or use an aggregate function like ANY_VALUE(flights.origin)]
+        SELECT iata FROM airports a JOIN airports b ON a.iata = b.iata
+            unknown_column: column 'iata' is ambiguous @1:8-1:12 [put the table's name or alias before it]
+        SELECT id + origin FROM flights WHERE delay
+            invalid_statement: Cannot create filter with non-boolean predicate 'flights.delay' returning Int32
+        SELECT abs(origin, delay) FROM flights
+            invalid_statement: Function 'abs' expects 1 arguments but received 2. No function matches the given name and argument types 'abs(Utf8, Int32)'. You might need to add explicit type casts.
+        	Candidate functions:
+        	abs(Numeric(1))
+        SELECT 1 UNION SELECT 1, 2
+            invalid_statement: UNION queries have different number of columns @1:1-1:27 [this side has 1 fields; this side has 2 fields]
+        SELECT * FROM '/etc/passwd'
+            unknown_table: there is no table '/etc/passwd' [SHOW TABLES lists them]
+        SELECT * INTO copy FROM flights
+            unsupported: a query may only read: it cannot make or change tables
+        SELECT $1
+            unsupported: the parameter $1 has no value
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn tables() {
+    let world = World::new().await;
+    let statements = [
+        "CREATE TABLE t ()",
+        "CREATE TABLE t (a INT, A VARCHAR)",
+        "CREATE TABLE t (a INT, PRIMARY KEY (b))",
+        "CREATE TABLE t (alpha INT, PRIMARY KEY (alhpa))",
+        "CREATE TABLE t (a GEOMETRY)",
+        "CREATE TABLE t (a INT[], PRIMARY KEY (a))",
+        "CREATE TABLE t (a DECIMAL(50, 2))",
+        "CREATE TABLE t (a INT PRIMARY KEY, b INT) PARTITION BY RANGE(b)",
+        "CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT (5, 3)",
+        "CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT ('x')",
+        "CREATE TABLE t (a VARCHAR PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT (7)",
+        "CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY HASH(a) PARTITIONS 0",
+        "CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY HASH(a) PARTITIONS 5000",
+        "CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY LIST(a)",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_facto = 2)",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_factor = 0)",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (write_level = 'most')",
+        "CREATE TABLE t (a INT PRIMARY KEY) nonsense",
+        "CREATE TABLE t (a INT DEFAULT 5)",
+        "CREATE TABLE t (_ts INT)",
+        "CREATE TABLE t AS SELECT 1",
+        "CREATE TABLE t (_version INT)",
+    ];
+    check(&world, &statements, expect![[r#"
+        CREATE TABLE t ()
+            invalid_statement: a table needs at least one column @1:14-1:15
+        CREATE TABLE t (a INT, A VARCHAR)
+            invalid_statement: there are two columns 'a' @1:24-1:25
+        CREATE TABLE t (a INT, PRIMARY KEY (b))
+            unknown_column: there is no column 'b' in this table @1:37-1:38 [did you mean 'a'?]
+        CREATE TABLE t (alpha INT, PRIMARY KEY (alhpa))
+            unknown_column: there is no column 'alhpa' in this table @1:41-1:46 [did you mean 'alpha'?]
+        CREATE TABLE t (a GEOMETRY)
+            unsupported: columns of type GEOMETRY cannot be stored @1:17-1:18 [use BOOLEAN, SMALLINT, INT, BIGINT, REAL, DOUBLE, DECIMAL(p, s), VARCHAR, TIMESTAMP, TIMESTAMP WITH TIME ZONE, DATE, TIME, BYTEA, an ARRAY or a STRUCT]
+        CREATE TABLE t (a INT[], PRIMARY KEY (a))
+            unsupported: a column of type List(Int32) cannot be part of a key @1:39-1:40
+        CREATE TABLE t (a DECIMAL(50, 2))
+            invalid_statement: DECIMAL(50, 2) is out of range @1:17-1:18 [1 to 38 digits, of which 0 to all after the point]
+        CREATE TABLE t (a INT PRIMARY KEY, b INT) PARTITION BY RANGE(b)
+            invalid_statement: the partition key must be part of the key, and 'b' is not @1:62-1:63 [the key is (a)]
+        CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT (5, 3)
+            invalid_statement: split points must ascend, and 3 does not @1:71-1:72
+        CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT ('x')
+            invalid_statement: 'x' is not a value of column 'a', which has the type Int32 @1:68-1:71
+        CREATE TABLE t (a VARCHAR PRIMARY KEY) PARTITION BY RANGE(a) SPLIT AT (7)
+            invalid_statement: 7 is not a constant of the type of column 'a': put it in quotes @1:72-1:73
+        CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY HASH(a) PARTITIONS 0
+            limit_exceeded: a table has from 1 to 1024 partitions @1:68-1:69
+        CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY HASH(a) PARTITIONS 5000
+            limit_exceeded: a table has from 1 to 1024 partitions @1:68-1:72
+        CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY LIST(a)
+            syntax_error: expected: RANGE or HASH, found: LIST @1:49-1:53
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_facto = 2)
+            invalid_statement: 'replication_facto' is not a setting of a table @1:42-1:59 [did you mean 'replication_factor'?]
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_factor = 0)
+            invalid_statement: replication_factor is a number from 1 to 16, not 0 @1:63-1:64
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (write_level = 'most')
+            invalid_statement: 'most' is not a level; use one of one, quorum, all @1:56-1:62
+        CREATE TABLE t (a INT PRIMARY KEY) nonsense
+            syntax_error: expected: end of statement, found: nonsense @1:36-1:44
+        CREATE TABLE t (a INT DEFAULT 5)
+            unsupported: 'DEFAULT 5' of column 'a' is not supported @1:17-1:32
+        CREATE TABLE t (_ts INT)
+            invalid_statement: column '_ts' of an event table has the type Timestamp(µs), not Int32 @1:14-1:15 [leave it out, it is added by itself; or add a PRIMARY KEY]
+        CREATE TABLE t AS SELECT 1
+            unsupported: a table cannot be created from a query yet @1:16-1:18 [create it with its columns, then INSERT INTO it from the query]
+        CREATE TABLE t (_version INT)
+            invalid_statement: the column name '_version' is reserved @1:17-1:25
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn what_is_not_done() {
+    let world = World::new().await;
+    let statements = [
+        "COPY flights TO 'out.csv'",
+        "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
+        "SET datafusion.execution.batch_size = 1",
+        "DELETE FROM flights WHERE id = 1",
+        "UPDATE flights SET delay = 0",
+        "CREATE VIEW v AS SELECT 1",
+        "DROP VIEW v",
+        "EXPLAIN INSERT INTO pairs VALUES (1, 'a', 1)",
+        "INSERT INTO fligts VALUES (1)",
+        "INSERT INTO airports (iata, ctiy) VALUES ('X', 'Y')",
+        "INSERT INTO airports (city) VALUES ('Y')",
+        "INSERT INTO airports VALUES ('X')",
+        "INSERT INTO airports VALUES ('A', 'a', 'x', 1.0), (NULL, 'b', 'y', 2.0)",
+        "INSERT INTO pairs VALUES (1, 'a', 1), ('many', 'b', 2)",
+        "INSERT INTO pairs VALUES ((SELECT max(id) FROM flights), 'a', 1)",
+        "INSERT INTO pairs VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 'x'), (4, 'd', 4)",
+        "INSERT INTO pairs VALUES (1, 'a', 1) ON CONFLICT DO NOTHING",
+        "INSERT INTO pairs VALUES (1, 'a', 1) RETURNING a",
+        "DESCRIBE fligths",
+        "SHOW PARTITIONS flight",
+    ];
+    check(&world, &statements, expect![[r#"
+        COPY flights TO 'out.csv'
+            forbidden: COPY would open files of the server @1:1-1:5 [use ingest, or the shell's import]
+        CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'
+            forbidden: CREATE EXTERNAL TABLE would open files of the server @1:1-1:7 [create a table and import the file]
+        SET datafusion.execution.batch_size = 1
+            unsupported: there are no session settings @1:1-1:4 [give options with the request]
+        DELETE FROM flights WHERE id = 1
+            unsupported: rows cannot be deleted yet @1:1-1:7 [drop the table, or insert the key again to replace a row]
+        UPDATE flights SET delay = 0
+            unsupported: rows cannot be updated in place yet @1:1-1:7 [insert the key again: the newest version of a key is the row]
+        CREATE VIEW v AS SELECT 1
+            unsupported: 'CREATE VIEW' is not a statement that Shoal carries out @1:13-1:26
+        DROP VIEW v
+            unsupported: 'DROP VIEW' is not a statement that Shoal carries out
+        EXPLAIN INSERT INTO pairs VALUES (1, 'a', 1)
+            unsupported: only queries can be explained
+        INSERT INTO fligts VALUES (1)
+            unknown_table: there is no table 'fligts' @1:13-1:19 [did you mean 'flights'?]
+        INSERT INTO airports (iata, ctiy) VALUES ('X', 'Y')
+            unknown_column: there is no column 'ctiy' in 'airports' @1:29-1:33 [did you mean 'city'?]
+        INSERT INTO airports (city) VALUES ('Y')
+            invalid_rows: column 'iata' is NOT NULL and is not given a value @1:13-1:21
+        INSERT INTO airports VALUES ('X')
+            invalid_rows: row 1: Inconsistent data length across values list: got 1 values in row 0 but expected 4 @1:30-1:33
+        INSERT INTO airports VALUES ('A', 'a', 'x', 1.0), (NULL, 'b', 'y', 2.0)
+            invalid_rows: row 2: Column 'column1' is declared as non-nullable but contains null values @1:52-1:56
+        INSERT INTO pairs VALUES (1, 'a', 1), ('many', 'b', 2)
+            invalid_rows: row 2: Cannot cast string 'many' to value of Int32 type @1:40-1:46
+        INSERT INTO pairs VALUES ((SELECT max(id) FROM flights), 'a', 1)
+            internal_error: ScalarSubqueryExpr evaluated before the subquery was executed.
+        This issue was likely caused by a bug in DataFusion's code. Please help us to resolve this by filing a bug report in our issue tracker: https://github.com/apache/datafusion/issues
+        INSERT INTO pairs VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 'x'), (4, 'd', 4)
+            invalid_rows: row 3: Cannot cast string 'x' to value of Decimal128(38, 10) type @1:53-1:54
+        INSERT INTO pairs VALUES (1, 'a', 1) ON CONFLICT DO NOTHING
+            unsupported: INSERT does not support ON CONFLICT: a row with an existing key replaces the older one by itself
+        INSERT INTO pairs VALUES (1, 'a', 1) RETURNING a
+            unsupported: INSERT does not support RETURNING
+        DESCRIBE fligths
+            unknown_table: there is no table 'fligths' @1:10-1:17 [did you mean 'flights'?]
+        SHOW PARTITIONS flight
+            unknown_table: there is no table 'flight' @1:17-1:23 [did you mean 'flights'?]
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn a_reader_may_only_read() {
+    let world = World::new().await;
+    let options = PlanOptions { read_only: true, ..PlanOptions::default() };
+    for sql in ["INSERT INTO pairs VALUES (1, 'a', 1)", "DROP TABLE pairs", "CREATE TABLE t (a INT PRIMARY KEY)"] {
+        assert!(refusal(&world, sql, &options).await.starts_with("forbidden"), "{sql}");
+    }
+    for sql in ["SELECT 1", "SHOW TABLES", "DESCRIBE flights", "EXPLAIN SELECT 1", "SHOW PARTITIONS flights"] {
+        world.planner.plan(sql, &world.catalog, &options).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nesting_has_a_limit() {
+    let world = World::new().await;
+    let sql = format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000));
+    assert!(refusal(&world, &sql, &PlanOptions::default()).await.starts_with("limit_exceeded"));
+    for chain in [" OR id = 1", " + id > 0 AND id", " UNION ALL SELECT 1 FROM flights", " JOIN flights ON true"] {
+        let sql = |links| {
+            format!(
+                "SELECT 1 FROM flights{}{}",
+                if chain.contains("id") { " WHERE id = 1" } else { "" },
+                chain.repeat(links)
+            )
+        };
+        assert!(refusal(&world, &sql(4_000), &PlanOptions::default()).await.starts_with("limit_exceeded"), "{chain}");
+    }
+    let sql = format!("SELECT 1 FROM flights WHERE {}", vec!["id = 1"; 120].join(" OR "));
+    world.planner.plan(&sql, &world.catalog, &PlanOptions::default()).await.unwrap();
+    // Lists are long, not deep.
+    let sql = format!("SELECT 1 FROM flights WHERE id IN ({})", vec!["1 + 1"; 5_000].join(", "));
+    world.planner.plan(&sql, &world.catalog, &PlanOptions::default()).await.unwrap();
+}

@@ -1,0 +1,417 @@
+//! Fragment graphs as snapshots: what runs where, and what travels.
+
+use datafusion_proto::protobuf::PhysicalPlanNode;
+use expect_test::{Expect, expect};
+use prost::Message;
+use shoal_planner::{PlanOptions, Statement, describe};
+
+use crate::world::World;
+
+async fn check(world: &World, sql: &str, expected: Expect) {
+    let options = PlanOptions { target_partitions: 2, ..PlanOptions::default() };
+    let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
+        panic!("not a query")
+    };
+    expected.assert_eq(&describe(&planned.graph));
+}
+
+#[tokio::test]
+async fn scans_filters_and_pruning() {
+    let world = World::new().await;
+    check(
+        &world,
+        "SELECT count(*) FROM flights",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          ProjectionExec: expr=[count(Int64(1))@0 as count(*)]
+            AggregateExec: mode=Final, gby=[], aggr=[count(Int64(1))]
+              CoalescePartitionsExec
+                ExchangeExec: gather f0 from 4 tasks
+        f0 on [p2, p3, p4, p5] -> gather
+          AggregateExec: mode=Partial, gby=[], aggr=[count(Int64(1))]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[]"#]],
+    )
+    .await;
+    check(&world, "SELECT id, origin FROM flights WHERE delay > 40 AND origin = 'SEA'", expect![[r#"
+        f1 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f0 from 4 tasks
+        f0 on [p2, p3, p4, p5] -> gather
+          FilterExec: delay@2 > 40 AND origin@1 = SEA, projection=[id@0, origin@1]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin, delay], where=[delay > 40, origin = 'SEA']"#]]).await;
+    check(
+        &world,
+        "SELECT origin FROM flights WHERE id = 205",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          ExchangeExec: gather f0 from 1 tasks
+        f0 on [p4] -> gather
+          FilterExec: id@0 = 205, projection=[origin@1]
+            LeafScanExec: table=flights, partitions=[p4], columns=[id, origin], where=[id = 205]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin FROM flights WHERE id IN (5, 399)",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f0 from 4 tasks
+        f0 on [p2, p3, p4, p5] -> gather
+          FilterExec: id@0 = 5 OR id@0 = 399, projection=[origin@1]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin FROM flights WHERE id >= 100 AND id < 200",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          ExchangeExec: gather f0 from 1 tasks
+        f0 on [p3] -> gather
+          FilterExec: id@0 >= 100 AND id@0 < 200, projection=[origin@1]
+            LeafScanExec: table=flights, partitions=[p3], columns=[id, origin], where=[id >= 100, id < 200]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin FROM flights WHERE id < 0 AND id > 500",
+        expect![[r#"
+        f0 on [coordinator] -> gather
+          FilterExec: id@0 < 0 AND id@0 > 500, projection=[origin@1]
+            EmptyExec"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT c FROM pairs WHERE a = 3 AND b = 'b12'",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          ExchangeExec: gather f0 from 1 tasks
+        f0 on [p17] -> gather
+          FilterExec: a@0 = 3 AND b@1 = b12, projection=[c@2]
+            LeafScanExec: table=pairs, partitions=[p17], columns=[a, b, c], where=[a = 3, b = 'b12']"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT c FROM pairs WHERE a = 3",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f0 from 4 tasks
+        f0 on [p14, p15, p16, p17] -> gather
+          FilterExec: a@0 = 3, projection=[c@1]
+            LeafScanExec: table=pairs, partitions=[p14, p15, p16, p17], columns=[a, c], where=[a = 3]"#]],
+    )
+    .await;
+    check(&world, "SELECT * FROM flights LIMIT 5", expect![[r#"
+        f1 on [coordinator] -> gather
+          CoalescePartitionsExec: fetch=5
+            ExchangeExec: gather f0 from 4 tasks
+        f0 on [p2, p3, p4, p5] -> gather
+          LocalLimitExec: fetch=5
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, ts, origin, destination, delay, distance], limit=5"#]]).await;
+    check(
+        &world,
+        "SELECT id FROM flights WHERE delay > 0 LIMIT 5 OFFSET 2",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          ProjectionExec: expr=[id@0 as id]
+            GlobalLimitExec: skip=2, fetch=5
+              CoalescePartitionsExec: fetch=7
+                ExchangeExec: gather f0 from 4 tasks
+        f0 on [p2, p3, p4, p5] -> gather
+          FilterExec: delay@1 > 0, fetch=7
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay], where=[delay > 0]"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn aggregates_and_order() {
+    let world = World::new().await;
+    check(
+        &world,
+        "SELECT origin, avg(delay) FROM flights GROUP BY origin",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 2 tasks
+        f1 on 2 x anywhere -> gather
+          AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+            ExchangeExec: hash f0 from 4 tasks into 2
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT DISTINCT origin FROM flights",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 2 tasks
+        f1 on 2 x anywhere -> gather
+          AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
+            ExchangeExec: hash f0 from 4 tasks into 2
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT id, delay FROM flights ORDER BY delay DESC LIMIT 10",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          SortPreservingMergeExec: [delay@1 DESC], fetch=10
+            ExchangeExec: gather f0 from 4 tasks, ordered by [delay@1 DESC]
+        f0 on [p2, p3, p4, p5] -> gather
+          SortExec: TopK(fetch=10), expr=[delay@1 DESC], preserve_partitioning=[true]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin, count(*) AS n FROM flights GROUP BY origin ORDER BY n DESC LIMIT 3",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          SortPreservingMergeExec: [n@1 DESC], fetch=3
+            ExchangeExec: gather f1 from 2 tasks, ordered by [n@1 DESC]
+        f1 on 2 x anywhere -> gather
+          ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as n]
+            SortExec: TopK(fetch=3), expr=[count(Int64(1))@1 DESC], preserve_partitioning=[true]
+              AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                ExchangeExec: hash f0 from 4 tasks into 2
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+    )
+    .await;
+    check(&world, "SELECT id, rank() OVER (PARTITION BY origin ORDER BY delay) FROM flights", expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 2 tasks
+        f1 on 2 x anywhere -> gather
+          ProjectionExec: expr=[id@0 as id, rank() PARTITION BY [flights.origin] ORDER BY [flights.delay ASC NULLS LAST] RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW@3 as rank() PARTITION BY [flights.origin] ORDER BY [flights.delay ASC NULLS LAST] RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW]
+            BoundedWindowAggExec: wdw=[rank() PARTITION BY [flights.origin] ORDER BY [flights.delay ASC NULLS LAST] RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW: Field { "rank() PARTITION BY [flights.origin] ORDER BY [flights.delay ASC NULLS LAST] RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW": UInt64 }, frame: RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW], mode=[Sorted]
+              SortExec: expr=[origin@1 ASC NULLS LAST, delay@2 ASC NULLS LAST], preserve_partitioning=[true]
+                ExchangeExec: hash f0 from 4 tasks into 2
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin, delay]"#]]).await;
+    check(
+        &world,
+        "SELECT origin, count(*) FROM flights WHERE id < 100 GROUP BY origin",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 2 tasks
+        f1 on 2 x anywhere -> gather
+          ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as count(*)]
+            AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+              ExchangeExec: hash f0 from 1 tasks into 2
+        f0 on [p2] -> hash into 2
+          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+            FilterExec: id@0 < 100, projection=[origin@1]
+              LeafScanExec: table=flights, partitions=[p2], columns=[id, origin], where=[id < 100]"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn joins_sets_and_subqueries() {
+    let world = World::new().await;
+    check(
+        &world,
+        "SELECT f.id, a.city FROM flights f JOIN airports a ON f.origin = a.iata",
+        expect![[r#"
+        f3 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f2 from 2 tasks
+        f2 on 2 x anywhere -> gather
+          HashJoinExec: mode=Partitioned, join_type=Inner, on=[(origin@1, iata@0)], projection=[id@0, city@3]
+            ExchangeExec: hash f0 from 4 tasks into 2
+            ExchangeExec: hash f1 from 3 tasks into 2
+        f1 on [p7, p8, p9] -> hash into 2
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata, city]
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT f.id, a.city FROM flights f LEFT JOIN airports a ON f.origin = a.iata",
+        expect![[r#"
+        f3 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f2 from 2 tasks
+        f2 on 2 x anywhere -> gather
+          HashJoinExec: mode=Partitioned, join_type=Left, on=[(origin@1, iata@0)], projection=[id@0, city@3]
+            ExchangeExec: hash f0 from 4 tasks into 2
+            ExchangeExec: hash f1 from 3 tasks into 2
+        f1 on [p7, p8, p9] -> hash into 2
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata, city]
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT x.id FROM flights x JOIN flights y ON x.id = y.delay",
+        expect![[r#"
+        f3 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f2 from 2 tasks
+        f2 on 2 x anywhere -> gather
+          HashJoinExec: mode=Partitioned, join_type=Inner, on=[(id@0, CAST(y.delay AS Int64)@1)], projection=[id@0]
+            ExchangeExec: hash f0 from 4 tasks into 2
+            ExchangeExec: hash f1 from 4 tasks into 2
+        f1 on [p2, p3, p4, p5] -> hash into 2
+          ProjectionExec: expr=[delay@0 as delay, CAST(delay@0 AS Int64) as CAST(y.delay AS Int64)]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[delay]
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "WITH n AS (SELECT origin, count(*) AS n FROM flights GROUP BY origin) SELECT n.n FROM n JOIN airports a ON a.iata = n.origin",
+        expect![[r#"
+            f3 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f2 from 2 tasks
+            f2 on 2 x anywhere -> gather
+              HashJoinExec: mode=Partitioned, join_type=Inner, on=[(origin@0, iata@0)], projection=[n@1]
+                ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as n]
+                  AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                    ExchangeExec: hash f0 from 4 tasks into 2
+                ExchangeExec: hash f1 from 3 tasks into 2
+            f1 on [p7, p8, p9] -> hash into 2
+              LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin FROM flights UNION ALL SELECT iata FROM airports",
+        expect![[r#"
+        f1 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f0 from 7 tasks
+        f0 on [p2, p3, p4, p5, p7, p8, p9] -> gather
+          UnionExec
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]
+            ProjectionExec: expr=[CAST(iata@0 AS Utf8) as origin]
+              LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT origin FROM flights INTERSECT SELECT iata FROM airports",
+        expect![[r#"
+        f3 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f2 from 2 tasks
+        f2 on 2 x anywhere -> gather
+          HashJoinExec: mode=Partitioned, join_type=LeftSemi, on=[(origin@0, iata@0)], NullsEqual: true
+            AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
+              ExchangeExec: hash f0 from 4 tasks into 2
+            ExchangeExec: hash f1 from 3 tasks into 2
+        f1 on [p7, p8, p9] -> hash into 2
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
+        f0 on [p2, p3, p4, p5] -> hash into 2
+          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT id FROM flights WHERE delay > (SELECT avg(delay) FROM flights)",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ScalarSubqueryExec: subqueries=1
+              FilterExec: CAST(delay@1 AS Float64) > scalar_subquery(<pending>), projection=[id@0]
+                ExchangeExec: gather f0 from 4 tasks
+              AggregateExec: mode=Final, gby=[], aggr=[avg(flights.delay)]
+                CoalescePartitionsExec
+                  ExchangeExec: gather f1 from 4 tasks
+        f1 on [p2, p3, p4, p5] -> gather
+          AggregateExec: mode=Partial, gby=[], aggr=[avg(flights.delay)]
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[delay]
+        f0 on [p2, p3, p4, p5] -> gather
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT id FROM flights f WHERE delay > (SELECT avg(g.delay) FROM flights g WHERE g.origin = f.origin)",
+        expect![[r#"
+            f3 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f2 from 2 tasks
+            f2 on 2 x anywhere -> gather
+              HashJoinExec: mode=Partitioned, join_type=LeftSemi, on=[(origin@1, origin@1)], filter=CAST(delay@0 AS Float64) > avg(g.delay)@1, projection=[id@0]
+                ExchangeExec: hash f0 from 4 tasks into 2
+                ProjectionExec: expr=[avg(g.delay)@1 as avg(g.delay), origin@0 as origin]
+                  AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(g.delay)]
+                    ExchangeExec: hash f1 from 4 tasks into 2
+            f1 on [p2, p3, p4, p5] -> hash into 2
+              AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(g.delay)]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin, delay]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT id FROM flights WHERE origin NOT IN (SELECT iata FROM airports)",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            HashJoinExec: mode=CollectLeft, join_type=LeftAnti, on=[(origin@1, iata@0)], projection=[id@0], null_aware
+              CoalescePartitionsExec
+                ExchangeExec: gather f0 from 4 tasks
+              ExchangeExec: gather f1 from 3 tasks
+        f1 on [p7, p8, p9] -> gather
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
+        f0 on [p2, p3, p4, p5] -> gather
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]"#]],
+    )
+    .await;
+    check(
+        &world,
+        "SELECT 1 + 1",
+        expect![[r#"
+        f0 on [coordinator] -> gather
+          ProjectionExec: expr=[2 as Int64(1) + Int64(1)]
+            PlaceholderRowExec"#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_same_statement_gives_the_same_bytes() {
+    let world = World::new().await;
+    let sql = "SELECT a.state, count(*), sum(f.distance), now() FROM flights f JOIN airports a ON f.origin = a.iata \
+               WHERE f.ts < now() GROUP BY a.state ORDER BY 2 LIMIT 5";
+    let options = PlanOptions { target_partitions: 3, now_micros: 1_700_000_000_000_000, ..PlanOptions::default() };
+    let bytes = async || {
+        let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
+            panic!("not a query")
+        };
+        let plan = |bytes: Vec<u8>| PhysicalPlanNode::decode(bytes.as_slice()).map(|node| format!("{node:#?}"));
+        planned.graph.fragments.into_iter().map(|fragment| plan(fragment.plan).unwrap()).collect::<Vec<_>>()
+    };
+    let first = bytes().await;
+    for _ in 0..5 {
+        for (first, again) in first.iter().zip(bytes().await) {
+            let other = first.lines().zip(again.lines()).find(|(first, again)| first != again);
+            assert_eq!(other, None);
+        }
+    }
+}

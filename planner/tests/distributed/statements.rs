@@ -1,0 +1,218 @@
+//! Statements other than SELECT.
+
+use expect_test::{Expect, expect};
+use shoal_catalog::Partitioning;
+use shoal_kernel::{Datum, ErrorCode, TableKind, WriteLevel};
+use shoal_planner::{ExplainKind, InsertSource, PlanOptions, Statement};
+
+use crate::answers::lines;
+use crate::runner::{query, run};
+use crate::world::World;
+
+async fn plan(world: &World, sql: &str) -> Statement {
+    world.planner.plan(sql, &world.catalog, &PlanOptions::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn create_table_says_everything() {
+    let world = World::new().await;
+    let sql = "CREATE TABLE IF NOT EXISTS \"Orders\" (id BIGINT, Region TEXT NOT NULL, at TIMESTAMP WITH TIME ZONE, \
+               tags VARCHAR[], place STRUCT<x DOUBLE, y DOUBLE>, raw BYTEA, PRIMARY KEY (region, id)) \
+               PARTITION BY RANGE(region) SPLIT AT ('g', 'p') WITH (replication_factor = 2, write_level = 'all')";
+    let Statement::CreateTable(table) = plan(&world, sql).await else { panic!("not a table") };
+    assert_eq!((table.name.as_str(), table.if_not_exists), ("Orders", true));
+    let columns: Vec<_> = table
+        .schema
+        .columns
+        .iter()
+        .map(|column| format!("{} {}{}", column.name, column.data_type, if column.nullable { "" } else { " NOT NULL" }))
+        .collect();
+    expect![[r#"
+        id Int64 NOT NULL
+        region Utf8 NOT NULL
+        at Timestamp(µs, "+00:00")
+        tags List(Utf8)
+        place Struct("x": Float64, "y": Float64)
+        raw Binary"#]]
+    .assert_eq(&columns.join("\n"));
+    let region = table.schema.column("region").unwrap().id;
+    let id = table.schema.column("id").unwrap().id;
+    assert_eq!(table.schema.kind, TableKind::Upsert { primary_key: vec![region, id] });
+    assert_eq!(table.partitioning, Partitioning::Range { columns: vec![region] });
+    assert_eq!(table.split_points, ["g", "p"].map(|text| Datum::Text(text.into()).encode()));
+    assert_eq!((table.options.replication_factor, table.options.write_level), (2, WriteLevel::All));
+}
+
+#[tokio::test]
+async fn a_table_without_a_key_is_for_events() {
+    let world = World::new().await;
+    let Statement::CreateTable(table) = plan(&world, "CREATE TABLE log (line VARCHAR)").await else {
+        panic!("not a table")
+    };
+    let names: Vec<_> = table.schema.columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!((table.schema.kind.clone(), names), (TableKind::Event, vec!["line", "_ts", "_dedup"]));
+    assert_eq!(table.partitioning, Partitioning::Range { columns: vec![table.schema.column("_ts").unwrap().id] });
+}
+
+#[tokio::test]
+async fn split_points_have_the_type_of_their_column() {
+    let world = World::new().await;
+    let sql = "CREATE TABLE t (d DATE, n DECIMAL(8, 2), PRIMARY KEY (d, n)) \
+               PARTITION BY RANGE(d, n) SPLIT AT (DATE '2020-01-01', ('2020-01-01', -1.5), '2021-01-01')";
+    // The second point lies behind the first: it has the first as its prefix.
+    let Statement::CreateTable(table) = plan(&world, sql).await else { panic!("not a table") };
+    let mut second = Datum::Int(18262).encode();
+    Datum::Decimal(-150).encode_into(&mut second);
+    assert_eq!(table.split_points, [Datum::Int(18262).encode(), second, Datum::Int(18628).encode()]);
+}
+
+#[tokio::test]
+async fn drop_table() {
+    let world = World::new().await;
+    let Statement::DropTable { name, if_exists } = plan(&world, "DROP TABLE IF EXISTS Flights").await else {
+        panic!("not a drop")
+    };
+    assert_eq!((name.as_str(), if_exists), ("flights", true));
+}
+
+#[tokio::test]
+async fn inserted_rows_have_the_tables_columns() {
+    let world = World::new().await;
+    let sql = "INSERT INTO pairs (c, b, a) VALUES (1.25, 'x', 1), (NULL, upper('y'), 1 + 1)";
+    let Statement::Insert { table, source: InsertSource::Rows(rows) } = plan(&world, sql).await else {
+        panic!("not rows")
+    };
+    assert_eq!(table, "pairs");
+    assert_eq!(rows[0].schema(), world.catalog.table("pairs").unwrap().schema.arrow());
+    assert_eq!(lines(&rows), ["1|x|1.25", "2|Y|NULL"]);
+}
+
+#[tokio::test]
+async fn events_leave_their_own_columns_to_the_writer() {
+    let world = World::new().await;
+    let sql = "INSERT INTO readings (sensor, value) VALUES ('s1', 2)";
+    let Statement::Insert { source: InsertSource::Rows(rows), .. } = plan(&world, sql).await else {
+        panic!("not rows")
+    };
+    let names: Vec<_> = rows[0].schema().fields().iter().map(|field| field.name().clone()).collect();
+    assert_eq!(names, ["sensor", "value", "day"]);
+    assert_eq!(lines(&rows), ["s1|2.0|NULL"]);
+}
+
+#[tokio::test]
+async fn insert_from_a_query_is_distributed() {
+    let world = World::new().await;
+    let sql = "INSERT INTO pairs (a, b) SELECT id, origin FROM flights WHERE id < 3";
+    let Statement::Insert { source: InsertSource::Query(graph), .. } = plan(&world, sql).await else {
+        panic!("not a query")
+    };
+    let mut rows = lines(&run(&world, &graph).await.unwrap());
+    rows.sort_unstable();
+    assert_eq!(rows, ["0|SEA|NULL", "1|SFO|NULL", "2|JFK|NULL"].map(String::from).to_vec());
+    assert_eq!(graph.schema.field(2).data_type(), &world.catalog.table("pairs").unwrap().schema.columns[2].data_type);
+}
+
+async fn shows(world: &World, sql: &str, expected: Expect) {
+    let (_, rows) = query(world, sql, &PlanOptions::default()).await.unwrap();
+    expected.assert_eq(&lines(&rows).join("\n"));
+}
+
+#[tokio::test]
+async fn the_catalog_as_rows() {
+    let world = World::new().await;
+    shows(
+        &world,
+        "SHOW TABLES",
+        expect![[r#"
+        airports|upsert|HASH(iata)|3|3|quorum
+        edges|upsert|RANGE(src)|3|3|quorum
+        flights|upsert|RANGE(id)|4|3|quorum
+        nothing|upsert|RANGE(k)|2|3|quorum
+        pairs|upsert|HASH(a, b)|4|3|quorum
+        readings|event|HASH(_dedup)|2|3|quorum"#]],
+    )
+    .await;
+    shows(
+        &world,
+        "DESCRIBE pairs",
+        expect![[r#"
+        a|Int32|NO|1
+        b|Utf8|NO|2
+        c|Decimal128(10, 2)|YES|NULL"#]],
+    )
+    .await;
+    shows(
+        &world,
+        "SHOW COLUMNS FROM pairs",
+        expect![[r#"
+        a|Int32|NO|1
+        b|Utf8|NO|2
+        c|Decimal128(10, 2)|YES|NULL"#]],
+    )
+    .await;
+    shows(
+        &world,
+        "SHOW PARTITIONS flights",
+        expect![[r#"
+        p2|[, 028000000000000064)|e1|n1, n2, n3
+        p3|[028000000000000064, 0280000000000000c8)|e1|n1, n2, n3
+        p4|[0280000000000000c8, 02800000000000012c)|e1|n1, n2, n3
+        p5|[02800000000000012c, ∞)|e1|n1, n2, n3"#]],
+    )
+    .await;
+    shows(
+        &world,
+        "SELECT table_name, column_name, data_type FROM information_schema.columns \
+         WHERE table_name = 'airports' ORDER BY ordinal_position",
+        expect![[r#"
+            airports|iata|Utf8
+            airports|city|Utf8
+            airports|state|Utf8
+            airports|latitude|Float64"#]],
+    )
+    .await;
+    shows(&world, "SELECT t.table_name FROM information_schema.tables t JOIN airports a ON true WHERE a.iata = 'SEA' AND t.table_schema = 'public' ORDER BY 1", expect![[r#"
+        airports
+        edges
+        flights
+        nothing
+        pairs
+        readings"#]]).await;
+}
+
+#[tokio::test]
+async fn explain_shows_three_plans() {
+    let world = World::new().await;
+    let Statement::Query(planned) = plan(&world, "EXPLAIN SELECT count(*) FROM flights").await else {
+        panic!("not a query")
+    };
+    assert_eq!(planned.explain, Some(ExplainKind::Plan));
+    let rows = lines(&run(&world, &planned.graph).await.unwrap());
+    let kinds: Vec<_> = rows.iter().filter_map(|row| row.split_once('|')).map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["logical_plan", "physical_plan", "fragments"]);
+    let Statement::Query(planned) = plan(&world, "EXPLAIN ANALYZE SELECT count(*) FROM flights").await else {
+        panic!("not a query")
+    };
+    assert_eq!(planned.explain, Some(ExplainKind::Analyze));
+    assert_eq!(lines(&run(&world, &planned.graph).await.unwrap()), ["400"]);
+}
+
+#[tokio::test]
+async fn the_clock_is_the_one_given() {
+    let world = World::new().await;
+    let options = PlanOptions { now_micros: 1_000_000_000_000_000, ..PlanOptions::default() };
+    let sql = "SELECT DISTINCT date_trunc('day', now()) AS n, current_date AS d FROM flights";
+    let (_, rows) = query(&world, sql, &options).await.unwrap();
+    assert_eq!(lines(&rows).len(), 1);
+    assert!(lines(&rows)[0].starts_with("2001-09-09T00:00:00"), "{:?}", lines(&rows));
+    assert!(lines(&rows)[0].ends_with("|2001-09-09"), "{:?}", lines(&rows));
+}
+
+#[tokio::test]
+async fn failures_while_running_keep_their_type() {
+    let world = World::new().await;
+    let code = async |sql: &str| query(&world, sql, &PlanOptions::default()).await.unwrap_err().code();
+    assert_eq!(code("SELECT 1 / (id - id) FROM flights").await, ErrorCode::Evaluation);
+    assert_eq!(code("SELECT CAST(origin AS INT) FROM flights").await, ErrorCode::Evaluation);
+    assert_eq!(code("SELECT (SELECT iata FROM airports) FROM flights").await, ErrorCode::Evaluation);
+}
