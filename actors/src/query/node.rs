@@ -227,7 +227,8 @@ impl QueryNode {
         timeout: Duration,
     ) -> Option<Report> {
         if to == self.id {
-            return Some(self.release(query, attempt).await);
+            // What takes longer (a scan in a slow read) goes on letting go by itself.
+            return self.env.timeout(timeout, self.release(query, attempt)).await.ok();
         }
         match self.ask(to, &Request::Release { query, attempt }, timeout).await {
             Ok(Reply::Released(report)) => Some(report),

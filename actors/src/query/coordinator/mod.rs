@@ -74,7 +74,9 @@ pub(crate) struct QueryState {
     graph: FragmentGraph,
     options: RunOptions,
     core: QueryCore,
-    events: mpsc::Sender<QueryEvent>,
+    // Gone once the last word has been said, so that the stream ends with it.
+    events: Option<mpsc::Sender<QueryEvent>>,
+    client: Option<TaskHandle>,
     last_word: Option<mpsc::OwnedPermit<QueryEvent>>,
     permit: Option<Permit>,
     assignment: Assignment,
@@ -91,7 +93,7 @@ pub(crate) struct QueryState {
 
 impl Drop for QueryState {
     fn drop(&mut self) {
-        for helper in self.helpers.iter().chain(&self.delivery) {
+        for helper in self.helpers.iter().chain(&self.delivery).chain(&self.client) {
             helper.abort();
         }
         self.node.forget_query(self.id);
@@ -131,7 +133,8 @@ impl Actor for QueryActor {
             id,
             graph,
             options,
-            events,
+            events: Some(events),
+            client: None,
             last_word: Some(last_word),
             permit: None,
             assignment: Assignment::default(),
@@ -146,7 +149,7 @@ impl Actor for QueryActor {
         };
         state.watch(&myself, entry);
         let schema = if state.options.analyze { explain::schema() } else { state.graph.schema.clone() };
-        let _ = state.events.try_send(QueryEvent::Schema(schema));
+        state.tell(QueryEvent::Schema(schema));
         Ok(state)
     }
 
@@ -216,12 +219,14 @@ impl QueryState {
             env.sleep(timeout).await;
             let _ = actor.send_message(QueryMessage::Event(Event::Expired));
         }));
-        let (events, actor) = (self.events.clone(), myself.clone());
-        self.helpers.push(self.node.env.spawn("query client", async move {
-            events.closed().await;
-            let gone = Error::new(shoal_kernel::ErrorCode::Cancelled, "the client has gone");
-            let _ = actor.send_message(QueryMessage::Event(Event::Stopped(gone)));
-        }));
+        let actor = myself.clone();
+        self.client = self.events.clone().map(|events| {
+            self.node.env.spawn("query client", async move {
+                events.closed().await;
+                let gone = Error::new(shoal_kernel::ErrorCode::Cancelled, "the client has gone");
+                let _ = actor.send_message(QueryMessage::Event(Event::Stopped(gone)));
+            })
+        });
         let (env, actor) = (self.node.env.clone(), myself.clone());
         self.helpers.push(self.node.env.spawn("query progress", async move {
             loop {
@@ -334,7 +339,7 @@ impl QueryState {
             schema: self.graph.schema.clone(),
             gate: self.gate.clone(),
             rows: self.rows.clone(),
-            client: (!self.options.analyze).then(|| self.events.clone()),
+            client: self.events.clone().filter(|_| !self.options.analyze),
         };
         let myself = myself.clone();
         self.delivery = Some(self.node.env.spawn("query delivery", async move {
@@ -376,8 +381,14 @@ impl QueryState {
         let progress = self.progress();
         locked(&self.view).progress = progress;
         if !self.options.analyze {
-            // A client that does not read rows has no use for figures either.
-            let _ = self.events.try_send(QueryEvent::Progress(progress));
+            self.tell(QueryEvent::Progress(progress));
+        }
+    }
+
+    /// Tells the client, if there is room: whoever does not read rows has no use for figures either.
+    fn tell(&self, event: QueryEvent) {
+        if let Some(events) = &self.events {
+            let _ = events.try_send(event);
         }
     }
 
@@ -398,7 +409,7 @@ impl QueryState {
                     let text = explain::analyzed(&self.graph, &self.assignment, &self.reports, &summary);
                     summary.rows = text.num_rows() as u64;
                     // Nothing but the schema has gone into the channel: there is room.
-                    let _ = self.events.try_send(QueryEvent::Batch(text));
+                    self.tell(QueryEvent::Batch(text));
                 }
                 metrics::counter!("shoal_queries_total", "end" => "complete").increment(1);
                 QueryEvent::End(summary)
@@ -408,5 +419,10 @@ impl QueryState {
                 QueryEvent::Error(error)
             }
         });
+        self.events = None;
+        if let Some(client) = self.client.take() {
+            client.abort();
+        }
+        self.end_delivery();
     }
 }

@@ -110,24 +110,20 @@ impl EdgeDecoder {
     ///
     /// # Errors
     /// It is malformed, of another schema, or the end names another number of rows than have come.
-    pub(crate) fn item(&mut self, mut item: Bytes) -> Result<EdgeItem> {
+    pub(crate) fn item(&mut self, item: Bytes) -> Result<EdgeItem> {
         let Some((&kind, body)) = item.split_last() else {
             return Err(malformed("an empty item"));
         };
         match kind {
             BATCH => {
-                item.truncate(item.len() - 1);
+                // The last byte stays where it is: the decoder gives out a batch without buffers (rows of no column, or of
+                // NULLs only) only once something follows it.
                 let mut buffer = Buffer::from(item);
-                let mut decoded = None;
-                // The schema message, dictionaries and the batch come in one item; the batch is the last of them.
-                while !buffer.is_empty() {
-                    if let Some(batch) = self.decoder.decode(&mut buffer).map_err(malformed)?
-                        && decoded.replace(batch).is_some()
-                    {
-                        return Err(malformed("two batches in one item"));
-                    }
-                }
+                let decoded = self.decoder.decode(&mut buffer).map_err(malformed)?;
                 let batch = decoded.ok_or_else(|| malformed("an item without a batch"))?;
+                if buffer.len() != 1 {
+                    return Err(malformed("something behind a batch"));
+                }
                 self.rows += batch.num_rows() as u64;
                 Ok(EdgeItem::Batch(with_schema(batch, &self.schema)?))
             }
@@ -200,6 +196,16 @@ mod tests {
         let item = EdgeEncoder::new().batch(&counted).unwrap();
         let EdgeItem::Batch(arrived) = EdgeDecoder::new(schema).item(item).unwrap() else { panic!("not a batch") };
         assert_eq!(arrived.num_rows(), 7);
+
+        let nulls: ArrayRef = Arc::new(arrow::array::NullArray::new(3));
+        let nulls = RecordBatch::try_from_iter([("n", nulls)]).unwrap();
+        let (mut encoder, mut decoder) = (EdgeEncoder::new(), EdgeDecoder::new(nulls.schema()));
+        for _ in 0..2 {
+            let EdgeItem::Batch(arrived) = decoder.item(encoder.batch(&nulls).unwrap()).unwrap() else {
+                panic!("no batch")
+            };
+            assert_eq!(arrived, nulls);
+        }
     }
 
     #[test]

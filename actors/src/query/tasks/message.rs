@@ -16,6 +16,13 @@ pub(crate) enum TasksMessage {
         /// How.
         result: Result<()>,
     },
+    /// A task's actor has ended; if nothing was heard of the task before, it died.
+    Gone {
+        /// Its fragment.
+        fragment: FragmentId,
+        /// Its number.
+        task: u32,
+    },
     /// Time to look around.
     Tick,
     /// The coordinator's answer; `None` if it could not be reached.

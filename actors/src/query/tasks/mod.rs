@@ -115,17 +115,16 @@ impl Actor for TasksActor {
         state: &mut TasksState,
     ) -> Result<(), ActorProcessingErr> {
         let event = match message {
-            TasksMessage::Ended { fragment, task, result } => {
-                // A task's own word may still have been in the mailbox when its end was seen: the first word counts.
-                if state.tasks.remove(&(fragment, task)).is_none() {
-                    return Ok(());
+            TasksMessage::Ended { fragment, task, result } => match state.ended(fragment, task, result) {
+                Some(event) => event,
+                None => return Ok(()),
+            },
+            TasksMessage::Gone { fragment, task } => {
+                let died = Error::internal(format!("the actor of task {fragment}.{task} died"));
+                match state.ended(fragment, task, Err(died)) {
+                    Some(event) => event,
+                    None => return Ok(()),
                 }
-                let failed = result.is_err();
-                if let Err(error) = result {
-                    let failure = state.group.noted(&error).unwrap_or_else(|| Failure::plain(error));
-                    state.group.note_failure(failure);
-                }
-                Event::Ended { fragment, task, failed }
             }
             TasksMessage::Tick => Event::Tick,
             TasksMessage::Answer(answer) => Event::Answer(answer),
@@ -153,20 +152,30 @@ impl Actor for TasksActor {
         event: SupervisionEvent,
         state: &mut TasksState,
     ) -> Result<(), ActorProcessingErr> {
-        // A task says how it ended before it stops; one that is still known here has died without a word.
         let (SupervisionEvent::ActorTerminated(actor, ..) | SupervisionEvent::ActorFailed(actor, _)) = event else {
             return Ok(());
         };
-        let died = state.tasks.iter().find(|(_, task)| task.get_id() == actor.get_id()).map(|(key, _)| *key);
-        if let Some((fragment, task)) = died {
-            let result = Err(Error::internal(format!("the actor of task {fragment}.{task} died")));
-            let _ = myself.send_message(TasksMessage::Ended { fragment, task, result });
+        let gone = state.tasks.iter().find(|(_, task)| task.get_id() == actor.get_id()).map(|(key, _)| *key);
+        if let Some((fragment, task)) = gone {
+            // Events of supervision overtake messages: what the task said before it ended is still in the mailbox.
+            let _ = myself.send_message(TasksMessage::Gone { fragment, task });
         }
         Ok(())
     }
 }
 
 impl TasksState {
+    /// Notes the end of a task; `None` if it is known already.
+    fn ended(&mut self, fragment: FragmentId, task: u32, result: Result<()>) -> Option<Event> {
+        self.tasks.remove(&(fragment, task))?;
+        let failed = result.is_err();
+        if let Err(error) = result {
+            let failure = self.group.noted(&error).unwrap_or_else(|| Failure::plain(error));
+            self.group.note_failure(failure);
+        }
+        Some(Event::Ended { fragment, task, failed })
+    }
+
     fn perform(&self, myself: &ActorRef<TasksMessage>, effect: Effect) {
         let (node, query, attempt) = (&self.group.node, self.group.query, self.group.attempt);
         match effect {
