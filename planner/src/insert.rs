@@ -5,9 +5,10 @@ use std::sync::Arc;
 use arrow::array::Array;
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp, dml::InsertOp};
-use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::physical_plan::collect;
 use datafusion::prelude::Expr;
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
@@ -15,7 +16,6 @@ use shoal_kernel::{Error, ErrorCode, Result, TableKind};
 use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
 
 use crate::error::error_from_datafusion;
-use crate::node::LeafScanExec;
 use crate::planner::{logical_plan, physical_plan};
 use crate::sql::{at, normalised, table_name};
 use crate::statement::{InsertSource, Statement};
@@ -171,11 +171,11 @@ async fn values(
     absent: &[&str],
 ) -> Result<Vec<RecordBatch>> {
     let rows = rows_plan(state, catalog, statement, table, absent).await?;
-    let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
-    if reads_tables(&physical) {
+    if reads_tables(&rows)? {
         let message = "VALUES cannot read tables";
         return Err(Error::new(ErrorCode::Unsupported, message).with_help("use INSERT INTO … SELECT"));
     }
+    let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
     let batches = collect(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
     let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let fields: Vec<_> =
@@ -200,6 +200,12 @@ async fn values(
     Ok(out)
 }
 
-fn reads_tables(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.is::<LeafScanExec>() || plan.children().into_iter().any(reads_tables)
+fn reads_tables(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        found |= matches!(node, LogicalPlan::TableScan(_));
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })
+    .map_err(error_from_datafusion)?;
+    Ok(found)
 }

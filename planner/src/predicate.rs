@@ -21,6 +21,8 @@ fn collect(filter: &Expr, schema: &TableSchema, out: &mut Vec<ColumnPredicate>) 
             collect(left, schema, out);
             collect(right, schema, out);
         }
+        // The optimiser writes a short IN list as a chain of ORs.
+        Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) => out.extend(any_of(filter, schema)),
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
             let found = match (column(left, schema), literal(right), column(right, schema), literal(left)) {
                 (Some(column), Some(value), _, _) => compare_op(*op).map(|op| (column, op, value)),
@@ -60,6 +62,28 @@ fn collect(filter: &Expr, schema: &TableSchema, out: &mut Vec<ColumnPredicate>) 
         Expr::Column(_) => out.extend(flag(filter, schema, true)),
         _ => {}
     }
+}
+
+/// `a = 1 OR a = 2 OR a IN (3, 4)`: one list, if every side is about the same column.
+fn any_of(filter: &Expr, schema: &TableSchema) -> Option<ColumnPredicate> {
+    let (mut sides, mut of, mut all) = (vec![filter], None, Vec::new());
+    while let Some(side) = sides.pop() {
+        if let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) = side {
+            sides.extend([right.as_ref(), left.as_ref()]);
+            continue;
+        }
+        let mut lowered = lower(side, schema);
+        let values = match (lowered.pop()?, lowered.is_empty()) {
+            (ColumnPredicate::Compare { column, op: CompareOp::Eq, value }, true) => (column, vec![value]),
+            (ColumnPredicate::In { column, values }, true) => (column, values),
+            _ => return None,
+        };
+        if *of.get_or_insert(values.0) != values.0 {
+            return None;
+        }
+        all.extend(values.1);
+    }
+    of.map(|column| ColumnPredicate::In { column, values: all })
 }
 
 fn column<'a>(expr: &Expr, schema: &'a TableSchema) -> Option<&'a Column> {

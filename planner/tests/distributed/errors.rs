@@ -229,8 +229,7 @@ async fn what_is_not_done() {
         INSERT INTO pairs VALUES (1, 'a', 1), ('many', 'b', 2)
             invalid_rows: row 2: Cannot cast string 'many' to value of Int32 type @1:40-1:46
         INSERT INTO pairs VALUES ((SELECT max(id) FROM flights), 'a', 1)
-            internal_error: ScalarSubqueryExpr evaluated before the subquery was executed.
-        This issue was likely caused by a bug in DataFusion's code. Please help us to resolve this by filing a bug report in our issue tracker: https://github.com/apache/datafusion/issues
+            unsupported: VALUES cannot read tables [use INSERT INTO … SELECT]
         INSERT INTO pairs VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 'x'), (4, 'd', 4)
             invalid_rows: row 3: Cannot cast string 'x' to value of Decimal128(38, 10) type @1:53-1:54
         INSERT INTO pairs VALUES (1, 'a', 1) ON CONFLICT DO NOTHING

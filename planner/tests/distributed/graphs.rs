@@ -54,12 +54,12 @@ async fn scans_filters_and_pruning() {
         &world,
         "SELECT origin FROM flights WHERE id IN (5, 399)",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f0 from 4 tasks
-        f0 on [p2, p3, p4, p5] -> gather
-          FilterExec: id@0 = 5 OR id@0 = 399, projection=[origin@1]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]"#]],
+            f1 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f0 from 2 tasks
+            f0 on [p2, p5] -> gather
+              FilterExec: id@0 = 5 OR id@0 = 399, projection=[origin@1]
+                LeafScanExec: table=flights, partitions=[p2, p5], columns=[id, origin], where=[id IN (5, 399)]"#]],
     )
     .await;
     check(
