@@ -166,3 +166,18 @@ async fn tasks_of_a_dead_coordinator_end() {
     drop(stream);
     cluster.is_empty(&[]).await;
 }
+
+/// Nobody says that the coordinator is gone: its tasks elsewhere find out by asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_of_a_silent_coordinator_end() {
+    let cluster = cluster().await;
+    cluster.world.misbehave_everywhere(&cluster.partitions("t"), Fault::Endless);
+    let stream = cluster.start_query(0, GROUPS, RunOptions::new(Duration::from_secs(60))).await.unwrap();
+    while cluster.world.batches.load(Ordering::Relaxed) < 500 {
+        cluster.env.sleep(Duration::from_millis(2)).await;
+    }
+    cluster.nodes[0].transport.shutdown().await;
+    cluster.is_empty(&[0]).await;
+    drop(stream);
+    cluster.is_empty(&[]).await;
+}
