@@ -5,9 +5,9 @@
 //! XXH3, 128 bits (<https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>).
 
 use arrow::array::cast::AsArray;
-use arrow::array::{Array, ArrayRef};
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::DataType;
-use shoal_kernel::{ColumnId, Error, ErrorCode, Result, Version};
+use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema, Version};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::key::Values;
@@ -41,6 +41,20 @@ pub(crate) fn row_hash(key: &[u8], version: Version, tombstone: bool, content: u
     // A tombstone has no content, whatever its columns hold.
     scratch.extend_from_slice(&if tombstone { 0 } else { content }.to_le_bytes());
     xxh3_128_with_seed(scratch, ROW_SEED)
+}
+
+/// Fingerprint of rows to put, in the table's columns and their order: what [`crate::TokenRecord::fingerprint`] holds of the
+/// same write.
+///
+/// # Errors
+/// A column has a type that cannot be stored.
+pub fn fingerprint_of(schema: &TableSchema, rows: &RecordBatch) -> Result<u128> {
+    let columns: Vec<(ColumnId, ArrayRef)> = schema
+        .columns
+        .iter()
+        .filter_map(|column| rows.column_by_name(&column.name).map(|array| (column.id, array.clone())))
+        .collect();
+    Ok(fingerprint(false, &content_hashes(&columns, rows.num_rows())?))
 }
 
 /// Fingerprint of a write's rows in their order, by which a resend is told from another write under the same token.

@@ -24,6 +24,7 @@ mod store;
 mod token;
 mod wal;
 
+pub use hash::fingerprint_of;
 pub use key::{EncodedKeys, datum_at, encode_keys};
 pub use options::{PlantedFaults, StoreOptions};
 pub use rows::{Accepted, Rows, Write};

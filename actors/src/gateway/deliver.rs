@@ -1,27 +1,32 @@
 //! One piece on its way to the replicas of its partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::{Partition, Table};
 use shoal_kernel::level::seal_quorum;
-use shoal_kernel::{Applied, Error, ErrorCode, Hlc, NodeId, PartitionId, Result, Version, WriteLevel};
-use shoal_storage::TokenRecord;
+use shoal_kernel::{Applied, Epoch, Error, ErrorCode, Hlc, NodeId, PartitionId, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::route::Piece;
-use super::{PERMIT_BYTES, not_enough};
+use super::{HeldToken, PERMIT_BYTES, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::replica::message::{ReplicaAnswer, ReplicaCall, WriteCall, Written};
 use crate::replica::serve;
 
-/// How long one replica may take for one answer; a write is idempotent, so it is asked again until the deadline.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait before a replica that does not count yet, or whose map is newer, is asked again.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long one replica may take for one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before a replica that could not answer, or does not count yet, is asked again; doubled up to the longest.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Answers that may wait to be read; each node has at most one call under way per epoch.
+const ANSWERS_MAX: usize = 32;
+/// Partitions asked at once what they know of a token.
+const LOOKUPS_AT_ONCE: usize = 8;
 
 /// How a piece was taken.
 #[derive(Debug, Clone, Copy)]
@@ -31,173 +36,101 @@ pub(super) struct Outcome {
 }
 
 /// What holds for all pieces of a request.
+#[derive(Clone)]
 pub(super) struct Delivery {
     pub(super) context: Arc<NodeContext>,
     pub(super) table: Arc<Table>,
     pub(super) level: WriteLevel,
     /// The deadline, on the monotonic clock.
     pub(super) until: Duration,
-    pub(super) token: Option<String>,
+    /// The piece's token, and the claim on the client's, which lasts as long as anything is under way.
+    pub(super) token: Option<(String, Arc<HeldToken>)>,
 }
 
-/// What one round over the replicas came to.
-enum Round {
-    Done(Outcome),
-    /// The replica set has moved on, or some of it is not ready: try again.
-    Again(Error),
-    Failed(Error),
+/// A piece under way.
+struct Sending {
+    delivery: Delivery,
+    call: WriteCall,
+    room: Arc<OwnedSemaphorePermit>,
+    /// `call` as it is sent, for the epoch that it names.
+    message: Bytes,
+    answer: mpsc::Sender<(Epoch, NodeId, Result<Written>)>,
+    pending: BTreeSet<(Epoch, NodeId)>,
+    acknowledged: BTreeMap<NodeId, Outcome>,
+    /// Replicas that may yet take it, if asked again.
+    later: BTreeSet<NodeId>,
+    /// Replicas that will not take it in this epoch.
+    refused: BTreeSet<NodeId>,
+    /// Some replica has the rows, or may.
+    touched: bool,
+    last: Option<Error>,
 }
 
 impl Delivery {
     pub(super) async fn run(self, piece: Piece, version: Version, inflight: Arc<Semaphore>) -> Result<Outcome> {
+        let known = match &self.token {
+            Some((token, _)) => self.known(piece.partition, token, Some(&piece)).await?,
+            None => None,
+        };
         let rows = batch::encode(&piece.rows)?;
         let permits = u32::try_from(rows.len().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let room = inflight.try_acquire_many_owned(permits).map_err(|_| {
             Error::new(ErrorCode::Overloaded, "this node has too many rows under way (INFLIGHT_BYTES_MAX)")
                 .with_retry_after_ms(200)
         })?;
-        // Shared by the sends that go on after the answer; given back when the last of them ends.
-        let room = Arc::new(room);
-
-        let known = match &self.token {
-            Some(token) => self.known_version(piece.partition, token).await?,
-            None => None,
+        let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
+        let mut sending = Sending {
+            call: WriteCall {
+                partition: piece.partition,
+                epoch: Epoch::default(),
+                version: known.unwrap_or(version),
+                token: self.token.as_ref().map(|(token, _)| token.clone()),
+                rows,
+            },
+            delivery: self,
+            // Shared by the sends that go on after the answer; given back when the last of them ends.
+            room: Arc::new(room),
+            message: Bytes::new(),
+            answer,
+            pending: BTreeSet::new(),
+            acknowledged: BTreeMap::new(),
+            later: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            touched: known.is_some(),
+            last: None,
         };
-        let duplicate = known.is_some();
-        let version = known.unwrap_or(version);
-        let mut call = WriteCall {
-            partition: piece.partition,
-            epoch: Default::default(),
-            version,
-            token: self.token.clone(),
-            rows,
-        };
-        let mut touched = duplicate;
-        loop {
-            let partition = self.partition(piece.partition)?;
-            call.epoch = partition.epoch;
-            let again = match self.round(&partition, &call, &room, &mut touched).await {
-                Round::Done(outcome) => return Ok(Outcome { duplicate: outcome.duplicate || duplicate, ..outcome }),
-                Round::Failed(error) => return Err(settle(error, touched)),
-                Round::Again(error) => error,
-            };
-            if self.context.env.monotonic() + RETRY_PAUSE >= self.until {
-                return Err(settle(again, touched));
+        match sending.run(&mut answers).await {
+            Ok(outcome) => Ok(Outcome { duplicate: outcome.duplicate || known.is_some(), ..outcome }),
+            Err(error) => {
+                // What has not answered may still take the rows.
+                let touched = sending.touched || !sending.pending.is_empty();
+                Err(error.with_applied(if touched { Applied::Unknown } else { Applied::False }))
             }
-            self.context.env.sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// The partition as this node knows it now. A split would send the rows elsewhere; partitions are fixed at CREATE.
+    fn left(&self) -> Duration {
+        self.until.saturating_sub(self.context.env.monotonic())
+    }
+
+    /// The partition as this node knows it now.
     fn partition(&self, id: PartitionId) -> Result<Partition> {
         let catalog = self.context.agreement.catalog().borrow().clone();
-        catalog.partitions.get(&id).cloned().ok_or_else(|| {
-            Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name))
-        })
-    }
-
-    /// Sends to every replica and counts, until the level is reached or cannot be reached in this round.
-    async fn round(
-        &self,
-        partition: &Partition,
-        call: &WriteCall,
-        room: &Arc<OwnedSemaphorePermit>,
-        touched: &mut bool,
-    ) -> Round {
-        let voters: Vec<NodeId> = partition.voters().collect();
-        let mut needed = self.level.needed(voters.len());
-        if self.context.config.planted.acknowledge_early {
-            needed = needed.min(1);
-        }
-        let mut answers = self.send(partition, call, room);
-        let (mut acknowledged, mut waiting) = (0, voters.len());
-        let mut best: Option<Outcome> = None;
-        let (mut again, mut last): (Option<Error>, Option<Error>) = (None, None);
-        while let Some((node, answer)) = answers.recv().await {
-            if !voters.contains(&node) {
-                continue;
-            }
-            waiting -= 1;
-            match answer {
-                Ok(written) if written.counts => {
-                    *touched = true;
-                    acknowledged += 1;
-                    let lower = best.is_none_or(|best| written.version < best.version);
-                    if lower {
-                        best = Some(Outcome { version: written.version, duplicate: written.duplicate });
-                    }
-                }
-                Ok(_) => {
-                    *touched = true;
-                    again = Some(not_counting(node, partition.id));
-                }
-                Err(error) if error.code() == ErrorCode::TokenConflict => return Round::Failed(error),
-                Err(error) => {
-                    *touched |= error.applied() == Applied::Unknown;
-                    let passing = matches!(
-                        error.code(),
-                        ErrorCode::Moved | ErrorCode::PartitionUnavailable | ErrorCode::NodeLost | ErrorCode::NotReady
-                    );
-                    if passing {
-                        again = Some(error.clone());
-                    }
-                    last = Some(error);
-                }
-            }
-            if acknowledged >= needed {
-                return match best {
-                    Some(outcome) => Round::Done(outcome),
-                    None => Round::Failed(Error::internal("a level that needs no replica")),
-                };
-            }
-            if acknowledged + waiting < needed {
-                break;
-            }
-        }
-        let short = not_enough(acknowledged, needed, voters.len(), self.level, last.as_ref().or(again.as_ref()));
-        match again {
-            // Overload and a full disk do not pass by asking again at once; a missing replica may come back.
-            Some(_) => Round::Again(short),
-            None => Round::Failed(match last {
-                Some(error) if acknowledged == 0 && voters.len() == 1 => error,
-                _ => short,
-            }),
-        }
-    }
-
-    /// Every replica is sent the rows by a task of its own, which goes on when the level is reached before it.
-    fn send(
-        &self,
-        partition: &Partition,
-        call: &WriteCall,
-        room: &Arc<OwnedSemaphorePermit>,
-    ) -> mpsc::Receiver<(NodeId, Result<Written>)> {
-        let (answer, answers) = mpsc::channel(partition.replicas.len().max(1));
-        let shared = Arc::new(ReplicaCall::Write(call.clone()));
-        for replica in &partition.replicas {
-            let (context, shared, answer, room) =
-                (self.context.clone(), shared.clone(), answer.clone(), room.clone());
-            let node = replica.node;
-            let left = self.until.saturating_sub(self.context.env.monotonic());
-            self.context.env.spawn("replica write", async move {
-                let written = match serve::call(&context, node, &shared, CALL_TIMEOUT.min(left)).await {
-                    Ok(ReplicaAnswer::Written(written)) => Ok(written),
-                    Ok(_) => Err(serve::unexpected()),
-                    Err(error) => Err(error),
-                };
-                drop(room);
-                let _ = answer.send((node, written)).await;
-            });
-        }
-        answers
+        catalog
+            .partitions
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)))
     }
 
     /// The time that rows of this token were given before, wherever they went.
     pub(super) async fn known_time(&self) -> Result<Option<Hlc>> {
-        let Some(token) = &self.token else { return Ok(None) };
+        let Some((token, _)) = &self.token else { return Ok(None) };
+        let lookups = self.table.partitions.iter().map(|partition| self.known(*partition, token, None));
+        let mut lookups = futures::stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
         let mut known: Option<Hlc> = None;
-        for partition in &self.table.partitions {
-            if let Some(version) = self.known_version(*partition, token).await? {
+        while let Some(version) = lookups.next().await {
+            if let Some(version) = version? {
                 let time = Hlc::from_micros(version.time().micros());
                 known = Some(known.map_or(time, |known| known.min(time)));
             }
@@ -206,27 +139,32 @@ impl Delivery {
     }
 
     /// The version that a token already has, if any replica knows it. Asks enough of them that a write acknowledged at
-    /// quorum cannot be missed.
-    async fn known_version(&self, partition: PartitionId, token: &str) -> Result<Option<Version>> {
-        let map = self.partition(partition)?;
-        let voters: Vec<NodeId> = map.voters().collect();
-        let call = ReplicaCall::Token { partition, token: token.to_owned() };
-        let mut asked: FuturesUnordered<_> = voters
-            .iter()
-            .map(|voter| {
-                let call = &call;
-                async move { (*voter, serve::call(&self.context, *voter, call, CALL_TIMEOUT).await) }
-            })
-            .collect();
-        let (mut answered, mut known): (usize, BTreeMap<NodeId, TokenRecord>) = (0, BTreeMap::new());
+    /// quorum cannot be missed; sends no rows.
+    async fn known(&self, partition: PartitionId, token: &str, piece: Option<&Piece>) -> Result<Option<Version>> {
+        let fingerprint = match piece {
+            Some(piece) => Some(shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?),
+            None => None,
+        };
+        let voters: Vec<NodeId> = self.partition(partition)?.voters().collect();
+        let call: Bytes = wire::encode(&ReplicaCall::Token { partition, token: token.to_owned() })?.into();
+        let timeout = CALL_TIMEOUT.min(self.left());
+        let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
+        let mut asked: FuturesUnordered<_> = voters.iter().map(|voter| ask(*voter)).collect();
         let needed = seal_quorum(voters.len());
-        let mut last = None;
-        while let Some((voter, answer)) = asked.next().await {
+        let (mut answered, mut lowest, mut last): (usize, Option<Version>, Option<Error>) = (0, None, None);
+        while let Some(answer) = asked.next().await {
             match answer {
                 Ok(ReplicaAnswer::Token { record, counts }) => {
                     answered += usize::from(counts);
                     if let Some(record) = record {
-                        known.insert(voter, record);
+                        if fingerprint.is_some_and(|fingerprint| fingerprint != record.fingerprint) {
+                            return Err(Error::new(
+                                ErrorCode::TokenConflict,
+                                "this idempotency key was used for other rows",
+                            )
+                            .with_help("send other rows with a key of their own"));
+                        }
+                        lowest = Some(lowest.map_or(record.version, |lowest| lowest.min(record.version)));
                     }
                 }
                 Ok(_) => last = Some(serve::unexpected()),
@@ -236,12 +174,14 @@ impl Delivery {
                 break;
             }
         }
-        let lowest = known.values().map(|record| record.version).min();
         if answered < needed && lowest.is_none() {
             let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
+            let of = voters.len();
             return Err(Error::new(
                 ErrorCode::NotEnoughReplicas,
-                format!("{answered} of {} replicas can say whether this idempotency key was used, {needed} must{why}", voters.len()),
+                format!(
+                    "{answered} of {of} replicas can say whether this idempotency key was used, {needed} must{why}"
+                ),
             )
             // An earlier request with this key may have had an effect; this one had none.
             .with_applied(Applied::Unknown));
@@ -250,11 +190,148 @@ impl Delivery {
     }
 }
 
-/// What is known about effects when a write has failed for good.
-fn settle(error: Error, touched: bool) -> Error {
-    error.with_applied(if touched { Applied::Unknown } else { Applied::False })
+impl Sending {
+    /// Sends to every replica and counts acknowledgements of one epoch, asking again those that were not ready, until the
+    /// level is reached or cannot be.
+    async fn run(&mut self, answers: &mut mpsc::Receiver<(Epoch, NodeId, Result<Written>)>) -> Result<Outcome> {
+        let env = self.delivery.context.env.clone();
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let partition = self.delivery.partition(self.call.partition)?;
+            if partition.epoch != self.call.epoch {
+                self.enter(partition.epoch)?;
+            }
+            self.send(&partition);
+            if let Some(outcome) = self.verdict(&partition)? {
+                return Ok(outcome);
+            }
+            let left = self.delivery.left();
+            if left.is_zero() {
+                return Err(self.short(&partition));
+            }
+            let wait = if self.later.is_empty() { left } else { pause.min(left) };
+            match env.timeout(wait, answers.recv()).await {
+                Ok(Some((epoch, node, answer))) => self.heard(&partition, epoch, node, answer)?,
+                Ok(None) => return Err(Error::internal("the channel of a write's answers was closed")),
+                Err(_) => {
+                    self.later.clear();
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    /// Acknowledgements count only within one epoch.
+    fn enter(&mut self, epoch: Epoch) -> Result<()> {
+        self.call.epoch = epoch;
+        self.message = wire::encode(&ReplicaCall::Write(self.call.clone()))?.into();
+        self.acknowledged.clear();
+        self.later.clear();
+        self.refused.clear();
+        Ok(())
+    }
+
+    /// Every replica that has not been asked is sent the rows by a task of its own, which goes on when the level is reached
+    /// before it.
+    fn send(&mut self, partition: &Partition) {
+        for node in partition.replicas.iter().map(|replica| replica.node) {
+            let settled = self.acknowledged.contains_key(&node) || self.refused.contains(&node);
+            if settled || self.later.contains(&node) || !self.pending.insert((partition.epoch, node)) {
+                continue;
+            }
+            let (context, message, room) = (self.delivery.context.clone(), self.message.clone(), self.room.clone());
+            let (answer, held, epoch) =
+                (self.answer.clone(), self.delivery.token.as_ref().map(|(_, held)| held.clone()), partition.epoch);
+            let timeout = CALL_TIMEOUT.min(self.delivery.left());
+            self.delivery.context.env.spawn("replica write", async move {
+                let written = match serve::call_encoded(&context, node, message, timeout).await {
+                    Ok(ReplicaAnswer::Written(written)) => Ok(written),
+                    Ok(_) => Err(serve::unexpected()),
+                    Err(error) => Err(error),
+                };
+                drop((room, held));
+                let _ = answer.send((epoch, node, written)).await;
+            });
+        }
+    }
+
+    fn heard(&mut self, partition: &Partition, epoch: Epoch, node: NodeId, answer: Result<Written>) -> Result<()> {
+        self.pending.remove(&(epoch, node));
+        self.touched |= answer.as_ref().map_or_else(|error| error.applied() == Applied::Unknown, |_| true);
+        let current = epoch == partition.epoch;
+        let voting = partition.voters().any(|voter| voter == node);
+        match answer {
+            Ok(written) if current && (written.counts || !voting) => {
+                let outcome = Outcome { version: written.version, duplicate: written.duplicate };
+                self.acknowledged.insert(node, outcome);
+            }
+            // It has the rows and does not count yet, or counted in another epoch.
+            Ok(_) => {
+                self.later.insert(node);
+            }
+            Err(error) if error.code() == ErrorCode::TokenConflict => return Err(error),
+            Err(error) => {
+                if is_passing(error.code()) {
+                    self.later.insert(node);
+                } else if current {
+                    self.refused.insert(node);
+                }
+                self.last = Some(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The outcome once the level is reached; an error once it cannot be; nothing while it may be.
+    fn verdict(&self, partition: &Partition) -> Result<Option<Outcome>> {
+        let voters: Vec<NodeId> = partition.voters().collect();
+        let needed = self.needed(voters.len());
+        let acknowledged: Vec<&Outcome> = voters.iter().filter_map(|voter| self.acknowledged.get(voter)).collect();
+        if acknowledged.len() >= needed {
+            return match acknowledged.iter().min_by_key(|outcome| outcome.version) {
+                Some(outcome) => Ok(Some(**outcome)),
+                None => Err(Error::internal("a level that needs no replica")),
+            };
+        }
+        let liveness = &self.delivery.context.liveness;
+        let hopeful = |voter: &&NodeId| {
+            !self.acknowledged.contains_key(*voter)
+                && !self.refused.contains(*voter)
+                && !(self.later.contains(*voter) && liveness.is_down(**voter))
+        };
+        if acknowledged.len() + voters.iter().filter(hopeful).count() < needed {
+            return Err(self.short(partition));
+        }
+        Ok(None)
+    }
+
+    fn needed(&self, voters: usize) -> usize {
+        let needed = self.delivery.level.needed(voters);
+        if self.delivery.context.config.planted.acknowledge_early { needed.min(1) } else { needed }
+    }
+
+    fn short(&self, partition: &Partition) -> Error {
+        let voters: Vec<NodeId> = partition.voters().collect();
+        let acknowledged = voters.iter().filter(|voter| self.acknowledged.contains_key(voter)).count();
+        match &self.last {
+            // With one replica its own words say it best.
+            Some(error) if voters.len() == 1 && self.refused.len() == 1 => error.clone(),
+            last => {
+                not_enough(acknowledged, self.needed(voters.len()), voters.len(), self.delivery.level, last.as_ref())
+            }
+        }
+    }
 }
 
-fn not_counting(node: NodeId, partition: PartitionId) -> Error {
-    Error::new(ErrorCode::PartitionUnavailable, format!("the replica of {partition} on {node} does not count yet"))
+/// Whether asking the same replica again soon can help. Overload and a full disk do not pass at once.
+fn is_passing(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::Moved
+            | ErrorCode::PartitionUnavailable
+            | ErrorCode::NodeLost
+            | ErrorCode::NotReady
+            | ErrorCode::Timeout
+            | ErrorCode::Internal
+    )
 }

@@ -18,13 +18,17 @@ use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Result, Version, WriteLevel};
 use tokio::sync::Semaphore;
 
 use self::deliver::Delivery;
-use self::route::Stamp;
+use self::route::{Piece, Stamp};
 use crate::node::clock::STAMPS_PER_TICK;
 use crate::node::context::NodeContext;
 use crate::service::{WriteReport, WriteRequest};
 
 /// Bytes of rows under way from this node, replicas that are slow to answer included.
 const INFLIGHT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of a client's idempotency key: what the pieces add to it must find room.
+const CLIENT_TOKEN_BYTES_MAX: usize = TOKEN_BYTES_MAX - 16;
+/// How long a write may wait for replicas that are missing, whatever the request's own deadline.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
 /// Pieces of one request under way at once.
@@ -48,21 +52,20 @@ impl Gateway {
     pub(crate) async fn write(&self, table: Arc<Table>, request: WriteRequest) -> Result<WriteReport> {
         let level = request.level.unwrap_or(table.options.write_level);
         let deadline = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
-        let _token = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?;
-        let until = self.context.env.monotonic() + deadline;
+        let held = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?.map(Arc::new);
+        let until = self.context.env.monotonic() + deadline.min(WRITE_DEADLINE);
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
-        let deliver = |token: Option<String>| Delivery {
+        let deliver = |piece: usize| Delivery {
             context: self.context.clone(),
             table: table.clone(),
             level,
             until,
-            token,
+            token: request.token.as_ref().zip(held.clone()).map(|(token, held)| (piece_token(token, piece), held)),
         };
-        let base = match &request.token {
-            Some(token) if route::needs_time(&table, &request.batches) => {
-                deliver(Some(piece_token(token, 0))).known_time().await?
-            }
-            _ => None,
+        let base = if request.token.is_some() && route::needs_time(&table, &request.batches) {
+            deliver(0).known_time().await?
+        } else {
+            None
         };
         let base = match base {
             Some(base) => base,
@@ -91,14 +94,21 @@ impl Gateway {
             .with_help("send the rows in several requests"));
         }
 
-        let mut waiting = (0..).zip(pieces);
+        // First pieces first: a resend finds out by them whether there was an earlier time.
+        let mut pieces: Vec<(u64, Piece)> = (0..).zip(pieces).collect();
+        pieces.sort_by_key(|(_, piece)| piece.number > 0);
+        let mut waiting = pieces.into_iter().peekable();
+        let mut first = true;
         let mut under_way = FuturesUnordered::new();
         let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
         loop {
             while under_way.len() < PIECES_AT_ONCE && failures.is_empty() {
+                if waiting.peek().is_some_and(|(_, piece)| first && piece.number > 0) && !under_way.is_empty() {
+                    break;
+                }
                 let Some((number, piece)) = waiting.next() else { break };
-                let token = request.token.as_ref().map(|token| piece_token(token, piece.number));
-                under_way.push(deliver(token).run(piece, version(number), self.inflight.clone()));
+                first &= piece.number == 0;
+                under_way.push(deliver(piece.number).run(piece, version(number), self.inflight.clone()));
             }
             match under_way.next().await {
                 Some(Ok(outcome)) => outcomes.push(outcome),
@@ -106,6 +116,7 @@ impl Gateway {
                 None => break,
             }
         }
+        let untouched = outcomes.is_empty() && failures.iter().all(|error| error.applied() == Applied::False);
         match failures.into_iter().next() {
             None => Ok(WriteReport {
                 rows,
@@ -114,17 +125,17 @@ impl Gateway {
                 duplicate: outcomes.iter().all(|outcome| outcome.duplicate),
             }),
             // Other partitions may have taken their rows.
-            Some(error) if outcomes.is_empty() => Err(error),
+            Some(error) if untouched => Err(error),
             Some(error) => Err(error.with_applied(Applied::Unknown)),
         }
     }
 
     /// Two writes of one token at once would give it two versions.
     fn hold(&self, table: &Table, token: &str) -> Result<HeldToken> {
-        if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+        if token.is_empty() || token.len() > CLIENT_TOKEN_BYTES_MAX {
             return Err(Error::new(
                 ErrorCode::InvalidRequest,
-                format!("an idempotency key has 1 to {TOKEN_BYTES_MAX} bytes, this one has {}", token.len()),
+                format!("an idempotency key has 1 to {CLIENT_TOKEN_BYTES_MAX} bytes, this one has {}", token.len()),
             ));
         }
         let token = format!("{}\u{1f}{token}", table.id);
@@ -158,7 +169,13 @@ impl Drop for HeldToken {
 }
 
 /// Writes at a level that says how many replicas must have it.
-pub(crate) fn not_enough(acknowledged: usize, needed: usize, replicas: usize, level: WriteLevel, why: Option<&Error>) -> Error {
+pub(crate) fn not_enough(
+    acknowledged: usize,
+    needed: usize,
+    replicas: usize,
+    level: WriteLevel,
+    why: Option<&Error>,
+) -> Error {
     let why = why.map(|error| format!("; last answer: {error}")).unwrap_or_default();
     Error::new(
         ErrorCode::NotEnoughReplicas,

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array,
-};
+use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array};
 use arrow::compute::{concat_batches, take_record_batch};
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
@@ -67,7 +65,8 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
         }
         columns.push(column);
     }
-    if let Some(stranger) = batch.schema().fields().iter().find(|field| schema.column_with_name(field.name()).is_none()) {
+    if let Some(stranger) = batch.schema().fields().iter().find(|field| schema.column_with_name(field.name()).is_none())
+    {
         return Err(Error::new(
             ErrorCode::UnknownColumn,
             format!("table '{}' has no column '{}'", table.name, stranger.name()),
@@ -111,7 +110,11 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
             if key.len() > KEY_BYTES_MAX {
                 return Err(Error::new(
                     ErrorCode::LimitExceeded,
-                    format!("the key of row {} has {} bytes, more than the {KEY_BYTES_MAX} allowed", row + 1, key.len()),
+                    format!(
+                        "the key of row {} has {} bytes, more than the {KEY_BYTES_MAX} allowed",
+                        row + 1,
+                        key.len()
+                    ),
                 ));
             }
             let partition = catalog.partition_for(table, key).ok_or_else(|| {
@@ -131,7 +134,11 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
     let mut pieces = Vec::new();
     for (partition, batches) in parts {
         let Some(first) = batches.first() else { continue };
-        let rows = if batches.len() == 1 { first.clone() } else { concat_batches(&first.schema(), &batches).map_err(internal)? };
+        let rows = if batches.len() == 1 {
+            first.clone()
+        } else {
+            concat_batches(&first.schema(), &batches).map_err(internal)?
+        };
         for (number, rows) in chunks(rows).into_iter().enumerate() {
             pieces.push(Piece { partition, number, rows });
         }
@@ -141,7 +148,9 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
 
 /// Cuts rows so that each piece stays below the bytes that one write may have, by their mean size.
 fn chunks(rows: RecordBatch) -> Vec<RecordBatch> {
-    let bytes = rows.get_array_memory_size();
+    // By content alone, so that the same rows are cut in the same places through every door.
+    let bytes: usize =
+        rows.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default()).sum();
     let pieces = bytes.div_ceil(WRITE_BYTES_MAX / 2).max(1);
     let length = rows.num_rows().div_ceil(pieces).max(1);
     (0..rows.num_rows()).step_by(length).map(|start| rows.slice(start, length.min(rows.num_rows() - start))).collect()

@@ -82,11 +82,6 @@ impl NodeClock {
         Ok(())
     }
 
-    /// Moves past a version that was accepted somewhere: what this node writes next is newer than what it has seen.
-    pub(crate) fn advance(&self, accepted: Hlc) {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner).clock.advance(accepted);
-    }
-
     /// Checks a version before its first acceptance.
     pub(crate) fn observe(&self, stamp: Hlc) -> Result<()> {
         let wall = self.env.wall_micros();

@@ -40,6 +40,8 @@ use crate::replica::directory::ReplicaDirectory;
 use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use crate::transport::{Route, Transport, TransportConfig};
 
+/// How long actors and disks may take to end what they do.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 /// How long one attempt to join may take.
@@ -74,11 +76,9 @@ impl Node {
         let identity = Identity::claim(&env, &config.data_dir).await?;
         let node = identity.node;
         let clock = Arc::new(NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms).await?);
-        let transport = Transport::start(
-            &env,
-            TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone()),
-        )
-        .await?;
+        let transport =
+            Transport::start(&env, TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone()))
+                .await?;
         let rpc = Arc::new(AgreementOut(transport.clone()));
         let agreement = Agreement::open(
             &env,
@@ -92,15 +92,15 @@ impl Node {
             SwimConfig::new(node, config.cluster_address, config.cluster_secret.clone(), config.data_dir.clone());
         swim_config.cluster_id = known.cluster_id;
         swim_config.seeds = config.join.clone();
-        swim_config.seeds.extend(known.nodes.values().filter(|record| record.id != node).map(|record| record.cluster_address));
+        swim_config
+            .seeds
+            .extend(known.nodes.values().filter(|record| record.id != node).map(|record| record.cluster_address));
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
         let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness });
 
         let directory = Arc::new(ReplicaDirectory::default());
-        context
-            .transport
-            .register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
+        context.transport.register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
         let arguments = supervisor::Arguments { context: context.clone(), directory: directory.clone() };
         let (root, _) = Actor::spawn(None, NodeSupervisor, arguments)
             .await
@@ -155,8 +155,18 @@ impl Node {
     /// Not yet, or stopping; says what it waits for.
     pub fn ready(&self) -> Result<()> {
         self.0.takes_requests()?;
-        let waiting: Vec<String> =
-            self.0.directory.all().iter().filter(|handle| handle.store().is_err()).map(|handle| handle.partition.to_string()).collect();
+        if let Some(problem) = self.0.context.agreement.status().problem {
+            return Err(Error::new(ErrorCode::NotReady, format!("the catalog's log has failed: {problem}"))
+                .with_help("restart the node; its tables are served meanwhile"));
+        }
+        let waiting: Vec<String> = self
+            .0
+            .directory
+            .all()
+            .iter()
+            .filter(|handle| handle.store().is_err())
+            .map(|handle| handle.partition.to_string())
+            .collect();
         if waiting.is_empty() {
             return Ok(());
         }
@@ -235,7 +245,10 @@ impl Node {
         for task in &tasks {
             task.abort();
         }
-        let _ = inner.root.stop_and_wait(None, None).await;
+        let _ = inner.root.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
+        let handles = inner.directory.all();
+        let closed = inner.context.env.blocking(move || handles.iter().for_each(|handle| handle.close()));
+        let _ = inner.context.env.timeout(STOP_TIMEOUT, closed).await;
         inner.context.agreement.shutdown().await;
         inner.context.swim.shutdown().await;
         inner.context.transport.shutdown().await;
@@ -301,7 +314,10 @@ impl Inner {
             let mut down = std::collections::BTreeSet::new();
             loop {
                 let now = members.borrow_and_update().clone();
-                for node in now.keys() {
+                for (node, member) in now.iter().filter(|(node, _)| **node != context.node) {
+                    // Gossip hears of a new address before the catalog, and even without its quorum.
+                    context.agreement.learn_address(*node, member.address);
+                    context.transport.set_address(*node, member.address);
                     if !context.liveness.is_down(*node) {
                         down.remove(node);
                     } else if down.insert(*node) {

@@ -33,7 +33,8 @@ impl Inner {
         }
         let started = self.context.env.monotonic();
         let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
-        let id = request.query_id.unwrap_or_else(|| QueryId::new(self.context.node, self.context.env.random("query id")));
+        let id =
+            request.query_id.unwrap_or_else(|| QueryId::new(self.context.node, self.context.env.random("query id")));
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
         match self.plan(&request).await? {
             Statement::Query(query) => {

@@ -68,7 +68,12 @@ impl Actor for NodeSupervisor {
                 }
                 state.catalog = Some(catalog);
             }
-            NodeMessage::Start => state.start(&myself).await?,
+            NodeMessage::Start => {
+                if let Err(error) = state.start(&myself).await {
+                    tracing::error!(%error, "a part of the node did not start");
+                    state.start_later(&myself);
+                }
+            }
         }
         Ok(())
     }
@@ -89,16 +94,20 @@ impl Actor for NodeSupervisor {
         };
         state.replicas = state.replicas.take().filter(|child| child.get_id() != cell.get_id());
         state.placement = state.placement.take().filter(|child| child.get_id() != cell.get_id());
-        let (sleep, myself) = (state.context.env.sleep(RESTART_PAUSE), myself.clone());
-        state.context.env.spawn("node restart", async move {
-            sleep.await;
-            let _ = myself.cast(NodeMessage::Start);
-        });
+        state.start_later(&myself);
         Ok(())
     }
 }
 
 impl State {
+    fn start_later(&self, myself: &ActorRef<NodeMessage>) {
+        let (sleep, myself) = (self.context.env.sleep(RESTART_PAUSE), myself.clone());
+        self.context.env.spawn("node restart", async move {
+            sleep.await;
+            let _ = myself.cast(NodeMessage::Start);
+        });
+    }
+
     async fn start(&mut self, myself: &ActorRef<NodeMessage>) -> Result<(), ActorProcessingErr> {
         if self.replicas.is_none() {
             let arguments = supervisor::Arguments { context: self.context.clone(), directory: self.directory.clone() };

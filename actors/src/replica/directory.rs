@@ -29,7 +29,12 @@ impl ReplicaDirectory {
     }
 
     /// The same, waiting a while for one that the catalog has placed here just now.
-    pub(crate) async fn wait(&self, env: &Env, partition: PartitionId, patience: Duration) -> Result<Arc<ReplicaHandle>> {
+    pub(crate) async fn wait(
+        &self,
+        env: &Env,
+        partition: PartitionId,
+        patience: Duration,
+    ) -> Result<Arc<ReplicaHandle>> {
         let mut changed = self.changed.subscribe();
         let appeared = async {
             loop {

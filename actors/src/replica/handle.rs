@@ -26,6 +26,8 @@ pub(crate) struct Running {
 pub(crate) struct ReplicaHandle {
     pub(crate) partition: PartitionId,
     running: Mutex<Option<Running>>,
+    /// A store whose actor has ended: to be closed before the directory is touched again.
+    retired: Mutex<Option<Arc<Store>>>,
     serves: AtomicBool,
     restarts: AtomicU32,
     lag: Mutex<Option<u64>>,
@@ -38,6 +40,7 @@ impl ReplicaHandle {
         Self {
             partition,
             running: Mutex::new(None),
+            retired: Mutex::new(None),
             serves: AtomicBool::new(false),
             restarts: AtomicU32::new(0),
             lag: Mutex::new(None),
@@ -53,7 +56,23 @@ impl ReplicaHandle {
 
     pub(super) fn stopped(&self) {
         self.serves.store(false, Ordering::Release);
-        *lock(&self.running) = None;
+        if let Some(running) = lock(&self.running).take() {
+            *lock(&self.retired) = Some(running.store);
+        }
+    }
+
+    /// Lets nothing write any more, whoever holds the store. Blocks.
+    pub(crate) fn close(&self) {
+        self.stopped();
+        self.close_retired();
+    }
+
+    /// Waits until nothing writes to the store of an actor that has ended. Blocks.
+    pub(crate) fn close_retired(&self) {
+        let retired = lock(&self.retired).take();
+        if let Some(store) = retired {
+            store.close();
+        }
     }
 
     pub(super) fn failed(&self, error: Error) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
 use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, Version};
 use shoal_storage::{PullCursor, TokenRecord};
@@ -35,6 +36,7 @@ pub(crate) struct WriteCall {
     pub(crate) version: Version,
     pub(crate) token: Option<String>,
     /// One batch, as an Arrow IPC stream.
+    #[serde(with = "serde_bytes")]
     pub(crate) rows: Vec<u8>,
 }
 
@@ -64,6 +66,8 @@ pub(crate) struct RecentAnswer {
     pub(crate) log_id: LogId,
     pub(crate) position: u64,
     pub(crate) sealed: Epoch,
+    /// Whether the peer counts itself.
+    pub(crate) counts: bool,
     /// None if some of them have been forgotten: ask for rows.
     pub(crate) accepts: Option<Vec<RecentAccept>>,
 }
@@ -71,7 +75,7 @@ pub(crate) struct RecentAnswer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct PulledAnswer {
     /// Batches with version and tombstone columns, each as an Arrow IPC stream.
-    pub(crate) batches: Vec<Vec<u8>>,
+    pub(crate) batches: Vec<ByteBuf>,
     pub(crate) tokens: Vec<TokenRecord>,
     pub(crate) next: PullCursor,
     pub(crate) done: bool,

@@ -26,7 +26,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
-use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Result, TableSchema, Version, wire};
+use shoal_kernel::{Applied, Error, ErrorCode, LogId, NodeId, Result, TableSchema, Version, wire};
 use shoal_storage::{PullCursor, Store};
 use tokio::sync::oneshot;
 
@@ -50,6 +50,9 @@ const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
 struct Durable {
     core: Meta,
     cursors: BTreeMap<NodeId, PullCursor>,
+    /// The accept log that all this was written beside. If the store now goes on with another one, its end was in doubt when
+    /// it was opened, perhaps some lives ago, and the replica has not counted since.
+    log_id: LogId,
 }
 
 /// What a replica is started with.
@@ -67,6 +70,8 @@ struct InHand {
     write: Option<shoal_storage::Write>,
     /// The writes it consists of, by version with ordinal 0.
     writes: Vec<Version>,
+    /// The rows come from a peer.
+    pulled: bool,
     answer: oneshot::Sender<Result<Written>>,
 }
 
@@ -107,10 +112,16 @@ impl Actor for ReplicaActor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let ReplicaArguments { context, handle, partition, schema } = arguments;
         let opened = open::open(&context, &partition, schema).await?;
-        let durable = opened.durable.unwrap_or_default();
+        let mut durable = opened.durable.unwrap_or_default();
         let meta = opened.known.then(|| durable.core.clone());
         let core = ReplicaCore::new(context.node, partition.clone(), meta, opened.emptied, opened.in_doubt);
+        if opened.in_doubt {
+            // What was lost from the log's end may lie before the cursors.
+            durable.cursors.clear();
+            durable.core.counts = core.holds_enough();
+        }
         let store = opened.store;
+        durable.log_id = store.status().log_id;
         handle.opened(Running { actor: myself.clone(), store: store.clone() });
 
         let (replicator, _) = Actor::spawn_linked(
@@ -152,11 +163,7 @@ impl Actor for ReplicaActor {
         Ok(shell)
     }
 
-    async fn post_stop(
-        &self,
-        _myself: ActorRef<Self::Msg>,
-        shell: &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, _myself: ActorRef<Self::Msg>, shell: &mut Self::State) -> Result<(), ActorProcessingErr> {
         shell.handle.stopped();
         Ok(())
     }
@@ -170,10 +177,14 @@ impl Actor for ReplicaActor {
         let event = match message {
             ReplicaMessage::Write { epoch, bytes, write, answer } => {
                 let writes = vec![write.version.with_ordinal(0)];
-                Event::Write { ticket: shell.take(write, writes, answer), epoch, bytes }
+                Event::Write {
+                    ticket: shell.take(InHand { write: Some(write), writes, pulled: false, answer }),
+                    epoch,
+                    bytes,
+                }
             }
             ReplicaMessage::Pulled { bytes, write, writes, answer } => {
-                Event::Pulled { ticket: shell.take(write, writes, answer), bytes }
+                Event::Pulled { ticket: shell.take(InHand { write: Some(write), writes, pulled: true, answer }), bytes }
             }
             ReplicaMessage::Committed { tickets, outcome } => {
                 shell.committed(&tickets, outcome)?;
@@ -206,6 +217,8 @@ impl Actor for ReplicaActor {
                 return Ok(());
             }
             ReplicaMessage::Damaged(error) => {
+                let store = shell.store.clone();
+                shell.context.env.blocking(move || store.close()).await?;
                 open::condemn(&shell.context, shell.core.partition(), &error).await?;
                 return Err(error.into());
             }
@@ -231,14 +244,9 @@ impl Actor for ReplicaActor {
 }
 
 impl ReplicaShell {
-    fn take(
-        &mut self,
-        write: shoal_storage::Write,
-        writes: Vec<Version>,
-        answer: oneshot::Sender<Result<Written>>,
-    ) -> Ticket {
+    fn take(&mut self, in_hand: InHand) -> Ticket {
         self.next_ticket += 1;
-        self.in_hand.insert(self.next_ticket, InHand { write: Some(write), writes, answer });
+        self.in_hand.insert(self.next_ticket, in_hand);
         self.next_ticket
     }
 
@@ -271,7 +279,8 @@ impl ReplicaShell {
             .filter_map(|ticket| self.in_hand.get_mut(ticket).and_then(|in_hand| in_hand.write.take()))
             .collect();
         for write in &writes {
-            self.context.clock.advance(write.version.time());
+            // Pulled rows are history and are taken whatever their time, but a clock that is too far ahead is not followed.
+            let _ = self.context.clock.observe(write.version.time());
         }
         let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
         let now_micros = env.wall_micros();
@@ -291,10 +300,12 @@ impl ReplicaShell {
                 for (ticket, result) in tickets.iter().zip(results) {
                     let Some(in_hand) = self.in_hand.remove(ticket) else { continue };
                     let written = result.map(|accepted| {
-                        if accepted.duplicate {
-                            // Nothing was new: the log has not grown.
-                            self.recent.know(in_hand.writes);
-                        } else {
+                        // A gateway's write is whole; one that its token turned into an older write is not here at all.
+                        if !in_hand.pulled && in_hand.writes.contains(&accepted.version.with_ordinal(0)) {
+                            self.recent.know(in_hand.writes.iter().copied());
+                        }
+                        // A duplicate has not grown the log.
+                        if !accepted.duplicate {
                             self.recent.note(accepted.position, in_hand.writes);
                         }
                         Written { version: accepted.version, duplicate: accepted.duplicate, counts }
@@ -360,10 +371,16 @@ impl ReplicaShell {
         });
     }
 
-    fn recent(&self, log_id: shoal_kernel::LogId, after: u64) -> RecentAnswer {
+    fn recent(&self, log_id: LogId, after: u64) -> RecentAnswer {
         let status = self.store.status();
         let accepts = (log_id == status.log_id).then(|| self.recent.after(after, status.position)).flatten();
-        RecentAnswer { log_id: status.log_id, position: status.position, sealed: self.core.sealed(), accepts }
+        RecentAnswer {
+            log_id: status.log_id,
+            position: status.position,
+            sealed: self.core.sealed(),
+            counts: self.core.counts(),
+            accepts,
+        }
     }
 
     fn report(&self) -> CoreReport {

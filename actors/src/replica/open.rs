@@ -28,7 +28,11 @@ pub(super) struct Opened {
 }
 
 /// Opens the store; one that is corrupt is put aside if others can fill it again.
-pub(super) async fn open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc<TableSchema>) -> Result<Opened> {
+pub(super) async fn open(
+    context: &Arc<NodeContext>,
+    partition: &Partition,
+    schema: Arc<TableSchema>,
+) -> Result<Opened> {
     match try_open(context, partition, schema.clone()).await {
         Err(error) if error.code() == ErrorCode::Corruption && has_peers(context, partition) => {
             condemn(context, partition, &error).await?;
@@ -77,7 +81,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
         Ok(Opened {
             known: durable.is_some(),
             emptied,
-            in_doubt: recovery.in_doubt,
+            in_doubt: recovery.in_doubt || durable.as_ref().is_some_and(|durable| durable.log_id != recovery.log_id),
             durable,
             store,
         })

@@ -25,18 +25,17 @@ pub(crate) struct RecentAccept {
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     accepts: VecDeque<RecentAccept>,
-    /// Writes named above, and a few that have left the queue.
+    /// Writes that are here whole.
     known: BTreeSet<Version>,
     order: VecDeque<Version>,
 }
 
 impl Recent {
-    /// Remembers an accept.
+    /// Remembers an accept: what it holds is told to peers that ask.
     pub(crate) fn note(&mut self, position: u64, writes: impl IntoIterator<Item = Version>) {
         let mut named: Vec<Version> = writes.into_iter().map(|version| version.with_ordinal(0)).collect();
         named.sort_unstable();
         named.dedup();
-        self.know(named.iter().copied());
         let writes = (named.len() <= RECENT_VERSIONS_PER_ACCEPT_MAX).then_some(named);
         self.accepts.push_back(RecentAccept { position, writes });
         while self.accepts.len() > RECENT_ACCEPTS_MAX {
@@ -44,7 +43,8 @@ impl Recent {
         }
     }
 
-    /// Remembers writes that were here already.
+    /// Remembers that a write is here **whole**, under its own version, so that a peer that has it too need not send it. Rows
+    /// pulled from a peer may be part of a write, and are never remembered so.
     pub(crate) fn know(&mut self, writes: impl IntoIterator<Item = Version>) {
         for version in writes {
             if self.known.insert(version) {
@@ -100,9 +100,12 @@ mod tests {
         a.note(1, [write(10)]);
         a.note(2, [write(20)]);
         b.note(1, [write(20)]);
+        b.know([write(20)]);
         let accepts = a.after(0, 2).unwrap();
         assert_eq!(b.covers(0, &accepts), 0, "the first is missing");
-        b.note(2, [write(10).with_ordinal(5)]);
+        b.note(2, [write(10)]);
+        assert_eq!(b.covers(0, &accepts), 0, "what was pulled may be part of a write");
+        b.know([write(10)]);
         assert_eq!(b.covers(0, &accepts), 2);
     }
 

@@ -31,6 +31,8 @@ const TURN_EAGER: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of one answer, in bytes.
 const PULL_BYTES_MAX: u64 = 4 << 20;
+/// Answers taken from one peer before the next gets its turn.
+const PULLS_PER_TURN: u32 = 16;
 /// Cursors that moved are made durable this often; what is lost is pulled again, which changes nothing.
 const CURSORS_KEPT_EVERY: Duration = Duration::from_secs(5);
 
@@ -127,9 +129,11 @@ impl State {
                 continue;
             }
             match self.catch_up_with(peer).await {
-                Ok(sealed) => {
-                    let _ = self.replica.cast(ReplicaMessage::Event(Event::Heard { peer, sealed }));
+                Ok(Some(heard)) => {
+                    let _ = self.replica.cast(ReplicaMessage::Event(heard));
                 }
+                // Far behind: the other peers get their turn, and the rest comes with the next.
+                Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(partition = %self.partition.id, %peer, %error, "a peer could not be caught up with");
                 }
@@ -145,12 +149,12 @@ impl State {
         }
     }
 
-    /// Brings this replica up to what the peer held when first asked. Returns the epoch that the peer had sealed by then.
-    async fn catch_up_with(&mut self, peer: NodeId) -> Result<shoal_kernel::Epoch> {
+    /// Brings this replica nearer to what the peer held when first asked; says so once it is there.
+    async fn catch_up_with(&mut self, peer: NodeId) -> Result<Option<Event>> {
         let known = self.cursors.get(&peer).cloned().unwrap_or_default();
         let (log_id, after) = (known.log_id, known.position);
         let answer = self.call(peer, &ReplicaCall::Recent { partition: self.partition.id, log_id, after }).await?;
-        let ReplicaAnswer::Recent(RecentAnswer { log_id, position, sealed, accepts }) = answer else {
+        let ReplicaAnswer::Recent(RecentAnswer { log_id, position, sealed, counts, accepts }) = answer else {
             return Err(serve::unexpected());
         };
         let mut cursor = if log_id == known.log_id { known } else { PullCursor { log_id, ..PullCursor::default() } };
@@ -162,17 +166,23 @@ impl State {
             }
         }
         self.behind.insert(peer, position.saturating_sub(cursor.position));
+        let mut pulls = 0;
         while cursor.position < position {
+            if pulls == PULLS_PER_TURN {
+                return Ok(None);
+            }
+            pulls += 1;
             cursor = self.pull(peer, cursor).await?;
             self.cursors.insert(peer, cursor.clone());
             self.behind.insert(peer, position.saturating_sub(cursor.position));
         }
         self.cursors.insert(peer, cursor);
-        Ok(sealed)
+        Ok(Some(Event::Heard { peer, sealed, counts }))
     }
 
     async fn pull(&mut self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
-        let call = ReplicaCall::Pull { partition: self.partition.id, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
+        let call =
+            ReplicaCall::Pull { partition: self.partition.id, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());
         };

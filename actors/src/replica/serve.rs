@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_bytes::ByteBuf;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Result, wire};
 use shoal_storage::{Digest, Rows, Write};
@@ -52,7 +53,11 @@ impl ReplicaService {
                     .await?
                     .inspect_err(|error| damage(&handle, error))?;
                 Ok(ReplicaAnswer::Pulled(PulledAnswer {
-                    batches: pulled.batches.iter().map(batch::encode).collect::<Result<_>>()?,
+                    batches: pulled
+                        .batches
+                        .iter()
+                        .map(|rows| batch::encode(rows).map(ByteBuf::from))
+                        .collect::<Result<_>>()?,
                     tokens: pulled.tokens,
                     next: pulled.next,
                     done: pulled.done,
@@ -86,9 +91,11 @@ impl ReplicaService {
             };
             let _ = catalog.wait_for(reached).await;
         };
-        self.context.env.timeout(PLACE_PATIENCE, known).await.map_err(|_| {
-            Error::new(ErrorCode::Moved, format!("{partition} is not known at {epoch} here yet"))
-        })
+        self.context
+            .env
+            .timeout(PLACE_PATIENCE, known)
+            .await
+            .map_err(|_| Error::new(ErrorCode::Moved, format!("{partition} is not known at {epoch} here yet")))
     }
 
     async fn status(&self) -> Vec<ReplicaReport> {
@@ -146,7 +153,17 @@ pub(crate) async fn call(
     call: &ReplicaCall,
     timeout: Duration,
 ) -> Result<ReplicaAnswer> {
-    let answer = context.transport.call(to, Route::Replica, wire::encode(call)?.into(), timeout).await?;
+    call_encoded(context, to, wire::encode(call)?.into(), timeout).await
+}
+
+/// The same with a request that is encoded already, for one that goes to several.
+pub(crate) async fn call_encoded(
+    context: &NodeContext,
+    to: NodeId,
+    call: Bytes,
+    timeout: Duration,
+) -> Result<ReplicaAnswer> {
+    let answer = context.transport.call(to, Route::Replica, call, timeout).await?;
     Ok(wire::decode(&answer)?)
 }
 

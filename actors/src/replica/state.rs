@@ -46,7 +46,7 @@ pub(crate) enum Event {
     /// [`Effect::Persist`] is durable.
     Persisted(Meta),
     /// Everything that a peer held when asked is here, and the peer had sealed that epoch by then.
-    Heard { peer: NodeId, sealed: Epoch },
+    Heard { peer: NodeId, sealed: Epoch, counts: bool },
     /// Every peer has been asked once since the start; those that did not answer may be gone.
     RoundDone,
     /// The catalog has not taken a proposal within its time.
@@ -76,6 +76,14 @@ struct Queued {
     epoch: Option<Epoch>,
 }
 
+/// A peer whose rows are all here.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heard {
+    sealed: Epoch,
+    /// It counted itself when it was asked.
+    counts: bool,
+}
+
 /// The rules' memory.
 #[derive(Debug)]
 pub(crate) struct ReplicaCore {
@@ -87,7 +95,7 @@ pub(crate) struct ReplicaCore {
     committing: bool,
     persisting: bool,
     proposing: bool,
-    heard: BTreeMap<NodeId, Epoch>,
+    heard: BTreeMap<NodeId, Heard>,
     round_done: bool,
     /// It has never held anything, so an empty answer of its own says nothing while it has not heard a peer.
     fresh: bool,
@@ -121,6 +129,11 @@ impl ReplicaCore {
     /// Whether acknowledgements of this replica count.
     pub(crate) fn counts(&self) -> bool {
         self.meta.counts && self.meta.sealed == self.partition.epoch && self.role() == Some(Role::Voting)
+    }
+
+    /// Whether it would count in the epoch that it has sealed.
+    pub(crate) fn holds_enough(&self) -> bool {
+        self.meta.counts
     }
 
     /// Whether it may answer reads: it counts, and has asked its peers since it started.
@@ -193,10 +206,10 @@ impl ReplicaCore {
                     effects.push(Effect::CatchUp);
                 }
             }
-            Event::Heard { peer, sealed } => {
+            Event::Heard { peer, sealed, counts } => {
                 self.fresh = false;
                 let known = self.heard.entry(peer).or_default();
-                *known = sealed.max(*known);
+                *known = Heard { sealed: sealed.max(known.sealed), counts: counts || known.counts };
             }
             Event::RoundDone => self.round_done = true,
             Event::ProposalEnded => self.proposing = false,
@@ -229,7 +242,7 @@ impl ReplicaCore {
                 self.persisting = true;
                 effects.push(Effect::Persist(Meta { sealed: self.meta.sealed, counts: true }));
             }
-            if self.role() == Some(Role::Joining) && !self.proposing && self.has_heard_enough(self.voters(), Epoch(0)) {
+            if self.role() == Some(Role::Joining) && !self.proposing && self.may_be_promoted() {
                 self.proposing = true;
                 effects.push(Effect::Propose(Command::PromoteReplica {
                     partition: self.partition.id,
@@ -287,16 +300,17 @@ impl ReplicaCore {
         let previous = &self.partition.previous_voters;
         let was_member = previous.is_empty() || previous.contains(&self.node);
         let members = if was_member { self.voters() } else { previous.clone() };
-        self.has_heard_enough(members, self.partition.epoch)
+        self.has_heard_enough(&members, |heard| heard.sealed >= self.partition.epoch)
     }
 
-    fn has_heard_enough(&self, members: Vec<NodeId>, sealed: Epoch) -> bool {
-        let heard = members
-            .iter()
-            .filter(|member| **member != self.node)
-            .filter(|member| self.heard.get(*member).is_some_and(|epoch| *epoch >= sealed))
-            .count();
-        heard >= seal_quorum(members.len())
+    /// Whether this joining replica holds what enough *counting* voters hold.
+    fn may_be_promoted(&self) -> bool {
+        self.has_heard_enough(&self.voters(), |heard| heard.counts)
+    }
+
+    fn has_heard_enough(&self, members: &[NodeId], holds: impl Fn(&Heard) -> bool) -> bool {
+        let others = members.iter().filter(|member| **member != self.node);
+        others.filter(|member| self.heard.get(*member).is_some_and(&holds)).count() >= seal_quorum(members.len())
     }
 
     fn moved(&self, epoch: Epoch) -> Error {
@@ -332,7 +346,11 @@ mod tests {
             table: TableId(1),
             bounds: PartitionBounds::Range(KeyRange::all()),
             epoch: Epoch(epoch),
-            replicas: voters.iter().map(replica(Role::Voting)).chain(joining.iter().map(replica(Role::Joining))).collect(),
+            replicas: voters
+                .iter()
+                .map(replica(Role::Voting))
+                .chain(joining.iter().map(replica(Role::Joining)))
+                .collect(),
             previous_voters: previous.iter().copied().map(NodeId).collect(),
         }
     }
@@ -369,7 +387,7 @@ mod tests {
         assert!(core.counts() && !core.serves());
         core.step(Event::RoundDone);
         assert!(!core.serves(), "it has never held anything and has heard nobody");
-        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0) });
+        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0), counts: true });
         assert!(core.serves());
     }
 
@@ -407,17 +425,26 @@ mod tests {
     fn a_joining_replica_asks_for_promotion_and_counts_only_after_the_old_set_has_sealed() {
         let mut core = settled(partition(4, &[2, 3, 4], &[1], &[2, 3, 4]));
         assert!(!core.counts());
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4) }), []);
-        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4) });
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4), counts: true }), []);
+        assert_eq!(
+            core.step(Event::Heard { peer: NodeId(4), sealed: Epoch(4), counts: false }),
+            [],
+            "it has gaps itself"
+        );
+        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true });
         assert!(matches!(effects[..], [Effect::Propose(Command::PromoteReplica { epoch: Epoch(4), .. })]));
 
         core.step(Event::Catalog(Box::new(partition(5, &[1, 2, 3, 4], &[], &[2, 3, 4]))));
         let effects = core.step(Event::Persisted(Meta { sealed: Epoch(5), counts: false }));
         assert_eq!(effects, [Effect::CatchUp]);
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5) }), []);
-        assert_eq!(core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4) }), [], "has not sealed yet");
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5), counts: true }), []);
+        assert_eq!(
+            core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true }),
+            [],
+            "has not sealed yet"
+        );
         assert!(!core.counts());
-        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5) });
+        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5), counts: true });
         let counting = Meta { sealed: Epoch(5), counts: true };
         assert_eq!(effects, [Effect::Persist(counting.clone())]);
         core.step(Event::Persisted(counting));
@@ -431,9 +458,9 @@ mod tests {
             let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta), emptied, in_doubt);
             assert_eq!(core.start(), []);
             assert!(!core.counts());
-            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1) });
+            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1), counts: true });
             assert!(!core.counts(), "one other may have missed what two had acknowledged");
-            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1) });
+            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1), counts: true });
             assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
         }
         let alone = ReplicaCore::new(

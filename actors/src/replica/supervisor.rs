@@ -22,6 +22,8 @@ use crate::node::context::NodeContext;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// How long a dropped replica may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
 
@@ -37,11 +39,15 @@ pub(crate) enum SupervisorMessage {
     Catalog(Arc<Catalog>),
     /// A replica's back-off has passed.
     Start(PartitionId),
+    /// A replica's store has been opened, or could not be.
+    Opened(PartitionId, Result<ActorRef<ReplicaMessage>, Error>),
 }
 
 struct Child {
     handle: Arc<ReplicaHandle>,
     actor: Option<ActorRef<ReplicaMessage>>,
+    /// Its store is being opened, by a task: one slow disk holds up nobody else.
+    opening: bool,
     told: Partition,
     failures: u32,
     failed_at: Duration,
@@ -54,6 +60,8 @@ pub(crate) struct State {
     children: BTreeMap<PartitionId, Child>,
     /// Never iterated: ids of actors have no meaning beyond "the one that has just failed".
     by_actor: BTreeMap<ActorId, PartitionId>,
+    /// Actors that failed before their start was reported.
+    failed_early: BTreeMap<ActorId, Error>,
 }
 
 impl Actor for ReplicaSupervisor {
@@ -73,6 +81,7 @@ impl Actor for ReplicaSupervisor {
             catalog: Arc::default(),
             children: BTreeMap::new(),
             by_actor: BTreeMap::new(),
+            failed_early: BTreeMap::new(),
         })
     }
 
@@ -84,7 +93,8 @@ impl Actor for ReplicaSupervisor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
-            SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
+            SupervisorMessage::Start(partition) => state.start(&myself, partition),
+            SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened),
         }
         Ok(())
     }
@@ -100,8 +110,12 @@ impl Actor for ReplicaSupervisor {
             SupervisionEvent::ActorTerminated(cell, ..) => (cell, Error::internal("the replica actor has ended")),
             _ => return Ok(()),
         };
-        if let Some(partition) = state.by_actor.remove(&cell.get_id()) {
-            state.failed(&myself, partition, error);
+        match state.by_actor.remove(&cell.get_id()) {
+            Some(partition) => state.failed(&myself, partition, error),
+            None if state.children.values().any(|child| child.opening) => {
+                state.failed_early.insert(cell.get_id(), error);
+            }
+            None => {}
         }
         Ok(())
     }
@@ -112,12 +126,8 @@ impl State {
         self.catalog = catalog.clone();
         let node = self.context.node;
         let here = |partition: &&Partition| partition.replica(node).is_some();
-        let gone: Vec<PartitionId> = self
-            .children
-            .keys()
-            .filter(|id| catalog.partitions.get(id).filter(here).is_none())
-            .copied()
-            .collect();
+        let gone: Vec<PartitionId> =
+            self.children.keys().filter(|id| catalog.partitions.get(id).filter(here).is_none()).copied().collect();
         for partition in gone {
             self.remove(partition).await;
         }
@@ -138,34 +148,70 @@ impl State {
                         Child {
                             handle,
                             actor: None,
+                            opening: false,
                             told: partition.clone(),
                             failures: 0,
                             failed_at: Duration::ZERO,
                         },
                     );
-                    self.start(myself, partition.id).await;
+                    self.start(myself, partition.id);
                 }
             }
         }
     }
 
-    async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
-        let Some(child) = self.children.get_mut(&id).filter(|child| child.actor.is_none()) else { return };
+    fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.actor.is_none() && !child.opening) else {
+            return;
+        };
         let Some(table) = self.catalog.tables.get(&child.told.table) else { return };
+        child.opening = true;
         let arguments = ReplicaArguments {
             context: self.context.clone(),
             handle: child.handle.clone(),
             partition: child.told.clone(),
             schema: Arc::new(table.schema.clone()),
         };
-        match Actor::spawn_linked(None, ReplicaActor, arguments, myself.get_cell()).await {
-            Ok((actor, _)) => {
+        let (env, handle, myself) = (self.context.env.clone(), child.handle.clone(), myself.clone());
+        self.context.env.spawn("replica start", async move {
+            // The store of the life before may still be flushing.
+            let opened = match env.blocking(move || handle.close_retired()).await {
+                Ok(()) => Actor::spawn_linked(None, ReplicaActor, arguments, myself.get_cell()).await,
+                Err(lost) => Err(ractor::SpawnErr::StartupFailed(Error::from(lost).into())),
+            };
+            let opened = match opened {
+                Ok((actor, _)) => Ok(actor),
+                Err(ractor::SpawnErr::StartupFailed(error)) => Err(typed(error)),
+                Err(error) => Err(Error::internal(error.to_string())),
+            };
+            let _ = myself.cast(SupervisorMessage::Opened(id, opened));
+        });
+    }
+
+    fn opened(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        id: PartitionId,
+        opened: Result<ActorRef<ReplicaMessage>, Error>,
+    ) {
+        let early = opened.as_ref().ok().and_then(|actor| self.failed_early.remove(&actor.get_id()));
+        let Some(child) = self.children.get_mut(&id) else {
+            // Taken from this node meanwhile.
+            if let Ok(actor) = opened {
+                actor.stop(None);
+            }
+            return;
+        };
+        child.opening = false;
+        match (opened, early) {
+            (Ok(actor), None) => {
+                // The catalog may have moved on while the store was opened.
+                let _ = actor.cast(ReplicaMessage::Catalog(child.told.clone()));
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);
                 self.directory.notify();
             }
-            Err(ractor::SpawnErr::StartupFailed(error)) => self.failed(myself, id, typed(error)),
-            Err(error) => self.failed(myself, id, Error::internal(error.to_string())),
+            (Ok(_), Some(error)) | (Err(error), _) => self.failed(myself, id, error),
         }
     }
 
@@ -199,10 +245,11 @@ impl State {
         let Some(child) = self.children.remove(&id) else { return };
         if let Some(actor) = child.actor {
             self.by_actor.remove(&actor.get_id());
-            let _ = actor.stop_and_wait(None, None).await;
+            let _ = actor.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
         }
-        let (disk, dir) = (self.context.env.disk(), self.context.replica_dir(id));
+        let (disk, dir, handle) = (self.context.env.disk(), self.context.replica_dir(id), child.handle);
         let removed = self.context.env.blocking(move || -> shoal_kernel::Result<()> {
+            handle.close_retired();
             super::open::remove(&*disk, &dir)?;
             Ok(())
         });

@@ -102,10 +102,22 @@ impl Store {
     /// # Errors
     /// As the disk reports; after an error either blob may be there at the next start.
     pub fn set_meta(&self, bytes: Vec<u8>) -> Result<()> {
+        lock(&self.writer).check_sound()?;
         let mut meta = lock(&self.meta);
         write_meta(&self.disk, &self.dir, &bytes).map_err(|error| error.with_applied(Applied::Unknown))?;
         *meta = bytes;
         Ok(())
+    }
+
+    /// Ends the store: waits for a flush, compaction or commit that is under way, and refuses every later change. To be
+    /// called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
+    pub fn close(&self) {
+        let _flushing = lock(&self.flushing);
+        let _compacting = lock(&self.compacting);
+        let mut writer = lock(&self.writer);
+        // A blob that is being written ends first.
+        let _meta = lock(&self.meta);
+        writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
     /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that

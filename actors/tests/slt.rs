@@ -1,0 +1,168 @@
+//! The same SQL files on one node and on three, each query at every node; expected results come from another database.
+#![allow(clippy::disallowed_methods, reason = "a test owns its runtime, its files and its ports")]
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use shoal_actors::Node;
+use shoal_actors::service::{NodeConfig, SqlRequest, WriteRequest};
+use shoal_kernel::env::real::{RealOptions, env};
+use shoal_kernel::{Error, WriteLevel};
+use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
+
+/// Every statement goes to the node at hand; a query goes to all of them, and all must agree.
+struct Cluster {
+    nodes: Vec<Node>,
+}
+
+#[async_trait::async_trait]
+impl AsyncDB for Cluster {
+    type Error = Error;
+    type ColumnType = DefaultColumnType;
+
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<Self::ColumnType>, Error> {
+        let mut answers = Vec::new();
+        for node in &self.nodes {
+            let (schema, batches, _) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
+            let Some(schema) = schema else { return Ok(DBOutput::StatementComplete(0)) };
+            let rows: Vec<Vec<String>> = batches.iter().flat_map(text_rows).collect();
+            answers.push((schema.fields().len(), rows));
+        }
+        let (columns, rows) = answers.swap_remove(0);
+        for (_, others) in answers {
+            assert_eq!(rows, others, "two nodes disagree on: {sql}");
+        }
+        Ok(DBOutput::Rows { types: vec![DefaultColumnType::Any; columns], rows })
+    }
+
+    async fn shutdown(&mut self) {}
+
+    fn engine_name(&self) -> &str {
+        "shoal"
+    }
+}
+
+fn text_rows(batch: &RecordBatch) -> Vec<Vec<String>> {
+    let options = FormatOptions::default().with_null("NULL");
+    let text = |column: &dyn Array, row: usize| match column.data_type() {
+        _ if column.is_null(row) => "NULL".to_owned(),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).to_string(),
+        _ => match ArrayFormatter::try_new(column, &options).unwrap().value(row).to_string() {
+            empty if empty.is_empty() => "(empty)".to_owned(),
+            text => text,
+        },
+    };
+    (0..batch.num_rows()).map(|row| batch.columns().iter().map(|column| text(column, row)).collect()).collect()
+}
+
+/// An address whose port is free for both streams and datagrams.
+fn free_address() -> SocketAddr {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        if UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
+
+async fn start(dir: &Path, count: usize) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for number in 0..count {
+        let mut config = NodeConfig::new(dir.join(format!("n{number}")), free_address(), free_address());
+        config.memtable_bytes_max = 4 << 20;
+        config.join = nodes.iter().map(Node::cluster_address).collect();
+        let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
+        for _ in 0..300 {
+            if node.ready().is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        node.ready().unwrap();
+        nodes.push(node);
+    }
+    nodes
+}
+
+fn parquet(file: &Path) -> Vec<RecordBatch> {
+    ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(file).unwrap())
+        .unwrap()
+        .with_batch_size(50_000)
+        .build()
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
+}
+
+fn csv(file: &Path, schema: arrow::datatypes::SchemaRef) -> Vec<RecordBatch> {
+    let builder = arrow::csv::ReaderBuilder::new(schema).with_header(true);
+    builder.build(std::fs::File::open(file).unwrap()).unwrap().map(Result::unwrap).collect()
+}
+
+async fn load(node: &Node, table: &str, batches: Vec<RecordBatch>) {
+    for (number, batch) in batches.into_iter().enumerate() {
+        let schema = node.table(table).await.unwrap().schema.arrow();
+        let columns = schema.fields().iter().zip(batch.columns());
+        let columns = columns.map(|(field, column)| arrow::compute::cast(column, field.data_type()).unwrap()).collect();
+        let request = WriteRequest {
+            table: table.to_owned(),
+            batches: vec![RecordBatch::try_new(schema, columns).unwrap()],
+            level: Some(WriteLevel::All),
+            token: Some(format!("{table}-{number}")),
+            timeout: None,
+        };
+        let first = node.write(request.clone()).await.unwrap();
+        let again = node.write(request).await.unwrap();
+        assert_eq!(first.version, again.version, "a resend is the same write");
+        assert!(again.duplicate);
+    }
+}
+
+async fn flights(count: usize, spread: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = start(dir.path(), count).await;
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/demo");
+    let create = [
+        format!(
+            "CREATE TABLE flights (id BIGINT NOT NULL, ts TIMESTAMP, origin VARCHAR, destination VARCHAR, delay INTEGER, \
+             distance INTEGER, PRIMARY KEY (id)) {spread}"
+        ),
+        "CREATE TABLE airports (iata VARCHAR NOT NULL, name VARCHAR, city VARCHAR, state VARCHAR, country VARCHAR, \
+         latitude DOUBLE, longitude DOUBLE, PRIMARY KEY (iata)) PARTITION BY HASH (iata) PARTITIONS 4"
+            .to_owned(),
+    ];
+    for statement in create {
+        nodes[0].sql(SqlRequest::new(statement)).await.unwrap().collect().await.unwrap();
+    }
+    let last = nodes.last().unwrap();
+    load(last, "flights", parquet(&data.join("flights.parquet"))).await;
+    let schema = last.table("airports").await.unwrap().schema.arrow();
+    load(last, "airports", csv(&data.join("airports.csv"), schema)).await;
+
+    let cluster = nodes.clone();
+    let mut runner = Runner::new(move || {
+        let nodes = cluster.clone();
+        async move { Ok(Cluster { nodes }) }
+    });
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/flights.slt");
+    runner.run_file_async(file).await.unwrap();
+    for node in &nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flights_on_one_node() {
+    flights(1, "PARTITION BY RANGE (id) SPLIT AT (100000, 200000)").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flights_on_three_nodes() {
+    flights(3, "PARTITION BY HASH (id) PARTITIONS 6").await;
+}
