@@ -6,7 +6,7 @@ use std::time::Duration;
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use shoal_actors::service::{CommandDone, SqlRequest, WriteReport, WriteRequest};
-use shoal_kernel::{Applied, Env, Error, WriteLevel};
+use shoal_kernel::{Applied, Env, Error, ErrorCode, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
@@ -71,6 +71,23 @@ impl Failed {
     }
 }
 
+/// The rare state that an error tells of.
+fn told(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::NotEnoughReplicas => "a write found too few replicas",
+        ErrorCode::PartitionUnavailable => "a query found no replica of a partition",
+        ErrorCode::NodeLost => "a node was lost after rows had left for the client",
+        ErrorCode::Moved => "a client was told that a partition had moved",
+        ErrorCode::NoCatalogQuorum => "a change of tables found no quorum of the catalog",
+        ErrorCode::NotReady => "a node was asked before it was ready",
+        ErrorCode::Timeout => "a deadline passed",
+        ErrorCode::ClockSkew => "a clock was too far ahead",
+        ErrorCode::Overloaded => "a node was overloaded",
+        ErrorCode::DiskFull => "a disk was full",
+        _ => "a node answered with another error",
+    }
+}
+
 /// Rows of an answer, and what a statement without rows did.
 pub(super) type Answered = (Vec<Vec<Cell>>, Option<CommandDone>);
 
@@ -88,14 +105,15 @@ impl Office {
             if let Some(running) = desk.node(node) {
                 job(running, reply);
             } else {
-                reply.send(Err(Error::new(shoal_kernel::ErrorCode::NotReady, "the node has not started yet")));
+                reply.send(Err(Error::new(ErrorCode::NotReady, "the node has not started yet")));
             }
         });
         match env.timeout(CLIENT_TIMEOUT, answer).await {
             Ok(Ok(result)) => result.map_err(|error| {
-                if error.code() == shoal_kernel::ErrorCode::Internal {
+                if error.code() == ErrorCode::Internal {
                     self.history.facts().internal.push(format!("{error}, through node {node}"));
                 }
+                self.shared.sometimes(told(error.code()));
                 Failed::Error(error)
             }),
             Ok(Err(NoAnswer::Refused)) => Err(Failed::Refused),

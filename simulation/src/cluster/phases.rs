@@ -247,6 +247,11 @@ impl Phases<'_> {
 
     fn until_equal(&mut self, deadline_micros: u64) -> bool {
         let core = self.core();
+        if let Some(views) = self.views(deadline_micros)
+            && views.iter().any(|view| !invariants::unequal(view, &core).is_empty())
+        {
+            self.simulation.shared().sometimes("a replica had to catch up at the end");
+        }
         self.until(deadline_micros, |views| {
             let versions: BTreeSet<u64> = views.iter().map(|view| view.status.catalog_version).collect();
             versions.len() <= 1 && views.iter().all(|view| invariants::unequal(view, &core).is_empty())

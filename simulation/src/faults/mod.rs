@@ -162,6 +162,11 @@ impl Fault {
 }
 
 impl Fault {
+    /// Whether hosts are started at its end.
+    pub fn is_crash(&self) -> bool {
+        matches!(self, Self::Crash { .. } | Self::CrashInJob { .. } | Self::Blackout { .. })
+    }
+
     /// Whether it keeps every message of one node from another.
     pub fn separates(&self, from: u16, to: u16) -> bool {
         match self {

@@ -158,9 +158,16 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
         let (begun_ms, ended_ms) = (write.sent / 1_000, write.ended.div_ceil(1_000));
         let unreachable = |peer: u16| {
             evidence.plan.iter().any(|planned| {
-                let lasts = planned.at_ms <= begun_ms && planned.at_ms + planned.for_ms >= ended_ms;
+                let until_ms = planned.at_ms + planned.for_ms;
+                let lasts = planned.at_ms <= begun_ms && until_ms >= ended_ms;
                 let fault = &planned.fault;
-                lasts && (fault.separates(write.node, peer) || fault.separates(peer, write.node))
+                // A host that is down for two reasons is up again when the first of them ends.
+                let started_before = || {
+                    let mut ends = evidence.plan.iter().filter(|other| fault.is_crash() && other.fault.is_crash());
+                    ends.any(|other| (planned.at_ms..until_ms).contains(&(other.at_ms + other.for_ms)))
+                };
+                let separates = fault.separates(write.node, peer) || fault.separates(peer, write.node);
+                lasts && separates && !started_before()
             })
         };
         let holders = 1 + (0..evidence.nodes).filter(|peer| *peer != write.node && !unreachable(*peer)).count();
