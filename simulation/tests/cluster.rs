@@ -3,7 +3,7 @@
 use shoal_simulation::run::{Planted, RunOptions, RunReport, Scenario, run, warm_up};
 
 fn options(seed: u64) -> RunOptions {
-    RunOptions { seed, scenario: Scenario::Cluster, nodes: 3, seconds: 20, planted: None, faults: None }
+    RunOptions { seed, scenario: Scenario::Cluster, nodes: 3, seconds: 18, planted: None, faults: None }
 }
 
 fn passed(seed: u64, report: RunReport) -> RunReport {

@@ -231,7 +231,9 @@ impl Phases<'_> {
                 nodes.filter(|node| node.swim == SwimState::Alive).count() == core.len()
             })
         };
-        self.evidence.converged = self.until(at(CONVERGE), alive);
+        if !self.until(at(CONVERGE), alive) {
+            self.evidence.not_converged = Some(self.evidence.views.clone());
+        }
         self.probe_everything(at(LIVE));
     }
 

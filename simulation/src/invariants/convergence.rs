@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_actors::service::SwimState;
 use shoal_kernel::NodeId;
 
 use super::Evidence;
@@ -75,16 +74,13 @@ pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
 }
 
 pub(super) fn membership_converges(evidence: &Evidence) -> Vec<String> {
-    if evidence.converged {
-        return Vec::new();
-    }
+    let Some(views) = &evidence.not_converged else { return Vec::new() };
     let seen = |view: &View| {
         let nodes = view.status.nodes.iter().map(|node| format!("{} {:?}", node.id, node.swim));
         format!("node {} sees {}", view.node, nodes.collect::<Vec<_>>().join(", "))
     };
-    let down = |view: &&View| view.status.nodes.iter().any(|node| node.swim != SwimState::Alive);
-    let last = evidence.views.iter().filter(down).map(seen).collect::<Vec<_>>();
-    vec![format!("not converged 15 s after the heal; at the last look {}", last.join("; "))]
+    let last = views.iter().map(seen).collect::<Vec<_>>().join("; ");
+    vec![format!("not converged 15 s after the heal, when {last}")]
 }
 
 pub(super) fn catalog_agrees(evidence: &Evidence) -> Vec<String> {

@@ -30,8 +30,8 @@ pub struct Evidence {
     pub healed_at: u64,
     /// When the last client had finished.
     pub drained_at: u64,
-    /// Every node saw every node alive in time.
-    pub converged: bool,
+    /// What the nodes said 15 s after the heal, if one of them did not see every node alive.
+    pub not_converged: Option<Vec<View>>,
     /// Replicas became equal in time.
     pub equal: bool,
     /// They did so again after all nodes had lost their power.
