@@ -1,0 +1,58 @@
+//! Every setting, once: flags, variables, files and the documentation read this table.
+
+/// A setting of `shoal start`.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its key in the file; `SHOAL_` and the name in capitals in the environment; `--set name=value` as a flag.
+    pub name: &'static str,
+    /// Its default, for the eye.
+    pub default: &'static str,
+    /// What it means.
+    pub about: &'static str,
+}
+
+impl Setting {
+    /// The setting of that name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+}
+
+pub(super) fn names() -> impl Iterator<Item = &'static str> + Clone {
+    SETTINGS.iter().map(|setting| setting.name)
+}
+
+macro_rules! settings {
+    ($($name:literal, $default:literal, $about:literal;)+) => {
+        /// All of them, in the order in which they are explained.
+        pub const SETTINGS: &[Setting] = &[$(Setting { name: $name, default: $default, about: $about }),+];
+    };
+}
+
+settings! {
+    "data_dir", "", "where everything durable lies";
+    "http", "127.0.0.1:9175", "where clients are served";
+    "cluster", "127.0.0.1:9176", "where other nodes are served: TCP and UDP";
+    "join", "", "nodes to join through, separated by commas; none founds a cluster, or goes on with the one in data_dir";
+    "cluster_secret", "shoal", "shared by all nodes; authenticates what they say to each other";
+    "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
+    "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
+    "disk_reserve_bytes", "268435456", "writes stop when less is free";
+    "query_memory_bytes_max", "2147483648", "memory of all queries of this node together";
+    "queries_max", "32", "queries that run at once; further ones wait";
+    "queries_queued_max", "256", "queries that may wait; further ones are refused";
+    "request_timeout_ms", "300000", "the deadline of a request that names none";
+    "http_workers", "the cores, 2 to 8", "threads that serve clients";
+    "http_connections_max", "4096", "connections of clients";
+    "ingest_body_bytes_max", "134217728", "bytes of one ingest body";
+    "ingest_line_bytes_max", "16777216", "bytes of one line of an ingest body";
+    "ingest_decoded_bytes_max", "1073741824", "bytes of one ingest body's rows once decoded";
+    "ingest_memory_bytes_max", "536870912", "bytes of all ingest bodies under way";
+    "body_idle_ms", "60000", "how long a request's body may stand still";
+    "ws_sessions_max", "1024", "WebSocket sessions";
+    "ws_queries_max", "32", "queries of one WebSocket session at once";
+    "ws_frame_bytes_max", "2097152", "bytes of one message from a WebSocket client";
+    "ws_idle_ms", "60000", "how long a WebSocket client may be silent";
+    "log", "info", "what is logged, such as info,shoal_actors=debug";
+    "log_json", "false", "log lines as JSON";
+}

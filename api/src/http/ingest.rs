@@ -1,0 +1,238 @@
+//! `/api/v1/tables/{table}/ingest`: rows in. Nothing is written before the whole body has been read and checked.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
+use actix_web::web::{Bytes, Data, Json, Path, Payload};
+use actix_web::{HttpRequest, error::PayloadError};
+use futures::StreamExt;
+use serde::Serialize;
+use shoal_actors::service::WriteRequest;
+use shoal_kernel::{Error, ErrorCode, WriteLevel, limits};
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
+
+use super::problem::{Failure, RefusedRows};
+use super::sql::media_type;
+use super::{Doors, parameters};
+use crate::ingest::{Bounds, Decoded, InputFormat, OnError, RowError, Target, decoder};
+
+/// What was written.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct IngestReport {
+    /// Rows written.
+    accepted: u64,
+    /// Rows left out (`on_error=skip`).
+    rejected: u64,
+    /// What is wrong with the first of them.
+    errors: Vec<RowError>,
+    /// The level reached by every partition; absent if there was nothing to write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<String>,
+    /// The greatest version given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// The idempotency key was known: the rows stand already, and nothing was written anew.
+    duplicate: bool,
+}
+
+/// Writes rows. All of the body or, with `on_error=skip`, its good rows.
+#[utoipa::path(
+    post, path = "/api/v1/tables/{table}/ingest", tag = "ingest",
+    params(("table" = String, Path),
+        ("ack" = Option<String>, Query, description = "`one`, `quorum` or `all`; the table's default if absent"),
+        ("on_error" = Option<String>, Query, description = "`fail` (default) or `skip`"),
+        ("timeout_ms" = Option<u64>, Query),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request harmless to send again, for a day")),
+    request_body(description = "Rows", content(("application/x-ndjson"), ("text/csv"), ("application/vnd.apache.arrow.stream"), ("application/vnd.apache.parquet"))),
+    responses((status = 200, body = IngestReport),
+        (status = 422, description = "Rows do not fit the table; nothing was written", content_type = "application/problem+json", body = super::problem::Problem),
+        (status = "4XX", description = "Nothing was written", content_type = "application/problem+json", body = super::problem::Problem),
+        (status = "5XX", description = "`applied` says whether anything was written", content_type = "application/problem+json", body = super::problem::Problem))
+)]
+pub(super) async fn post(
+    request: HttpRequest,
+    doors: Data<Doors>,
+    table: Path<String>,
+    payload: Payload,
+) -> Result<Json<IngestReport>, Failure> {
+    let given = parameters(&request, &["ack", "on_error", "timeout_ms"])?;
+    let invalid = |message: String| Failure::invalid(message);
+    let level: Option<WriteLevel> = given.get("ack").map(|text| text.parse()).transpose().map_err(invalid)?;
+    let on_error = match given.get("on_error").map(String::as_str) {
+        None | Some("fail") => OnError::Fail,
+        Some("skip") => OnError::Skip,
+        Some(other) => return Err(Failure::invalid(format!("on_error is '{other}'; use fail or skip"))),
+    };
+    let timeout = match given.get("timeout_ms").map(|text| (text, text.parse::<u64>())) {
+        None => None,
+        Some((_, Ok(ms))) if ms > 0 => Some(Duration::from_millis(ms)),
+        Some((text, _)) => {
+            return Err(Failure::invalid(format!("timeout_ms is '{text}', not a positive whole number")));
+        }
+    };
+    let token = token(request.headers())?;
+    let format = input_format(&request)?;
+    let target = Target::of_table(&*doors.backend.table(&table).await?);
+
+    let decoded = decode(&request, &doors, payload, format, target, on_error).await?;
+    metrics::counter!("shoal_ingest_rows_rejected_total").increment(decoded.rejected);
+    if decoded.rejected > 0 && on_error == OnError::Fail {
+        return Err(refused(decoded));
+    }
+    let mut report = IngestReport {
+        accepted: 0,
+        rejected: decoded.rejected,
+        errors: decoded.errors,
+        level: None,
+        version: None,
+        duplicate: false,
+    };
+    if decoded.rows > 0 {
+        let write = WriteRequest { table: table.into_inner(), batches: decoded.batches, level, token, timeout };
+        let written = doors.backend.write(write).await?;
+        metrics::counter!("shoal_ingest_rows_total").increment(written.rows);
+        report.accepted = written.rows;
+        report.level = Some(written.level.to_string());
+        report.version = Some(written.version.to_string());
+        report.duplicate = written.duplicate;
+    }
+    Ok(Json(report))
+}
+
+/// The idempotency key, if there is one.
+pub(super) fn token(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let token = value.to_str().ok().filter(|token| !token.is_empty());
+    match token {
+        Some(token) if token.len() <= limits::TOKEN_BYTES_MAX => Ok(Some(token.to_owned())),
+        _ => Err(Error::new(
+            ErrorCode::InvalidRequest,
+            format!("the Idempotency-Key must be 1 to {} visible ASCII characters", limits::TOKEN_BYTES_MAX),
+        )),
+    }
+}
+
+fn input_format(request: &HttpRequest) -> Result<InputFormat, Failure> {
+    let unsupported = |message: String| {
+        let help = format!("send one of {}", InputFormat::MEDIA_TYPES);
+        Failure::from(Error::new(ErrorCode::InvalidRequest, message).with_help(help))
+            .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+    };
+    if let Some(encoding) = request.headers().get(CONTENT_ENCODING).filter(|value| *value != "identity") {
+        return Err(unsupported(format!("the body is encoded as {encoding:?}, which is not taken")));
+    }
+    let media_type = media_type(request.headers());
+    InputFormat::from_media_type(&media_type)
+        .ok_or_else(|| unsupported(format!("the body's content type is '{media_type}'")))
+}
+
+fn refused(decoded: Decoded) -> Failure {
+    let first =
+        decoded.errors.first().map_or_else(String::new, |error| format!("; line {}: {}", error.line, error.message));
+    let rows = if decoded.rejected == 1 { "row does" } else { "rows do" };
+    let message = format!("{} {rows} not fit the table, so nothing was written{first}", decoded.rejected);
+    Failure::from(
+        Error::new(ErrorCode::InvalidRows, message).with_help("correct them, or send on_error=skip to leave them out"),
+    )
+    .with_rows(RefusedRows { accepted: 0, rejected: decoded.rejected, errors: decoded.errors })
+}
+
+/// Reads and checks the body.
+async fn decode(
+    request: &HttpRequest,
+    doors: &Doors,
+    mut payload: Payload,
+    format: InputFormat,
+    target: Target,
+    on_error: OnError,
+) -> Result<Decoded, Failure> {
+    let bytes_max = doors.limits.ingest_body_bytes_max;
+    let announced: Option<u64> =
+        request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(too_large(bytes_max));
+    }
+    let bounds = Bounds {
+        line_bytes_max: doors.limits.ingest_line_bytes_max,
+        decoded_bytes_max: doors.limits.ingest_decoded_bytes_max,
+    };
+    let mut decoder = decoder(format, target, on_error, bounds);
+    let mut room = Room::default();
+    let mut received = 0;
+    while let Some(chunk) = next_chunk(&mut payload, doors, received).await? {
+        received += chunk.len();
+        if received > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        room.grow(doors, received)?;
+        decoder.push(chunk)?;
+    }
+    metrics::counter!("shoal_ingest_bytes_total").increment(received as u64);
+    // The rest can be long work (a Parquet file is decoded here), and this thread serves others too.
+    let decoded = actix_web::web::block(move || decoder.finish()).await;
+    Ok(decoded.map_err(|_| Error::internal("decoding the body was interrupted"))??)
+}
+
+async fn next_chunk(payload: &mut Payload, doors: &Doors, received: usize) -> Result<Option<Bytes>, Failure> {
+    let idle = doors.limits.body_idle;
+    #[allow(clippy::disallowed_methods, reason = "a door reads the real clock")]
+    let next = actix_web::rt::time::timeout(idle, payload.next()).await;
+    match next {
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+        Ok(Some(Err(PayloadError::Incomplete(_) | PayloadError::Io(_)))) => {
+            Err(Failure::invalid(format!("the body was cut off after {received} bytes; nothing was written")))
+        }
+        Ok(Some(Err(error))) => Err(Failure::invalid(format!(
+            "the body cannot be read after {received} bytes: {error}; nothing was written"
+        ))),
+        Err(_) => Err(Failure::invalid(format!("no byte of the body came for {idle:?}; nothing was written"))
+            .with_status(StatusCode::REQUEST_TIMEOUT)),
+    }
+}
+
+fn too_large(bytes_max: usize) -> Failure {
+    Error::new(
+        ErrorCode::LimitExceeded,
+        format!("the body is larger than {bytes_max} bytes (ingest_body_bytes_max); nothing was written"),
+    )
+    .with_help("send the rows in several requests, or raise the setting")
+    .into()
+}
+
+/// Memory that a body under way has taken of what all of them may have.
+#[derive(Default)]
+struct Room {
+    kib: usize,
+    permits: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    fn grow(&mut self, doors: &Doors, bytes: usize) -> Result<(), Error> {
+        let wanted = bytes.div_ceil(1024);
+        let missing = u32::try_from(wanted.saturating_sub(self.kib)).unwrap_or(u32::MAX);
+        if missing == 0 {
+            return Ok(());
+        }
+        let more = doors.ingest_kib.clone().try_acquire_many_owned(missing).map_err(|_| {
+            Error::new(
+                ErrorCode::Overloaded,
+                format!(
+                    "bodies under way take all of {} bytes (ingest_memory_bytes_max); nothing was written",
+                    doors.limits.ingest_memory_bytes_max
+                ),
+            )
+            .with_retry_after_ms(1000)
+        })?;
+        self.kib = wanted;
+        match &mut self.permits {
+            Some(permits) => permits.merge(more),
+            None => self.permits = Some(more),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! Real nodes: three processes of the binary, real flights, queries at each of them, one of them killed.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use shoal::client::{Client, ClientError};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A node as a process. Killed when dropped.
+struct Process {
+    child: Child,
+    client: Client,
+    arguments: Vec<String>,
+}
+
+impl Process {
+    fn start(arguments: Vec<String>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_shoal"))
+            .arg("start")
+            .args(&arguments)
+            .env("SHOAL_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
+        let url = url.unwrap_or_else(|| panic!("the node said '{line}'"));
+        Self { client: Client::new(url), child, arguments }
+    }
+
+    /// As `kill -9`.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn again(&mut self) {
+        *self = Self::start(self.arguments.clone());
+    }
+
+    /// As a service manager stops it.
+    fn terminate(mut self) -> Option<i32> {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that is free for streams and datagrams.
+fn cluster_port() -> String {
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        if UdpSocket::bind(address).is_ok() {
+            return address.to_string();
+        }
+    }
+}
+
+fn nodes(directory: &Path, count: usize) -> Vec<Process> {
+    let mut nodes: Vec<Process> = Vec::new();
+    let mut first: Option<String> = None;
+    for number in 0..count {
+        let address = cluster_port();
+        let data = directory.join(format!("n{number}")).display().to_string();
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut arguments: Vec<String> =
+            ["--data-dir", &data, "--http", &http, "--cluster", &address, "--set", "disk_reserve_bytes=1048576"]
+                .map(String::from)
+                .to_vec();
+        if let Some(first) = &first {
+            arguments.extend(["--join".into(), first.clone()]);
+        }
+        first.get_or_insert(address);
+        nodes.push(Process::start(arguments));
+    }
+    until("every node sees all of them", || {
+        nodes.iter().all(|node| {
+            node.client.ready().is_ok()
+                && node.client.cluster().is_ok_and(|seen| seen["nodes"].as_array().unwrap().len() == count)
+        })
+    });
+    nodes
+}
+
+#[track_caller]
+fn until(what: &str, mut happens: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happens() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn import(node: &Process, file: &str, table: &str, key: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").join(file);
+    let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .args(["import", file.to_str().unwrap(), "--table", table, "--create", "--primary-key", key])
+        .args(["--url", node.client.url()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Value>>, ClientError> {
+    let answer = client.sql_json(sql, None)?;
+    let rows = answer["results"][0]["rows"].as_array().unwrap();
+    Ok(rows.iter().map(|row| row.as_array().unwrap().clone()).collect())
+}
+
+/// The queries of a file in sqllogictest's form, each with its expected rows, values parted by tabs.
+fn cases(text: &str) -> Vec<(String, Vec<String>)> {
+    text.split("\n\n")
+        .filter_map(|block| {
+            let block: String =
+                block.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+            let (head, expected) = block.split_once("----\n")?;
+            let (directive, sql) = head.split_once('\n')?;
+            assert!(directive.starts_with("query "), "{directive}");
+            Some((sql.trim().to_owned(), expected.lines().map(str::to_owned).collect()))
+        })
+        .collect()
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn same(given: &str, expected: &str) -> bool {
+    given == expected
+        || matches!((given.parse::<f64>(), expected.parse::<f64>()),
+            (Ok(given), Ok(expected)) if (given - expected).abs() <= 1e-9 * expected.abs().max(1.0))
+}
+
+/// What does not agree, for people.
+fn check(client: &Client, cases: &[(String, Vec<String>)]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (sql, expected) in cases {
+        match rows(client, sql) {
+            Err(error) => wrong.push(format!("{sql}\n  {error}")),
+            Ok(rows) => {
+                let given: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
+                let agrees = given.len() == expected.len()
+                    && given.iter().zip(expected).all(|(given, expected)| {
+                        let expected: Vec<&str> = expected.split('\t').collect();
+                        given.len() == expected.len()
+                            && given.iter().zip(expected).all(|(given, expected)| same(given, expected))
+                    });
+                if !agrees {
+                    let given: Vec<String> = given.iter().map(|row| row.join("\t")).collect();
+                    wrong.push(format!("{sql}\n  gave {given:?}\n  not {expected:?}"));
+                }
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = nodes(directory.path(), 3);
+    import(&nodes[0], "flights.parquet", "flights", "id");
+    import(&nodes[1], "airports.csv", "airports", "iata");
+    // Once more: nothing is written twice.
+    import(&nodes[2], "flights.parquet", "flights", "id");
+
+    let cases = cases(include_str!("../slt/flights.slt"));
+    assert!(cases.len() >= 30);
+    for node in &nodes {
+        let wrong = check(&node.client, &cases);
+        assert!(wrong.is_empty(), "at {}:\n{}", node.client.url(), wrong.join("\n"));
+    }
+
+    nodes[1].kill();
+    let count = "SELECT count(*), sum(delay) FROM flights";
+    for place in [0, 2] {
+        let node = &nodes[place];
+        // A query that ran into the loss may end in an error that says so; it is never wrong.
+        until("queries are right again", || match rows(&node.client, count) {
+            Ok(rows) => {
+                assert_eq!(rows, [[json!(300_000), json!(2_270_588)]]);
+                true
+            }
+            Err(error) => {
+                assert!(error.retryable(), "{error}");
+                false
+            }
+        });
+        let wrong = check(&node.client, &cases);
+        assert!(wrong.is_empty(), "with a node lost, at {}:\n{}", node.client.url(), wrong.join("\n"));
+    }
+    let insert = "CREATE TABLE notes (id BIGINT NOT NULL, text VARCHAR, PRIMARY KEY (id)); INSERT INTO notes VALUES (1, 'a'), (2, 'b')";
+    nodes[0].client.sql_json(insert, None).unwrap();
+
+    nodes[1].again();
+    until("the lost node has caught up", || {
+        nodes[1].client.ready().is_ok()
+            && nodes[1].client.cluster().is_ok_and(|seen| {
+                seen["partitions"].as_array().unwrap().iter().all(|partition| {
+                    let replicas = partition["replicas"].as_array().unwrap();
+                    replicas.iter().all(|replica| replica["lag"] == 0 && replica["digest"] == replicas[0]["digest"])
+                })
+            })
+    });
+    assert_eq!(rows(&nodes[1].client, "SELECT text FROM notes ORDER BY id").unwrap(), [[json!("a")], [json!("b")]]);
+    for node in nodes {
+        assert_eq!(node.terminate(), Some(0));
+    }
+}
+
+#[test]
+fn a_data_directory_has_one_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let nodes = nodes(directory.path(), 1);
+    let data = directory.path().join("n0");
+    let second = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .args(["start", "--http", "127.0.0.1:0", "--cluster", &cluster_port(), "--data-dir", data.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("lock") || said.contains("another process"), "{said}");
+    drop(nodes);
+}
+
+#[test]
+fn the_demo_loads_and_answers() {
+    let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .args([
+            "demo",
+            "--format",
+            "csv",
+            "-e",
+            "SELECT count(*) AS n FROM flights; SELECT count(*) AS n FROM airports",
+        ])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("n\r\n300000\r\n") && said.contains("n\r\n3376\r\n"), "{said}");
+}

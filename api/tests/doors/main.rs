@@ -1,0 +1,9 @@
+//! Every door, over real sockets. Behind them stands a scripted node, except in `cluster`, where real ones do.
+#![allow(clippy::disallowed_methods, reason = "tests of doors live in the real world")]
+
+mod cluster;
+mod command;
+mod ingest;
+mod rest;
+mod scripted;
+mod websocket;
