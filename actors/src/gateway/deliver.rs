@@ -126,7 +126,9 @@ impl Delivery {
     /// The time that rows of this token were given before, wherever they went.
     pub(super) async fn known_time(&self) -> Result<Option<Hlc>> {
         let Some((token, _)) = &self.token else { return Ok(None) };
-        let lookups = self.table.partitions.iter().map(|partition| self.known(*partition, token, None));
+        // Collected first: a stream over a borrowing closure is not Send for every lifetime, and the doors spawn this.
+        let lookups: Vec<_> =
+            self.table.partitions.iter().map(|partition| self.known(*partition, token, None)).collect();
         let mut lookups = futures::stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
         let mut known: Option<Hlc> = None;
         while let Some(version) = lookups.next().await {

@@ -181,7 +181,7 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
     // Once more: nothing is written twice.
     import(&nodes[2], "flights.parquet", "flights", "id");
 
-    let cases = cases(include_str!("../slt/flights.slt"));
+    let cases = cases(include_str!("../../../actors/tests/slt/flights.slt"));
     assert!(cases.len() >= 30);
     for node in &nodes {
         let wrong = check(&node.client, &cases);
