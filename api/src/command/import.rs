@@ -31,6 +31,9 @@ const INFER_ROWS: usize = 100_000;
 /// Bytes of a chunk, at most about; well below what a node takes in one body.
 const CHUNK_BYTES: usize = 8 << 20;
 
+/// Rows of a chunk unless told otherwise.
+const BATCH_ROWS: u64 = 50_000;
+
 /// How often a chunk is sent before the import gives up.
 const ATTEMPTS_MAX: u32 = 12;
 
@@ -52,7 +55,7 @@ pub(super) struct ImportArguments {
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', requires = "create")]
     primary_key: Vec<String>,
     /// Rows of a chunk
-    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = BATCH_ROWS, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     batch_rows: u64,
     /// When a chunk counts as written: one, quorum or all
     #[arg(long, value_parser = ["one", "quorum", "all"])]
@@ -62,12 +65,33 @@ pub(super) struct ImportArguments {
     url: String,
 }
 
+impl ImportArguments {
+    /// A file into a table that exists, with every setting at its default.
+    pub(super) fn new(file: PathBuf, table: &str, url: &str) -> Self {
+        Self {
+            file,
+            table: table.to_owned(),
+            create: false,
+            primary_key: Vec::new(),
+            batch_rows: BATCH_ROWS,
+            ack: None,
+            url: url.to_owned(),
+        }
+    }
+}
+
 pub(super) fn run(arguments: &ImportArguments) -> Result<(), Exit> {
+    println!("{}", load(arguments)?);
+    Ok(())
+}
+
+/// Imports a file; says in one sentence what was done.
+pub(super) fn load(arguments: &ImportArguments) -> Result<String, Exit> {
     let source = Source::open(&arguments.file)?;
     let client = Client::new(&arguments.url);
     if arguments.create {
         let sql = source.create_table(&arguments.table, &arguments.primary_key)?;
-        println!("{sql}");
+        eprintln!("{sql}");
         client.sql_json(&sql, None)?;
     }
     let schema = table_schema(&client, &arguments.table)?;
@@ -85,8 +109,7 @@ pub(super) fn run(arguments: &ImportArguments) -> Result<(), Exit> {
         0 => String::new(),
         chunks => format!(" ({chunks} of {} chunks stood there already)", sender.chunk),
     };
-    println!("{} rows in table {}{repeated}", sender.rows, arguments.table);
-    Ok(())
+    Ok(format!("{} rows in table {}{repeated}", sender.rows, arguments.table))
 }
 
 /// A name as SQL takes it literally.

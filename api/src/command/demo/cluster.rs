@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "the demo binds sockets and waits in the real world")]
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub(super) struct Cluster {
     members: Vec<Member>,
     /// Removed with everything in it when the demo ends.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 struct Member {
@@ -62,7 +63,7 @@ impl Cluster {
             member.start()?;
             members.push(member);
         }
-        let cluster = Self { members, _directory: directory };
+        let cluster = Self { members, directory };
         cluster.wait(|cluster| {
             (1..=NODES).all(|number| {
                 let client = cluster.client(number);
@@ -84,6 +85,13 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Puts a bundled file where an import can read it.
+    pub(super) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Exit> {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, bytes).map_err(Exit::failed)?;
+        Ok(path)
     }
 
     fn member(&self, number: usize) -> &Member {

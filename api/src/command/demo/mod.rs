@@ -10,6 +10,7 @@ use clap::Args;
 
 use self::cluster::Cluster;
 use self::generator::Generator;
+use super::import::{self, ImportArguments};
 use super::interrupt::Interrupts;
 use super::shell::{Extras, Shell};
 use super::sql::{OutputFormat, execute};
@@ -52,9 +53,10 @@ pub(super) fn run(arguments: DemoArguments) -> Result<(), Exit> {
     let client = cluster.client(1);
     eprintln!("Loading 300,000 flights and 3,376 airports through node 1 …");
     client.sql_json(SCHEMA, None)?;
-    let parquet = "application/vnd.apache.parquet";
-    client.ingest("flights", parquet, FLIGHTS, Some("demo-flights"), None)?;
-    client.ingest("airports", "text/csv", AIRPORTS, Some("demo-airports"), None)?;
+    for (name, table, bytes) in [("flights.parquet", "flights", FLIGHTS), ("airports.csv", "airports", AIRPORTS)] {
+        let file = cluster.write_file(name, bytes)?;
+        eprintln!("{}", import::load(&ImportArguments::new(file, table, client.url()))?);
+    }
     for number in 1..=cluster::NODES {
         println!("node {number}: {}", cluster.url(number));
     }
