@@ -48,7 +48,7 @@ impl Default for StoreOptions {
             wal_segment_bytes_max: 64 << 20,
             token_keep: Duration::from_secs(24 * 3600),
             tokens_max: 4 << 20,
-            key_cache_bytes_max: 32 << 20,
+            key_cache_bytes_max: 16 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
             planted: PlantedFaults::default(),

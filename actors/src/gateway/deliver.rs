@@ -72,6 +72,7 @@ impl Delivery {
             Some((token, _)) => self.known(piece.partition, token, Some(&piece)).await?,
             None => None,
         };
+        let tokened = self.token.is_some();
         let rows = batch::encode(&piece.rows)?;
         let permits = u32::try_from(rows.len().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let room = inflight.try_acquire_many_owned(permits).map_err(|_| {
@@ -96,7 +97,8 @@ impl Delivery {
             acknowledged: BTreeMap::new(),
             later: BTreeSet::new(),
             refused: BTreeSet::new(),
-            touched: known.is_some(),
+            // An earlier request with this token may have reached a replica that has not said so, or may be on its way.
+            touched: tokened,
             last: None,
         };
         match sending.run(&mut answers).await {
@@ -259,7 +261,7 @@ impl Sending {
 
     fn heard(&mut self, partition: &Partition, epoch: Epoch, node: NodeId, answer: Result<Written>) -> Result<()> {
         self.pending.remove(&(epoch, node));
-        self.touched |= answer.as_ref().map_or_else(|error| error.applied() == Applied::Unknown, |_| true);
+        self.touched |= !matches!(&answer, Err(error) if error.applied() == Applied::False);
         let current = epoch == partition.epoch;
         let voting = partition.voters().any(|voter| voter == node);
         match answer {
@@ -299,7 +301,7 @@ impl Sending {
         let hopeful = |voter: &&NodeId| {
             !self.acknowledged.contains_key(*voter)
                 && !self.refused.contains(*voter)
-                && !(self.later.contains(*voter) && liveness.is_down(**voter))
+                && (!self.later.contains(*voter) || !liveness.is_down(**voter))
         };
         if acknowledged.len() + voters.iter().filter(hopeful).count() < needed {
             return Err(self.short(partition));

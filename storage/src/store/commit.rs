@@ -9,7 +9,7 @@ use shoal_kernel::{Applied, Error, ErrorCode, Result};
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
-use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
+use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES, column_bytes};
 use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
 use crate::state::{Location, SourceId};
 use crate::token::TokenRecord;
@@ -324,10 +324,6 @@ impl Store {
 }
 
 fn memory_bytes(incoming: &Incoming) -> u64 {
-    let slice = |array: &arrow::array::ArrayRef| {
-        let data = array.to_data();
-        data.get_slice_memory_size().unwrap_or_else(|_| data.get_array_memory_size())
-    };
-    let columns: usize = incoming.batch.columns().iter().map(slice).sum();
+    let columns = column_bytes(&incoming.batch);
     (columns + incoming.keys.memory_bytes()) as u64 + incoming.rows() as u64 * ROW_OVERHEAD_BYTES
 }

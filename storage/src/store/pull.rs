@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, LogId, Result, Version};
 
 use super::{Store, lock};
-use crate::memtable::MemView;
+use crate::memtable::{MemView, column_bytes};
 use crate::merge::{Merge, MergeInput, MergeRange, Merged};
 use crate::rows::{Rows, Write, replicated_batch, replicated_schema};
 use crate::state::{SegmentView, State};
@@ -113,8 +113,11 @@ impl Store {
         let range = MergeRange { after_position: from, after_key: &round.after_key };
         let mut merge = Merge::new(self.layout.clone(), inputs, &range);
         let mut after_key = round.after_key.clone();
+        let mut rows_wanted = FEED_ROWS_FIRST;
         while feed.bytes_left > 0 {
-            let Some(Merged { rows, .. }) = merge.next(FEED_ROWS)? else { return Ok(None) };
+            let Some(Merged { rows, .. }) = merge.next(rows_wanted)? else { return Ok(None) };
+            let row_bytes = column_bytes(&rows.batch) / rows.versions.len().max(1);
+            rows_wanted = feed.rows_that_fit(row_bytes);
             if let Some(last) = rows.keys.iter().next_back() {
                 after_key = last.to_vec();
             }
@@ -128,6 +131,7 @@ impl Store {
     fn feed_memtables(&self, state: &State, from: u64, feed: &mut Feed) -> Result<u64> {
         for view in state.memtables.iter().filter(|view| view.last_position > from) {
             for chunk in &view.chunks {
+                let row_bytes = column_bytes(&chunk.batch) / chunk.rows().max(1);
                 let mut start = chunk.positions.partition_point(|&position| position <= from);
                 while start < chunk.rows() {
                     if feed.bytes_left == 0 {
@@ -137,7 +141,7 @@ impl Store {
                     let position = chunk.positions[start];
                     let record_end = start + chunk.positions[start..].partition_point(|&other| other == position);
                     // Small records travel together, and no record is cut.
-                    let reach = (start + FEED_ROWS).min(chunk.rows());
+                    let reach = (start + feed.rows_that_fit(row_bytes)).min(chunk.rows());
                     let whole = |&cut: &u64| chunk.positions.partition_point(|&other| other < cut);
                     let end = record_end.max(chunk.positions.get(reach).map_or(reach, whole));
                     let live = (start..end).filter(|&row| !view.dead.contains(chunk.first_row + row as u32));
@@ -153,6 +157,8 @@ impl Store {
 
 /// Rows that are handed out as one batch, unless one record in a memtable has more.
 const FEED_ROWS: usize = 1024;
+/// The first rows of a call, by which the width of the others is judged.
+const FEED_ROWS_FIRST: usize = 16;
 
 /// What has been collected for one answer.
 pub(super) struct Feed {
@@ -162,6 +168,10 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    fn rows_that_fit(&self, row_bytes: usize) -> usize {
+        (self.bytes_left / row_bytes.max(1)).clamp(1, FEED_ROWS)
+    }
+
     fn push(&mut self, store: &Store, view: &MemView, chunk: &crate::memtable::Chunk, rows: &[u32]) -> Result<()> {
         if rows.is_empty() {
             return Ok(());

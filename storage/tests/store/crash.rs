@@ -66,25 +66,25 @@ fn workload(disk: &MemoryDisk) -> Outcome {
     outcome
 }
 
-fn check(disk: &MemoryDisk, outcome: &Outcome, what: &str) -> Arc<Store> {
-    let (store, _) = try_open(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+fn check(disk: &MemoryDisk, outcome: &Outcome, what: &str) -> (Arc<Store>, bool) {
+    let (store, recovery) = try_open(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = read(&store.snapshot());
     let acknowledged = outcome.acknowledged.visible();
     let in_flight = outcome.in_flight.as_ref().map(Model::visible);
     assert!(found == acknowledged || Some(&found) == in_flight.as_ref(), "{what}: {found:?} is not {acknowledged:?}");
     assert!(outcome.meta.contains(&store.meta()), "{what}: {:?}", store.meta());
     assert_eq!(store.verify().unwrap(), [], "{what}");
-    store
+    (store, recovery.in_doubt)
 }
 
 #[test]
 fn power_cut_at_every_operation() {
-    let mut operation = 1;
+    let (mut operation, mut doubts) = (1, 0);
     loop {
         let disk = MemoryDisk::default();
         disk.cut_power_at(operation);
         let outcome = workload(&disk);
-        for loss in [Loss::Everything, Loss::Nothing, Loss::Torn(operation), Loss::Torn(operation + 1000)] {
+        for loss in [Loss::Everything, Loss::Nothing, Loss::Torn(operation * 2), Loss::Torn(operation * 2 + 1)] {
             let what = format!("cut at {operation}, {loss:?}");
             let restarted = disk.restart(loss);
             // And once more while recovering.
@@ -94,7 +94,8 @@ fn power_cut_at_every_operation() {
                 let _ = try_open(&again_disk);
                 check(&again_disk.restart(loss), &outcome, &format!("{what}, then at {again}"));
             }
-            let store = check(&restarted, &outcome, &what);
+            let (store, in_doubt) = check(&restarted, &outcome, &what);
+            doubts += usize::from(in_doubt);
             let before = read(&store.snapshot());
             commit(&store, put(1000, rows(&[(77, None, 77)])));
             store.flush().unwrap();
@@ -110,6 +111,7 @@ fn power_cut_at_every_operation() {
         operation += 1;
     }
     assert!(operation > 100, "the workload does too little: {operation}");
+    assert!(doubts > 0, "a record that is whole and wrong must have been met");
 }
 
 #[test]

@@ -31,7 +31,8 @@ struct World {
 pub enum Loss {
     /// All of them are lost.
     Everything,
-    /// Of each file a part of what was written stays, of the entries some.
+    /// Of each file a part of what was written stays, of the entries some; with an odd seed, the rest of what was written
+    /// reads as zeros.
     Torn(u64),
     /// Nothing: only the process died.
     Nothing,
@@ -93,6 +94,8 @@ impl MemoryDisk {
             Loss::Torn(seed) => seed,
             _ => 0,
         };
+        // A file may have grown before its bytes were written.
+        let zero_filled = seed % 2 == 1;
         let mut random = |below: usize| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             if below == 0 { 0 } else { (seed >> 33) as usize % below }
@@ -117,6 +120,9 @@ impl MemoryDisk {
                         bytes.resize(kept, 0);
                     }
                     bytes[same..kept].copy_from_slice(&inode.now[same..kept]);
+                    if zero_filled && bytes.len() < inode.now.len() {
+                        bytes.resize(inode.now.len(), 0);
+                    }
                     bytes
                 }
             }

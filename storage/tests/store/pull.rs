@@ -48,6 +48,32 @@ fn flush_and_compaction_between_two_calls_skip_nothing() {
 }
 
 #[test]
+fn wide_rows_come_in_small_parts() {
+    let (source, _) = open(&MemoryDisk::default().shared());
+    let wide = "w".repeat(10_000);
+    for n in 0..60i64 {
+        commit(&source, put(n as u64 + 1, rows(&[(n, Some(&wide), n)])));
+    }
+    for flushed in [false, true] {
+        if flushed {
+            source.flush().unwrap();
+        }
+        let (mut cursor, mut seen) = (PullCursor::default(), 0);
+        loop {
+            let pulled = source.pull(&cursor, 50_000).unwrap();
+            let part: usize = pulled.batches.iter().map(|batch| batch.num_rows()).sum();
+            assert!(part <= 24, "{part} rows of 10 kB each in a part of 50 kB");
+            seen += part;
+            cursor = pulled.next;
+            if pulled.done {
+                break;
+            }
+        }
+        assert_eq!(seen, 60);
+    }
+}
+
+#[test]
 fn a_cursor_of_another_log_starts_from_the_beginning() {
     let (source, _) = open(&MemoryDisk::default().shared());
     commit(&source, put(1, rows(&[(1, None, 1)])));

@@ -114,26 +114,68 @@ fn predicates_prune_and_never_lose_a_row() {
     assert_eq!(unknown.code(), ErrorCode::UnknownColumn);
 }
 
+/// Were a mask on disk before the row that caused it, losing the log would lose the key altogether.
 #[test]
 fn masks_between_apply_and_flush_are_in_no_manifest() {
     let disk = MemoryDisk::default();
-    let (store, _) = open(&disk.shared());
-    commit(&store, put(1, rows(&[(1, Some("old"), 1), (2, Some("old"), 2)])));
-    store.flush().unwrap();
-    commit(&store, put(2, rows(&[(1, Some("new"), 1)])));
-    assert_eq!(read(&store.snapshot()), table(&[(1, Some("new"), 1), (2, Some("old"), 2)]));
-    // Were the mask on disk already, losing the log would lose the key altogether.
-    let manifest = disk.bytes(std::path::Path::new("/data/p1/MANIFEST"));
-    let (again, _) = open(&disk.restart(Loss::Everything).shared());
-    assert_eq!(read(&again.snapshot()), read(&store.snapshot()));
-    assert_eq!(disk.bytes(std::path::Path::new("/data/p1/MANIFEST")), manifest);
-    let lost = disk.restart(Loss::Everything);
-    for path in lost.files().into_iter().filter(|path| path.to_str().unwrap().contains("wal-")) {
-        lost.shared().remove_file(&path).unwrap();
+    let few = StoreOptions { compaction_fan_in: 2, ..options() };
+    let (store, _) = open_with(&disk.shared(), &upsert_schema(), few, 7).unwrap();
+    let old = table(&[(1, Some("old"), 1), (2, Some("old"), 2)]);
+    for n in [1, 2] {
+        commit(&store, put(n as u64, rows(&[(n, Some("old"), n)])));
+        store.flush().unwrap();
     }
-    let (without_log, recovery) = open(&lost.shared());
-    assert!(recovery.in_doubt);
-    assert_eq!(read(&without_log.snapshot()), table(&[(1, Some("old"), 1), (2, Some("old"), 2)]));
+    for merged in [false, true] {
+        commit(&store, put(3, rows(&[(1, Some("new"), 1)])));
+        assert_eq!(store.compact().unwrap(), !merged);
+        let new = table(&[(1, Some("new"), 1), (2, Some("old"), 2)]);
+        assert_eq!(read(&store.snapshot()), new);
+        assert_eq!(read(&open(&disk.restart(Loss::Everything).shared()).0.snapshot()), new);
+        let lost = disk.restart(Loss::Everything);
+        for path in lost.files().into_iter().filter(|path| path.to_str().unwrap().contains("wal-")) {
+            lost.shared().remove_file(&path).unwrap();
+        }
+        let (without_log, recovery) = open(&lost.shared());
+        assert!(recovery.in_doubt);
+        assert_eq!(read(&without_log.snapshot()), old);
+    }
+}
+
+/// Of an event table, what was written before a column was dropped is in the order of its own time.
+#[test]
+fn a_dropped_column_of_an_event_table() {
+    let disk = MemoryDisk::default();
+    let schema = event_schema();
+    let few = || StoreOptions { compaction_fan_in: 2, ..options() };
+    let (store, _) = open_with(&disk.shared(), &schema, few(), 7).unwrap();
+    let some: Vec<(i64, &str, i64)> = (0..50).map(|n| (n / 10, "d", n)).collect();
+    for (time, part) in some.chunks(25).enumerate() {
+        commit(&store, put(time as u64 + 1, events(part)));
+        store.flush().unwrap();
+    }
+    drop(store);
+    let columns = schema.columns[..2].to_vec();
+    let narrow = Arc::new(TableSchema { columns, version: 2, ..schema.as_ref().clone() });
+    let (store, _) = open_with(&disk.shared(), &narrow, few(), 7).unwrap();
+    assert_eq!(store.snapshot().rows(), 50);
+    assert!(!store.compact().unwrap());
+    let pulled = |bytes_max| {
+        let mut cursor = shoal_storage::PullCursor::default();
+        let mut rows = 0;
+        loop {
+            let pulled = store.pull(&cursor, bytes_max).unwrap();
+            rows += pulled.batches.iter().map(|batch| batch.num_rows()).sum::<usize>();
+            cursor = pulled.next;
+            if pulled.done {
+                return rows;
+            }
+        }
+    };
+    assert_eq!((pulled(1), pulled(1 << 20)), (50, 50));
+    let fewer = events(&some).project(&[0, 1]).unwrap();
+    commit(&store, put(9, fewer.slice(0, 1)));
+    store.flush().unwrap();
+    assert_eq!(store.verify().unwrap(), []);
 }
 
 #[test]
@@ -197,4 +239,28 @@ fn nested_and_decimal_columns_survive_everything() {
     assert_eq!(read(&store), batch);
     assert_eq!(store.verify().unwrap(), []);
     assert!(batch.column(1).is_nullable());
+}
+
+#[test]
+fn rows_of_the_second_row_group_are_found() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    let count = 70_000;
+    commit(&store, put(1, rows(&(0..count).map(|n| (n, None, n)).collect::<Vec<_>>())));
+    assert_eq!(store.flush().unwrap().rows, count as u64);
+    assert_eq!(store.verify().unwrap(), []);
+    let changed = [0, 65_535, 65_536, count - 1];
+    commit(&store, put(2, rows(&changed.map(|n| (n, Some("changed"), -n)))));
+    commit(&store, delete(3, keys(&[8_191, 8_192, 69_000])));
+    let check = |store: &shoal_storage::Store| {
+        let found = read(&store.snapshot());
+        assert_eq!(found.len() as i64, count - 3);
+        assert!(changed.iter().all(|n| found[n] == (Some("changed".to_owned()), -n)));
+        assert_eq!(ids(&store.snapshot(), vec![compare(1, CompareOp::Eq, Datum::Int(69_999))]), [69_999]);
+        assert_eq!(ids(&store.snapshot(), vec![compare(1, CompareOp::Eq, Datum::Int(69_000))]), Vec::<i64>::new());
+    };
+    check(&store);
+    store.flush().unwrap();
+    check(&store);
+    check(&open(&disk.restart(Loss::Everything).shared()).0);
 }
