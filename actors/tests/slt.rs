@@ -1,5 +1,9 @@
 //! The same SQL files on one node and on three, each query at every node; expected results come from another database.
-#![allow(clippy::disallowed_methods, reason = "a test owns its runtime, its files and its ports")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test owns its runtime, its files and its ports, and ends at the first surprise"
+)]
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
