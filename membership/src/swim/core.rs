@@ -6,13 +6,18 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use foca::{AccumulatingRuntime, Config, Foca, OwnedNotification, PeriodicParams, PostcardCodec, State, Timer};
+use bytes::BufMut;
+use foca::{
+    AccumulatingRuntime, Codec, Config, Foca, Header, Message, OwnedNotification, PeriodicParams, PostcardCodec, State,
+    Timer,
+};
 use shoal_kernel::env::Rng;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
 
 use super::identity::Identity;
 use super::payload::{Notice, Notices};
 use super::seal::SEAL_BYTES;
+use super::suspects::{Overdue, Suspects};
 use super::{Member, MemberState, Members, SwimConfig, millis};
 
 /// Bytes of one datagram: below what any network of today carries whole (RFC 8085).
@@ -45,6 +50,7 @@ pub(super) struct Core {
     /// By deadline, then in the order they were set.
     timers: BTreeMap<(Duration, u64), Timer<Identity>>,
     ordinal: u64,
+    suspects: Suspects,
     seeds: Vec<SocketAddr>,
     seek_every: Duration,
     seek_at: Duration,
@@ -87,6 +93,7 @@ impl Core {
             notices,
             timers: BTreeMap::new(),
             ordinal: 0,
+            suspects: Suspects::new(millis(config.suspicion_ms), millis(config.probe_period_ms)),
             seeds: config.seeds.iter().copied().filter(|seed| *seed != config.address).collect(),
             seek_every: millis(config.seek_ms),
             seek_at: now,
@@ -125,7 +132,7 @@ impl Core {
             return None;
         }
         let timer = self.timers.keys().next().map(|(deadline, _)| *deadline);
-        Some(timer.map_or(self.seek_at, |timer| timer.min(self.seek_at)))
+        [timer, self.suspects.due_at(), Some(self.seek_at)].into_iter().flatten().min()
     }
 
     /// Does what is due.
@@ -140,6 +147,16 @@ impl Core {
             let effects = self.drive(now, |foca, runtime| foca.handle_timer(timer, runtime));
             all.generation = effects.generation.or(all.generation);
             all.sends.extend(effects.sends);
+        }
+        for overdue in self.suspects.overdue(now) {
+            match overdue {
+                Overdue::Ask(suspect) => all.sends.extend(self.ask(&suspect)),
+                Overdue::Down(suspect) => {
+                    let down = foca::Member::new(*suspect.id(), suspect.incarnation(), State::Down);
+                    let effects = self.drive(now, |foca, runtime| foca.apply_many([down].into_iter(), true, runtime));
+                    all.sends.extend(effects.sends);
+                }
+            }
         }
         if now >= self.seek_at {
             self.seek_at = now + self.seek_every;
@@ -178,6 +195,13 @@ impl Core {
         members
     }
 
+    /// Whom this node suspects, in which incarnation of which life.
+    #[cfg(test)]
+    pub(super) fn suspects(&self) -> impl Iterator<Item = (NodeId, u64, u16)> {
+        let suspects = self.foca.iter_membership_state().filter(|member| member.state() == State::Suspect);
+        suspects.map(|member| (member.id().node, member.id().generation, member.incarnation()))
+    }
+
     /// Addresses to ask: seeds that are not members, and everybody while nobody answers. foca itself asks nobody then.
     fn sought(&self) -> BTreeSet<SocketAddr> {
         let known: BTreeSet<SocketAddr> = self.foca.iter_membership_state().map(|member| member.id().address).collect();
@@ -187,6 +211,23 @@ impl Core {
         } else {
             seeds.filter(|seed| !known.contains(seed)).collect()
         }
+    }
+
+    /// A probe that carries nothing but the suspicion against whom it goes to: the answer has an incarnation above it.
+    fn ask(&self, suspect: &foca::Member<Identity>) -> Option<(SocketAddr, Vec<u8>)> {
+        let header = Header {
+            src: *self.foca.identity(),
+            // foca keeps its own to itself; too low a one is ignored.
+            src_incarnation: 0,
+            dst: *suspect.id(),
+            message: Message::Ping(0),
+        };
+        let mut body = Vec::new();
+        let encoded = PostcardCodec.encode_header(&header, &mut body).and_then(|()| {
+            body.put_u16(1);
+            PostcardCodec.encode_member(suspect, &mut body)
+        });
+        encoded.is_ok().then(|| (suspect.id().address, body))
     }
 
     fn tell(&mut self) {
@@ -211,9 +252,17 @@ impl Core {
             return effects;
         }
         let mut runtime = AccumulatingRuntime::new();
+        let before = *self.foca.identity();
         if let Err(error) = work(&mut self.foca, &mut runtime) {
             tracing::debug!(%error, "gossip that makes no sense");
             effects.malformed = true;
+        }
+        if *self.foca.identity() != before
+            // Under a new identity foca neither probes nor gossips until somebody writes to it; those it takes for alive may all
+            // be gone, or wait in the same way. Nothing is applied here, but its timers start.
+            && let Err(error) = self.foca.apply_many(std::iter::empty(), false, &mut runtime)
+        {
+            tracing::debug!(%error, "a new identity without probes");
         }
         while let Some((to, bytes)) = runtime.to_send() {
             effects.sends.push((to.address, bytes.to_vec()));
@@ -236,6 +285,7 @@ impl Core {
                 OwnedNotification::MemberDown(_) | OwnedNotification::Rename(..) | OwnedNotification::Defunct => {}
             }
         }
+        self.suspects.observe(self.foca.iter_membership_state(), now);
         if somebody_new {
             // A newcomer has missed what was told before it came.
             self.tell();

@@ -15,6 +15,7 @@ mod driver;
 mod identity;
 mod payload;
 mod seal;
+mod suspects;
 #[cfg(test)]
 mod tests;
 

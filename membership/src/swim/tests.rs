@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use bytes::BufMut;
+use foca::{Codec, Header, Message, PostcardCodec, State};
 use rand::{RngExt, SeedableRng};
 use shoal_kernel::NodeId;
 use shoal_kernel::env::Rng;
@@ -23,6 +25,11 @@ struct World {
     sent: u64,
     /// Sides of a partition; nodes that are named in none reach everybody.
     sides: Vec<BTreeSet<u32>>,
+    /// Pairs that do not reach each other, the lower one first.
+    cut_links: BTreeSet<(u32, u32)>,
+    /// Since when somebody suspects somebody: who, and whom in which incarnation of which life.
+    suspicions: BTreeMap<(u32, (NodeId, u64, u16)), Duration>,
+    suspicion_longest: Duration,
 }
 
 fn address(id: u32) -> SocketAddr {
@@ -40,6 +47,9 @@ impl World {
             flying: BTreeMap::new(),
             sent: 0,
             sides: vec![],
+            cut_links: BTreeSet::new(),
+            suspicions: BTreeMap::new(),
+            suspicion_longest: Duration::ZERO,
         }
     }
 
@@ -64,7 +74,87 @@ impl World {
 
     fn cut(&self, from: SocketAddr, to: SocketAddr) -> bool {
         let side = |at: SocketAddr| self.sides.iter().position(|side| side.contains(&u32::from(at.port())));
-        side(from) != side(to)
+        let (from_id, to_id) = (u32::from(from.port()), u32::from(to.port()));
+        side(from) != side(to) || self.cut_links.contains(&(from_id.min(to_id), from_id.max(to_id)))
+    }
+
+    /// Takes the time of every suspicion.
+    fn watch(&mut self, id: u32) {
+        let suspects: BTreeSet<_> =
+            self.nodes.get(&id).into_iter().flat_map(Core::suspects).map(|it| (id, it)).collect();
+        let (now, mut longest) = (self.now, self.suspicion_longest);
+        self.suspicions.retain(|key, since| {
+            longest = if key.0 == id { longest.max(now - *since) } else { longest };
+            key.0 != id || suspects.contains(key)
+        });
+        self.suspicion_longest = longest;
+        for key in suspects {
+            self.suspicions.entry(key).or_insert(now);
+        }
+    }
+
+    fn identity(&self, id: u32) -> Identity {
+        let member = &self.nodes[&id].members()[&NodeId(id)];
+        Identity { node: NodeId(id), address: member.address, generation: member.generation }
+    }
+
+    /// Lets a node hear something at once, with news.
+    fn hear(&mut self, id: u32, from: Identity, message: Message<Identity>, news: &[foca::Member<Identity>]) {
+        let mut body = Vec::new();
+        let header = Header { src: from, src_incarnation: 0, dst: self.identity(id), message };
+        PostcardCodec.encode_header(&header, &mut body).unwrap();
+        if !news.is_empty() {
+            body.put_u16(u16::try_from(news.len()).unwrap());
+            news.iter().for_each(|member| PostcardCodec.encode_member(member, &mut body).unwrap());
+        }
+        let effects = self.nodes.get_mut(&id).unwrap().receive(&body, self.now);
+        assert!(!effects.malformed);
+        self.perform(id, effects);
+        self.watch(id);
+    }
+
+    fn kill(&mut self, id: u32) {
+        self.nodes.remove(&id);
+        self.watch(id);
+    }
+
+    /// Does something bad, or undoes it.
+    fn meddle(&mut self, size: u32) {
+        let (one, other) = (self.rng.random_range(1..=size), self.rng.random_range(1..=size));
+        match self.rng.random_range(0..9) {
+            0 | 1 => {
+                let mut sides = vec![BTreeSet::new(), BTreeSet::new()];
+                (1..=size).for_each(|id| {
+                    sides[self.rng.random_range(0..2)].insert(id);
+                });
+                self.sides = sides;
+            }
+            2 | 3 => self.sides.clear(),
+            4 => _ = self.cut_links.insert((one.min(other), one.max(other))),
+            5 => self.loss_percent = self.rng.random_range(0..20),
+            6 => self.kill(one),
+            7 => {
+                self.kill(one);
+                self.start(one, &[1, 2]);
+            }
+            _ if one != other && self.nodes.contains_key(&one) && self.nodes.contains_key(&other) => {
+                // What a peer that takes it for dead would say, through all partitions: it may have been under way.
+                let from = self.identity(other);
+                self.hear(one, from, Message::TurnUndead, &[]);
+            }
+            _ => {}
+        }
+    }
+
+    fn heal(&mut self, size: u32) {
+        self.sides.clear();
+        self.cut_links.clear();
+        self.loss_percent = 0;
+        for id in 1..=size {
+            if !self.nodes.contains_key(&id) {
+                self.start(id, &[1, 2]);
+            }
+        }
     }
 
     fn perform(&mut self, id: u32, effects: Effects) {
@@ -88,11 +178,11 @@ impl World {
     fn step(&mut self, until: Duration) -> bool {
         let datagram = self.flying.keys().next().map(|(at, _)| *at);
         let timer = self.nodes.iter().filter_map(|(id, core)| core.wake_at().map(|at| (at, *id))).min();
-        let next = datagram.into_iter().chain(timer.map(|(at, _)| at)).min().unwrap_or(until);
-        if next > until {
+        let next = datagram.into_iter().chain(timer.map(|(at, _)| at)).min();
+        let Some(next) = next.filter(|next| *next <= until) else {
             self.now = until;
             return false;
-        }
+        };
         self.now = self.now.max(next);
         if datagram == Some(next) {
             let (_, (from, to, body)) = self.flying.pop_first().unwrap();
@@ -102,10 +192,12 @@ impl World {
             {
                 let effects = core.receive(&body, self.now);
                 self.perform(id, effects);
+                self.watch(id);
             }
         } else if let Some((_, id)) = timer {
             let effects = self.nodes.get_mut(&id).unwrap().tick(self.now);
             self.perform(id, effects);
+            self.watch(id);
         }
         true
     }
@@ -232,6 +324,77 @@ fn what_a_node_tells_reaches_also_those_who_come_later() {
     world.settle(5, "all know", told);
     world.start(4, &[1]);
     world.settle(15, "the newcomer knows", told);
+}
+
+#[test]
+fn a_new_identity_forgets_no_suspicion() {
+    for (seed, size) in (0..20).zip([2, 3, 4].into_iter().cycle()) {
+        let mut world = World::cluster(seed, size);
+        let others: Vec<Identity> = (2..=size).map(|id| world.identity(id)).collect();
+        (2..=size).for_each(|id| world.kill(id));
+        let suspects = |world: &World| world.view(1).values().any(|state| *state == MemberState::Suspect);
+        world.settle(3, "somebody is suspect", suspects);
+        let generation = world.identity(1).generation;
+        world.hear(1, others[0], Message::TurnUndead, &[]);
+        assert_eq!(world.identity(1).generation, generation + 1);
+        assert!(suspects(&world));
+        let alone = |world: &World| world.view(1).into_iter().all(|(id, state)| id == 1 || state == MemberState::Down);
+        world.settle(6, "all others are down", alone);
+    }
+}
+
+#[test]
+fn a_new_identity_keeps_looking_for_the_others() {
+    for seed in 0..20 {
+        let mut world = World::cluster(seed, 2);
+        // Each hears that the other took it for dead, and the other's reaction is lost: both wait to be spoken to.
+        let (one, two) = (world.identity(1), world.identity(2));
+        world.sides = vec![BTreeSet::from([1]), BTreeSet::from([2])];
+        world.hear(1, two, Message::TurnUndead, &[]);
+        world.hear(2, one, Message::TurnUndead, &[]);
+        world.run(1);
+        world.sides.clear();
+        world.settle(15, "they have met again", World::all_alive);
+    }
+}
+
+#[test]
+fn a_suspicion_from_hearsay_ends_though_its_source_is_gone() {
+    for seed in 0..20 {
+        let mut world = World::cluster(seed, 3);
+        let (suspect, source) = (world.identity(2), world.identity(3));
+        world.kill(2);
+        world.kill(3);
+        let news = foca::Member::new(suspect, 0, State::Suspect);
+        world.hear(1, source, Message::Gossip, &[news]);
+        assert_eq!(world.view(1)[&2], MemberState::Suspect);
+        world.settle(4, "node 2 is down", |world| world.view(1)[&2] == MemberState::Down);
+    }
+}
+
+#[test]
+fn after_any_mishaps_all_are_alive_within_fifteen_seconds() {
+    let suspicion = millis(SwimConfig::new(NodeId(1), address(1), "", "").suspicion_ms);
+    let mut slowest = Duration::ZERO;
+    let mut longest = Duration::ZERO;
+    for seed in 0..200 {
+        let size = 2 + u32::try_from(seed % 5).unwrap();
+        let mut world = World::cluster(1_000 + seed, size);
+        for _ in 0..20 {
+            world.meddle(size);
+            let pause = millis(world.rng.random_range(100..4_000));
+            let until = world.now + pause;
+            while world.step(until) {}
+        }
+        world.heal(size);
+        let took = world.settle(15, &format!("all are alive, seed {seed}"), World::all_alive);
+        slowest = slowest.max(took);
+        world.run(20);
+        assert!(world.all_alive(), "and stay so, seed {seed}: {:#?}", world.views());
+        longest = longest.max(world.suspicion_longest);
+    }
+    println!("alive again after at most {slowest:?}; suspect for at most {longest:?}");
+    assert!(longest <= suspicion * 3, "somebody was suspect for {longest:?}");
 }
 
 #[test]
