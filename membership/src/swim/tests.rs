@@ -354,21 +354,13 @@ fn a_new_identity_keeps_looking_for_the_others() {
         world.hear(2, one, Message::TurnUndead, &[]);
         world.run(1);
         world.sides.clear();
-        world.settle(15, "they have met again", World::all_alive);
-    }
-}
-
-#[test]
-fn a_suspicion_from_hearsay_ends_though_its_source_is_gone() {
-    for seed in 0..20 {
-        let mut world = World::cluster(seed, 3);
-        let (suspect, source) = (world.identity(2), world.identity(3));
-        world.kill(2);
-        world.kill(3);
-        let news = foca::Member::new(suspect, 0, State::Suspect);
-        world.hear(1, source, Message::Gossip, &[news]);
-        assert_eq!(world.view(1)[&2], MemberState::Suspect);
-        world.settle(4, "node 2 is down", |world| world.view(1)[&2] == MemberState::Down);
+        let met = |world: &World| {
+            let knows = |id: u32, other: u32| {
+                world.nodes[&id].members()[&NodeId(other)].generation == world.identity(other).generation
+            };
+            world.all_alive() && knows(1, 2) && knows(2, 1)
+        };
+        world.settle(15, "they have met again", met);
     }
 }
 
