@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::BufMut;
-use foca::{Codec, Header, Message, PostcardCodec, State};
+use foca::{Codec, Header, Message, PostcardCodec};
 use rand::{RngExt, SeedableRng};
 use shoal_kernel::NodeId;
 use shoal_kernel::env::Rng;
