@@ -60,7 +60,7 @@ struct Sending {
     /// Replicas that may yet take it, if asked again.
     later: BTreeSet<NodeId>,
     /// Replicas that will not take it in this epoch.
-    refused: BTreeSet<NodeId>,
+    refused: BTreeMap<NodeId, ErrorCode>,
     /// Some replica has the rows, or may.
     touched: bool,
     last: Option<Error>,
@@ -96,7 +96,7 @@ impl Delivery {
             pending: BTreeSet::new(),
             acknowledged: BTreeMap::new(),
             later: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             // An earlier request with this token may have reached a replica that has not said so, or may be on its way.
             touched: tokened,
             last: None,
@@ -239,7 +239,7 @@ impl Sending {
     /// before it.
     fn send(&mut self, partition: &Partition) {
         for node in partition.replicas.iter().map(|replica| replica.node) {
-            let settled = self.acknowledged.contains_key(&node) || self.refused.contains(&node);
+            let settled = self.acknowledged.contains_key(&node) || self.refused.contains_key(&node);
             if settled || self.later.contains(&node) || !self.pending.insert((partition.epoch, node)) {
                 continue;
             }
@@ -278,7 +278,7 @@ impl Sending {
                 if is_passing(error.code()) {
                     self.later.insert(node);
                 } else if current {
-                    self.refused.insert(node);
+                    self.refused.insert(node, error.code());
                 }
                 self.last = Some(error);
             }
@@ -300,7 +300,7 @@ impl Sending {
         let liveness = &self.delivery.context.liveness;
         let hopeful = |voter: &&NodeId| {
             !self.acknowledged.contains_key(*voter)
-                && !self.refused.contains(*voter)
+                && !self.refused.contains_key(*voter)
                 && (!self.later.contains(*voter) || !liveness.is_down(**voter))
         };
         if acknowledged.len() + voters.iter().filter(hopeful).count() < needed {
@@ -321,7 +321,15 @@ impl Sending {
             // With one replica its own words say it best.
             Some(error) if voters.len() == 1 && self.refused.len() == 1 => error.clone(),
             last => {
-                not_enough(acknowledged, self.needed(voters.len()), voters.len(), self.delivery.level, last.as_ref())
+                let needed = self.needed(voters.len());
+                // Full disks are something that the client can do something about, if they are what it failed on.
+                let full = self.refused.values().filter(|code| **code == ErrorCode::DiskFull).count();
+                let code = if voters.len() - full.min(voters.len()) < needed {
+                    ErrorCode::DiskFull
+                } else {
+                    ErrorCode::NotEnoughReplicas
+                };
+                not_enough(code, acknowledged, needed, voters.len(), self.delivery.level, last.as_ref())
             }
         }
     }

@@ -170,6 +170,7 @@ impl Drop for HeldToken {
 
 /// Writes at a level that says how many replicas must have it.
 pub(crate) fn not_enough(
+    code: ErrorCode,
     acknowledged: usize,
     needed: usize,
     replicas: usize,
@@ -178,7 +179,7 @@ pub(crate) fn not_enough(
 ) -> Error {
     let why = why.map(|error| format!("; last answer: {error}")).unwrap_or_default();
     Error::new(
-        ErrorCode::NotEnoughReplicas,
+        code,
         format!("{acknowledged} of {replicas} replicas have the rows on disk, level {level} needs {needed}{why}"),
     )
     .with_help("send the same request again with the same idempotency key; or ask for a lower level")

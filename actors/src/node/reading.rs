@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_kernel::{Error, NodeId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{NodeId, PartitionId, Result, ScanSpec};
 use shoal_storage::Snapshot;
 
 use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement};
 use crate::replica::directory::ReplicaDirectory;
-use crate::replica::handle::ReplicaHandle;
-use crate::replica::serve;
+use crate::replica::handle::Running;
 
 /// The replicas of this node, as shards read them.
 pub(super) struct Replicas(pub(super) Arc<ReplicaDirectory>);
@@ -18,26 +17,22 @@ pub(super) struct Replicas(pub(super) Arc<ReplicaDirectory>);
 impl LocalReplicas for Replicas {
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
         let handle = self.0.get(partition)?;
-        let snapshot = handle.snapshot()?;
-        Ok(Arc::new(Pinned { handle, snapshot }))
+        let (replica, snapshot) = handle.snapshot()?;
+        Ok(Arc::new(Pinned { replica, snapshot }))
     }
 }
 
 /// A snapshot that tells its replica of damage.
 struct Pinned {
-    handle: Arc<ReplicaHandle>,
+    replica: Running,
     snapshot: Snapshot,
 }
 
 impl PartitionSnapshot for Pinned {
     fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator> {
-        let told = |handle: &Arc<ReplicaHandle>| {
-            let handle = handle.clone();
-            move |error: &Error| serve::damage(&handle, error)
-        };
-        let scan = self.snapshot.scan(spec).inspect_err(told(&self.handle))?;
-        let tell = told(&self.handle);
-        Ok(Box::new(scan.map(move |batch| batch.inspect_err(&tell))))
+        let scan = self.snapshot.scan(spec).inspect_err(|error| self.replica.blame(error))?;
+        let replica = self.replica.clone();
+        Ok(Box::new(scan.map(move |batch| batch.inspect_err(|error| replica.blame(error)))))
     }
 }
 

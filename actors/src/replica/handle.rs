@@ -22,6 +22,16 @@ pub(crate) struct Running {
     pub(crate) store: Arc<Store>,
 }
 
+impl Running {
+    /// Says that reading this store has failed. If it is damaged, the actor takes the replica out of service and fills it
+    /// anew from its peers. A later life of the replica has another store, and is not blamed for this one.
+    pub(crate) fn blame(&self, error: &Error) {
+        if error.code() == ErrorCode::Corruption {
+            let _ = self.actor.cast(ReplicaMessage::Damaged(error.clone()));
+        }
+    }
+}
+
 /// A replica's place on this node.
 pub(crate) struct ReplicaHandle {
     pub(crate) partition: PartitionId,
@@ -110,23 +120,17 @@ impl ReplicaHandle {
         self.running().map(|running| running.store)
     }
 
-    /// A snapshot for a reader.
+    /// A snapshot for a reader, and whom to blame for what it cannot read.
     ///
     /// # Errors
     /// The replica is down, or not fit to answer.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+    pub(crate) fn snapshot(&self) -> Result<(Running, Snapshot)> {
         if !self.serves() {
             return Err(self.unavailable("does not serve reads just now"));
         }
-        Ok(self.store()?.snapshot())
-    }
-
-    /// Says that reading found damage: the actor takes the replica out of service and fills it anew from its peers.
-    pub(crate) fn damaged(&self, error: &Error) {
-        if let Ok(running) = self.running() {
-            self.set_serves(false);
-            let _ = running.actor.cast(ReplicaMessage::Damaged(error.clone()));
-        }
+        let running = self.running()?;
+        let snapshot = running.store.snapshot();
+        Ok((running, snapshot))
     }
 
     /// Waits for room, then hands a gateway's write to the actor and waits for its commit.
@@ -169,7 +173,7 @@ impl ReplicaHandle {
         })
     }
 
-    fn running(&self) -> Result<Running> {
+    pub(crate) fn running(&self) -> Result<Running> {
         lock(&self.running).clone().ok_or_else(|| self.unavailable("is not running"))
     }
 

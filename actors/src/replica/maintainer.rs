@@ -1,7 +1,7 @@
 //! Flushes and compacts one replica's store, one step at a time, on threads for blocking work.
 //!
-//! Owned by the replica actor; holds nothing that a restart could lose. An error of the store ends it, and with it the
-//! replica, which is then opened anew.
+//! Owned by the replica actor; holds nothing that a restart could lose. Damage is the replica's to judge; any other error of
+//! the store ends it, and with it the replica, which is then opened anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,21 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_kernel::{Env, ErrorCode};
 use shoal_storage::Store;
 
+use super::message::ReplicaMessage;
+
 /// How often the age of the memtable and the need for compaction are looked at.
 const TURN: Duration = Duration::from_secs(1);
 /// How long to leave a full disk alone.
 const DISK_FULL_PAUSE: Duration = Duration::from_secs(5);
+/// How long to leave a damaged file alone that nobody can replace.
+const DAMAGE_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct Maintainer;
 
 pub(super) struct Arguments {
     pub(super) env: Env,
     pub(super) store: Arc<Store>,
+    pub(super) replica: ActorRef<ReplicaMessage>,
 }
 
 pub(super) enum MaintainerMessage {
@@ -69,6 +74,10 @@ impl Actor for Maintainer {
             Ok(()) => TURN,
             // Reads go on; there may be room again later.
             Err(error) if error.code() == ErrorCode::DiskFull => DISK_FULL_PAUSE,
+            Err(error) if error.code() == ErrorCode::Corruption => {
+                let _ = state.replica.cast(ReplicaMessage::Damaged(error));
+                DAMAGE_PAUSE
+            }
             Err(error) => return Err(error.into()),
         };
         if compacts {

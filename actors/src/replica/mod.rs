@@ -140,7 +140,7 @@ impl Actor for ReplicaActor {
         let (maintainer, _) = Actor::spawn_linked(
             None,
             Maintainer,
-            maintainer::Arguments { env: context.env.clone(), store: store.clone() },
+            maintainer::Arguments { env: context.env.clone(), store: store.clone(), replica: myself.clone() },
             myself.get_cell(),
         )
         .await?;
@@ -187,7 +187,7 @@ impl Actor for ReplicaActor {
                 Event::Pulled { ticket: shell.take(InHand { write: Some(write), writes, pulled: true, answer }), bytes }
             }
             ReplicaMessage::Committed { tickets, outcome } => {
-                shell.committed(&tickets, outcome)?;
+                shell.committed(&myself, &tickets, outcome)?;
                 Event::Committed
             }
             ReplicaMessage::Catalog(partition) => {
@@ -216,7 +216,13 @@ impl Actor for ReplicaActor {
                 let _ = answer.send(shell.report());
                 return Ok(());
             }
+            ReplicaMessage::Damaged(error) if !open::has_peers(&shell.context, shell.core.partition()) => {
+                // Nobody could fill it again: what can be read goes on being read, and the status names the file.
+                tracing::error!(partition = %shell.handle.partition, %error, "the only replica is damaged");
+                return Ok(());
+            }
             ReplicaMessage::Damaged(error) => {
+                shell.handle.set_serves(false);
                 let store = shell.store.clone();
                 shell.context.env.blocking(move || store.close()).await?;
                 open::condemn(&shell.context, shell.core.partition(), &error).await?;
@@ -293,7 +299,12 @@ impl ReplicaShell {
         });
     }
 
-    fn committed(&mut self, tickets: &[Ticket], outcome: Result<Vec<Result<shoal_storage::Accepted>>>) -> Result<()> {
+    fn committed(
+        &mut self,
+        myself: &ActorRef<ReplicaMessage>,
+        tickets: &[Ticket],
+        outcome: Result<Vec<Result<shoal_storage::Accepted>>>,
+    ) -> Result<()> {
         let counts = self.core.counts();
         match outcome {
             Ok(results) => {
@@ -310,6 +321,12 @@ impl ReplicaShell {
                         }
                         Written { version: accepted.version, duplicate: accepted.duplicate, counts }
                     });
+                    // Met where the rows were looked up that these would have replaced.
+                    if let Err(error) = &written
+                        && error.code() == ErrorCode::Corruption
+                    {
+                        let _ = myself.cast(ReplicaMessage::Damaged(error.clone()));
+                    }
                     let _ = in_hand.answer.send(written);
                 }
                 let _ = self.maintainer.cast(MaintainerMessage::Committed);

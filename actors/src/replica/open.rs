@@ -112,7 +112,8 @@ pub(super) async fn condemn(context: &Arc<NodeContext>, partition: &Partition, e
         .await?
 }
 
-fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
+/// Whether others could fill this replica again.
+pub(super) fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
     partition.voters().any(|voter| voter != context.node)
 }
 

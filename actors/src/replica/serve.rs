@@ -45,13 +45,14 @@ impl ReplicaService {
                 let handle = self.replica(partition).await?;
                 // The epoch is read before the rows: what it promises about them is then true.
                 let sealed = handle.report().await?.sealed;
-                let store = handle.store()?;
+                let running = handle.running()?;
+                let store = running.store.clone();
                 let pulled = self
                     .context
                     .env
                     .blocking(move || store.pull(&cursor, usize::try_from(bytes_max).unwrap_or(usize::MAX)))
                     .await?
-                    .inspect_err(|error| damage(&handle, error))?;
+                    .inspect_err(|error| running.blame(error))?;
                 Ok(ReplicaAnswer::Pulled(PulledAnswer {
                     batches: pulled
                         .batches
@@ -108,13 +109,20 @@ impl ReplicaService {
 
     async fn report(&self, handle: &Arc<ReplicaHandle>) -> ReplicaReport {
         let core = handle.report().await.ok();
-        let store = handle.store().ok();
-        let status = store.as_ref().map(|store| store.status());
-        let digest = match store {
-            Some(store) => self.context.env.blocking(move || store.digest()).await.ok().and_then(Result::ok),
+        let running = handle.running().ok();
+        let digest = match running.clone() {
+            Some(running) => {
+                let digest = self.context.env.blocking(move || {
+                    let digest = running.store.digest();
+                    digest.inspect_err(|error| running.blame(error))
+                });
+                digest.await.ok().and_then(Result::ok)
+            }
             None => None,
         };
+        let status = running.map(|running| running.store.status());
         let problem = handle.problem().map(|error| error.to_string());
+        let damage = status.as_ref().and_then(|status| status.problems.first());
         ReplicaReport {
             partition: handle.partition,
             epoch: core.as_ref().map_or_else(Epoch::default, |core| core.epoch),
@@ -126,7 +134,9 @@ impl ReplicaService {
             bytes: status.as_ref().map(|status| status.disk_bytes),
             digest: digest.as_ref().map(text),
             restarts: handle.restarts(),
-            problem: problem.or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
+            problem: problem
+                .or_else(|| damage.map(|problem| format!("{}: {}", problem.file, problem.message)))
+                .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }
     }
 }
@@ -170,11 +180,4 @@ pub(crate) async fn call_encoded(
 /// The error of a peer that answers something else than it was asked.
 pub(crate) fn unexpected() -> Error {
     Error::internal("a replica answered another question than it was asked")
-}
-
-/// Takes a replica out of service when reading it found damage.
-pub(crate) fn damage(handle: &ReplicaHandle, error: &Error) {
-    if error.code() == ErrorCode::Corruption {
-        handle.damaged(error);
-    }
 }
