@@ -394,7 +394,7 @@ impl ReplicaShell {
         RecentAnswer {
             log_id: status.log_id,
             position: status.position,
-            sealed: self.core.sealed(),
+            sealed: self.core.vouched(),
             counts: self.core.counts(),
             accepts,
         }

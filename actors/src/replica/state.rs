@@ -99,6 +99,8 @@ pub(crate) struct ReplicaCore {
     round_done: bool,
     /// It has never held anything, so an empty answer of its own says nothing while it has not heard a peer.
     fresh: bool,
+    /// It began empty, not at the founding: until it counts, what it holds vouches for nothing.
+    hollow: bool,
 }
 
 impl ReplicaCore {
@@ -107,6 +109,7 @@ impl ReplicaCore {
         let founding = partition.previous_voters.is_empty() && partition.replica(node).is_some_and(is_voting);
         let alone = partition.voters().all(|voter| voter == node);
         let fresh = meta.is_none() && !alone;
+        let hollow = emptied || (meta.is_none() && !founding);
         let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding && !emptied });
         if emptied || (in_doubt && !alone) {
             meta.counts = false;
@@ -123,6 +126,7 @@ impl ReplicaCore {
             heard: BTreeMap::new(),
             round_done: false,
             fresh,
+            hollow,
         }
     }
 
@@ -164,6 +168,12 @@ impl ReplicaCore {
     /// The newest epoch sealed here.
     pub(crate) fn sealed(&self) -> Epoch {
         self.meta.sealed
+    }
+
+    /// The epoch for which this replica's rows vouch to a peer that is being filled. None while they are being filled
+    /// themselves: two emptied replicas must not take each other for full.
+    pub(crate) fn vouched(&self) -> Epoch {
+        if self.hollow && !self.meta.counts { Epoch(0) } else { self.meta.sealed }
     }
 
     /// What to do first, before any event.
@@ -463,6 +473,14 @@ mod tests {
             let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1), counts: true });
             assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
         }
+        let emptied = ReplicaCore::new(
+            ME,
+            partition(1, &[1, 2, 3], &[], &[]),
+            Some(Meta { sealed: Epoch(1), counts: true }),
+            true,
+            false,
+        );
+        assert_eq!(emptied.vouched(), Epoch(0), "two that were emptied do not fill each other");
         let alone = ReplicaCore::new(
             ME,
             partition(1, &[1], &[], &[]),
