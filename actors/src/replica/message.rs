@@ -78,9 +78,6 @@ pub(crate) struct PulledAnswer {
     pub(crate) batches: Vec<ByteBuf>,
     pub(crate) tokens: Vec<TokenRecord>,
     pub(crate) next: PullCursor,
-    pub(crate) done: bool,
-    /// The epoch sealed before the rows were read.
-    pub(crate) sealed: Epoch,
 }
 
 /// How a replica is.
@@ -136,7 +133,6 @@ pub(crate) enum ReplicaMessage {
 /// What only the actor itself can say.
 pub(crate) struct CoreReport {
     pub(crate) epoch: Epoch,
-    pub(crate) sealed: Epoch,
     pub(crate) serves: bool,
     pub(crate) counts: bool,
     pub(crate) problem: Option<&'static str>,

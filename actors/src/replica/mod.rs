@@ -403,7 +403,6 @@ impl ReplicaShell {
     fn report(&self) -> CoreReport {
         CoreReport {
             epoch: self.core.partition().epoch,
-            sealed: self.core.sealed(),
             serves: self.core.serves(),
             counts: self.core.counts(),
             problem: self.core.problem(),

@@ -43,8 +43,6 @@ impl ReplicaService {
             }
             ReplicaCall::Pull { partition, cursor, bytes_max } => {
                 let handle = self.replica(partition).await?;
-                // The epoch is read before the rows: what it promises about them is then true.
-                let sealed = handle.report().await?.sealed;
                 let running = handle.running()?;
                 let store = running.store.clone();
                 let pulled = self
@@ -61,8 +59,6 @@ impl ReplicaService {
                         .collect::<Result<_>>()?,
                     tokens: pulled.tokens,
                     next: pulled.next,
-                    done: pulled.done,
-                    sealed,
                 }))
             }
             ReplicaCall::Status => Ok(ReplicaAnswer::Status(self.status().await)),

@@ -165,11 +165,6 @@ impl ReplicaCore {
         &self.partition
     }
 
-    /// The newest epoch sealed here.
-    pub(crate) fn sealed(&self) -> Epoch {
-        self.meta.sealed
-    }
-
     /// The epoch for which this replica's rows vouch to a peer that is being filled. None while they are being filled
     /// themselves: two emptied replicas must not take each other for full.
     pub(crate) fn vouched(&self) -> Epoch {

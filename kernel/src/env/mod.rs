@@ -14,7 +14,6 @@ pub mod real;
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,9 +195,4 @@ impl Env {
     pub fn trace(&self, what: impl Fn() -> String) {
         self.0.trace(&what);
     }
-}
-
-/// Joins a path under a data directory; a convenience that keeps `PathBuf` out of signatures.
-pub fn under(dir: &std::path::Path, name: impl AsRef<std::path::Path>) -> PathBuf {
-    dir.join(name)
 }
