@@ -10,7 +10,6 @@
 //!   what the scheduler of hosts wants to know. It notes the time-out and ends the runtime's step.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
 /// The wall clock at virtual time zero: 2026-01-01 00:00:00 UTC, in microseconds.
@@ -40,14 +39,6 @@ thread_local! {
     static IDLE: Cell<Idle> = const { Cell::new(Idle::Busy) };
     static LOOKS: Cell<u32> = const { Cell::new(0) };
     static STEP: Cell<Option<Waker>> = const { Cell::new(None) };
-}
-
-/// Whether threads that do not simulate draw their randomness from a fixed stream too.
-static PROCESS_SEEDED: AtomicBool = AtomicBool::new(false);
-
-/// Makes randomness that libraries draw once per process (and keep) the same in every process.
-pub fn seed_process() {
-    PROCESS_SEEDED.store(true, Ordering::Relaxed);
 }
 
 /// The calling thread simulates from here to its end: its clock stands at zero, its randomness comes from the seed.
@@ -143,7 +134,7 @@ fn next_random(state: &Cell<u64>) -> u64 {
 /// # Safety
 /// `buffer` is valid for writes of `len` bytes.
 unsafe fn fill_seeded(buffer: *mut u8, len: usize) -> bool {
-    if !is_simulated() && !PROCESS_SEEDED.load(Ordering::Relaxed) {
+    if !is_simulated() {
         return false;
     }
     RANDOM.with(|state| {

@@ -6,10 +6,11 @@
 //! - [`network`] and [`disk`] are the two doors of [`shoal_kernel::Env`] that can fail;
 //! - [`faults`] are drawn from the seed; [`cluster`] runs nodes and clients under them;
 //! - [`invariants`] are the promises, checked against what clients saw;
-//! - [`trace`] is what "the same run" means.
+//! - [`trace`] is what "the same run" means, and [`apart`] what makes it so.
 //!
 //! Nothing outside this crate knows that it is being simulated.
 
+pub mod apart;
 pub mod cluster;
 pub mod disk;
 pub mod echo;

@@ -1,5 +1,6 @@
 //! One run: what is asked for, what comes out, and the thread it happens on.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
@@ -70,10 +71,10 @@ pub struct RunOptions {
 }
 
 /// A broken promise.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// The name of the invariant.
-    pub invariant: &'static str,
+    pub invariant: Cow<'static, str>,
     /// What was expected, and what was found.
     pub evidence: String,
 }
@@ -84,11 +85,14 @@ impl fmt::Display for Violation {
     }
 }
 
+/// What was counted, by its name.
+pub type Counts = BTreeMap<Cow<'static, str>, u64>;
+
 /// What a run came to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RunReport {
-    /// The hash of the trace.
-    pub hash: u128,
+    /// The hash of the trace, 32 hexadecimal digits.
+    pub hash: String,
     /// Lines of the trace.
     pub lines: u64,
     /// Virtual time that passed.
@@ -96,9 +100,9 @@ pub struct RunReport {
     /// CPU time that it took, of the whole process.
     pub cpu_micros: u64,
     /// Client operations by outcome.
-    pub operations: BTreeMap<&'static str, u64>,
+    pub operations: Counts,
     /// Rare states reached.
-    pub sometimes: BTreeMap<&'static str, u64>,
+    pub sometimes: Counts,
     /// Broken promises.
     pub violations: Vec<Violation>,
     /// The last faults.
@@ -112,19 +116,25 @@ pub struct RunReport {
 impl RunReport {
     /// Takes what the world knows.
     pub fn finish(&mut self, shared: &Shared) {
-        (self.hash, self.lines) = shared.trace_hash();
+        let (hash, lines) = shared.trace_hash();
+        (self.hash, self.lines) = (format!("{hash:032x}"), lines);
         self.virtual_micros = shared.now_micros();
-        self.sometimes = shared.sometimes_reached();
+        self.sometimes = counts(&shared.sometimes_reached());
         self.story = shared.story();
         if let Err(error) = shared.flush_trace() {
             self.failure = Some(format!("the trace could not be written: {error}"));
         }
         for panic in panics::take().into_iter().filter(|panic| !panic.contains(panics::PLANNED)) {
-            self.violations.push(Violation { invariant: "nothing_panics", evidence: panic });
+            self.violations.push(Violation { invariant: "nothing_panics".into(), evidence: panic });
         }
         if shared.stray_threads() > 0 {
             self.failure = Some(format!("{} threads were started outside the simulation", shared.stray_threads()));
         }
+    }
+
+    /// A run that could not be carried out.
+    pub fn failed(why: String) -> Self {
+        Self { failure: Some(why), ..Self::default() }
     }
 
     /// Whether everything held.
@@ -133,7 +143,8 @@ impl RunReport {
     }
 }
 
-/// Runs on a thread of its own, so that nothing that a library keeps per thread comes from an earlier run.
+/// Runs on a thread of its own, so that nothing that a library keeps per thread comes from an earlier run. What libraries
+/// keep per process does: only the first run of a process is the same run everywhere, see [`crate::apart`].
 pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunReport {
     let options = options.clone();
     let begin = entropy::cpu_micros();
@@ -145,26 +156,21 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunRep
         }
     };
     let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES).spawn(work);
-    let failed = |why: String| RunReport { failure: Some(why), ..RunReport::default() };
     let mut report = match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(report)) => report,
-        Ok(Err(panic)) => failed(format!("the run panicked: {}", panic_message(&*panic))),
-        Err(error) => failed(format!("no thread for the run: {error}")),
+        Ok(Err(panic)) => RunReport::failed(format!("the run panicked: {}", panic_message(&*panic))),
+        Err(error) => RunReport::failed(format!("no thread for the run: {error}")),
     };
     report.cpu_micros = entropy::cpu_micros() - begin;
     report
 }
 
+/// Counts whose names may outlive the program, for the report.
+pub(crate) fn counts(found: &BTreeMap<&'static str, u64>) -> Counts {
+    found.iter().map(|(what, times)| (Cow::Borrowed(*what), *times)).collect()
+}
+
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
-}
-
-/// Makes what libraries keep for the life of the process the same, whichever seed comes first; silences expected panics.
-pub fn warm_up() {
-    entropy::seed_process();
-    std::panic::set_hook(Box::new(panics::note));
-    let options =
-        RunOptions { seed: 0, scenario: Scenario::Echo, nodes: 2, seconds: 1, planted: None, faults: Some(Vec::new()) };
-    run(&options, None);
 }

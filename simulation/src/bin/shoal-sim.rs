@@ -4,17 +4,20 @@
     reason = "a program at the edge: it reads and writes the files that its user names, outside of every simulation"
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use shoal_simulation::entropy;
 use shoal_simulation::invariants::INVARIANTS;
-use shoal_simulation::run::{self, Planted, RunOptions, RunReport, Scenario};
+use shoal_simulation::run::{Planted, RunOptions, RunReport, Scenario};
+use shoal_simulation::{apart, entropy};
 
 /// Runs Shoal in a box: the same nodes on virtual time, network and disks, under faults drawn from a seed.
 ///
@@ -39,6 +42,9 @@ enum Command {
     Replay(ReplayArguments),
     /// Lists the promises that every run of the cluster is held to.
     Invariants,
+    /// Does one run for another process of this program.
+    #[command(hide = true, name = apart::ARGUMENT)]
+    Apart,
 }
 
 #[derive(Args)]
@@ -58,11 +64,14 @@ struct RunArguments {
     /// What is simulated.
     #[arg(long, value_enum, default_value_t = ScenarioName::Cluster)]
     scenario: ScenarioName,
+    /// Runs so many seeds at a time; by default as many as there are cores.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
     /// Writes every event of the run, one line each.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "seeds")]
     trace: Option<PathBuf>,
     /// Writes down what is needed to run exactly this again, with its faults spelled out.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "seeds")]
     record: Option<PathBuf>,
     /// Switches on a bug, to see that it is found.
     #[arg(long, value_enum)]
@@ -113,11 +122,11 @@ struct Recording {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     entropy::without_address_randomisation();
-    run::warm_up();
     let outcome = match cli.command {
         Command::Run(arguments) => run_seeds(&arguments),
         Command::Replay(arguments) => replay(&arguments),
         Command::Invariants => list_invariants(),
+        Command::Apart => apart::serve().map(|()| Outcome::Held),
     };
     match outcome {
         Ok(Outcome::Held) => ExitCode::SUCCESS,
@@ -156,37 +165,70 @@ fn options(arguments: &RunArguments, seed: u64) -> RunOptions {
     }
 }
 
-fn trace_file(path: Option<&Path>) -> io::Result<Option<Box<dyn Write + Send>>> {
-    let open = |path: &Path| -> io::Result<Box<dyn Write + Send>> { Ok(Box::new(BufWriter::new(File::create(path)?))) };
-    path.map(open).transpose()
+/// Runs every seed, several at a time, and tells of them in order.
+fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
+    let program = std::env::current_exe()?;
+    let jobs = arguments.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let end = arguments.seed.saturating_add(arguments.seeds);
+    let (next, stop) = (AtomicU64::new(arguments.seed), AtomicBool::new(false));
+    let (reports, finished) = mpsc::sync_channel(jobs);
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (reports, program, next, stop) = (reports.clone(), &program, &next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    // Nobody listens any more once a seed has failed.
+                    if seed >= end || reports.send((seed, run_seed(program, arguments, seed))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        let outcome = tell_in_order(arguments, finished);
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
 }
 
-fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
+fn run_seed(program: &Path, arguments: &RunArguments, seed: u64) -> RunReport {
+    let options = options(arguments, seed);
+    let mut report = apart::run(program, &options, arguments.trace.as_deref());
+    if arguments.twice && report.failure.is_none() {
+        let again = apart::run(program, &options, None);
+        if again.hash != report.hash {
+            report.failure = Some(format!("the second run gave another hash, {}", again.hash));
+        }
+    }
+    report
+}
+
+fn tell_in_order(arguments: &RunArguments, finished: mpsc::Receiver<(u64, RunReport)>) -> io::Result<Outcome> {
     let mut out = io::stdout().lock();
     let mut totals = Totals::default();
     let mut worst = Outcome::Held;
-    for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
-        let options = options(arguments, seed);
-        let mut report = run::run(&options, trace_file(arguments.trace.as_deref())?);
-        if arguments.twice && report.failure.is_none() {
-            let again = run::run(&options, None);
-            if again.hash != report.hash {
-                report.failure = Some(format!("the second run gave another hash, {:032x}", again.hash));
+    // Reports that are early wait for the seeds before them; at most one per job.
+    let (mut early, mut turn) = (BTreeMap::new(), arguments.seed);
+    'telling: for (seed, report) in finished {
+        early.insert(seed, report);
+        while let Some(report) = early.remove(&turn) {
+            let options = options(arguments, turn);
+            if let Some(path) = &arguments.record {
+                let run = RunOptions { faults: Some(report.plan.clone()), ..options.clone() };
+                let text = toml::to_string(&Recording { hash: report.hash.clone(), run }).map_err(io::Error::other)?;
+                std::fs::write(path, text)?;
             }
-        }
-        if let Some(path) = &arguments.record {
-            let run = RunOptions { faults: Some(report.plan.clone()), ..options.clone() };
-            let text = toml::to_string(&Recording { hash: format!("{:032x}", report.hash), run });
-            std::fs::write(path, text.map_err(io::Error::other)?)?;
-        }
-        progress(&mut out, seed, &report)?;
-        totals.add(&report);
-        if !report.passed() {
-            tell(&mut out, &options, &report)?;
-            worst = worst.max(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken });
-            if !arguments.keep_going {
-                break;
+            progress(&mut out, turn, &report)?;
+            totals.add(&report);
+            if !report.passed() {
+                tell(&mut out, &options, &report)?;
+                worst = worst.max(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken });
+                if !arguments.keep_going {
+                    break 'telling;
+                }
             }
+            turn += 1;
         }
     }
     totals.print(&mut out)?;
@@ -196,11 +238,10 @@ fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
 fn replay(arguments: &ReplayArguments) -> io::Result<Outcome> {
     let text = std::fs::read_to_string(&arguments.file)?;
     let recording: Recording = toml::from_str(&text).map_err(io::Error::other)?;
-    let report = run::run(&recording.run, trace_file(arguments.trace.as_deref())?);
+    let report = apart::run(&std::env::current_exe()?, &recording.run, arguments.trace.as_deref());
     let mut out = io::stdout().lock();
     progress(&mut out, recording.run.seed, &report)?;
-    let hash = format!("{:032x}", report.hash);
-    if hash == recording.hash {
+    if report.hash == recording.hash {
         writeln!(out, "the same run as recorded")?;
     } else {
         writeln!(out, "not the run that was recorded ({}): the program has changed since", recording.hash)?;
@@ -224,7 +265,7 @@ fn progress(out: &mut impl Write, seed: u64, report: &RunReport) -> io::Result<(
     let operations: u64 = report.operations.values().sum();
     writeln!(
         out,
-        "seed {seed}: {} {:032x}, {} faults, {operations} operations, {} events, {:.1} virtual s in {:.2} CPU s",
+        "seed {seed}: {} {}, {} faults, {operations} operations, {} events, {:.1} virtual s in {:.2} CPU s",
         if report.passed() { "ok" } else { "FAILED" },
         report.hash,
         report.plan.len(),
@@ -263,9 +304,9 @@ struct Totals {
     passed: u64,
     virtual_micros: u64,
     cpu_micros: u64,
-    operations: BTreeMap<&'static str, u64>,
+    operations: BTreeMap<Cow<'static, str>, u64>,
     /// Rare states, with how often, and by how many seeds.
-    sometimes: BTreeMap<&'static str, (u64, u64)>,
+    sometimes: BTreeMap<Cow<'static, str>, (u64, u64)>,
 }
 
 impl Totals {
@@ -275,10 +316,10 @@ impl Totals {
         self.virtual_micros += report.virtual_micros;
         self.cpu_micros += report.cpu_micros;
         for (what, times) in &report.operations {
-            *self.operations.entry(what).or_default() += times;
+            *self.operations.entry(what.clone()).or_default() += times;
         }
         for (what, times) in &report.sometimes {
-            let (total, seeds) = self.sometimes.entry(what).or_default();
+            let (total, seeds) = self.sometimes.entry(what.clone()).or_default();
             *total += times;
             *seeds += 1;
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use history::{Cell, Facts, Outcome, Question, Read, TableChange, Target, View, Write};
 
 use crate::invariants::{self, Evidence};
-use crate::run::{RunOptions, RunReport};
+use crate::run::{RunOptions, RunReport, counts};
 use crate::world::{HostId, Simulation};
 use client::Office;
 use desk::Desk;
@@ -61,7 +61,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     }
     simulation.shut_down();
     evidence.facts = std::mem::take(&mut *history.facts());
-    report.operations = evidence.facts.counts.clone();
+    report.operations = counts(&evidence.facts.counts);
     report.plan.clone_from(&evidence.plan);
     if report.failure.is_none() {
         report.violations = invariants::check(&evidence);

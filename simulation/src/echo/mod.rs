@@ -12,7 +12,7 @@ use std::sync::Arc;
 use shoal_kernel::Env;
 
 use crate::faults::{FaultMenu, draw_plan, heal_everything, run_plan};
-use crate::run::{RunOptions, RunReport, Violation};
+use crate::run::{RunOptions, RunReport, Violation, counts};
 use crate::world::{HostId, Simulation};
 use worker::{Board, PORT};
 
@@ -54,11 +54,11 @@ fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunRepo
     if !simulation.run_while(healed + HEAL_MICROS, || board.heard() < pairs) && pairs > 0 {
         let evidence =
             format!("{} of {pairs} directions carry messages 10 s after everything was healed", board.heard());
-        report.violations.push(Violation { invariant: "liveness_after_heal", evidence });
+        report.violations.push(Violation { invariant: "liveness_after_heal".into(), evidence });
     }
     if let Some(evidence) = board.forgotten() {
-        report.violations.push(Violation { invariant: "no_acknowledged_write_lost", evidence });
+        report.violations.push(Violation { invariant: "no_acknowledged_write_lost".into(), evidence });
     }
-    report.operations = board.operations();
+    report.operations = counts(&board.operations());
     Ok(())
 }

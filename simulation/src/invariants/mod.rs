@@ -123,7 +123,7 @@ pub fn check(evidence: &Evidence) -> Vec<Violation> {
     let cases = |invariant: &Invariant| {
         let name = invariant.name;
         let found = (invariant.check)(evidence).into_iter().take(CASES_MAX);
-        found.map(move |evidence| Violation { invariant: name, evidence }).collect::<Vec<_>>()
+        found.map(move |evidence| Violation { invariant: name.into(), evidence }).collect::<Vec<_>>()
     };
     INVARIANTS.iter().flat_map(cases).collect()
 }
