@@ -5,6 +5,7 @@
 
 mod batch;
 mod gateway;
+mod later;
 pub mod node;
 mod placement;
 pub mod query;

@@ -12,7 +12,6 @@ pub mod http;
 pub mod ingest;
 pub mod server;
 pub mod statement;
-mod suggest;
 pub mod ws;
 
 pub use backend::{Backend, NodeBackend};

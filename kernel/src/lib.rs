@@ -13,6 +13,7 @@ pub mod level;
 pub mod limits;
 pub mod scan;
 pub mod schema;
+pub mod suggest;
 pub mod time;
 pub mod wire;
 

@@ -5,9 +5,7 @@ use std::error::Error as StdError;
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{Diagnostic, SchemaError};
 use datafusion::error::DataFusionError;
-use shoal_kernel::{Error, ErrorCode, Span};
-
-use crate::suggest;
+use shoal_kernel::{Error, ErrorCode, Span, suggest};
 
 /// Puts our error into DataFusion's, from which [`error_from_datafusion`] takes it out again unchanged.
 pub fn error_to_datafusion(error: Error) -> DataFusionError {
@@ -106,7 +104,7 @@ fn from_schema(error: &SchemaError) -> Error {
             };
             let error = Error::new(ErrorCode::UnknownColumn, message);
             let names = valid_fields.iter().map(|valid| valid.name.as_str());
-            match suggest::nearest(&field.name, names) {
+            match suggest::closest(&field.name, names) {
                 Some(near) => error.with_help(format!("did you mean '{near}'?")),
                 None if valid_fields.is_empty() => error,
                 None => {

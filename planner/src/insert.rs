@@ -12,14 +12,13 @@ use datafusion::physical_plan::collect;
 use datafusion::prelude::Expr;
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
-use shoal_kernel::{Error, ErrorCode, Result, TableKind};
+use shoal_kernel::{Error, ErrorCode, Result, TableKind, suggest};
 use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
 
 use crate::error::error_from_datafusion;
 use crate::planner::{logical_plan, physical_plan};
 use crate::sql::{at, normalised, table_name};
 use crate::statement::{InsertSource, Statement};
-use crate::suggest;
 use crate::unknown::unknown_table;
 
 /// Plans an INSERT.
@@ -136,7 +135,7 @@ fn absent_columns(table: &Table, insert: &ast::Insert) -> Result<Vec<&'static st
         if table.schema.column(&name).is_none() {
             let message = format!("there is no column '{name}' in '{}'", table.name);
             let error = at(Error::new(ErrorCode::UnknownColumn, message), column.span());
-            let near = suggest::nearest(&name, table.schema.columns.iter().map(|column| column.name.as_str()));
+            let near = suggest::closest(&name, table.schema.columns.iter().map(|column| column.name.as_str()));
             return Err(match near {
                 Some(near) => error.with_help(format!("did you mean '{near}'?")),
                 None => error,

@@ -23,7 +23,6 @@ mod session;
 mod show;
 mod sql;
 mod statement;
-mod suggest;
 mod table;
 mod task;
 mod unknown;

@@ -6,14 +6,13 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionState;
 use datafusion::sql::parser::Statement as SqlStatement;
 use shoal_catalog::Catalog;
-use shoal_kernel::{Error, ErrorCode, Result};
+use shoal_kernel::{Error, ErrorCode, Result, suggest};
 use sqlparser::ast::{self, Expr, Spanned, TableFactor, Visit, Visitor};
 use sqlparser::tokenizer::Span;
 
 use crate::error::error_from_datafusion;
 use crate::session::{CATALOG, SCHEMA};
 use crate::sql::{at, normalised};
-use crate::suggest;
 
 const INFORMATION_SCHEMA: &str = "information_schema";
 
@@ -44,7 +43,7 @@ pub(crate) fn unknown_table(catalog: &Catalog, name: &str) -> Error {
     let error = Error::new(ErrorCode::UnknownTable, format!("there is no table '{name}'"));
     let mut names: Vec<&str> = catalog.tables.values().map(|table| table.name.as_str()).collect();
     names.sort_unstable();
-    match suggest::nearest(name, names.iter().copied()) {
+    match suggest::closest(name, names.iter().copied()) {
         Some(near) => error.with_help(format!("did you mean '{near}'?")),
         None if names.is_empty() => error.with_help("no table has been created yet"),
         None => error.with_help("SHOW TABLES lists them"),
@@ -69,7 +68,7 @@ pub(crate) fn explain_error(state: &SessionState, statement: &ast::Statement, er
         .collect();
     names.sort_unstable();
     let missing = at(Error::new(ErrorCode::UnknownFunction, format!("there is no function '{name}'")), span);
-    match suggest::nearest(&name, names) {
+    match suggest::closest(&name, names) {
         Some(near) => missing.with_help(format!("did you mean '{near}'?")),
         None => missing,
     }

@@ -12,6 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_catalog::Catalog;
 
 use super::context::NodeContext;
+use crate::later::later;
 use crate::placement::{Placement, PlacementMessage};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::supervisor::{self, ReplicaSupervisor, SupervisorMessage};
@@ -101,11 +102,7 @@ impl Actor for NodeSupervisor {
 
 impl State {
     fn start_later(&self, myself: &ActorRef<NodeMessage>) {
-        let (sleep, myself) = (self.context.env.sleep(RESTART_PAUSE), myself.clone());
-        self.context.env.spawn("node restart", async move {
-            sleep.await;
-            let _ = myself.cast(NodeMessage::Start);
-        });
+        later(&self.context.env, "node restart", myself, RESTART_PAUSE, NodeMessage::Start);
     }
 
     async fn start(&mut self, myself: &ActorRef<NodeMessage>) -> Result<(), ActorProcessingErr> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::later::later;
 use crate::node::context::NodeContext;
 
 const TURN: Duration = Duration::from_secs(1);
@@ -30,7 +31,7 @@ impl Actor for Placement {
         myself: ActorRef<Self::Msg>,
         context: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        later(&context, &myself);
+        later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(context)
     }
 
@@ -50,15 +51,7 @@ impl Actor for Placement {
                 }
             }
         }
-        later(context, &myself);
+        later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
     }
-}
-
-fn later(context: &Arc<NodeContext>, myself: &ActorRef<PlacementMessage>) {
-    let (sleep, myself) = (context.env.sleep(TURN), myself.clone());
-    context.env.spawn("placement turn", async move {
-        sleep.await;
-        let _ = myself.cast(PlacementMessage::Turn);
-    });
 }

@@ -11,6 +11,7 @@ use shoal_kernel::{Env, ErrorCode};
 use shoal_storage::Store;
 
 use super::message::ReplicaMessage;
+use crate::later::later;
 
 /// How often the age of the memtable and the need for compaction are looked at.
 const TURN: Duration = Duration::from_secs(1);
@@ -44,7 +45,7 @@ impl Actor for Maintainer {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        later(&arguments.env, &myself, TURN);
+        later(&arguments.env, "maintainer turn", &myself, TURN, MaintainerMessage::Turn);
         Ok(arguments)
     }
 
@@ -81,16 +82,8 @@ impl Actor for Maintainer {
             Err(error) => return Err(error.into()),
         };
         if compacts {
-            later(&state.env, &myself, pause);
+            later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
         }
         Ok(())
     }
-}
-
-fn later(env: &Env, myself: &ActorRef<MaintainerMessage>, pause: Duration) {
-    let (sleep, myself) = (env.sleep(pause), myself.clone());
-    env.spawn("maintainer turn", async move {
-        sleep.await;
-        let _ = myself.cast(MaintainerMessage::Turn);
-    });
 }

@@ -21,6 +21,7 @@ use super::message::{PulledAnswer, RecentAnswer, ReplicaAnswer, ReplicaCall, Rep
 use super::serve;
 use super::state::Event;
 use crate::batch;
+use crate::later::later;
 use crate::node::context::NodeContext;
 
 /// Pause between two turns.
@@ -103,11 +104,7 @@ impl Actor for Replicator {
             ReplicatorMessage::Turn => {
                 state.round().await;
                 let pause = if state.handle.serves() { TURN } else { TURN_EAGER };
-                let (sleep, myself) = (state.context.env.sleep(pause), myself.clone());
-                state.context.env.spawn("replicator turn", async move {
-                    sleep.await;
-                    let _ = myself.cast(ReplicatorMessage::Turn);
-                });
+                later(&state.context.env, "replicator turn", &myself, pause, ReplicatorMessage::Turn);
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
 use super::message::ReplicaMessage;
 use super::{ReplicaActor, ReplicaArguments};
+use crate::later::later;
 use crate::node::context::NodeContext;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -232,11 +233,7 @@ impl State {
         metrics::counter!("shoal_replica_restarts_total").increment(1);
         child.handle.failed(error);
         let backoff = BACKOFF_MIN.saturating_mul(1 << (child.failures - 1).min(16)).min(BACKOFF_MAX);
-        let (sleep, myself) = (self.context.env.sleep(backoff), myself.clone());
-        self.context.env.spawn("replica back-off", async move {
-            sleep.await;
-            let _ = myself.cast(SupervisorMessage::Start(id));
-        });
+        later(&self.context.env, "replica back-off", myself, backoff, SupervisorMessage::Start(id));
     }
 
     /// The catalog has taken the partition from this node: stop it and free its disk.

@@ -205,7 +205,7 @@ impl Source {
         for name in primary_key {
             if schema.field_with_name(name).is_err() {
                 let names = schema.fields().iter().map(|field| field.name().as_str());
-                let help = crate::suggest::help(name, names);
+                let help = shoal_kernel::suggest::help(name, names);
                 return Err(Exit::usage(format!("--primary-key: the data has no column '{name}'; {help}")));
             }
         }

@@ -59,7 +59,7 @@ impl StartArguments {
             let (name, value) =
                 pair.split_once('=').ok_or_else(|| Exit::usage(format!("--set {pair}: write NAME=VALUE")))?;
             let setting = Setting::find(name.trim()).ok_or_else(|| {
-                let help = crate::suggest::help(name, SETTINGS.iter().map(|setting| setting.name));
+                let help = shoal_kernel::suggest::help(name, SETTINGS.iter().map(|setting| setting.name));
                 Exit::usage(format!("--set {pair}: no such setting; {help}"))
             })?;
             layer.insert(setting.name, Given { value: value.into(), place: format!("--set {pair}") });

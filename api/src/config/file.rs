@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Layer, ConfigError> {
         let name = key.get_ref();
         let setting = Setting::find(name).ok_or_else(|| {
             ConfigError::new(place(path, text, &key.span()), format!("unknown key '{name}'"))
-                .with_help(crate::suggest::help(name, names()))
+                .with_help(shoal_kernel::suggest::help(name, names()))
         })?;
         let place = place(path, text, &value.span());
         let value = match value.into_inner().try_into::<Value>() {

@@ -78,7 +78,8 @@ pub fn from_environment(variables: impl IntoIterator<Item = (String, String)>) -
             continue;
         }
         let setting = Setting::find(&key).ok_or_else(|| {
-            ConfigError::new(name.clone(), "no such setting").with_help(crate::suggest::help(&key, setting::names()))
+            ConfigError::new(name.clone(), "no such setting")
+                .with_help(shoal_kernel::suggest::help(&key, setting::names()))
         })?;
         layer.insert(setting.name, Given { value, place: name });
     }

@@ -63,7 +63,7 @@ impl Format {
     pub fn from_name(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
             Error::new(shoal_kernel::ErrorCode::InvalidRequest, format!("'{name}' is not a format"))
-                .with_help(crate::suggest::help(name, Self::ALL.map(Self::name)))
+                .with_help(shoal_kernel::suggest::help(name, Self::ALL.map(Self::name)))
         })
     }
 

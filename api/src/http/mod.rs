@@ -110,7 +110,7 @@ fn parameters(request: &HttpRequest, known: &[&str]) -> Result<std::collections:
     for (name, value) in pairs.into_inner() {
         if !known.contains(&name.as_str()) {
             return Err(Error::new(ErrorCode::InvalidRequest, format!("unknown parameter '{name}'"))
-                .with_help(crate::suggest::help(&name, known.iter().copied()))
+                .with_help(shoal_kernel::suggest::help(&name, known.iter().copied()))
                 .into());
         }
         if parameters.insert(name.clone(), value).is_some() {

@@ -67,7 +67,7 @@ impl Target {
 
     /// What to say about a name that no column has.
     pub fn unknown(&self, name: &str) -> String {
-        let help = crate::suggest::help(name, self.columns.iter().map(|column| column.name.as_str()));
+        let help = shoal_kernel::suggest::help(name, self.columns.iter().map(|column| column.name.as_str()));
         format!("the table has no column '{name}'; {help}")
     }
 

@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use shoal_catalog::{NewTable, Partitioning};
 use shoal_kernel::limits::{COLUMNS_PER_TABLE_MAX, PARTITIONS_PER_TABLE_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Result, TableKind, TableSchema};
+use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Result, TableKind, TableSchema, suggest};
 use sqlparser::ast::{ColumnDef, ColumnOption, Expr, Ident, PrimaryKeyConstraint, Spanned, TableConstraint};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
@@ -15,7 +15,6 @@ use sqlparser::tokenizer::{Span, Token, TokenWithSpan};
 use super::text::{at, is_keyword, syntax_error};
 use super::{literal, normalised, options, table_name, types};
 use crate::datum::is_key_type;
-use crate::suggest;
 
 /// Parses a whole CREATE TABLE statement.
 pub(super) fn parse(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result<NewTable> {
@@ -202,7 +201,7 @@ fn find(columns: &[Column], ident: &Ident) -> Result<usize> {
     let name = normalised(ident);
     columns.iter().position(|column| column.name == name).ok_or_else(|| {
         let error = Error::new(ErrorCode::UnknownColumn, format!("there is no column '{name}' in this table"));
-        let near = suggest::nearest(&name, columns.iter().map(|column| column.name.as_str()));
+        let near = suggest::closest(&name, columns.iter().map(|column| column.name.as_str()));
         let error = at(error, ident.span);
         match near {
             Some(near) => error.with_help(format!("did you mean '{near}'?")),

@@ -1,12 +1,11 @@
 //! `WITH (…)` of CREATE TABLE.
 
 use shoal_catalog::TableOptions;
-use shoal_kernel::{Error, ErrorCode, Result};
+use shoal_kernel::{Error, ErrorCode, Result, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 
 use super::normalised;
 use super::text::at;
-use crate::suggest;
 
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
@@ -45,7 +44,7 @@ pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
             "write_level" => settings.write_level = text.parse().map_err(wrong)?,
             name => {
                 let message = format!("'{name}' is not a setting of a table");
-                let help = suggest::nearest(name, NAMES).map_or_else(known, |near| format!("did you mean '{near}'?"));
+                let help = suggest::closest(name, NAMES).map_or_else(known, |near| format!("did you mean '{near}'?"));
                 return Err(at(Error::new(ErrorCode::InvalidStatement, message), key.span).with_help(help));
             }
         }
