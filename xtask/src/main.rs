@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask test` is what CI runs and what the README names.
 #![allow(clippy::disallowed_methods, reason = "a developer's tool: it measures its own steps by the real clock")]
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ enum Task {
     /// Everything that must hold before a change lands: format, lints, docs, licences, tests, simulation seeds.
     Test {
         /// Seeds that the simulator runs in release, each twice.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 100)]
         seeds: u32,
     },
     /// Format, lints and docs only.
@@ -26,7 +27,7 @@ enum Task {
     /// Simulation seeds only, each run twice, in release.
     Simulate {
         /// How many.
-        #[arg(long, default_value_t = 80)]
+        #[arg(long, default_value_t = 200)]
         seeds: u32,
         /// The first.
         #[arg(long, default_value_t = 1)]
@@ -66,44 +67,68 @@ fn simulate(from: u64, seeds: u32) -> Step {
 }
 
 fn main() -> ExitCode {
-    let steps = match Arguments::parse().command {
-        Task::Lint => lint_steps(),
-        Task::Simulate { seeds, from } => vec![simulate(from, seeds)],
-        Task::Test { seeds } => {
-            for tool in ["cargo-nextest", "cargo-deny"] {
-                if let Err(why) = provide(tool) {
-                    eprintln!("xtask: {tool} is needed and cannot be installed: {why}");
-                    return ExitCode::FAILURE;
-                }
-            }
-            let mut steps = lint_steps();
-            steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
-            steps.push(step("examples in the docs", "test --workspace --doc --locked"));
-            steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
-            steps.push(simulate(1, seeds));
-            steps
-        }
+    let task = Arguments::parse().command;
+    let done = match &task {
+        Task::Lint => carry_out(lint_steps()),
+        Task::Simulate { seeds, from } => carry_out(vec![simulate(*from, *seeds)]),
+        Task::Test { seeds } => test(*seeds),
     };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(seeds: u32) -> Result<(), String> {
+    for tool in ["cargo-nextest", "cargo-deny"] {
+        provide(tool).map_err(|why| format!("{tool} is needed and cannot be installed: {why}"))?;
+    }
+    let mut steps = lint_steps();
+    steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
+    steps.push(step("examples in the docs", "test --workspace --doc --locked"));
+    steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
+    steps.push(simulate(1, seeds));
+    carry_out(steps)?;
+    same_in_both_builds()
+}
+
+fn carry_out(steps: Vec<Step>) -> Result<(), String> {
     for step in steps {
         println!("\n== {} ==", step.name);
         let started = Instant::now();
         let mut command = Command::new(step.program);
         command.args(&step.arguments).envs(step.environment);
-        match command.status() {
-            Ok(status) if status.success() => {
-                println!("== {}: ok, {:.0} s ==", step.name, started.elapsed().as_secs_f64())
-            }
-            Ok(status) => {
-                eprintln!("xtask: {} failed ({status}): cargo {}", step.name, step.arguments.join(" "));
-                return ExitCode::FAILURE;
-            }
-            Err(error) => {
-                eprintln!("xtask: {} could not be started: {error}", step.name);
-                return ExitCode::FAILURE;
-            }
+        let status = command.status().map_err(|error| format!("{} could not be started: {error}", step.name))?;
+        if !status.success() {
+            return Err(format!("{} failed ({status}): cargo {}", step.name, step.arguments.join(" ")));
         }
+        println!("== {}: ok, {:.0} s ==", step.name, started.elapsed().as_secs_f64());
     }
-    ExitCode::SUCCESS
+    Ok(())
+}
+
+/// A few seeds give the same hashes in the debug build, which the tests have made, and in the release build.
+fn same_in_both_builds() -> Result<(), String> {
+    const NAME: &str = "the same runs in debug and release";
+    println!("\n== {NAME} ==");
+    let debug = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("shoal-sim");
+    let release = debug.parent().and_then(Path::parent).map(|target| target.join("release").join("shoal-sim"));
+    let hashes = |program: &Path| -> Result<Vec<String>, String> {
+        let output = Command::new(program).args(["run", "--seed", "1", "--seeds", "4", "--minutes", "1"]).output();
+        let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().filter(|line| line.starts_with("seed "));
+        Ok(lines.map(|line| line.split(',').next().unwrap_or_default().to_owned()).collect())
+    };
+    let (debug, release) = (hashes(&debug)?, hashes(&release.ok_or("no directory for builds")?)?);
+    if debug != release || debug.is_empty() {
+        return Err(format!("{NAME}: failed\n  debug:   {debug:?}\n  release: {release:?}"));
+    }
+    println!("== {NAME}: ok, {} seeds ==", debug.len());
+    Ok(())
 }
 
 /// Sees to it that a cargo subcommand is there.
