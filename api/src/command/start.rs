@@ -104,10 +104,16 @@ pub(super) fn run(arguments: StartArguments) -> Result<(), Exit> {
     runtime.block_on(serve(config))
 }
 
+/// What libraries log unless the user's own filter names them: openraft reports every attempt to reach a node that is down
+/// as an error, several times a second. What matters of it, Shoal logs itself.
+const LIBRARIES: &str = "openraft=off,actix_server=warn";
+
 /// Sends log lines to standard error.
 pub(super) fn log_to_stderr(filter: &str, json: bool) -> Result<(), Exit> {
     use std::io::IsTerminal;
-    let filter = EnvFilter::try_new(filter).map_err(|error| Exit::usage(format!("log is '{filter}': {error}")))?;
+    // Of two directives for one target the later counts.
+    let filter = EnvFilter::try_new(format!("{LIBRARIES},{filter}"))
+        .map_err(|error| Exit::usage(format!("log is '{filter}': {error}")))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

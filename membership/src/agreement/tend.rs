@@ -18,8 +18,17 @@ const ROUND_MS: u64 = 1_000;
 const ROUND_MS_MAX: u64 = 15_000;
 
 pub(super) async fn run(inner: Weak<Inner>) {
+    let mut led_by = None;
     loop {
         let Some(node) = inner.upgrade() else { return };
+        let leader = node.leader().map(|(leader, _)| leader);
+        if leader != led_by {
+            match leader {
+                Some(leader) => tracing::info!(%leader, "the catalog has a leader"),
+                None => tracing::warn!("the catalog has no leader that this node knows of"),
+            }
+            led_by = leader;
+        }
         let sleep = node.env.sleep(Duration::from_millis(ROUND_MS));
         if node.problem().is_some() {
             return;

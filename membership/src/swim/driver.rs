@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::core::{Core, Effects};
 use super::identity::store_generation;
 use super::seal::{Broken, Seal};
-use super::{Counters, Members};
+use super::{Counters, MemberState, Members};
 
 /// Longer than any datagram that a member sends.
 const BUFFER_BYTES: usize = 2_048;
@@ -140,10 +140,24 @@ impl Driver {
                     let states = members.iter().map(|(id, member)| format!("{id} {:?}", member.state));
                     format!("swim: {}", states.collect::<Vec<_>>().join(", "))
                 });
+                log_changes(shown, &members);
                 *shown = Arc::new(members);
             }
             changed
         });
+    }
+}
+
+fn log_changes(before: &Members, after: &Members) {
+    for (node, member) in after {
+        let address = member.address;
+        match (before.get(node).map(|known| known.state), member.state) {
+            (None, MemberState::Alive) => tracing::info!(%node, %address, "a node is here"),
+            (Some(state), now) if state == now => {}
+            (_, MemberState::Alive) => tracing::info!(%node, %address, "a node is alive again"),
+            (_, MemberState::Suspect) => tracing::info!(%node, %address, "a node is suspected to be down"),
+            (_, MemberState::Down) => tracing::warn!(%node, %address, "a node is down"),
+        }
     }
 }
 

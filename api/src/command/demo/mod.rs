@@ -25,8 +25,7 @@ CREATE TABLE flights (id BIGINT NOT NULL, ts TIMESTAMP, origin VARCHAR, destinat
 CREATE TABLE airports (iata VARCHAR NOT NULL, name VARCHAR, city VARCHAR, state VARCHAR, country VARCHAR, latitude DOUBLE, longitude DOUBLE, PRIMARY KEY (iata));
 CREATE TABLE departures (id BIGINT NOT NULL, ts TIMESTAMP, origin VARCHAR, destination VARCHAR, delay INTEGER, PRIMARY KEY (id))";
 
-const SAMPLES: &str = "\
-  SELECT origin, count(*) AS flights, avg(delay) AS delay FROM flights GROUP BY origin ORDER BY flights DESC LIMIT 10;
+const SAMPLES: &str = "  SELECT origin, count(*) AS flights, avg(delay) AS delay FROM flights GROUP BY origin ORDER BY flights DESC LIMIT 10;
   SELECT a.state, count(*) AS flights, max(f.delay) AS worst FROM flights f JOIN airports a ON f.origin = a.iata GROUP BY a.state ORDER BY flights DESC LIMIT 10;
   SELECT date_trunc('minute', ts) AS minute, count(*) AS departures FROM departures GROUP BY 1 ORDER BY 1 DESC LIMIT 5;";
 
