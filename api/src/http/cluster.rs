@@ -1,14 +1,183 @@
 //! `/api/v1/cluster`: nodes, partitions, replicas.
 
+use std::fmt::Write as _;
+
 use actix_web::web::{Data, Json};
-use shoal_actors::service::ClusterStatus;
+use serde::Serialize;
+use shoal_actors::service::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus};
+use shoal_catalog::PartitionBounds;
+use utoipa::ToSchema;
 
 use super::Doors;
 use super::problem::Failure;
 
+/// The cluster, as one node sees it. Numbers that may exceed 2^53, which JavaScript would round, are hexadecimal text.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Cluster {
+    /// Names the cluster: 16 hexadecimal digits.
+    cluster_id: String,
+    /// The node that answers.
+    node: u32,
+    /// Version of the catalog that it has applied.
+    catalog_version: u64,
+    /// The catalog's leader, if one is known.
+    leader: Option<u32>,
+    /// Members, by number.
+    nodes: Vec<Node>,
+    /// Partitions, by number.
+    partitions: Vec<Partition>,
+}
+
+/// A member.
+#[derive(Serialize, ToSchema)]
+struct Node {
+    /// Its number.
+    id: u32,
+    /// Where nodes reach it: HOST:PORT.
+    cluster_address: String,
+    /// Where clients reach it: HOST:PORT.
+    http_address: String,
+    /// Its role: `active` or `draining`.
+    #[schema(value_type = String)]
+    state: shoal_catalog::NodeState,
+    /// What SWIM thinks of it: `alive`, `suspect`, `down`, or `unknown` if it was never heard of since this node started.
+    #[schema(value_type = String)]
+    swim: shoal_actors::service::SwimState,
+    /// Whether it votes on the catalog.
+    voter: bool,
+}
+
+/// A partition.
+#[derive(Serialize, ToSchema)]
+struct Partition {
+    /// Its number.
+    id: u64,
+    /// Its table's name.
+    table: String,
+    /// Its keys.
+    bounds: Bounds,
+    /// The generation of its set of voting replicas.
+    epoch: u64,
+    /// Its replicas, by node.
+    replicas: Vec<Replica>,
+}
+
+/// Which keys a partition holds.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Bounds {
+    /// Encoded keys from the first inside to the first outside, in hexadecimal; an open side is null.
+    Range {
+        /// The first key inside.
+        start: Option<String>,
+        /// The first key outside.
+        end: Option<String>,
+    },
+    /// Keys of this hash bucket.
+    Bucket(u32),
+}
+
+/// A replica. What only it knows is null if it did not answer just now.
+#[derive(Serialize, ToSchema)]
+struct Replica {
+    /// Its node.
+    node: u32,
+    /// `joining` (it fills up, and counts for nothing) or `voting` (its acknowledgements count).
+    #[schema(value_type = String)]
+    state: shoal_catalog::ReplicaState,
+    /// Whether it answered just now.
+    reachable: bool,
+    /// Accepts of its peers that it has not pulled yet; 0 is caught up.
+    lag: Option<u64>,
+    /// The life of its accept log.
+    log_id: Option<String>,
+    /// Accepts in that log.
+    position: Option<u64>,
+    /// Visible rows.
+    rows: Option<u64>,
+    /// Bytes on disk.
+    bytes: Option<u64>,
+    /// Digest of its winning rows and tombstones; equal digests mean equal rows.
+    digest: Option<String>,
+    /// Times it was restarted by its supervisor since the node started.
+    restarts: Option<u32>,
+    /// Why it does not serve, if it does not.
+    problem: Option<String>,
+}
+
+impl From<ClusterStatus> for Cluster {
+    fn from(status: ClusterStatus) -> Self {
+        Self {
+            cluster_id: format!("{:016x}", status.cluster_id),
+            node: status.node.0,
+            catalog_version: status.catalog_version,
+            leader: status.leader.map(|leader| leader.0),
+            nodes: status.nodes.into_iter().map(Node::from).collect(),
+            partitions: status.partitions.into_iter().map(Partition::from).collect(),
+        }
+    }
+}
+
+impl From<NodeStatus> for Node {
+    fn from(status: NodeStatus) -> Self {
+        Self {
+            id: status.id.0,
+            cluster_address: status.cluster_address.to_string(),
+            http_address: status.http_address.to_string(),
+            state: status.state,
+            swim: status.swim,
+            voter: status.voter,
+        }
+    }
+}
+
+impl From<PartitionStatus> for Partition {
+    fn from(status: PartitionStatus) -> Self {
+        let bounds = match status.bounds {
+            PartitionBounds::Range(range) => Bounds::Range {
+                start: (!range.start.is_empty()).then(|| hexadecimal(&range.start)),
+                end: range.end.as_deref().map(hexadecimal),
+            },
+            PartitionBounds::Bucket(bucket) => Bounds::Bucket(bucket),
+        };
+        Self {
+            id: status.id.0,
+            table: status.table,
+            bounds,
+            epoch: status.epoch.0,
+            replicas: status.replicas.into_iter().map(Replica::from).collect(),
+        }
+    }
+}
+
+impl From<ReplicaStatus> for Replica {
+    fn from(status: ReplicaStatus) -> Self {
+        Self {
+            node: status.node.0,
+            state: status.state,
+            reachable: status.reachable,
+            lag: status.lag,
+            log_id: status.log_id.map(|log| log.to_string()),
+            position: status.position,
+            rows: status.rows,
+            bytes: status.bytes,
+            digest: status.digest,
+            restarts: status.restarts,
+            problem: status.problem,
+        }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// The cluster as this node sees it: nodes with what SWIM thinks of them, partitions with replicas, epoch and lag.
 #[utoipa::path(get, path = "/api/v1/cluster", tag = "cluster",
-    responses((status = 200, description = "Nodes and partitions", body = Object), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
-pub(super) async fn get(doors: Data<Doors>) -> Result<Json<ClusterStatus>, Failure> {
-    Ok(Json(doors.backend.cluster().await?))
+    responses((status = 200, description = "Nodes and partitions", body = Cluster), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
+pub(super) async fn get(doors: Data<Doors>) -> Result<Json<Cluster>, Failure> {
+    Ok(Json(doors.backend.cluster().await?.into()))
 }

@@ -349,7 +349,7 @@ fn health_metrics_and_cluster() {
     assert!(metrics.text().contains("shoal_ready 0"));
 
     let cluster = world.get("/api/v1/cluster").json();
-    assert_eq!((&cluster["cluster_id"], &cluster["leader"]), (&json!(42), &json!(7)));
+    assert_eq!((&cluster["cluster_id"], &cluster["leader"]), (&json!("000000000000002a"), &json!(7)));
     let page = world.get("/");
     assert!(page.headers["content-type"].starts_with("text/html"));
     assert!(page.text().contains("it waits for the catalog"));
