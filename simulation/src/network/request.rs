@@ -55,6 +55,9 @@ impl<T: Send + 'static> Reply<T> {
     fn finish(&mut self, answer: Result<T, NoAnswer>) {
         let Some(slot) = self.slot.take() else { return };
         let mut core = self.shared.core();
+        // A node whose power is gone in the middle of its work says nothing more, whatever its code still does.
+        let doomed = core.hosts.get(self.from.index()).is_some_and(|state| state.doomed.is_some());
+        let answer = if doomed { Err(NoAnswer::Broken) } else { answer };
         let Some(transit) = link::passes(&mut core, self.from, self.to) else { return };
         let at = core.now_micros + transit;
         deliver(&mut core, self.to, at, move || {
