@@ -57,7 +57,8 @@ pub(super) struct ImportArguments {
     /// Rows of a chunk
     #[arg(long, default_value_t = BATCH_ROWS, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     batch_rows: u64,
-    /// When a chunk counts as written: one, quorum or all
+    /// When a chunk counts as written: one, quorum or all. Unless told, all, so that every node has the rows when the import
+    /// ends; quorum from the moment that too few replicas answer
     #[arg(long, value_parser = ["one", "quorum", "all"])]
     ack: Option<String>,
     /// The node to ask
@@ -97,7 +98,8 @@ pub(super) fn load(arguments: &ImportArguments) -> Result<String, Exit> {
     let schema = table_schema(&client, &arguments.table)?;
     let key = source.fingerprint(&arguments.table, arguments.batch_rows)?;
     let bar = progress_bar(source.bytes);
-    let mut sender = Sender { client: &client, arguments, key, chunk: 0, rows: 0, repeated: 0 };
+    let ack = arguments.ack.as_deref().unwrap_or("all");
+    let mut sender = Sender { client: &client, arguments, key, ack, chunk: 0, rows: 0, repeated: 0 };
     let batch_rows = usize::try_from(arguments.batch_rows).unwrap_or(usize::MAX);
     let done = match source.format {
         InputFormat::Parquet => source.send_parquet(&schema, batch_rows, &bar, &mut sender),
@@ -109,7 +111,13 @@ pub(super) fn load(arguments: &ImportArguments) -> Result<String, Exit> {
         0 => String::new(),
         chunks => format!(" ({chunks} of {} chunks stood there already)", sender.chunk),
     };
-    Ok(format!("{} rows in table {}{repeated}", sender.rows, arguments.table))
+    let behind = match &arguments.ack {
+        None if sender.ack != "all" => {
+            "\nnot every replica answered, so a majority was enough; the others catch up by themselves"
+        }
+        _ => "",
+    };
+    Ok(format!("{} rows in table {}{repeated}{behind}", sender.rows, arguments.table))
 }
 
 /// A name as SQL takes it literally.
@@ -360,6 +368,7 @@ struct Sender<'a> {
     client: &'a Client,
     arguments: &'a ImportArguments,
     key: String,
+    ack: &'a str,
     chunk: u64,
     rows: u64,
     repeated: u64,
@@ -386,18 +395,25 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn until_it_succeeds(&self, body: &[u8], token: &str) -> Result<serde_json::Value, Exit> {
+    fn until_it_succeeds(&mut self, body: &[u8], token: &str) -> Result<serde_json::Value, Exit> {
         let media_type = "application/vnd.apache.arrow.stream";
-        let (table, ack) = (self.arguments.table.as_str(), self.arguments.ack.as_deref());
+        let table = self.arguments.table.as_str();
         let mut wait = BACK_OFF;
         for _ in 1..ATTEMPTS_MAX {
-            match self.client.ingest(table, media_type, body, Some(token), ack) {
-                Err(error) if error.retryable() => std::thread::sleep(wait),
+            match self.client.ingest(table, media_type, body, Some(token), Some(self.ack)) {
+                Err(error) if error.retryable() => {
+                    // Which level is wanted was not said: a majority keeps the rows as safe as any write.
+                    if self.arguments.ack.is_none() && matches!(error.code(), Some("not_enough_replicas" | "disk_full"))
+                    {
+                        self.ack = "quorum";
+                    }
+                    std::thread::sleep(wait);
+                }
                 outcome => return self.explained(outcome),
             }
             wait = (wait * 2).min(BACK_OFF_MAX);
         }
-        self.explained(self.client.ingest(table, media_type, body, Some(token), ack))
+        self.explained(self.client.ingest(table, media_type, body, Some(token), Some(self.ack)))
     }
 
     fn explained(&self, outcome: Result<serde_json::Value, ClientError>) -> Result<serde_json::Value, Exit> {

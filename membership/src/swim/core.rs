@@ -167,6 +167,11 @@ impl Core {
         all
     }
 
+    /// This node.
+    pub(super) fn me(&self) -> NodeId {
+        self.foca.identity().node
+    }
+
     /// Everybody that was heard of, this node included.
     pub(super) fn members(&self) -> Members {
         let me = self.foca.identity();

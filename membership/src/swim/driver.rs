@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use shoal_kernel::Env;
 use shoal_kernel::env::BoxDatagram;
+use shoal_kernel::{Env, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::core::{Core, Effects};
@@ -140,7 +140,7 @@ impl Driver {
                     let states = members.iter().map(|(id, member)| format!("{id} {:?}", member.state));
                     format!("swim: {}", states.collect::<Vec<_>>().join(", "))
                 });
-                log_changes(shown, &members);
+                log_changes(shown, &members, self.core.me());
                 *shown = Arc::new(members);
             }
             changed
@@ -148,8 +148,8 @@ impl Driver {
     }
 }
 
-fn log_changes(before: &Members, after: &Members) {
-    for (node, member) in after {
+fn log_changes(before: &Members, after: &Members, me: NodeId) {
+    for (node, member) in after.iter().filter(|(node, _)| **node != me) {
         let address = member.address;
         match (before.get(node).map(|known| known.state), member.state) {
             (None, MemberState::Alive) => tracing::info!(%node, %address, "a node is here"),
