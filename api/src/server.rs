@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServerHandle, Service, ServiceRequest, ServiceResponse};
-use actix_web::middleware::DefaultHeaders;
+use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::{App, HttpServer, web};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_actix_web::{DefaultRootSpanBuilder, RootSpanBuilder, TracingLogger};
@@ -109,6 +109,7 @@ impl Server {
                 let server = HttpServer::new(move || {
                     App::new()
                         .app_data(doors.clone())
+                        .wrap(from_fn(http::same_origin))
                         .wrap(DefaultHeaders::new().add(("x-content-type-options", "nosniff")))
                         .wrap(TracingLogger::<RequestSpan>::new())
                         .wrap_fn(|request, service| {

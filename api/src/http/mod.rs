@@ -7,6 +7,7 @@ mod health;
 mod index;
 mod ingest;
 mod openapi;
+mod origin;
 pub mod problem;
 mod queries;
 mod running;
@@ -25,6 +26,7 @@ use problem::Failure;
 use running::Running;
 
 pub use openapi::document as openapi_document;
+pub use origin::same_origin;
 
 /// The header that names a query.
 pub const QUERY_ID: &str = "x-shoal-query-id";

@@ -62,7 +62,13 @@ const PARAMETERS: &[&str] = &["query", "format", "database", "timeout_ms", "cons
 pub(super) async fn post(request: HttpRequest, doors: Data<Doors>, payload: Payload) -> Result<HttpResponse, Failure> {
     let content_type = media_type(request.headers());
     let body = read_body(payload, limits::SQL_BYTES_MAX + ENVELOPE_BYTES_MAX).await?;
-    let body = match content_type.as_str() {
+    let content_type = match content_type.as_str() {
+        // What curl sends unless told otherwise. No SQL begins with a brace.
+        "" | "application/x-www-form-urlencoded" if body.trim_ascii_start().starts_with(b"{") => "application/json",
+        "" | "application/x-www-form-urlencoded" => "text/plain",
+        given => given,
+    };
+    let body = match content_type {
         "text/plain" | "application/sql" => {
             let query = String::from_utf8(body).map_err(|_| Failure::invalid("the SQL text is not UTF-8"))?;
             let mut body = from_parameters(&request)?;
@@ -71,13 +77,16 @@ pub(super) async fn post(request: HttpRequest, doors: Data<Doors>, payload: Payl
             }
             body
         }
-        "" | "application/json" => {
+        "application/json" => {
             parameters(&request, &[])?;
             serde_json::from_slice::<SqlBody>(&body).map_err(|error| malformed(&error))?
         }
         other => {
-            return Err(Failure::invalid(format!("the body's content type is '{other}'"))
-                .with_status(actix_web::http::StatusCode::UNSUPPORTED_MEDIA_TYPE));
+            return Err(Failure::from(
+                Error::new(ErrorCode::InvalidRequest, format!("the body's content type is '{other}'"))
+                    .with_help("send application/json, or the SQL itself as text/plain"),
+            )
+            .with_status(actix_web::http::StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
     };
     run(&request, doors, body, false).await

@@ -230,12 +230,28 @@ fn requests_that_make_no_sense_are_refused() {
         world.sql(&body).problem(400, "syntax_error");
     }
     world.send("POST", "/api/v1/sql", &[("content-type", "text/html")], b"x").problem(415, "invalid_request");
+    for origin in ["http://elsewhere.example", "null"] {
+        world.send("POST", "/api/v1/sql", &[("origin", origin)], b"SELECT 1").problem(403, "forbidden");
+    }
     let accept = [("content-type", "text/plain"), ("accept", "text/html")];
     world.send("POST", "/api/v1/sql", &accept, b"SELECT 1").problem(400, "invalid_request");
     let huge = vec![b' '; 4 << 20];
     world.send("POST", "/api/v1/sql", &[("content-type", "text/plain")], &huge).problem(413, "limit_exceeded");
     world.send("PUT", "/api/v1/sql", &[], b"").problem(405, "invalid_request");
     world.get("/api/v2/sql").problem(404, "not_found");
+}
+
+#[test]
+fn what_curl_sends_by_itself_is_taken() {
+    let world = World::new();
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    for body in ["SELECT 1", " {\"query\": \"SELECT 1\"}"] {
+        world.script("SELECT 1", Script::Say(table_of(&[batch(1, 1)])));
+        assert_eq!(world.send("POST", "/api/v1/sql", &form, body.as_bytes()).status, 200, "{body}");
+    }
+    let here = format!("http://{}", world.address);
+    world.script("SELECT 1", Script::Say(table_of(&[batch(1, 1)])));
+    assert_eq!(world.send("POST", "/api/v1/sql", &[("origin", &here)], b"SELECT 1").status, 200);
 }
 
 #[test]
