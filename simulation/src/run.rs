@@ -7,9 +7,11 @@ use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Ending;
 use crate::entropy;
-use crate::faults::PlannedFault;
+use crate::faults::{FaultKind, PlannedFault};
 use crate::panics;
+use crate::random::Stream;
 use crate::world::Shared;
 
 /// Stack of the thread of a run: debug builds of query planners recurse deep.
@@ -18,7 +20,7 @@ const STACK_BYTES: usize = 64 << 20;
 /// What is simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Scenario {
+pub enum Subject {
     /// Whole nodes under a workload.
     #[default]
     Cluster,
@@ -49,25 +51,59 @@ impl Planted {
     }
 }
 
-/// Everything that fixes a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Everything that fixes a run; also the form of scenario files. What is left open is drawn from the seed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RunOptions {
     /// Everything random follows from it.
     pub seed: u64,
     /// What is simulated.
-    #[serde(default)]
-    pub scenario: Scenario,
-    /// Nodes.
-    pub nodes: u16,
-    /// Virtual time under load and faults.
-    pub seconds: u64,
+    pub subject: Subject,
+    /// Nodes: 1 to 9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u16>,
+    /// Virtual time under load and faults; 60 unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// Replicas of every table, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Option<u16>,
+    /// Clients that work at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u64>,
+    /// A memtable is flushed beyond so many bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memtable_bytes: Option<u64>,
+    /// How the run ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
+    /// Kinds of faults that may be drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Vec<FaultKind>>,
     /// A bug to switch on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub planted: Option<Planted>,
-    /// The faults; drawn from the seed if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The faults, each with its time.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<Vec<PlannedFault>>,
+}
+
+/// Most nodes of a cluster with whole nodes.
+pub const NODES_MAX: u16 = 9;
+/// Virtual time under load and faults, unless given.
+const SECONDS: u64 = 60;
+
+impl RunOptions {
+    /// Nodes, as given or drawn: mostly three.
+    pub fn nodes(&self) -> u16 {
+        let drawn = [3, 3, 3, 3, 1, 2, 4, 5, 7, 9];
+        self.nodes.or_else(|| Stream::new(self.seed, "nodes", 0).pick(&drawn).copied()).unwrap_or(3)
+    }
+
+    /// Virtual time under load and faults.
+    pub fn seconds(&self) -> u64 {
+        self.seconds.unwrap_or(SECONDS)
+    }
 }
 
 /// A broken promise.
@@ -150,9 +186,9 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunRep
     let begin = entropy::cpu_micros();
     let work = move || {
         panics::take();
-        match options.scenario {
-            Scenario::Echo => crate::echo::run(&options, trace),
-            Scenario::Cluster => crate::cluster::run(&options, trace),
+        match options.subject {
+            Subject::Echo => crate::echo::run(&options, trace),
+            Subject::Cluster => crate::cluster::run(&options, trace),
         }
     };
     let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES).spawn(work);

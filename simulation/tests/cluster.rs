@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use shoal_simulation::apart;
-use shoal_simulation::run::{Planted, RunOptions, RunReport, Scenario};
+use shoal_simulation::run::{Planted, RunOptions, RunReport};
 
 fn run(options: &RunOptions) -> RunReport {
     apart::run(Path::new(env!("CARGO_BIN_EXE_shoal-sim")), options, None)
 }
 
 fn options(seed: u64) -> RunOptions {
-    RunOptions { seed, scenario: Scenario::Cluster, nodes: 3, seconds: 18, planted: None, faults: None }
+    RunOptions { seed, nodes: Some(3), seconds: Some(18), ..RunOptions::default() }
 }
 
 fn passed(seed: u64, report: RunReport) -> RunReport {
@@ -32,7 +32,7 @@ fn every_promise_holds_and_a_seed_is_always_the_same_run() {
 
 #[test]
 fn one_node_alone_keeps_its_promises() {
-    passed(3, run(&RunOptions { nodes: 1, ..options(3) }));
+    passed(3, run(&RunOptions { nodes: Some(1), ..options(3) }));
 }
 
 /// Some seed of a few must find the bug, by one of the promises that it breaks.

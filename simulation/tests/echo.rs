@@ -5,14 +5,14 @@ use std::path::Path;
 
 use shoal_simulation::apart;
 use shoal_simulation::faults::Fault;
-use shoal_simulation::run::{RunOptions, RunReport, Scenario};
+use shoal_simulation::run::{RunOptions, RunReport, Subject};
 
 fn run(options: &RunOptions, trace: Option<&Path>) -> RunReport {
     apart::run(Path::new(env!("CARGO_BIN_EXE_shoal-sim")), options, trace)
 }
 
 fn options(seed: u64) -> RunOptions {
-    RunOptions { seed, scenario: Scenario::Echo, nodes: 3, seconds: 20, planted: None, faults: None }
+    RunOptions { seed, subject: Subject::Echo, nodes: Some(3), seconds: Some(20), ..RunOptions::default() }
 }
 
 fn passed(report: RunReport) -> RunReport {

@@ -232,6 +232,12 @@ impl Node {
         }
     }
 
+    /// Waits until the node can no longer do its part and says why: its process should end and be started again. Replicas
+    /// that fail are restarted by their supervisor; this is for what no supervisor can mend.
+    pub async fn failed(&self) -> Error {
+        self.0.context.agreement.failed().await
+    }
+
     /// Takes no more requests, ends what runs, and closes the data directory. What was acknowledged is on disk at any
     /// moment, so there is nothing to flush.
     pub async fn shutdown(&self) {

@@ -147,13 +147,22 @@ async fn serve(mut config: StartConfig) -> Result<(), Exit> {
     let _ = out.flush();
     drop(out);
 
-    told_to_stop().await?;
-    tracing::info!("stopping");
+    let failure = tokio::select! {
+        told = told_to_stop() => {
+            told?;
+            tracing::info!("stopping");
+            Ok(())
+        }
+        error = node.failed() => {
+            tracing::error!(%error, "the node cannot go on; stopping");
+            Err(error.into())
+        }
+    };
     tokio::select! {
         () = async {
             server.stop().await;
             node.shutdown().await;
-        } => Ok(()),
+        } => failure,
         again = told_to_stop() => {
             again?;
             Err(Exit { code: 130, message: "stopped at once, on the second signal".into() })

@@ -254,6 +254,20 @@ impl Agreement {
         })
     }
 
+    /// Waits until consensus has stopped on this node by itself, because its log can no longer be trusted to keep what it is
+    /// given. Only a new start, which reads the log again, mends that. Waits for ever if the node is shut down instead.
+    pub async fn failed(&self) -> Error {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            if let Some(problem) = self.0.problem().filter(|problem| problem.code() != ErrorCode::NotReady) {
+                return problem;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Takes no more part. What is on disk stays valid.
     pub async fn shutdown(&self) {
         let tender = self.0.tender.lock().unwrap_or_else(PoisonError::into_inner).take();

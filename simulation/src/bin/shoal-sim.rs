@@ -16,8 +16,14 @@ use std::thread;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use shoal_simulation::invariants::INVARIANTS;
-use shoal_simulation::run::{Planted, RunOptions, RunReport, Scenario};
+use shoal_simulation::run::{NODES_MAX, Planted, RunOptions, RunReport, Subject};
 use shoal_simulation::{apart, entropy};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Nodes of `run`.
+const NODES: u16 = 3;
 
 /// Runs Shoal in a box: the same nodes on virtual time, network and disks, under faults drawn from a seed.
 ///
@@ -36,8 +42,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs one seed, or several.
+    /// Runs one seed, or several, on three nodes unless told otherwise.
     Run(RunArguments),
+    /// Runs seeds of which each draws its own number of nodes too.
+    Swarm(RunArguments),
     /// Runs again what `run --record` has written, and compares the hash.
     Replay(ReplayArguments),
     /// Lists the promises that every run of the cluster is held to.
@@ -49,21 +57,24 @@ enum Command {
 
 #[derive(Args)]
 struct RunArguments {
-    /// The seed, or the first one.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// The seed, or the first one; 1, or the scenario's, unless given.
+    #[arg(long)]
+    seed: Option<u64>,
     /// How many seeds, counting up.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// Nodes of the cluster.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
-    nodes: u16,
-    /// Virtual minutes under load and faults; the heal and the checks come on top.
-    #[arg(long, default_value_t = 5.0)]
-    minutes: f64,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
+    nodes: Option<u16>,
+    /// Virtual minutes under load and faults, 1 unless given; the heal and the checks come on top.
+    #[arg(long)]
+    minutes: Option<f64>,
     /// What is simulated.
-    #[arg(long, value_enum, default_value_t = ScenarioName::Cluster)]
-    scenario: ScenarioName,
+    #[arg(long, value_enum)]
+    subject: Option<SubjectName>,
+    /// A TOML file that fixes what is drawn from the seed otherwise; see simulation/scenarios.
+    #[arg(long, value_name = "FILE")]
+    scenario: Option<PathBuf>,
     /// Runs so many seeds at a time; by default as many as there are cores.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
@@ -94,7 +105,7 @@ struct ReplayArguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ScenarioName {
+enum SubjectName {
     /// Whole nodes under a workload.
     Cluster,
     /// Supervised actors that echo messages: proves the simulator itself.
@@ -123,7 +134,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     entropy::without_address_randomisation();
     let outcome = match cli.command {
-        Command::Run(arguments) => run_seeds(&arguments),
+        Command::Run(arguments) => base(&arguments, Some(NODES)).and_then(|base| run_seeds(&arguments, &base)),
+        Command::Swarm(arguments) => base(&arguments, None).and_then(|base| run_seeds(&arguments, &base)),
         Command::Replay(arguments) => replay(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),
@@ -146,31 +158,41 @@ enum Outcome {
     NotCarriedOut,
 }
 
-fn options(arguments: &RunArguments, seed: u64) -> RunOptions {
-    RunOptions {
-        seed,
-        scenario: match arguments.scenario {
-            ScenarioName::Cluster => Scenario::Cluster,
-            ScenarioName::Echo => Scenario::Echo,
-        },
-        nodes: arguments.nodes,
-        // Bounded by what a person can wait for; the cast saturates.
-        seconds: (arguments.minutes * 60.0).clamp(1.0, 1e6) as u64,
-        planted: arguments.planted.map(|planted| match planted {
-            PlantedName::SkipFsync => Planted::SkipFsync,
-            PlantedName::AcknowledgeEarly => Planted::AcknowledgeEarly,
-            PlantedName::WrongTieBreak => Planted::WrongTieBreak,
-        }),
-        faults: None,
-    }
+/// What all seeds have in common: the scenario's file, and over it what the command line says.
+fn base(arguments: &RunArguments, nodes: Option<u16>) -> io::Result<RunOptions> {
+    let mut base = match &arguments.scenario {
+        None => RunOptions { seed: 1, nodes, ..RunOptions::default() },
+        Some(path) => {
+            let wrong = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+            toml::from_str(&text).map_err(|error| wrong(&error))?
+        }
+    };
+    base.seed = arguments.seed.unwrap_or(base.seed);
+    base.nodes = arguments.nodes.or(base.nodes);
+    // Bounded by what a person can wait for; the cast saturates.
+    let seconds = arguments.minutes.map(|minutes| (minutes * 60.0).clamp(1.0, 1e6) as u64);
+    base.seconds = seconds.or(base.seconds);
+    base.subject = match arguments.subject {
+        Some(SubjectName::Cluster) => Subject::Cluster,
+        Some(SubjectName::Echo) => Subject::Echo,
+        None => base.subject,
+    };
+    let planted = arguments.planted.map(|planted| match planted {
+        PlantedName::SkipFsync => Planted::SkipFsync,
+        PlantedName::AcknowledgeEarly => Planted::AcknowledgeEarly,
+        PlantedName::WrongTieBreak => Planted::WrongTieBreak,
+    });
+    base.planted = planted.or(base.planted);
+    Ok(base)
 }
 
 /// Runs every seed, several at a time, and tells of them in order.
-fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
+fn run_seeds(arguments: &RunArguments, base: &RunOptions) -> io::Result<Outcome> {
     let program = std::env::current_exe()?;
     let jobs = arguments.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let end = arguments.seed.saturating_add(arguments.seeds);
-    let (next, stop) = (AtomicU64::new(arguments.seed), AtomicBool::new(false));
+    let end = base.seed.saturating_add(arguments.seeds);
+    let (next, stop) = (AtomicU64::new(base.seed), AtomicBool::new(false));
     let (reports, finished) = mpsc::sync_channel(jobs);
     thread::scope(|scope| {
         for _ in 0..jobs {
@@ -179,21 +201,21 @@ fn run_seeds(arguments: &RunArguments) -> io::Result<Outcome> {
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     // Nobody listens any more once a seed has failed.
-                    if seed >= end || reports.send((seed, run_seed(program, arguments, seed))).is_err() {
+                    if seed >= end || reports.send((seed, run_seed(program, arguments, base, seed))).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(reports);
-        let outcome = tell_in_order(arguments, finished);
+        let outcome = tell_in_order(arguments, base, finished);
         stop.store(true, Ordering::Relaxed);
         outcome
     })
 }
 
-fn run_seed(program: &Path, arguments: &RunArguments, seed: u64) -> RunReport {
-    let options = options(arguments, seed);
+fn run_seed(program: &Path, arguments: &RunArguments, base: &RunOptions, seed: u64) -> RunReport {
+    let options = RunOptions { seed, ..base.clone() };
     let mut report = apart::run(program, &options, arguments.trace.as_deref());
     if arguments.twice && report.failure.is_none() {
         let again = apart::run(program, &options, None);
@@ -204,16 +226,20 @@ fn run_seed(program: &Path, arguments: &RunArguments, seed: u64) -> RunReport {
     report
 }
 
-fn tell_in_order(arguments: &RunArguments, finished: mpsc::Receiver<(u64, RunReport)>) -> io::Result<Outcome> {
+fn tell_in_order(
+    arguments: &RunArguments,
+    base: &RunOptions,
+    finished: mpsc::Receiver<(u64, RunReport)>,
+) -> io::Result<Outcome> {
     let mut out = io::stdout().lock();
     let mut totals = Totals::default();
     let mut worst = Outcome::Held;
     // Reports that are early wait for the seeds before them; at most one per job.
-    let (mut early, mut turn) = (BTreeMap::new(), arguments.seed);
+    let (mut early, mut turn) = (BTreeMap::new(), base.seed);
     'telling: for (seed, report) in finished {
         early.insert(seed, report);
         while let Some(report) = early.remove(&turn) {
-            let options = options(arguments, turn);
+            let options = RunOptions { seed: turn, ..base.clone() };
             if let Some(path) = &arguments.record {
                 let run = RunOptions { faults: Some(report.plan.clone()), ..options.clone() };
                 let text = toml::to_string(&Recording { hash: report.hash.clone(), run }).map_err(io::Error::other)?;
@@ -222,7 +248,7 @@ fn tell_in_order(arguments: &RunArguments, finished: mpsc::Receiver<(u64, RunRep
             progress(&mut out, turn, &report)?;
             totals.add(&report);
             if !report.passed() {
-                tell(&mut out, &options, &report)?;
+                tell(&mut out, &options, arguments.scenario.as_deref(), &report)?;
                 worst = worst.max(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken });
                 if !arguments.keep_going {
                     break 'telling;
@@ -249,7 +275,7 @@ fn replay(arguments: &ReplayArguments) -> io::Result<Outcome> {
     if report.passed() {
         return Ok(Outcome::Held);
     }
-    tell(&mut out, &recording.run, &report)?;
+    tell(&mut out, &recording.run, None, &report)?;
     Ok(if report.failure.is_some() { Outcome::NotCarriedOut } else { Outcome::Broken })
 }
 
@@ -276,7 +302,7 @@ fn progress(out: &mut impl Write, seed: u64, report: &RunReport) -> io::Result<(
 }
 
 /// What broke, what had happened before, and how to see it again.
-fn tell(out: &mut impl Write, options: &RunOptions, report: &RunReport) -> io::Result<()> {
+fn tell(out: &mut impl Write, options: &RunOptions, scenario: Option<&Path>, report: &RunReport) -> io::Result<()> {
     if let Some(failure) = &report.failure {
         writeln!(out, "\n  {failure}")?;
     }
@@ -287,14 +313,15 @@ fn tell(out: &mut impl Write, options: &RunOptions, report: &RunReport) -> io::R
     for line in &report.story {
         writeln!(out, "    {line}")?;
     }
-    let scenario = if options.scenario == Scenario::Echo { " --scenario echo" } else { "" };
+    let file = scenario.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
+    let subject = if options.subject == Subject::Echo { " --subject echo" } else { "" };
     let planted = options.planted.map(|planted| format!(" --planted {}", planted.as_str())).unwrap_or_default();
     writeln!(
         out,
-        "\n  to see it again:\n    shoal-sim run --seed {} --nodes {} --minutes {}{scenario}{planted} --trace trace.txt\n",
+        "\n  to see it again:\n    shoal-sim run --seed {} --nodes {} --minutes {}{file}{subject}{planted} --trace trace.txt\n",
         options.seed,
-        options.nodes,
-        options.seconds as f64 / 60.0
+        options.nodes(),
+        options.seconds() as f64 / 60.0
     )
 }
 

@@ -8,7 +8,7 @@ use shoal_actors::Node;
 use shoal_actors::service::NodeConfig;
 use shoal_kernel::Env;
 
-/// Between two attempts to start a node that does not start: the patience of whatever starts processes.
+/// Before a node that has ended, or does not start, is started again: the patience of whatever starts processes.
 const START_AGAIN: Duration = Duration::from_secs(1);
 
 /// A node that runs.
@@ -64,8 +64,13 @@ pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk
     loop {
         match Node::start(env.clone(), config.clone()).await {
             Ok(node) => {
-                place.desk.running().insert(host, Running { node, env: env.clone() });
-                return std::future::pending().await;
+                place.desk.running().insert(host, Running { node: node.clone(), env: env.clone() });
+                let error = node.failed().await;
+                env.trace(|| format!("ends: {error}"));
+                let gone = place.desk.running().remove(&host);
+                drop(gone);
+                node.shutdown().await;
+                env.sleep(START_AGAIN).await;
             }
             Err(error) => {
                 env.trace(|| format!("does not start: {error}"));

@@ -44,11 +44,12 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         shared: simulation.shared().clone(),
         desk: desk.clone(),
         history: history.clone(),
-        host: HostId(options.nodes),
-        nodes: options.nodes,
+        host: HostId(settings.nodes),
+        nodes: settings.nodes,
         seed: options.seed,
     };
-    let mut evidence = Evidence { nodes: options.nodes, ending: settings.ending, ..Evidence::default() };
+    let mut evidence =
+        Evidence { nodes: settings.nodes, replicas: settings.replicas, ending: settings.ending, ..Evidence::default() };
     let driven = Phases {
         simulation: &mut simulation,
         office: &office,

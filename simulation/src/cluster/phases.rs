@@ -14,7 +14,7 @@ use super::client::{self, Client, KEYS, NAMES, Office};
 use super::desk;
 use super::history::{Question, Target, View};
 use super::settings::{Ending, Settings};
-use crate::faults::{FaultMenu, draw_plan, heal_everything, run_plan};
+use crate::faults::{draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
 use crate::run::RunOptions;
 use crate::world::{CrashKind, HostId, Simulation};
@@ -45,10 +45,10 @@ impl Phases<'_> {
     pub(super) fn run(mut self, options: &RunOptions) -> io::Result<()> {
         self.boot()?;
         let begun = self.now();
-        let until = begun + options.seconds * 1_000_000;
+        let until = begun + self.settings.seconds * 1_000_000;
         self.work(until);
         let load = u64::try_from(self.settings.load.as_micros()).unwrap_or(0);
-        let menu = FaultMenu { hosts: options.nodes, disk_errors: false, clocks: true };
+        let menu = &self.settings.menu;
         let drawn = || draw_plan(options.seed, menu, (begun + load) / 1_000, until / 1_000);
         self.evidence.plan = options.faults.clone().unwrap_or_else(drawn);
         let plan = self.evidence.plan.clone();
@@ -108,7 +108,7 @@ impl Phases<'_> {
         let nodes = self.office.nodes;
         self.simulation.set_nodes(nodes);
         for host in 0..nodes {
-            let (desk, config) = (self.office.desk.clone(), self.settings.node(host, nodes));
+            let (desk, config) = (self.office.desk.clone(), self.settings.node(host));
             let program = move |env| desk::host(env, host, config.clone(), desk.clone());
             let id = self.simulation.add_host(Arc::new(move |env| Box::pin(program(env))));
             self.simulation.start(id)?;
@@ -137,7 +137,7 @@ impl Phases<'_> {
         let statements = [
             SqlRequest::new(&self.settings.upserts),
             SqlRequest::new(&self.settings.events),
-            SqlRequest::new("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL)"),
+            SqlRequest::new(&self.settings.names),
             SqlRequest {
                 write_level: Some(WriteLevel::All),
                 token: Some("dim".to_owned()),

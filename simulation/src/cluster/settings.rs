@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shoal_actors::service::{NodeConfig, PlantedBugs};
 
+use crate::faults::{FaultMenu, draw_kinds};
 use crate::random::Stream;
 use crate::run::{Planted, RunOptions};
 use crate::world::HostId;
@@ -15,7 +16,7 @@ const HTTP_PORT: u16 = 9175;
 
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Ending {
     /// Everything is healed: nothing may be lost, and everything must be equal.
     #[default]
@@ -30,7 +31,12 @@ pub enum Ending {
 /// What the seed has drawn.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
+    pub(super) nodes: u16,
+    pub(super) seconds: u64,
+    /// Replicas that every table gets: as many as it asks for, or as there are nodes.
+    pub(super) replicas: u16,
     pub(super) ending: Ending,
+    pub(super) menu: FaultMenu,
     pub(super) clients: u64,
     /// How long clients work before anything fails.
     pub(super) load: Duration,
@@ -38,6 +44,8 @@ pub(super) struct Settings {
     pub(super) upserts: String,
     /// The statement that makes the event table.
     pub(super) events: String,
+    /// The statement that makes the table that is joined.
+    pub(super) names: String,
     memtable_bytes_max: u64,
     planted: Option<Planted>,
 }
@@ -53,30 +61,54 @@ impl Settings {
                 _ => format!(" PARTITION BY RANGE({column}) SPLIT AT ({splits})"),
             }
         };
-        let lose_one = options.nodes >= 3 && stream("ending").chance(300);
-        let node = u16::try_from(stream("lost node").below(u64::from(options.nodes))).unwrap_or(0);
+        let nodes = options.nodes();
+        // Mostly the default, which needs no clause.
+        let factors = [3, 3, 3, 3, 3, 3, 1, 2, 4, 5];
+        let drawn = stream("replication").pick(&factors).copied();
+        let factor = options.replication_factor.or(drawn).unwrap_or(3);
+        let replicas = factor.min(nodes);
+        let with = if factor == 3 { String::new() } else { format!(" WITH (replication_factor = {factor})") };
+        // Fewer than three replicas have no majority left when one is lost.
+        let lose_one = replicas >= 3 && stream("ending").chance(300);
+        let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
+        let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
+        let ending = options.ending.unwrap_or(drawn);
+        let flips = match ending {
+            Ending::LoseOne { node } => Some(node),
+            Ending::HealAll => Some(node).filter(|_| replicas >= 2),
+        };
+        let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
         let sizes = [4 << 10, 32 << 10, 1 << 20];
         Self {
-            ending: if lose_one { Ending::LoseOne { node } } else { Ending::HealAll },
-            clients: stream("clients").between(2, 5),
+            nodes,
+            seconds: options.seconds(),
+            replicas,
+            ending,
+            menu: FaultMenu { hosts: nodes, kinds, flips },
+            clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
             upserts: format!(
-                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}",
+                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}{with}",
                 partitioned("k", "upsert partitions", "20, 40")
             ),
             // Events spread by hash only where the table may say so; by time and content they stay in one partition.
-            events: "CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL)".to_owned(),
-            memtable_bytes_max: stream("memtable").pick(&sizes).copied().unwrap_or(1 << 20),
+            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){with}"),
+            names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){with}"),
+            memtable_bytes_max: options
+                .memtable_bytes
+                .or_else(|| stream("memtable").pick(&sizes).copied())
+                .unwrap_or(1 << 20),
             planted: options.planted,
         }
     }
 
     /// How a node is set up.
-    pub(super) fn node(&self, host: u16, nodes: u16) -> NodeConfig {
+    pub(super) fn node(&self, host: u16) -> NodeConfig {
         let address = |host: u16, port| HostId(host).address(port);
         let mut config = NodeConfig::new("/data", address(host, CLUSTER_PORT), address(host, HTTP_PORT));
         if host > 0 {
-            config.join = (0..nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
+            config.join =
+                (0..self.nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
         }
         config.memtable_bytes_max = self.memtable_bytes_max;
         config.disk_reserve_bytes = 1 << 20;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use shoal_kernel::Env;
 
-use crate::faults::{FaultMenu, draw_plan, heal_everything, run_plan};
+use crate::faults::{FaultKind, FaultMenu, draw_plan, heal_everything, run_plan};
 use crate::run::{RunOptions, RunReport, Violation, counts};
 use crate::world::{HostId, Simulation};
 use worker::{Board, PORT};
@@ -33,24 +33,27 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn Write + Send>>) -> RunRep
 }
 
 fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunReport) -> std::io::Result<()> {
+    let nodes = options.nodes();
     let board = Arc::new(Board::default());
-    let addresses: Vec<_> = (0..options.nodes).map(|host| HostId(host).address(PORT)).collect();
-    for host in 0..options.nodes {
+    let addresses: Vec<_> = (0..nodes).map(|host| HostId(host).address(PORT)).collect();
+    for host in 0..nodes {
         let (board, addresses) = (board.clone(), addresses.clone());
         let program = move |env: Env| worker::host(env, host, addresses.clone(), board.clone());
         let id = simulation.add_host(Arc::new(move |env| Box::pin(program(env))));
         simulation.start(id)?;
     }
-    let until_ms = options.seconds * 1_000;
-    let menu = FaultMenu { hosts: options.nodes, disk_errors: false, clocks: true };
-    let drawn = || draw_plan(options.seed, menu, BOOT_MS, until_ms);
+    let until_ms = options.seconds() * 1_000;
+    // Its workers keep nothing that a failing disk could touch.
+    let kinds = FaultKind::ALL.into_iter().filter(|kind| !kind.is_of_disks()).collect();
+    let menu = FaultMenu { hosts: nodes, kinds, flips: None };
+    let drawn = || draw_plan(options.seed, &menu, BOOT_MS, until_ms);
     let plan = options.faults.clone().unwrap_or_else(drawn);
     run_plan(simulation, &plan, until_ms * 1_000)?;
     report.plan = plan;
     heal_everything(simulation, None)?;
     let healed = simulation.shared().now_micros();
     board.forget_heard();
-    let pairs = usize::from(options.nodes) * usize::from(options.nodes.saturating_sub(1));
+    let pairs = usize::from(nodes) * usize::from(nodes.saturating_sub(1));
     if !simulation.run_while(healed + HEAL_MICROS, || board.heard() < pairs) && pairs > 0 {
         let evidence =
             format!("{} of {pairs} directions carry messages 10 s after everything was healed", board.heard());

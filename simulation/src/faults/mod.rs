@@ -10,7 +10,7 @@ use crate::disk::DiskFaults;
 use crate::network::LinkFaults;
 use crate::world::{CrashKind, HostId, Simulation};
 
-pub use plan::{FaultMenu, PlannedFault, draw_plan};
+pub use plan::{FaultKind, FaultMenu, PlannedFault, draw_kinds, draw_plan};
 
 /// A fault. Hosts are numbers from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

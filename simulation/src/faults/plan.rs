@@ -19,15 +19,89 @@ pub struct PlannedFault {
     pub fault: Fault,
 }
 
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// One node is cut off.
+    Isolation,
+    /// The nodes fall apart into two groups.
+    Partition,
+    /// One direction between two nodes is cut.
+    OneWay,
+    /// Datagrams of a node are lost, doubled and reordered; its streams slow down.
+    Loss,
+    /// A node's links are late, and perhaps narrow.
+    Delay,
+    /// Streams between two nodes are reset.
+    Reset,
+    /// A process is killed.
+    Kill,
+    /// A machine loses its power.
+    PowerLoss,
+    /// A machine loses its power in the middle of a job.
+    PowerLossInJob,
+    /// All nodes go down at once.
+    Blackout,
+    /// A node stands still.
+    Pause,
+    /// A wall clock is off.
+    Skew,
+    /// Writes, reads and syncs of a disk fail now and then.
+    DiskErrors,
+    /// A disk is slow.
+    SlowDisk,
+    /// A disk has no room left.
+    DiskFull,
+    /// Reads of a disk return a flipped bit now and then.
+    BitFlips,
+}
+
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Isolation,
+        Self::Partition,
+        Self::OneWay,
+        Self::Loss,
+        Self::Delay,
+        Self::Reset,
+        Self::Kill,
+        Self::PowerLoss,
+        Self::PowerLossInJob,
+        Self::Blackout,
+        Self::Pause,
+        Self::Skew,
+        Self::DiskErrors,
+        Self::SlowDisk,
+        Self::DiskFull,
+        Self::BitFlips,
+    ];
+
+    /// Whether it happens to disks alone.
+    pub fn is_of_disks(self) -> bool {
+        matches!(self, Self::DiskErrors | Self::SlowDisk | Self::DiskFull | Self::BitFlips)
+    }
+}
+
 /// Which faults may be drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultMenu {
     /// Hosts that faults happen to: 0 to below this.
     pub hosts: u16,
-    /// Disks fail too, and not only lose what was not synced.
-    pub disk_errors: bool,
-    /// Clocks go wrong.
-    pub clocks: bool,
+    /// The kinds, each as likely as the other.
+    pub kinds: Vec<FaultKind>,
+    /// The one host whose disk may return flipped bits: a replica that reads damage empties itself, and no more of them may
+    /// do so than the write levels cover.
+    pub flips: Option<u16>,
+}
+
+/// Some of the kinds, by the seed: rare combinations occur because others are left out.
+/// Source: Groce et al., "Swarm Testing" (ISSTA 2012).
+pub fn draw_kinds(seed: u64) -> Vec<FaultKind> {
+    let mut stream = Stream::new(seed, "fault kinds", 0);
+    let some: Vec<FaultKind> = FaultKind::ALL.into_iter().filter(|_| stream.chance(600)).collect();
+    if some.is_empty() { FaultKind::ALL.to_vec() } else { some }
 }
 
 /// Shortest and longest wait between the beginnings of two faults.
@@ -37,8 +111,9 @@ const LENGTH_MS: (u64, u64) = (500, 9_000);
 
 /// Draws the faults of a period. Each has ended before the period does.
 ///
-/// No fault destroys what was synced: as many hosts may be down at once as there are, and nothing acknowledged is lost.
-pub fn draw_plan(seed: u64, menu: FaultMenu, from_ms: u64, until_ms: u64) -> Vec<PlannedFault> {
+/// No fault destroys what was synced, but those of the one disk that flips bits: as many hosts may be down at once as there
+/// are, and nothing that a majority acknowledged is lost.
+pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Vec<PlannedFault> {
     let mut times = Stream::new(seed, "fault times", 0);
     let mut plan = Vec::new();
     let mut at_ms = from_ms;
@@ -49,77 +124,78 @@ pub fn draw_plan(seed: u64, menu: FaultMenu, from_ms: u64, until_ms: u64) -> Vec
             break;
         }
         // A stream per fault: taking one away leaves the others as they are.
-        plan.push(PlannedFault { at_ms, for_ms, fault: draw_fault(&mut Stream::new(seed, "fault", number), menu) });
+        let fault = draw_fault(&mut Stream::new(seed, "fault", number), menu);
+        plan.extend(fault.map(|fault| PlannedFault { at_ms, for_ms, fault }));
     }
     plan
 }
 
-fn draw_fault(stream: &mut Stream, menu: FaultMenu) -> Fault {
+fn draw_fault(stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
     let hosts = u64::from(menu.hosts);
-    let host = |stream: &mut Stream| u16::try_from(stream.below(hosts)).unwrap_or(0);
-    let one = host(stream);
+    let one = u16::try_from(stream.below(hosts)).unwrap_or(0);
     let other = if hosts > 1 {
         u16::try_from((u64::from(one) + 1 + stream.below(hosts - 1)) % hosts).unwrap_or(0)
     } else {
         one
     };
-    let kinds = 13 + u64::from(menu.clocks) + 2 * u64::from(menu.disk_errors);
-    match stream.below(kinds) {
-        0 | 1 => Fault::Partition { group: vec![one] },
-        2 => Fault::Partition { group: (0..menu.hosts).filter(|_| stream.chance(500)).collect() },
-        3 | 4 => Fault::OneWay { from: one, to: other },
-        5 => Fault::Weather {
-            host: one,
-            link: LinkFaults {
-                loss_permille: stream.between(20, 300),
-                duplicate_permille: stream.between(0, 200),
-                reorder_permille: stream.between(0, 300),
-                ..LinkFaults::default()
-            },
-        },
-        6 => Fault::Weather {
-            host: one,
-            link: LinkFaults {
-                delay_micros: stream.between(1_000, 150_000),
-                jitter_micros: stream.between(0, 80_000),
-                bytes_per_milli: if stream.chance(500) { stream.between(50, 2_000) } else { 0 },
-                ..LinkFaults::default()
-            },
-        },
-        7 => Fault::Reset { one, other },
-        8 => Fault::Crash { host: one, how: CrashKind::Process },
-        9 => Fault::Crash { host: one, how: CrashKind::Power },
-        10 => Fault::CrashInJob { host: one, after: stream.between(1, 60) },
-        11 => Fault::Pause { host: one },
-        12 => Fault::Blackout { how: if stream.chance(500) { CrashKind::Power } else { CrashKind::Process } },
-        13 if menu.clocks => {
+    let weather = |link| Fault::Weather { host: one, link };
+    let failing = |disk| Fault::Disk { host: one, disk };
+    Some(match stream.pick(&menu.kinds)? {
+        FaultKind::Isolation => Fault::Partition { group: vec![one] },
+        FaultKind::Partition => Fault::Partition { group: (0..menu.hosts).filter(|_| stream.chance(500)).collect() },
+        FaultKind::OneWay => Fault::OneWay { from: one, to: other },
+        FaultKind::Loss => weather(LinkFaults {
+            loss_permille: stream.between(20, 300),
+            duplicate_permille: stream.between(0, 200),
+            reorder_permille: stream.between(0, 300),
+            ..LinkFaults::default()
+        }),
+        FaultKind::Delay => weather(LinkFaults {
+            delay_micros: stream.between(1_000, 150_000),
+            jitter_micros: stream.between(0, 80_000),
+            bytes_per_milli: if stream.chance(500) { stream.between(50, 2_000) } else { 0 },
+            ..LinkFaults::default()
+        }),
+        FaultKind::Reset => Fault::Reset { one, other },
+        FaultKind::Kill => Fault::Crash { host: one, how: CrashKind::Process },
+        FaultKind::PowerLoss => Fault::Crash { host: one, how: CrashKind::Power },
+        FaultKind::PowerLossInJob => Fault::CrashInJob { host: one, after: stream.between(1, 60) },
+        FaultKind::Blackout => {
+            Fault::Blackout { how: if stream.chance(500) { CrashKind::Power } else { CrashKind::Process } }
+        }
+        FaultKind::Pause => Fault::Pause { host: one },
+        FaultKind::Skew => {
             Fault::Skew { host: one, offset_micros: i64::try_from(stream.below(800_000)).unwrap_or(0) - 400_000 }
         }
-        13 | 14 => Fault::Disk {
-            host: one,
-            disk: DiskFaults {
-                write_error_permille: stream.between(0, 20),
-                sync_error_permille: stream.between(0, 20),
-                slowdown: stream.between(0, 20),
-                ..DiskFaults::default()
-            },
+        FaultKind::DiskErrors => failing(DiskFaults {
+            read_error_permille: stream.between(0, 20),
+            write_error_permille: stream.between(0, 20),
+            sync_error_permille: stream.between(0, 20),
+            ..DiskFaults::default()
+        }),
+        FaultKind::SlowDisk => failing(DiskFaults { slowdown: stream.between(1, 50), ..DiskFaults::default() }),
+        FaultKind::DiskFull => Fault::DiskFull { host: one, free_bytes: stream.between(0, 64 << 10) },
+        FaultKind::BitFlips => Fault::Disk {
+            host: menu.flips?,
+            disk: DiskFaults { flip_permille: stream.between(1, 10), ..DiskFaults::default() },
         },
-        _ => Fault::DiskFull { host: one, free_bytes: stream.between(0, 64 << 10) },
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MENU: FaultMenu = FaultMenu { hosts: 3, disk_errors: true, clocks: true };
+    fn menu() -> FaultMenu {
+        FaultMenu { hosts: 3, kinds: FaultKind::ALL.to_vec(), flips: Some(1) }
+    }
 
     #[test]
     fn every_fault_ends_within_the_period() {
         let mut drawn = 0;
         for seed in 0..50 {
-            let plan = draw_plan(seed, MENU, 10_000, 100_000);
-            assert_eq!(plan, draw_plan(seed, MENU, 10_000, 100_000));
+            let plan = draw_plan(seed, &menu(), 10_000, 100_000);
+            assert_eq!(plan, draw_plan(seed, &menu(), 10_000, 100_000));
             assert!(plan.iter().all(|planned| planned.at_ms > 10_000 && planned.at_ms + planned.for_ms < 100_000));
             drawn += plan.len();
         }
@@ -132,7 +208,7 @@ mod tests {
         struct File {
             faults: Vec<PlannedFault>,
         }
-        let faults = draw_plan(3, MENU, 0, 200_000);
+        let faults = draw_plan(3, &menu(), 0, 200_000);
         let text = toml::to_string(&File { faults: faults.clone() }).unwrap();
         assert_eq!(toml::from_str::<File>(&text).unwrap().faults, faults);
     }

@@ -18,6 +18,8 @@ const CASES_MAX: usize = 3;
 pub struct Evidence {
     /// Nodes of the cluster.
     pub nodes: u16,
+    /// Replicas of every table.
+    pub replicas: u16,
     /// How the run ended.
     pub ending: Ending,
     /// The faults.
@@ -56,7 +58,8 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant {
         name: "no_acknowledged_write_lost",
         text: "After the heal, and after a later loss of power of all nodes, every acknowledged row is there, or a newer one of \
-               its key. If one node is lost for good, this holds for what a majority had acknowledged.",
+               its key. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
+               acknowledged.",
         check: writes::no_acknowledged_write_lost,
     },
     Invariant {

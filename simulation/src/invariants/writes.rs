@@ -6,6 +6,7 @@ use shoal_kernel::WriteLevel;
 
 use super::Evidence;
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
+use crate::faults::{Fault, PlannedFault};
 
 /// Writes to the upsert table, by key, each with its value there. Of a write that names a key twice the last row counts.
 pub(super) fn by_key(evidence: &Evidence) -> BTreeMap<i64, Vec<(i64, &Write)>> {
@@ -36,11 +37,10 @@ pub(super) fn pairs(rows: &[Vec<Cell>]) -> BTreeMap<i64, i64> {
 
 /// Whether the run's ending promises that the write survives.
 fn survives(evidence: &Evidence, write: &Write) -> bool {
-    match (evidence.ending, write.level()) {
-        (_, None) => false,
-        (Ending::HealAll, Some(_)) => true,
-        (Ending::LoseOne { .. }, Some(level)) => level >= WriteLevel::Quorum,
-    }
+    // A replica that reads damage empties itself: its disk is as good as lost.
+    let flips = |planned: &PlannedFault| matches!(&planned.fault, Fault::Disk { disk, .. } if disk.flip_permille > 0);
+    let whole = evidence.ending == Ending::HealAll && !evidence.plan.iter().any(flips);
+    write.level().is_some_and(|level| whole || level >= WriteLevel::Quorum)
 }
 
 fn tell(write: &Write) -> String {
@@ -148,7 +148,7 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
 
 pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let replicas = usize::from(evidence.nodes.min(3));
+    let replicas = usize::from(evidence.replicas);
     for write in &evidence.facts.writes {
         let Outcome::Acknowledged { level, .. } = write.outcome else { continue };
         // An earlier attempt may have reached more nodes than this one.
