@@ -101,7 +101,7 @@ impl Cluster {
         config.entries_kept = 3;
         let wire = Arc::new(Wire { from: at, wires: self.wires.clone() });
         let agreement = runtime.block_on(async {
-            let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16 }).unwrap();
+            let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16, compute_threads: 1 }).unwrap();
             Agreement::open(&env, config, wire).await
         })?;
         self.wires.lock().unwrap().nodes.insert(at, agreement.clone());

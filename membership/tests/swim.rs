@@ -47,7 +47,7 @@ async fn until(env: &Env, swim: &Swim, id: u32, state: MemberState) -> u64 {
 #[tokio::test]
 async fn nodes_meet_die_and_come_back() {
     let dir = tempfile::tempdir().unwrap();
-    let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16 }).unwrap();
+    let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16, compute_threads: 1 }).unwrap();
     let [one, two, three] = ports();
     let first = start(&env, 1, one, &[], dir.path()).await;
     let second = start(&env, 2, two, &[one], dir.path()).await;
@@ -79,7 +79,7 @@ async fn nodes_meet_die_and_come_back() {
 #[tokio::test]
 async fn strangers_are_dropped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
-    let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16 }).unwrap();
+    let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 16, compute_threads: 1 }).unwrap();
     let [one, two, three] = ports();
     let first = start(&env, 1, one, &[], dir.path()).await;
     first.belong_to(7);

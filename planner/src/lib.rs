@@ -26,6 +26,7 @@ mod statement;
 mod table;
 mod task;
 mod unknown;
+mod window;
 
 pub use error::{error_from_datafusion, error_to_datafusion};
 pub use explain::describe;

@@ -22,7 +22,7 @@ use crate::session;
 use crate::sql::{Parsed, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::task::{self, RunnableTask, TaskMemory};
-use crate::{explain, insert, show, unknown};
+use crate::{explain, insert, show, unknown, window};
 
 /// The rows of a partition, as far as somebody knows. Used to choose between plans, never for an answer.
 pub type RowCounts = Arc<dyn Fn(PartitionId) -> Option<u64> + Send + Sync>;
@@ -173,7 +173,8 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     if let Some(name) = logical.get_parameter_names().map_err(error_from_datafusion)?.into_iter().min() {
         return Err(Error::new(ErrorCode::Unsupported, format!("the parameter {name} has no value")));
     }
-    let logical = state.optimize(logical).map_err(error_from_datafusion)?;
+    let logical = window::portable(logical.clone()).map_err(error_from_datafusion)?;
+    let logical = state.optimize(&logical).map_err(error_from_datafusion)?;
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;

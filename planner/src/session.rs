@@ -42,6 +42,8 @@ fn config() -> SessionConfig {
     options.sql_parser.collect_spans = true;
     // The storage gives Utf8; a view type in the plan would only add casts.
     options.sql_parser.map_string_types_to_utf8view = false;
+    // A number with a point is exact: as a double, digits of a DECIMAL column would be lost on the way into it.
+    options.sql_parser.parse_float_as_decimal = true;
     options.execution.planning_concurrency = 1;
     let optimizer = &mut options.optimizer;
     // A filter that one operator fills in and another waits for does not survive a cut between the two.

@@ -94,6 +94,17 @@ pub const NODES_MAX: u16 = 9;
 const SECONDS: u64 = 60;
 
 impl RunOptions {
+    /// What every change is held to: three nodes, three replicas, the usual faults.
+    pub fn usual(seed: u64) -> Self {
+        Self {
+            seed,
+            nodes: Some(3),
+            replication_factor: Some(3),
+            kinds: Some(FaultKind::USUAL.to_vec()),
+            ..Self::default()
+        }
+    }
+
     /// Nodes, as given or drawn: mostly three.
     pub fn nodes(&self) -> u16 {
         let drawn = [3, 3, 3, 3, 1, 2, 4, 5, 7, 9];

@@ -10,7 +10,7 @@ fn run(options: &RunOptions) -> RunReport {
 }
 
 fn options(seed: u64) -> RunOptions {
-    RunOptions { seed, nodes: Some(3), seconds: Some(18), ..RunOptions::default() }
+    RunOptions { seconds: Some(18), ..RunOptions::usual(seed) }
 }
 
 fn passed(seed: u64, report: RunReport) -> RunReport {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use roaring::RoaringBitmap;
 use shoal_kernel::{Error, Result, Version};
@@ -128,12 +128,3 @@ pub(crate) type KeyIndex = BTreeMap<Box<[u8]>, Entry>;
 
 /// Rough bytes that one row costs beside its columns.
 pub(crate) const ROW_OVERHEAD_BYTES: u64 = 96;
-
-/// Bytes that the values of a batch take: of a slice only its own part, of a buffer that columns share each its own.
-pub(crate) fn column_bytes(batch: &RecordBatch) -> usize {
-    let slice = |array: &ArrayRef| {
-        let data = array.to_data();
-        data.get_slice_memory_size().unwrap_or_else(|_| data.get_array_memory_size())
-    };
-    batch.columns().iter().map(slice).sum()
-}

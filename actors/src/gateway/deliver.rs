@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::{Partition, Table};
-use shoal_kernel::level::seal_quorum;
 use shoal_kernel::{Applied, Epoch, Error, ErrorCode, Hlc, NodeId, PartitionId, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -142,8 +141,8 @@ impl Delivery {
         Ok(known)
     }
 
-    /// The version that a token already has, if any replica knows it. Asks enough of them that a write acknowledged at
-    /// quorum cannot be missed; sends no rows.
+    /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
+    /// cannot be missed; sends no rows.
     async fn known(&self, partition: PartitionId, token: &str, piece: Option<&Piece>) -> Result<Option<Version>> {
         let fingerprint = match piece {
             Some(piece) => Some(shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?),
@@ -154,7 +153,8 @@ impl Delivery {
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
         let mut asked: FuturesUnordered<_> = voters.iter().map(|voter| ask(*voter)).collect();
-        let needed = seal_quorum(voters.len());
+        // A majority: what was acknowledged at quorum is then known, and what an unfinished attempt left on one replica of two.
+        let needed = voters.len() / 2 + 1;
         let (mut answered, mut lowest, mut last): (usize, Option<Version>, Option<Error>) = (0, None, None);
         while let Some(answer) = asked.next().await {
             match answer {

@@ -149,8 +149,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
 /// Cuts rows so that each piece stays below the bytes that one write may have, by their mean size.
 fn chunks(rows: RecordBatch) -> Vec<RecordBatch> {
     // By content alone, so that the same rows are cut in the same places through every door.
-    let bytes: usize =
-        rows.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default()).sum();
+    let bytes = shoal_storage::batch_bytes(&rows);
     let pieces = bytes.div_ceil(WRITE_BYTES_MAX / 2).max(1);
     let length = rows.num_rows().div_ceil(pieces).max(1);
     (0..rows.num_rows()).step_by(length).map(|start| rows.slice(start, length.min(rows.num_rows() - start))).collect()

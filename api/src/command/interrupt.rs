@@ -12,7 +12,10 @@ use crate::client::Client;
 pub(super) struct Interrupts {
     running: Arc<Mutex<Option<(Client, String)>>>,
     seen: Arc<AtomicBool>,
+    cleanup: Arc<Mutex<Option<Cleanup>>>,
 }
+
+type Cleanup = Box<dyn FnOnce() + Send>;
 
 impl Interrupts {
     /// Starts listening. Without the means to (no more threads, say) Ctrl-C ends the process, as ever.
@@ -39,8 +42,19 @@ impl Interrupts {
         match running {
             // The query's own answer says that it was cancelled.
             Some((client, id)) => drop(client.cancel(&id)),
-            None => std::process::exit(130),
+            None => {
+                let cleanup = self.cleanup.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(cleanup) = cleanup {
+                    cleanup();
+                }
+                std::process::exit(130)
+            }
         }
+    }
+
+    /// What is done before Ctrl-C ends the process.
+    pub(super) fn before_exit(&self, cleanup: impl FnOnce() + Send + 'static) {
+        *self.cleanup.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(cleanup));
     }
 
     /// Runs something under a query's id. The flag says whether Ctrl-C was pressed meanwhile.

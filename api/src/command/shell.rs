@@ -26,8 +26,7 @@ const ROWS_SHOWN_MAX: usize = 1000;
 /// Progress is shown once a query has taken this long.
 const PROGRESS_AFTER: Duration = Duration::from_millis(500);
 
-const HELP: &str = "\
-  SELECT …;     run SQL; a statement goes on over lines until its ;
+const HELP: &str = "  SELECT …;     run SQL; a statement goes on over lines until its ;
   \\d            tables
   \\d TABLE      columns of a table
   \\cluster      nodes and what they hold
@@ -313,7 +312,8 @@ fn nodes(cluster: &Value) -> String {
             .flat_map(|partition| items(&partition["replicas"]))
             .filter(|replica| replica["node"] == node["id"])
             .collect();
-        let lag: u64 = held.iter().filter_map(|replica| replica["lag"].as_u64()).sum();
+        // What a replica that does not answer lacks is not known.
+        let lag: Option<u64> = held.iter().map(|replica| replica["lag"].as_u64()).sum();
         serde_json::json!([node["id"], node["http_address"], node["swim"], held.len(), lag])
     });
     let columns =

@@ -50,7 +50,7 @@ settings! {
     "ingest_memory_bytes_max", "536870912", "bytes of all ingest bodies under way";
     "body_idle_ms", "60000", "how long a request's body may stand still";
     "ws_sessions_max", "1024", "WebSocket sessions";
-    "ws_queries_max", "32", "queries of one WebSocket session at once";
+    "ws_queries_max", "8", "queries of one WebSocket session at once";
     "ws_frame_bytes_max", "2097152", "bytes of one message from a WebSocket client";
     "ws_idle_ms", "60000", "how long a WebSocket client may be silent";
     "log", "info", "what is logged, such as info,shoal_actors=debug";

@@ -67,7 +67,8 @@ fn rows(batch: &RecordBatch, out: &mut Vec<u8>) -> Result<()> {
             if place > 0 {
                 out.push(b',');
             }
-            if batch.column(place).is_null(row) {
+            // A column of the type NULL has no bits that say so.
+            if batch.column(place).is_null(row) || batch.column(place).data_type() == &DataType::Null {
                 continue;
             }
             match column {

@@ -48,7 +48,7 @@ impl JsonEncoder {
 }
 
 /// A statement without rows, as an entry of `results`.
-pub(super) fn command_json(done: &CommandDone) -> serde_json::Value {
+pub(crate) fn command_json(done: &CommandDone) -> serde_json::Value {
     let mut entry = json!({"type": "command", "tag": done.tag});
     if let Some(rows) = done.rows {
         entry["rows"] = json!(rows);

@@ -24,6 +24,7 @@ use shoal_kernel::{Error, QueryId, Result};
 
 use crate::http::problem::Problem;
 
+pub(crate) use json::command_json;
 pub use types::type_name;
 pub use value::{RowForm, columns_json, write_rows};
 

@@ -17,10 +17,12 @@ pub(super) struct Cluster {
     /// Names the cluster: 16 hexadecimal digits.
     cluster_id: String,
     /// The node that answers.
+    #[schema(value_type = u64)]
     node: u32,
     /// Version of the catalog that it has applied.
     catalog_version: u64,
     /// The catalog's leader, if one is known.
+    #[schema(value_type = Option<u64>)]
     leader: Option<u32>,
     /// Members, by number.
     nodes: Vec<Node>,
@@ -32,6 +34,7 @@ pub(super) struct Cluster {
 #[derive(Serialize, ToSchema)]
 struct Node {
     /// Its number.
+    #[schema(value_type = u64)]
     id: u32,
     /// Where nodes reach it: HOST:PORT.
     cluster_address: String,
@@ -81,6 +84,7 @@ enum Bounds {
 #[derive(Serialize, ToSchema)]
 struct Replica {
     /// Its node.
+    #[schema(value_type = u64)]
     node: u32,
     /// `joining` (it fills up, and counts for nothing) or `voting` (its acknowledgements count).
     #[schema(value_type = String)]

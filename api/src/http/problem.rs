@@ -8,6 +8,7 @@ use shoal_actors::service::CommandDone;
 use shoal_kernel::{Error, ErrorCode, QueryId, Span};
 use utoipa::ToSchema;
 
+use crate::format::command_json;
 use crate::ingest::RowError;
 
 /// The content type of a problem document.
@@ -50,7 +51,7 @@ pub struct Problem {
     /// Of a text with several statements: what those before it did.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
-    pub completed: Vec<CommandDone>,
+    pub completed: Vec<serde_json::Value>,
     /// Of an ingest: what is wrong with its rows.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RefusedRows>,
@@ -156,7 +157,7 @@ impl Failure {
     #[must_use]
     pub fn at_statement(mut self, statement: usize, completed: Vec<CommandDone>) -> Self {
         self.problem.statement = Some(statement);
-        self.problem.completed = completed;
+        self.problem.completed = completed.iter().map(command_json).collect();
         self
     }
 

@@ -64,7 +64,7 @@ impl Running {
         let sql = sql.chars().take(SQL_SHOWN_CHARS).collect();
         entries.insert(id, Entry { sql, progress: Progress::default(), cancel: cancel.clone() });
         drop(entries);
-        metrics::gauge!("shoal_queries_running").increment(1.0);
+        metrics::gauge!("shoal_requests_running").increment(1.0);
         Ok(Guard { id, cancel, entries: self.entries.clone() })
     }
 
@@ -119,6 +119,6 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         lock(&self.entries).remove(&self.id);
-        metrics::gauge!("shoal_queries_running").decrement(1.0);
+        metrics::gauge!("shoal_requests_running").decrement(1.0);
     }
 }

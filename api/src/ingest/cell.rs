@@ -169,8 +169,12 @@ fn float<'a>(cell: Cell<'a>, data_type: &DataType) -> Result<Scalar<'a>, Refusal
 
 fn decimal<'a>(cell: Cell<'a>, data_type: &DataType, precision: u8, scale: i8) -> Result<Scalar<'a>, Refusal> {
     let text = match &cell {
-        // The shortest text that reads back as the double: what was typed, up to 15 digits. Strings carry any number.
-        Cell::Float(value) => Cow::Owned(value.to_string()),
+        // The shortest text that reads back as the double: what was typed, up to 15 digits.
+        Cell::Float(value) if value.abs() * 10f64.powi(scale.into()) < 1e15 => Cow::Owned(value.to_string()),
+        Cell::Float(value) => {
+            let message = format!("the number {value} may have lost digits: with more than 15, write it as a string");
+            return Err((RowErrorCode::OutOfRange, message));
+        }
         Cell::Integer(value) => Cow::Owned(value.to_string()),
         Cell::Unsigned(value) => Cow::Owned(value.to_string()),
         _ => Cow::Borrowed(text_of(&cell).ok_or_else(|| refused(&cell, data_type))?.trim()),

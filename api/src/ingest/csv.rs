@@ -21,6 +21,10 @@ pub(super) struct CsvDecoder {
     ends_length: usize,
     /// Line on which the record being read begins.
     line: u64,
+    /// Whether it has an odd number of quotes so far.
+    odd_quotes: bool,
+    /// The body has ended.
+    ended: bool,
     header: Option<Vec<usize>>,
     seen_bytes: bool,
 }
@@ -35,6 +39,8 @@ impl CsvDecoder {
             ends: vec![0; 64],
             ends_length: 0,
             line: 1,
+            odd_quotes: false,
+            ended: false,
             header: None,
             seen_bytes: false,
         }
@@ -44,6 +50,8 @@ impl CsvDecoder {
         loop {
             let (result, read, written, ended) =
                 self.reader.read_record(input, &mut self.text[self.text_length..], &mut self.ends[self.ends_length..]);
+            let quotes = input[..read].iter().filter(|byte| **byte == b'"').count();
+            self.odd_quotes ^= quotes % 2 == 1;
             input = &input[read..];
             self.text_length += written;
             self.ends_length += ended;
@@ -68,6 +76,7 @@ impl CsvDecoder {
                     self.record()?;
                     self.text_length = 0;
                     self.ends_length = 0;
+                    self.odd_quotes = false;
                     // The reader stops before the line feed of a record's end has been counted.
                     self.line = self.reader.line();
                 }
@@ -77,6 +86,12 @@ impl CsvDecoder {
     }
 
     fn record(&mut self) -> Result<()> {
+        // The reader takes the end of the body for the end of a quoted field too, whatever rows that has swallowed.
+        if self.ended && self.odd_quotes {
+            let message = "a quote is not closed before the body ends".to_owned();
+            self.rows.reject(RowError { line: self.line, column: None, code: RowErrorCode::Malformed, message });
+            return Ok(());
+        }
         let ends = &self.ends[..self.ends_length];
         let Ok(text) = std::str::from_utf8(&self.text[..self.text_length]) else {
             let message = "the record is not UTF-8".to_owned();
@@ -152,6 +167,7 @@ impl Decoder for CsvDecoder {
     }
 
     fn finish(mut self: Box<Self>) -> Result<Decoded> {
+        self.ended = true;
         if self.seen_bytes {
             while !self.read(&[])? {}
         }

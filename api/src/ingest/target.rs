@@ -39,13 +39,13 @@ impl Target {
         Self::new(columns.collect())
     }
 
-    /// The columns of a schema.
+    /// The columns of a table's schema. A node fills in what an event table lacks.
     pub fn of_schema(schema: &Schema) -> Self {
         let columns = schema.fields().iter().map(|field| TargetColumn {
             name: field.name().clone(),
             data_type: field.data_type().clone(),
             nullable: field.is_nullable(),
-            filled: false,
+            filled: matches!(field.name().as_str(), TS_COLUMN | DEDUP_COLUMN),
         });
         Self::new(columns.collect())
     }

@@ -19,6 +19,7 @@
 //! IPC stream; the pieces of one query make up the whole stream, with its end-of-stream marker just before `end`.
 
 mod credit;
+mod frames;
 mod message;
 mod pump;
 mod session;
@@ -27,7 +28,7 @@ use actix::Actor;
 use actix_web::http::StatusCode;
 use actix_web::http::header::SEC_WEBSOCKET_PROTOCOL;
 use actix_web::web::{Data, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use shoal_kernel::{Error, ErrorCode};
 
 use crate::http::Doors;
@@ -61,13 +62,16 @@ pub(crate) async fn open(request: HttpRequest, doors: Data<Doors>, payload: Payl
             format!("{} sessions are open (ws_sessions_max)", doors.limits.ws_sessions_max),
         )
     })?;
+    let frame_bytes_max = doors.limits.ws_frame_bytes_max;
+    let mut limited = frames::limited(payload.into_inner(), frame_bytes_max);
+    let payload =
+        Payload::from_request(&request, &mut limited).await.map_err(|error| Failure::invalid(error.to_string()))?;
     let (response, connection, messages) = actix_ws::handle_with_protocols(&request, payload, &Protocol::NAMES)
         .map_err(|error| {
             let status = error.as_response_error().status_code();
             let status = if status.is_client_error() { status } else { StatusCode::BAD_REQUEST };
             Failure::invalid(format!("this door speaks WebSocket: {error}")).with_status(status)
         })?;
-    let frame_bytes_max = doors.limits.ws_frame_bytes_max;
     let messages =
         messages.max_frame_size(frame_bytes_max).aggregate_continuations().max_continuation_size(frame_bytes_max);
     session::Session::create(|context| session::Session::new(doors, connection, messages, protocol, permit, context));

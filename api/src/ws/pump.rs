@@ -111,7 +111,9 @@ impl Pump {
 
     async fn batch(&mut self, batch: &RecordBatch, ipc: &mut Option<StreamEncoder>) -> Result<(), Outcome> {
         // Memory is a fair guess of what the rows come to on the wire, good enough to cut them into pieces.
-        let pieces = batch.get_array_memory_size().div_ceil(MESSAGE_BYTES).max(1);
+        let bytes =
+            batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0)).sum::<usize>();
+        let pieces = bytes.div_ceil(MESSAGE_BYTES).max(1);
         let rows_per_piece = batch.num_rows().div_ceil(pieces).max(1);
         let mut first = 0;
         while first < batch.num_rows() {

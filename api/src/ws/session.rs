@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::credit::{Credit, INITIAL_CREDIT_BYTES};
+use super::frames;
 use super::message::{self, Protocol, Request};
 use super::pump::Pump;
 use crate::http::Doors;
@@ -220,7 +221,7 @@ impl StreamHandler<Result<AggregatedMessage, ProtocolError>> for Session {
                 actix_web::rt::spawn(self.connection.clone().close(reason));
                 context.stop();
             }
-            Err(ProtocolError::Overflow) => {
+            Err(error) if frames::is_too_large(&error) => {
                 let bytes_max = self.doors.limits.ws_frame_bytes_max;
                 self.close(
                     CloseCode::Size,

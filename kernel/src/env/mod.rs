@@ -52,6 +52,11 @@ pub trait World: Send + Sync + 'static {
     /// Runs a task. The handle is dropped freely; the task goes on.
     fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle;
 
+    /// As [`Env::compute`]. A world without threads treats it like any other task.
+    fn compute(&self, name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle {
+        self.spawn(name, task)
+    }
+
     /// Runs blocking work off the async threads. `Err` means that the work panicked or the world is being torn down.
     fn blocking(&self, job: BlockingJob) -> BoxFuture<'static, Result<Box<dyn Any + Send>, BlockingLost>>;
 
@@ -166,6 +171,12 @@ impl Env {
     /// Runs a task.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> TaskHandle {
         self.0.spawn(name, Box::pin(task))
+    }
+
+    /// Runs a task that computes for long between two awaits, such as a part of a query, on threads of its own kind: what
+    /// must answer in time (gossip, consensus, deadlines) is not held up by it.
+    pub fn compute(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> TaskHandle {
+        self.0.compute(name, Box::pin(task))
     }
 
     /// Runs blocking work (files, long computations) off the async threads.

@@ -9,9 +9,11 @@ mod types;
 pub use text::split_statements;
 pub(crate) use text::{at, first_words, only_statement};
 
+use std::ops::ControlFlow;
+
 use shoal_catalog::NewTable;
 use shoal_kernel::{Error, ErrorCode, Result};
-use sqlparser::ast::{self, ObjectName, ObjectNamePart, ObjectType, Spanned};
+use sqlparser::ast::{self, ObjectName, ObjectNamePart, ObjectType, Spanned, Visit, Visitor};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Token, TokenWithSpan};
@@ -110,10 +112,45 @@ fn refuse(words: &[&str], tokens: &[TokenWithSpan]) -> Result<()> {
     })
 }
 
+/// Clauses that the planner would pass over in silence.
+struct Ignored(Option<Error>);
+
+impl Visitor for Ignored {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<()> {
+        if query.locks.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let error = unsupported("FOR UPDATE and FOR SHARE do not exist: reads lock nothing");
+        self.0 = Some(at(error, query.span()));
+        ControlFlow::Break(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &ast::TableFactor) -> ControlFlow<()> {
+        if !matches!(factor, ast::TableFactor::Table { sample: Some(_), .. }) {
+            return ControlFlow::Continue(());
+        }
+        let error = unsupported("TABLESAMPLE is not built yet").with_help("use WHERE random() < 0.1");
+        self.0 = Some(at(error, factor.span()));
+        ControlFlow::Break(())
+    }
+}
+
 fn classify(statement: ast::Statement) -> Result<Parsed> {
     let span = statement.span();
+    let mut ignored = Ignored(None);
+    let _ = statement.visit(&mut ignored);
+    if let Some(error) = ignored.0 {
+        return Err(error);
+    }
     Ok(match statement {
         ast::Statement::Query(_) => Parsed::Query(Box::new(statement)),
+        ast::Statement::Explain { options: Some(_), .. } | ast::Statement::Explain { format: Some(_), .. } => {
+            let error =
+                unsupported("EXPLAIN has no options and no formats").with_help("use EXPLAIN or EXPLAIN ANALYZE");
+            return Err(at(error, span));
+        }
         ast::Statement::Explain { analyze, statement, .. } => match *statement {
             ast::Statement::Query(_) => Parsed::Explain { statement, analyze },
             _ => return Err(at(unsupported("only queries can be explained"), span)),

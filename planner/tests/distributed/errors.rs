@@ -49,6 +49,11 @@ async fn queries() {
         "SELECT * FROM '/etc/passwd'",
         "SELECT * INTO copy FROM flights",
         "SELECT $1",
+        "SELECT * FROM flights TABLESAMPLE (10)",
+        "SELECT * FROM flights FOR UPDATE",
+        "EXPLAIN FORMAT JSON SELECT 1",
+        "SELECT lag(delay) IGNORE NULLS OVER (ORDER BY id) FROM flights",
+        "SELECT array_agg(delay) FILTER (WHERE delay > 9) OVER (ORDER BY id) FROM flights",
     ];
     check(&world, &statements, expect![[r#"
 

@@ -22,9 +22,6 @@ use shoal_simulation::{apart, entropy};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Nodes of `run`.
-const NODES: u16 = 3;
-
 /// Runs Shoal in a box: the same nodes on virtual time, network and disks, under faults drawn from a seed.
 ///
 /// The same seed gives the same run, event by event, in every build and on every day; its hash says so. A run under faults
@@ -42,9 +39,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs one seed, or several, on three nodes unless told otherwise.
+    /// Runs one seed, or several: three nodes, three replicas, the usual faults, unless told otherwise.
     Run(RunArguments),
-    /// Runs seeds of which each draws its own number of nodes too.
+    /// Runs seeds of which each draws its own nodes, replicas and kinds of faults.
     Swarm(RunArguments),
     /// Runs again what `run --record` has written, and compares the hash.
     Replay(ReplayArguments),
@@ -134,8 +131,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     entropy::without_address_randomisation();
     let outcome = match cli.command {
-        Command::Run(arguments) => base(&arguments, Some(NODES)).and_then(|base| run_seeds(&arguments, &base)),
-        Command::Swarm(arguments) => base(&arguments, None).and_then(|base| run_seeds(&arguments, &base)),
+        Command::Run(arguments) => base(&arguments, RunOptions::usual(1)).and_then(|base| run_seeds(&arguments, &base)),
+        Command::Swarm(arguments) => base(&arguments, RunOptions { seed: 1, ..RunOptions::default() })
+            .and_then(|base| run_seeds(&arguments, &base)),
         Command::Replay(arguments) => replay(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),
@@ -159,9 +157,9 @@ enum Outcome {
 }
 
 /// What all seeds have in common: the scenario's file, and over it what the command line says.
-fn base(arguments: &RunArguments, nodes: Option<u16>) -> io::Result<RunOptions> {
+fn base(arguments: &RunArguments, unless_given: RunOptions) -> io::Result<RunOptions> {
     let mut base = match &arguments.scenario {
-        None => RunOptions { seed: 1, nodes, ..RunOptions::default() },
+        None => unless_given,
         Some(path) => {
             let wrong = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
             let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
@@ -314,13 +312,14 @@ fn tell(out: &mut impl Write, options: &RunOptions, scenario: Option<&Path>, rep
         writeln!(out, "    {line}")?;
     }
     let file = scenario.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
+    let command = if options.kinds.is_none() { "swarm" } else { "run" };
+    let nodes = options.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
     let subject = if options.subject == Subject::Echo { " --subject echo" } else { "" };
     let planted = options.planted.map(|planted| format!(" --planted {}", planted.as_str())).unwrap_or_default();
     writeln!(
         out,
-        "\n  to see it again:\n    shoal-sim run --seed {} --nodes {} --minutes {}{file}{subject}{planted} --trace trace.txt\n",
+        "\n  to see it again:\n    shoal-sim {command} --seed {} --minutes {}{file}{nodes}{subject}{planted} --trace trace.txt\n",
         options.seed,
-        options.nodes(),
         options.seconds() as f64 / 60.0
     )
 }

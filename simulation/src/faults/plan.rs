@@ -78,6 +78,24 @@ impl FaultKind {
         Self::BitFlips,
     ];
 
+    /// Those that three nodes with three replicas are held to in every run: all but disks that fail or lie.
+    pub const USUAL: [Self; 14] = [
+        Self::Isolation,
+        Self::Partition,
+        Self::OneWay,
+        Self::Loss,
+        Self::Delay,
+        Self::Reset,
+        Self::Kill,
+        Self::PowerLoss,
+        Self::PowerLossInJob,
+        Self::Blackout,
+        Self::Pause,
+        Self::Skew,
+        Self::SlowDisk,
+        Self::DiskFull,
+    ];
+
     /// Whether it happens to disks alone.
     pub fn is_of_disks(self) -> bool {
         matches!(self, Self::DiskErrors | Self::SlowDisk | Self::DiskFull | Self::BitFlips)

@@ -9,8 +9,9 @@ use shoal_kernel::{Applied, Error, ErrorCode, Result};
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
-use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES, column_bytes};
+use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
 use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
+use crate::size::batch_bytes;
 use crate::state::{Location, SourceId};
 use crate::token::TokenRecord;
 use crate::wal::{AppendFailure, FrameBuilder};
@@ -324,6 +325,6 @@ impl Store {
 }
 
 fn memory_bytes(incoming: &Incoming) -> u64 {
-    let columns = column_bytes(&incoming.batch);
+    let columns = batch_bytes(&incoming.batch);
     (columns + incoming.keys.memory_bytes()) as u64 + incoming.rows() as u64 * ROW_OVERHEAD_BYTES
 }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, LogId, Result, Version};
 
 use super::{Store, lock};
-use crate::memtable::{MemView, column_bytes};
+use crate::memtable::MemView;
 use crate::merge::{Merge, MergeInput, MergeRange, Merged};
 use crate::rows::{Rows, Write, replicated_batch, replicated_schema};
+use crate::size::batch_bytes;
 use crate::state::{SegmentView, State};
 use crate::token::TokenRecord;
 
@@ -116,7 +117,7 @@ impl Store {
         let mut rows_wanted = FEED_ROWS_FIRST;
         while feed.bytes_left > 0 {
             let Some(Merged { rows, .. }) = merge.next(rows_wanted)? else { return Ok(None) };
-            let row_bytes = column_bytes(&rows.batch) / rows.versions.len().max(1);
+            let row_bytes = batch_bytes(&rows.batch) / rows.versions.len().max(1);
             rows_wanted = feed.rows_that_fit(row_bytes);
             if let Some(last) = rows.keys.iter().next_back() {
                 after_key = last.to_vec();
@@ -131,7 +132,7 @@ impl Store {
     fn feed_memtables(&self, state: &State, from: u64, feed: &mut Feed) -> Result<u64> {
         for view in state.memtables.iter().filter(|view| view.last_position > from) {
             for chunk in &view.chunks {
-                let row_bytes = column_bytes(&chunk.batch) / chunk.rows().max(1);
+                let row_bytes = batch_bytes(&chunk.batch) / chunk.rows().max(1);
                 let mut start = chunk.positions.partition_point(|&position| position <= from);
                 while start < chunk.rows() {
                     if feed.bytes_left == 0 {

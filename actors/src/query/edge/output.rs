@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use arrow::array::Array;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use futures::Stream;
@@ -199,12 +198,9 @@ impl Drop for SlotReader {
     }
 }
 
-/// Bytes that a batch really shows; slices count for what they show, not for what they share.
+/// Bytes that a batch takes; slices count for what they show, not for what they share.
 pub(crate) fn batch_bytes(batch: &RecordBatch) -> usize {
-    let column = |column: &arrow::array::ArrayRef| {
-        column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
-    };
-    batch.columns().iter().map(column).sum::<usize>() + size_of::<RecordBatch>()
+    shoal_storage::batch_bytes(batch) + size_of::<RecordBatch>()
 }
 
 /// Cuts a batch into pieces of at most `bytes_max` bytes and `rows_max` rows, in order; a single row is never cut.

@@ -70,7 +70,7 @@ impl Actor for TaskActor {
     ) -> Result<TaskState, ActorProcessingErr> {
         let (key, supervisor, count) = (start.key, start.supervisor.clone(), start.group.node.count_actor());
         let (env, output) = (start.group.node.env.clone(), start.output.clone());
-        let pump = env.spawn("task", async move {
+        let pump = env.compute("task", async move {
             // A panic in an operator costs its query, not the node; the supervisor is told like of any other failure.
             let result = AssertUnwindSafe(pump(start)).catch_unwind().await.unwrap_or_else(|_| {
                 metrics::counter!("shoal_query_panics_total").increment(1);

@@ -187,7 +187,7 @@ impl Answer {
 
 impl Cluster {
     pub(super) async fn start(limits: QueryLimits) -> Self {
-        let env = env(&RealOptions { blocking_threads: 2, blocking_jobs_max: 64 }).unwrap();
+        let env = env(&RealOptions { blocking_threads: 2, blocking_jobs_max: 64, compute_threads: 1 }).unwrap();
         let (catalog, world) = data();
         let oracle = SessionContext::new();
         for table in catalog.tables.values() {

@@ -21,7 +21,7 @@ use super::*;
 const SOON: Duration = Duration::from_secs(60);
 
 fn real() -> Env {
-    env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 8 }).unwrap()
+    env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 8, compute_threads: 1 }).unwrap()
 }
 
 fn config(node: u32) -> TransportConfig {

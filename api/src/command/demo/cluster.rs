@@ -87,6 +87,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// What removes the directory when the process has to end at once.
+    pub(super) fn cleanup(&self) -> impl FnOnce() + Send + 'static + use<> {
+        let directory = self.directory.path().to_owned();
+        // Nothing can be done about a directory that cannot be removed, and nobody is left to tell.
+        move || drop(std::fs::remove_dir_all(directory))
+    }
+
     /// Puts a bundled file where an import can read it.
     pub(super) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Exit> {
         let path = self.directory.path().join(name);
@@ -156,8 +163,12 @@ impl Member {
             .map_err(|error| Exit::failed(format!("{}: {error}", self.config.http_address)))?;
         let config = self.config.clone();
         let (node, server) = runtime.block_on(async {
-            let env = real::env(&real::RealOptions { blocking_threads: 2, ..real::RealOptions::default() })
-                .map_err(Exit::failed)?;
+            let env = real::env(&real::RealOptions {
+                blocking_threads: 2,
+                compute_threads: 2,
+                ..real::RealOptions::default()
+            })
+            .map_err(Exit::failed)?;
             let node = Node::start(env, config).await?;
             let backend = Arc::new(NodeBackend::new(node.clone(), runtime.handle().clone()));
             let mut options = ServerOptions::new(self.config.http_address);

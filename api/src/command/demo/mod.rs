@@ -47,8 +47,10 @@ pub(super) struct DemoArguments {
 
 pub(super) fn run(arguments: DemoArguments) -> Result<(), Exit> {
     start::log_to_stderr(&arguments.log, false)?;
+    let interrupts = Interrupts::listen();
     eprintln!("Starting three nodes …");
     let mut cluster = Cluster::start()?;
+    interrupts.before_exit(cluster.cleanup());
     let client = cluster.client(1);
     eprintln!("Loading 300,000 flights and 3,376 airports through node 1 …");
     client.sql_json(SCHEMA, None)?;
@@ -63,7 +65,6 @@ pub(super) fn run(arguments: DemoArguments) -> Result<(), Exit> {
     if arguments.exit_after_load {
         return cluster.stop();
     }
-    let interrupts = Interrupts::listen();
     if !arguments.execute.is_empty() {
         let done = execute(&client, &interrupts, &arguments.execute.join(";\n"), arguments.format);
         cluster.stop()?;

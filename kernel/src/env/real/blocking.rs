@@ -59,7 +59,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_costs_its_caller_and_nobody_else() {
-        let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 2 }).unwrap();
+        let env = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 2, compute_threads: 1 }).unwrap();
         #[allow(clippy::panic, reason = "the panic is what is tested")]
         let lost = env.blocking(|| -> u32 { panic!("expected by the test") }).await;
         assert!(lost.is_err());

@@ -7,6 +7,7 @@
 )]
 
 mod blocking;
+mod compute;
 mod disk;
 mod network;
 
@@ -23,12 +24,14 @@ pub struct RealOptions {
     pub blocking_threads: usize,
     /// Jobs that may wait for such a thread; beyond, callers wait without blocking.
     pub blocking_jobs_max: usize,
+    /// Threads for tasks that compute.
+    pub compute_threads: usize,
 }
 
 impl Default for RealOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { blocking_threads: (2 * cores).clamp(4, 32), blocking_jobs_max: 1024 }
+        Self { blocking_threads: (2 * cores).clamp(4, 32), blocking_jobs_max: 1024, compute_threads: cores }
     }
 }
 
@@ -37,6 +40,7 @@ struct RealWorld {
     disk: Arc<disk::RealDisk>,
     network: Arc<network::RealNetwork>,
     blocking: blocking::BlockingPool,
+    compute: compute::ComputePool,
 }
 
 /// The real world. Must be used inside a tokio runtime with timers and I/O.
@@ -49,6 +53,7 @@ pub fn env(options: &RealOptions) -> std::io::Result<Env> {
         disk: Arc::new(disk::RealDisk),
         network: Arc::new(network::RealNetwork),
         blocking: blocking::BlockingPool::start(options)?,
+        compute: compute::ComputePool::start(options)?,
     }))
 }
 
@@ -81,6 +86,10 @@ impl World for RealWorld {
 
     fn spawn(&self, _name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle {
         TaskHandle::new(tokio::spawn(task))
+    }
+
+    fn compute(&self, _name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle {
+        self.compute.spawn(task)
     }
 
     fn blocking(&self, job: BlockingJob) -> BoxFuture<'static, Result<Box<dyn Any + Send>, BlockingLost>> {
