@@ -74,6 +74,9 @@ pub struct RunOptions {
     /// A memtable is flushed beyond so many bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memtable_bytes: Option<u64>,
+    /// Whether events bring their own time. Without one a node gives it, and a resend can be given another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_times: Option<bool>,
     /// How the run ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
@@ -100,6 +103,7 @@ impl RunOptions {
             seed,
             nodes: Some(3),
             replication_factor: Some(3),
+            event_times: Some(true),
             kinds: Some(FaultKind::USUAL.to_vec()),
             ..Self::default()
         }

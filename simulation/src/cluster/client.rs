@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Int64Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use shoal_actors::service::{CommandDone, SqlRequest, WriteReport, WriteRequest};
+use shoal_kernel::schema::TS_COLUMN;
 use shoal_kernel::{Applied, Env, Error, ErrorCode, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
 use super::history::{Cell, History, Outcome, Question, Read, TableChange, Target, Write};
+use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
 use crate::trace::Kind;
@@ -39,6 +41,8 @@ pub(super) struct Office {
     pub(super) history: Arc<History>,
     pub(super) host: HostId,
     pub(super) nodes: u16,
+    /// Events bring their own time.
+    pub(super) event_times: bool,
     pub(super) seed: u64,
 }
 
@@ -343,9 +347,12 @@ impl Client {
             Target::Upserts => ("kv", ["k", "v"]),
             Target::Events => ("ev", ["id", "amount"]),
         };
+        // The same in every attempt.
+        let at_micros = i64::try_from(EPOCH_MICROS + write.begun).unwrap_or(i64::MAX);
+        let at_micros = (write.target == Target::Events && self.office.event_times).then_some(at_micros);
         if as_rows {
-            let batch =
-                batch(columns, &write.rows).map_err(|error| Failed::Error(Error::internal(error.to_string())))?;
+            let batch = batch(columns, &write.rows, at_micros)
+                .map_err(|error| Failed::Error(Error::internal(error.to_string())))?;
             let request = WriteRequest {
                 table: table.to_owned(),
                 batches: vec![batch],
@@ -355,8 +362,14 @@ impl Client {
             };
             return self.office.write(&self.env, write.node, request).await;
         }
-        let values: Vec<String> = write.rows.iter().map(|(first, second)| format!("({first}, {second})")).collect();
-        let text = format!("INSERT INTO {table} ({}, {}) VALUES {}", columns[0], columns[1], values.join(", "));
+        let (time_column, time) = match at_micros {
+            Some(at_micros) => (", _ts", format!(", to_timestamp_micros({at_micros})")),
+            None => ("", String::new()),
+        };
+        let values: Vec<String> =
+            write.rows.iter().map(|(first, second)| format!("({first}, {second}{time})")).collect();
+        let [first, second] = columns;
+        let text = format!("INSERT INTO {table} ({first}, {second}{time_column}) VALUES {}", values.join(", "));
         let request = SqlRequest { write_level: Some(level), token, ..SqlRequest::new(text) };
         let (_, done) = self.office.sql(&self.env, write.node, request).await?;
         match done {
@@ -402,11 +415,22 @@ impl Client {
     }
 }
 
-fn batch(columns: [&str; 2], rows: &[(i64, i64)]) -> Result<RecordBatch, arrow::error::ArrowError> {
+fn batch(
+    columns: [&str; 2],
+    rows: &[(i64, i64)],
+    at_micros: Option<i64>,
+) -> Result<RecordBatch, arrow::error::ArrowError> {
     // Only a key or a required column is not null; the fields say what the values are.
-    let schema = Schema::new(columns.map(|name| Field::new(name, DataType::Int64, false)).to_vec());
-    let column = |pick: fn(&(i64, i64)) -> i64| Arc::new(Int64Array::from_iter_values(rows.iter().map(pick)));
-    RecordBatch::try_new(Arc::new(schema), vec![column(|row| row.0), column(|row| row.1)])
+    let mut fields = columns.map(|name| Field::new(name, DataType::Int64, false)).to_vec();
+    let column =
+        |pick: fn(&(i64, i64)) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(rows.iter().map(pick))) };
+    let mut values = vec![column(|row| row.0), column(|row| row.1)];
+    if let Some(at_micros) = at_micros {
+        let times = TimestampMicrosecondArray::from_value(at_micros, rows.len());
+        fields.push(Field::new(TS_COLUMN, times.data_type().clone(), false));
+        values.push(Arc::new(times));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), values)
 }
 
 /// Asks, and writes the answer down. True if there was one.

@@ -46,6 +46,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         history: history.clone(),
         host: HostId(settings.nodes),
         nodes: settings.nodes,
+        event_times: settings.event_times,
         seed: options.seed,
     };
     let mut evidence =

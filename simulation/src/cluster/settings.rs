@@ -36,6 +36,8 @@ pub(super) struct Settings {
     /// Replicas that every table gets: as many as it asks for, or as there are nodes.
     pub(super) replicas: u16,
     pub(super) ending: Ending,
+    /// Events bring their own time.
+    pub(super) event_times: bool,
     pub(super) menu: FaultMenu,
     pub(super) clients: u64,
     /// How long clients work before anything fails.
@@ -84,6 +86,7 @@ impl Settings {
             seconds: options.seconds(),
             replicas,
             ending,
+            event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
             menu: FaultMenu { hosts: nodes, kinds, flips },
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
