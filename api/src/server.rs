@@ -61,7 +61,7 @@ impl Default for Limits {
             body_idle: Duration::from_secs(60),
             http_connections_max: 4096,
             ws_sessions_max: 1024,
-            ws_queries_max: 32,
+            ws_queries_max: 8,
             ws_frame_bytes_max: 2 << 20,
             ws_idle: Duration::from_secs(60),
         }

@@ -60,7 +60,7 @@ fn without_filter(expr: Expr) -> Result<Transformed<Expr>> {
         return Ok(Transformed::no(Expr::WindowFunction(function)));
     };
     if !blind_to_nulls(&function) || function.params.args.is_empty() {
-        return Err(refused("FILTER", "use CASE WHEN … THEN … END as its argument"));
+        return Err(refused("FILTER", "leave the rows out in a subquery"));
     }
     let argument = function.params.args.remove(0);
     function.params.args.insert(0, when(*condition, argument).end()?);

@@ -101,6 +101,16 @@ async fn queries() {
             unsupported: a query may only read: it cannot make or change tables
         SELECT $1
             unsupported: the parameter $1 has no value
+        SELECT * FROM flights TABLESAMPLE (10)
+            unsupported: TABLESAMPLE is not built yet @1:15-1:22 [use WHERE random() < 0.1]
+        SELECT * FROM flights FOR UPDATE
+            unsupported: FOR UPDATE and FOR SHARE do not exist: reads lock nothing @1:1-1:22
+        EXPLAIN FORMAT JSON SELECT 1
+            unsupported: EXPLAIN has no options and no formats [use EXPLAIN or EXPLAIN ANALYZE]
+        SELECT lag(delay) IGNORE NULLS OVER (ORDER BY id) FROM flights
+            unsupported: IGNORE NULLS of this window function is not built yet [rank the rows that are not null in a subquery, and join]
+        SELECT array_agg(delay) FILTER (WHERE delay > 9) OVER (ORDER BY id) FROM flights
+            unsupported: FILTER of this window function is not built yet [leave the rows out in a subquery]
     "#]]).await;
 }
 
