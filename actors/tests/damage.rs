@@ -3,9 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "a test owns its runtimes, its files and its ports")]
 #![allow(clippy::unwrap_used, reason = "what fails in the scaffolding fails the test")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,8 @@ use shoal_actors::service::{ClusterStatus, NodeConfig, PartitionStatus, SqlReque
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Applied, Error, ErrorCode, LogId, PartitionId, Result, WriteLevel};
 use tokio::runtime::{Builder, Runtime};
+
+use common::free_address;
 
 /// How long anything that must come true may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,17 +144,6 @@ async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attempt: i
             Err(error) => assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// An address whose port is free for both streams and datagrams.
-fn free_address() -> SocketAddr {
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
     }
 }
 

@@ -5,7 +5,8 @@
     reason = "a test owns its runtime, its files and its ports, and ends at the first surprise"
 )]
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+mod common;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use shoal_actors::service::{NodeConfig, SqlRequest, WriteRequest};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Error, WriteLevel};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
+
+use common::free_address;
 
 /// Every statement goes to the node at hand; a query goes to all of them, and all must agree.
 struct Cluster {
@@ -62,17 +65,6 @@ fn text_rows(batch: &RecordBatch) -> Vec<Vec<String>> {
         },
     };
     (0..batch.num_rows()).map(|row| batch.columns().iter().map(|column| text(column, row)).collect()).collect()
-}
-
-/// An address whose port is free for both streams and datagrams.
-fn free_address() -> SocketAddr {
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
 }
 
 async fn start(dir: &Path, count: usize) -> Vec<Node> {

@@ -104,7 +104,7 @@ impl RunOptions {
             nodes: Some(3),
             replication_factor: Some(3),
             event_times: Some(true),
-            kinds: Some(FaultKind::USUAL.to_vec()),
+            kinds: Some(FaultKind::usual()),
             ..Self::default()
         }
     }

@@ -79,22 +79,9 @@ impl FaultKind {
     ];
 
     /// Those that three nodes with three replicas are held to in every run: all but disks that fail or lie.
-    pub const USUAL: [Self; 14] = [
-        Self::Isolation,
-        Self::Partition,
-        Self::OneWay,
-        Self::Loss,
-        Self::Delay,
-        Self::Reset,
-        Self::Kill,
-        Self::PowerLoss,
-        Self::PowerLossInJob,
-        Self::Blackout,
-        Self::Pause,
-        Self::Skew,
-        Self::SlowDisk,
-        Self::DiskFull,
-    ];
+    pub fn usual() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|kind| !matches!(kind, Self::DiskErrors | Self::BitFlips)).collect()
+    }
 
     /// Whether it happens to disks alone.
     pub fn is_of_disks(self) -> bool {
