@@ -54,6 +54,8 @@ pub(super) struct Core {
     seeds: Vec<SocketAddr>,
     seek_every: Duration,
     seek_at: Duration,
+    tell_every: Duration,
+    tell_at: Duration,
     payload: Arc<[u8]>,
     left: bool,
 }
@@ -97,6 +99,8 @@ impl Core {
             seeds: config.seeds.iter().copied().filter(|seed| *seed != config.address).collect(),
             seek_every: millis(config.seek_ms),
             seek_at: now,
+            tell_every: millis(config.announce_ms),
+            tell_at: now + millis(config.announce_ms),
             payload: Arc::from([]),
             left: false,
         })
@@ -132,7 +136,7 @@ impl Core {
             return None;
         }
         let timer = self.timers.keys().next().map(|(deadline, _)| *deadline);
-        [timer, self.suspects.due_at(), Some(self.seek_at)].into_iter().flatten().min()
+        [timer, self.suspects.due_at(), Some(self.seek_at), Some(self.tell_at)].into_iter().flatten().min()
     }
 
     /// Does what is due.
@@ -163,6 +167,11 @@ impl Core {
             for address in self.sought() {
                 all.sends.extend(self.announce(address, now).sends);
             }
+        }
+        if now >= self.tell_at {
+            // News is told a limited number of times, and all of them may be lost.
+            self.tell_at = now + self.tell_every;
+            self.tell();
         }
         all
     }
@@ -286,8 +295,11 @@ impl Core {
                     somebody_new = true;
                 }
                 OwnedNotification::Idle => self.seek_at = now + self.seek_every,
-                OwnedNotification::MemberUp(_) | OwnedNotification::Active => somebody_new = true,
-                OwnedNotification::MemberDown(_) | OwnedNotification::Rename(..) | OwnedNotification::Defunct => {}
+                // A member that came back before it was missed is only renamed; it is as new as one that was down.
+                OwnedNotification::MemberUp(_) | OwnedNotification::Rename(..) | OwnedNotification::Active => {
+                    somebody_new = true;
+                }
+                OwnedNotification::MemberDown(_) | OwnedNotification::Defunct => {}
             }
         }
         self.suspects.observe(self.foca.iter_membership_state(), now);

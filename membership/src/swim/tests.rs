@@ -327,6 +327,45 @@ fn what_a_node_tells_reaches_also_those_who_come_later() {
 }
 
 #[test]
+fn whoever_is_back_before_it_was_missed_is_told_too() {
+    for seed in 0..20 {
+        let mut world = World::cluster(seed, 3);
+        world.nodes.get_mut(&2).unwrap().publish((*b"load").into());
+        let told = |world: &World| {
+            world.nodes.values().all(|core| core.members()[&NodeId(2)].payload.as_ref() == b"load".as_slice())
+        };
+        world.settle(5, "all know", told);
+        // Until the news has been told as often as it will be.
+        world.run(3);
+        world.kill(3);
+        world.start(3, &[1]);
+        world.settle(5, "the new life knows", |world| {
+            world.nodes[&3].members().get(&NodeId(2)).is_some_and(|member| member.payload.as_ref() == b"load")
+        });
+    }
+}
+
+#[test]
+fn what_was_lost_on_the_way_is_told_again() {
+    let missed = (0..20).filter(|seed| {
+        let mut world = World::cluster(*seed, 3);
+        world.loss_percent = 100;
+        world.nodes.get_mut(&2).unwrap().publish((*b"load").into());
+        // Long enough for all that is told, too short for anybody to be down.
+        world.run(1);
+        world.loss_percent = 0;
+        let told = |world: &World| {
+            world.nodes.values().all(|core| core.members()[&NodeId(2)].payload.as_ref() == b"load".as_slice())
+        };
+        world.run(1);
+        let missed = !told(&world);
+        world.settle(10, "all know", told);
+        missed
+    });
+    assert!(missed.count() > 0, "the news was never lost");
+}
+
+#[test]
 fn a_new_identity_forgets_no_suspicion() {
     for (seed, size) in (0..20).zip([2, 3, 4].into_iter().cycle()) {
         let mut world = World::cluster(seed, size);
