@@ -344,6 +344,13 @@ async fn a_flipped_byte_in_the_only_replica_is_said_and_nothing_is_deleted() {
     let bytes = std::fs::read(&file).unwrap();
     hosts[0].revive().await;
     eventually("the sound partition serves", || async { hosts[0].numbers(&sound).await.map(drop) }).await;
+    eventually("the damaged one has been opened", || async {
+        match hosts[0].numbers(EVERYTHING).await {
+            Err(error) if error.code() == ErrorCode::Corruption => Ok(()),
+            other => Err(Error::internal(format!("{other:?}"))),
+        }
+    })
+    .await;
     check(&hosts[0], &bytes).await;
 }
 

@@ -74,7 +74,7 @@ pub struct RunOptions {
     /// A memtable is flushed beyond so many bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memtable_bytes: Option<u64>,
-    /// Whether events bring their own time. Without one a node gives it, and a resend can be given another.
+    /// Whether events bring their own time. Without one a node gives it, the same to every resend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_times: Option<bool>,
     /// How the run ends.
@@ -99,14 +99,7 @@ const SECONDS: u64 = 60;
 impl RunOptions {
     /// What every change is held to: three nodes, three replicas, the usual faults.
     pub fn usual(seed: u64) -> Self {
-        Self {
-            seed,
-            nodes: Some(3),
-            replication_factor: Some(3),
-            event_times: Some(true),
-            kinds: Some(FaultKind::usual()),
-            ..Self::default()
-        }
+        Self { seed, nodes: Some(3), replication_factor: Some(3), kinds: Some(FaultKind::usual()), ..Self::default() }
     }
 
     /// Nodes, as given or drawn: mostly three.

@@ -35,6 +35,8 @@ pub enum Rows {
     Put(RecordBatch),
     /// Keys to delete: the key's columns, by name. Upsert tables only.
     Delete(RecordBatch),
+    /// No rows: the write's version is kept for its token, under this ballot. What ballots mean is the caller's business.
+    Reserve(Version),
     /// Rows and tombstones as [`crate::Store::pull`] of a peer gave them, and the tokens that came with them.
     Replicated(RecordBatch, Vec<TokenRecord>),
 }
@@ -44,6 +46,7 @@ impl Rows {
     pub fn len(&self) -> usize {
         match self {
             Self::Put(batch) | Self::Delete(batch) | Self::Replicated(batch, _) => batch.num_rows(),
+            Self::Reserve(_) => 0,
         }
     }
 
@@ -58,7 +61,7 @@ impl Rows {
 pub struct Accepted {
     /// Its place in the accept log. For a duplicate: the place of the first time.
     pub position: u64,
-    /// Its base version. For a duplicate: the version of the first time.
+    /// Its base version; a reservation's ballot. For a duplicate: the version of the first time.
     pub version: Version,
     /// Its rows. For replicated rows: those that were news.
     pub rows: u64,
@@ -175,6 +178,10 @@ pub(crate) fn normalise(layout: &Layout, write: Write) -> Result<Incoming> {
             }
             let batch = delete_columns(layout, batch)?;
             Incoming::assemble(layout, batch, base_versions()?, Some(BooleanBuffer::new_set(rows)), Vec::new())?
+        }
+        Rows::Reserve(_) => {
+            let empty = RecordBatch::new_empty(layout.relaxed.clone());
+            Incoming::assemble(layout, empty, Vec::new(), None, Vec::new())?
         }
         Rows::Replicated(batch, tokens) => replicated_rows(layout, batch, tokens.clone())?,
     };

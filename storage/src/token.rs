@@ -5,17 +5,35 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::Version;
 
-/// A write that carried a token. It travels between replicas with the rows.
+/// A write that carried a token, or the version reserved for one. It travels between replicas with the rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
     /// The token.
     pub token: String,
-    /// Version of the write, without ordinal. The lowest one known: a token fixes its version.
+    /// Version of the write, without ordinal.
     pub version: Version,
-    /// Hash of the rows, in order. Another one under the same token is a conflict.
+    /// Zero for a write: of two versions the lower stays, for a token fixes its version. For a reservation the ballot under
+    /// which it was made: of two the higher stays.
+    pub ballot: Version,
+    /// Hash of the rows, in order. Another one under the same token is a conflict. Zero for a reservation.
     pub fingerprint: u128,
     /// Rows of the write.
     pub rows: u64,
+}
+
+impl TokenRecord {
+    /// What names this record among all that a store accepts: a write's version, or a reservation's ballot.
+    pub fn accepted_as(&self) -> Version {
+        if self.is_reservation() { self.ballot } else { self.version }
+    }
+
+    fn is_reservation(&self) -> bool {
+        self.ballot != Version::default()
+    }
+
+    fn supersedes(&self, known: &Self) -> bool {
+        (self.ballot, known.version) > (known.ballot, self.version)
+    }
 }
 
 /// A token and the accept position of the record that holds it.
@@ -52,10 +70,10 @@ impl Tokens {
 
     /// Whether the record would change what is known.
     pub(crate) fn is_news(&self, record: &TokenRecord) -> bool {
-        self.is_kept(record) && self.get(&record.token).is_none_or(|known| record.version < known.record.version)
+        self.is_kept(record) && self.get(&record.token).is_none_or(|known| record.supersedes(&known.record))
     }
 
-    /// Takes a record in; of two versions of one token the lower stays.
+    /// Takes a record in, unless the one that is known stays.
     pub(crate) fn put(&mut self, record: TokenRecord, position: u64) {
         if self.is_news(&record) {
             self.entries.insert(record.token.clone(), TokenEntry { record, position });
@@ -89,7 +107,23 @@ mod tests {
 
     fn record(micros: u64) -> TokenRecord {
         let version = Version::new(Hlc::from_micros(micros), NodeId(1), 0);
-        TokenRecord { token: "t".into(), version, fingerprint: 1, rows: 1 }
+        TokenRecord { token: "t".into(), version, ballot: Version::default(), fingerprint: 1, rows: 1 }
+    }
+
+    #[test]
+    fn the_reservation_of_the_highest_ballot_stays() {
+        let ballot = |micros| Version::new(Hlc::from_micros(micros), NodeId(2), 0);
+        let reserved =
+            |version: u64, at: u64| TokenRecord { ballot: ballot(at), fingerprint: 0, rows: 0, ..record(version) };
+        let mut tokens = Tokens::default();
+        tokens.put(reserved(20, 100), 1);
+        tokens.put(reserved(10, 50), 2);
+        assert_eq!(tokens.get("t").map(|entry| entry.record.clone()), Some(reserved(20, 100)));
+        tokens.put(reserved(30, 200), 3);
+        assert_eq!(tokens.get("t").map(|entry| entry.record.clone()), Some(reserved(30, 200)));
+        assert!(!tokens.is_news(&reserved(30, 200)));
+        assert_eq!(reserved(30, 200).accepted_as(), ballot(200));
+        assert_eq!(record(30).accepted_as(), record(30).version);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::{Partition, Table};
-use shoal_kernel::{Applied, Epoch, Error, ErrorCode, Hlc, NodeId, PartitionId, Result, Version, WriteLevel, wire};
+use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::route::Piece;
@@ -18,14 +18,12 @@ use crate::replica::message::{ReplicaAnswer, ReplicaCall, WriteCall, Written};
 use crate::replica::serve;
 
 /// How long one replica may take for one answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before a replica that could not answer, or does not count yet, is asked again; doubled up to the longest.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Answers that may wait to be read; each node has at most one call under way per epoch.
 const ANSWERS_MAX: usize = 32;
-/// Partitions asked at once what they know of a token.
-const LOOKUPS_AT_ONCE: usize = 8;
 
 /// How a piece was taken.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +42,8 @@ pub(super) struct Delivery {
     pub(super) until: Duration,
     /// The piece's token, and the claim on the client's, which lasts as long as anything is under way.
     pub(super) token: Option<(String, Arc<HeldToken>)>,
+    /// No request with this token can have sent rows before.
+    pub(super) fresh: bool,
 }
 
 /// A piece under way.
@@ -68,8 +68,8 @@ struct Sending {
 impl Delivery {
     pub(super) async fn run(self, piece: Piece, version: Version, inflight: Arc<Semaphore>) -> Result<Outcome> {
         let known = match &self.token {
-            Some((token, _)) => self.known(piece.partition, token, Some(&piece)).await?,
-            None => None,
+            Some((token, _)) if !self.fresh => self.known(&piece, token).await?,
+            _ => None,
         };
         let tokened = self.token.is_some();
         let rows = batch::encode(&piece.rows)?;
@@ -110,12 +110,12 @@ impl Delivery {
         }
     }
 
-    fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         self.until.saturating_sub(self.context.env.monotonic())
     }
 
     /// The partition as this node knows it now.
-    fn partition(&self, id: PartitionId) -> Result<Partition> {
+    pub(super) fn partition(&self, id: PartitionId) -> Result<Partition> {
         let catalog = self.context.agreement.catalog().borrow().clone();
         catalog
             .partitions
@@ -124,32 +124,13 @@ impl Delivery {
             .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)))
     }
 
-    /// The time that rows of this token were given before, wherever they went.
-    pub(super) async fn known_time(&self) -> Result<Option<Hlc>> {
-        let Some((token, _)) = &self.token else { return Ok(None) };
-        // Collected first: a stream over a borrowing closure is not Send for every lifetime, and the doors spawn this.
-        let lookups: Vec<_> =
-            self.table.partitions.iter().map(|partition| self.known(*partition, token, None)).collect();
-        let mut lookups = futures::stream::iter(lookups).buffered(LOOKUPS_AT_ONCE);
-        let mut known: Option<Hlc> = None;
-        while let Some(version) = lookups.next().await {
-            if let Some(version) = version? {
-                let time = Hlc::from_micros(version.time().micros());
-                known = Some(known.map_or(time, |known| known.min(time)));
-            }
-        }
-        Ok(known)
-    }
-
     /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
     /// cannot be missed; sends no rows.
-    async fn known(&self, partition: PartitionId, token: &str, piece: Option<&Piece>) -> Result<Option<Version>> {
-        let fingerprint = match piece {
-            Some(piece) => Some(shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?),
-            None => None,
-        };
-        let voters: Vec<NodeId> = self.partition(partition)?.voters().collect();
-        let call: Bytes = wire::encode(&ReplicaCall::Token { partition, token: token.to_owned() })?.into();
+    async fn known(&self, piece: &Piece, token: &str) -> Result<Option<Version>> {
+        let fingerprint = shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?;
+        let voters: Vec<NodeId> = self.partition(piece.partition)?.voters().collect();
+        let call = ReplicaCall::Token { partition: piece.partition, token: token.to_owned() };
+        let call: Bytes = wire::encode(&call)?.into();
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
         let mut asked: FuturesUnordered<_> = voters.iter().map(|voter| ask(*voter)).collect();
@@ -161,7 +142,7 @@ impl Delivery {
                 Ok(ReplicaAnswer::Token { record, counts }) => {
                     answered += usize::from(counts);
                     if let Some(record) = record {
-                        if fingerprint.is_some_and(|fingerprint| fingerprint != record.fingerprint) {
+                        if fingerprint != record.fingerprint {
                             return Err(Error::new(
                                 ErrorCode::TokenConflict,
                                 "this idempotency key was used for other rows",
@@ -336,7 +317,7 @@ impl Sending {
 }
 
 /// Whether asking the same replica again soon can help. Overload and a full disk do not pass at once.
-fn is_passing(code: ErrorCode) -> bool {
+pub(super) fn is_passing(code: ErrorCode) -> bool {
     matches!(
         code,
         ErrorCode::Moved

@@ -5,6 +5,7 @@
 //! within one epoch. What the answer says about effects is exact: `applied: false` only if no replica can have taken a row.
 
 mod deliver;
+mod reserve;
 mod route;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Result, Version, WriteLevel};
 use tokio::sync::Semaphore;
 
 use self::deliver::Delivery;
+use self::reserve::Reservation;
 use self::route::{Piece, Stamp};
 use crate::node::clock::STAMPS_PER_TICK;
 use crate::node::context::NodeContext;
@@ -55,32 +57,32 @@ impl Gateway {
         let held = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?.map(Arc::new);
         let until = self.context.env.monotonic() + deadline.min(WRITE_DEADLINE);
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
-        let deliver = |piece: usize| Delivery {
+        let deliver = |piece: usize, fresh: bool| Delivery {
             context: self.context.clone(),
             table: table.clone(),
             level,
             until,
             token: request.token.as_ref().zip(held.clone()).map(|(token, held)| (piece_token(token, piece), held)),
+            fresh,
         };
-        let base = if request.token.is_some() && route::needs_time(&table, &request.batches) {
-            deliver(0).known_time().await?
-        } else {
-            None
-        };
-        let base = match base {
-            Some(base) => base,
-            None => self.context.clock.tick().await?,
+        let own = Version::new(self.context.clock.tick().await?, self.context.node, 0);
+        let Reservation { version: base, fresh } = match &request.token {
+            // Their time is part of what identifies the rows: a resend must find the same.
+            Some(token) if rows > 0 && route::needs_time(&table, &request.batches) => {
+                deliver(0, false).reserve(token, own).await?
+            }
+            _ => Reservation { version: own, fresh: false },
         };
         let stamp = Stamp {
-            micros: i64::try_from(base.micros()).unwrap_or(i64::MAX),
-            dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", self.context.node, base.0)),
+            micros: i64::try_from(base.time().micros()).unwrap_or(i64::MAX),
+            dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", base.node(), base.time().0)),
         };
         let (mut batches, mut first_row) = (Vec::with_capacity(request.batches.len()), 0);
         for batch in &request.batches {
             batches.push(route::shape(&table, batch, &stamp, first_row)?);
             first_row += batch.num_rows();
         }
-        let version = |number: u64| Version::new(Hlc(base.0 + number), self.context.node, 0);
+        let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);
         if rows == 0 {
             return Ok(WriteReport { rows, level, version: version(0), duplicate: false });
         }
@@ -108,7 +110,7 @@ impl Gateway {
                 }
                 let Some((number, piece)) = waiting.next() else { break };
                 first &= piece.number == 0;
-                under_way.push(deliver(piece.number).run(piece, version(number), self.inflight.clone()));
+                under_way.push(deliver(piece.number, fresh).run(piece, version(number), self.inflight.clone()));
             }
             match under_way.next().await {
                 Some(Ok(outcome)) => outcomes.push(outcome),

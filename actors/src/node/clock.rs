@@ -82,6 +82,20 @@ impl NodeClock {
         Ok(())
     }
 
+    /// Moves past a stamp for good: after a crash, too, this clock goes on above it.
+    pub(crate) async fn keep(&self, stamp: Hlc) -> Result<()> {
+        self.observe(stamp)?;
+        if self.core.lock().unwrap_or_else(PoisonError::into_inner).bound <= stamp {
+            self.extend(stamp).await?;
+        }
+        Ok(())
+    }
+
+    /// The newest stamp that was given or seen.
+    pub(crate) fn last(&self) -> Hlc {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner).clock.last()
+    }
+
     /// Checks a version before its first acceptance.
     pub(crate) fn observe(&self, stamp: Hlc) -> Result<()> {
         let wall = self.env.wall_micros();

@@ -9,7 +9,8 @@ use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, Version}
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::message::{CoreReport, RecentAnswer, ReplicaMessage, Written};
+use super::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
+use super::promises::Reserved;
 use super::state::QUEUE_BYTES_MAX;
 
 /// Bytes one admission permit stands for.
@@ -139,7 +140,22 @@ impl ReplicaHandle {
         self.ask(|answer| ReplicaMessage::Write { epoch, bytes, write, answer }).await?
     }
 
-    /// The same for rows pulled from a peer.
+    /// Asks for the promise of a ballot; the inner error is the ballot in the way.
+    pub(crate) async fn prepare(
+        &self,
+        epoch: Epoch,
+        token: String,
+        ballot: Version,
+    ) -> Result<Result<Promised, Version>> {
+        self.ask(|answer| ReplicaMessage::Prepare { epoch, token, ballot, answer }).await?
+    }
+
+    /// Has a version accepted for a token, and waits for its commit.
+    pub(crate) async fn reserve(&self, epoch: Epoch, token: String, reserved: Reserved) -> Result<Written> {
+        self.ask(|answer| ReplicaMessage::Reserve { epoch, token, reserved, answer }).await?
+    }
+
+    /// The same as a write for rows pulled from a peer.
     pub(super) async fn pulled(
         &self,
         bytes: u64,

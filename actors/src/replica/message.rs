@@ -9,6 +9,7 @@ use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, Version};
 use shoal_storage::{PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
+use super::promises::Reserved;
 use super::recent::RecentAccept;
 use super::state::{Event, Meta, Ticket};
 
@@ -19,6 +20,10 @@ pub(crate) enum ReplicaCall {
     Write(WriteCall),
     /// What is known of an idempotency token?
     Token { partition: PartitionId, token: String },
+    /// Promise to accept no version for a token under a lower ballot, and say what was accepted.
+    Prepare(PrepareCall),
+    /// Accept a version for a token.
+    Reserve(ReserveCall),
     /// What was accepted after this position, by version?
     Recent { partition: PartitionId, log_id: LogId, after: u64 },
     /// Rows accepted after the cursor.
@@ -40,11 +45,35 @@ pub(crate) struct WriteCall {
     pub(crate) rows: Vec<u8>,
 }
 
-/// The answer to a [`ReplicaCall`], in the same order of variants.
+/// The first half of a ballot on the version of a token's rows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PrepareCall {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Epoch,
+    pub(crate) token: String,
+    pub(crate) ballot: Version,
+}
+
+/// The second half.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ReserveCall {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Epoch,
+    pub(crate) token: String,
+    pub(crate) reserved: Reserved,
+}
+
+/// The answer to a [`ReplicaCall`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ReplicaAnswer {
     Written(Written),
-    Token { record: Option<TokenRecord>, counts: bool },
+    Token {
+        record: Option<TokenRecord>,
+        counts: bool,
+    },
+    Promised(Promised),
+    /// A ballot that is not below this one has been promised.
+    Refused(Version),
     Recent(RecentAnswer),
     Pulled(PulledAnswer),
     Status(Vec<ReplicaReport>),
@@ -58,6 +87,15 @@ pub(crate) struct Written {
     /// Whether the token was known.
     pub(crate) duplicate: bool,
     /// Whether this acknowledgement counts.
+    pub(crate) counts: bool,
+}
+
+/// A promise for a ballot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Promised {
+    /// What the replica has accepted under the highest ballot.
+    pub(crate) accepted: Option<Reserved>,
+    /// Whether this promise counts.
     pub(crate) counts: bool,
 }
 
@@ -100,6 +138,10 @@ pub(crate) struct ReplicaReport {
 pub(crate) enum ReplicaMessage {
     /// Accept rows.
     Write { epoch: Epoch, bytes: u64, write: shoal_storage::Write, answer: oneshot::Sender<Result<Written>> },
+    /// Promise for a ballot; the inner error is the ballot in the way.
+    Prepare { epoch: Epoch, token: String, ballot: Version, answer: oneshot::Sender<Result<Result<Promised, Version>>> },
+    /// Accept a version for a token.
+    Reserve { epoch: Epoch, token: String, reserved: Reserved, answer: oneshot::Sender<Result<Written>> },
     /// Accept rows pulled from a peer.
     Pulled {
         bytes: u64,

@@ -13,6 +13,7 @@ pub(crate) mod handle;
 pub(crate) mod maintainer;
 pub(crate) mod message;
 mod open;
+pub(crate) mod promises;
 mod recent;
 pub(crate) mod replicator;
 pub(crate) mod serve;
@@ -26,13 +27,14 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
-use shoal_kernel::{Applied, Error, ErrorCode, LogId, NodeId, Result, TableSchema, Version, wire};
-use shoal_storage::{PullCursor, Store};
+use shoal_kernel::{Applied, Epoch, Error, ErrorCode, LogId, NodeId, Result, TableSchema, Version, wire};
+use shoal_storage::{PullCursor, Rows, Store};
 use tokio::sync::oneshot;
 
 use self::handle::{ReplicaHandle, Running};
 use self::maintainer::{Maintainer, MaintainerMessage};
-use self::message::{CoreReport, RecentAnswer, ReplicaMessage, Written};
+use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
+use self::promises::{Promises, Reserved};
 use self::recent::Recent;
 use self::replicator::{Replicator, ReplicatorMessage};
 use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
@@ -42,6 +44,8 @@ pub(crate) use self::serve::ReplicaService;
 
 /// How long the catalog may take for a promotion before it is proposed again.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that a reservation takes beside its token, about.
+const RESERVATION_BYTES: usize = 128;
 /// How long to wait before it is proposed again.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -72,6 +76,8 @@ struct InHand {
     writes: Vec<Version>,
     /// The rows come from a peer.
     pulled: bool,
+    /// It is a reservation, for this token.
+    reserves: Option<String>,
     answer: oneshot::Sender<Result<Written>>,
 }
 
@@ -94,6 +100,7 @@ pub(crate) struct ReplicaShell {
     /// `durable` has changed since that write began.
     to_write: Option<Told>,
     recent: Recent,
+    promises: Promises,
     in_hand: BTreeMap<Ticket, InHand>,
     next_ticket: Ticket,
     replicator: ActorRef<ReplicatorMessage>,
@@ -144,6 +151,7 @@ impl Actor for ReplicaActor {
             myself.get_cell(),
         )
         .await?;
+        let promises = Promises::new(context.clock.last());
         let mut shell = ReplicaShell {
             context,
             handle,
@@ -153,6 +161,7 @@ impl Actor for ReplicaActor {
             writing: None,
             to_write: None,
             recent: Recent::default(),
+            promises,
             in_hand: BTreeMap::new(),
             next_ticket: 0,
             replicator,
@@ -177,14 +186,23 @@ impl Actor for ReplicaActor {
         let event = match message {
             ReplicaMessage::Write { epoch, bytes, write, answer } => {
                 let writes = vec![write.version.with_ordinal(0)];
-                Event::Write {
-                    ticket: shell.take(InHand { write: Some(write), writes, pulled: false, answer }),
-                    epoch,
-                    bytes,
+                let in_hand = InHand { write: Some(write), writes, pulled: false, reserves: None, answer };
+                Event::Write { ticket: shell.take(in_hand), epoch, bytes }
+            }
+            ReplicaMessage::Prepare { epoch, token, ballot, answer } => {
+                let _ = answer.send(shell.prepare(epoch, &token, ballot));
+                return Ok(());
+            }
+            ReplicaMessage::Reserve { epoch, token, reserved, answer } => {
+                let bytes = (token.len() + RESERVATION_BYTES) as u64;
+                match shell.reserve(token, reserved, answer) {
+                    Some(ticket) => Event::Write { ticket, epoch, bytes },
+                    None => return Ok(()),
                 }
             }
             ReplicaMessage::Pulled { bytes, write, writes, answer } => {
-                Event::Pulled { ticket: shell.take(InHand { write: Some(write), writes, pulled: true, answer }), bytes }
+                let in_hand = InHand { write: Some(write), writes, pulled: true, reserves: None, answer };
+                Event::Pulled { ticket: shell.take(in_hand), bytes }
             }
             ReplicaMessage::Committed { tickets, outcome } => {
                 shell.committed(&myself, &tickets, outcome)?;
@@ -256,11 +274,57 @@ impl ReplicaShell {
         self.next_ticket
     }
 
+    /// Takes out of hand what has come to its end.
+    fn let_go(&mut self, ticket: Ticket) -> Option<InHand> {
+        let in_hand = self.in_hand.remove(&ticket)?;
+        if let (Some(token), Some(ballot)) = (&in_hand.reserves, in_hand.writes.first()) {
+            self.promises.settle(token, *ballot);
+        }
+        Some(in_hand)
+    }
+
+    fn prepare(&mut self, epoch: Epoch, token: &str, ballot: Version) -> Result<Result<Promised, Version>> {
+        let known = self.core.partition().epoch;
+        if epoch != known {
+            let partition = self.handle.partition;
+            let message = format!("{partition} is at {known}, the ballot was made for {epoch}");
+            return Err(Error::new(ErrorCode::Moved, message));
+        }
+        Ok(self.promises.prepare(token, ballot).map(|under_way| {
+            let stored = self.store.token(token);
+            let stored = stored.map(|record| Reserved { ballot: record.ballot, version: record.version });
+            Promised { accepted: stored.max(under_way), counts: self.core.counts() }
+        }))
+    }
+
+    /// Takes a reservation in hand, unless a promise is in the way.
+    fn reserve(
+        &mut self,
+        token: String,
+        reserved: Reserved,
+        answer: oneshot::Sender<Result<Written>>,
+    ) -> Option<Ticket> {
+        if self.promises.accept(&token, reserved).is_err() {
+            let error = Error::new(ErrorCode::Moved, "another request with this idempotency key came between");
+            let _ = answer.send(Err(error));
+            return None;
+        }
+        let Reserved { ballot, version } = reserved;
+        let write = shoal_storage::Write { version, token: Some(token.clone()), rows: Rows::Reserve(ballot) };
+        Some(self.take(InHand {
+            write: Some(write),
+            writes: vec![ballot],
+            pulled: false,
+            reserves: Some(token),
+            answer,
+        }))
+    }
+
     fn perform(&mut self, myself: &ActorRef<ReplicaMessage>, effects: Vec<Effect>) -> Result<(), ActorProcessingErr> {
         for effect in effects {
             match effect {
                 Effect::Reject(ticket, error) => {
-                    if let Some(in_hand) = self.in_hand.remove(&ticket) {
+                    if let Some(in_hand) = self.let_go(ticket) {
                         let _ = in_hand.answer.send(Err(error));
                     }
                 }
@@ -309,7 +373,7 @@ impl ReplicaShell {
         match outcome {
             Ok(results) => {
                 for (ticket, result) in tickets.iter().zip(results) {
-                    let Some(in_hand) = self.in_hand.remove(ticket) else { continue };
+                    let Some(in_hand) = self.let_go(*ticket) else { continue };
                     let written = result.map(|accepted| {
                         // A gateway's write is whole; one that its token turned into an older write is not here at all.
                         if !in_hand.pulled && in_hand.writes.contains(&accepted.version.with_ordinal(0)) {
@@ -336,7 +400,7 @@ impl ReplicaShell {
                 // After a failed write or fsync nobody knows what the disk holds: as after a crash.
                 let doubtful = error.clone().with_applied(Applied::Unknown);
                 for ticket in tickets {
-                    if let Some(in_hand) = self.in_hand.remove(ticket) {
+                    if let Some(in_hand) = self.let_go(*ticket) {
                         let _ = in_hand.answer.send(Err(doubtful.clone()));
                     }
                 }

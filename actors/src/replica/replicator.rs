@@ -197,8 +197,10 @@ impl State {
     }
 
     async fn accept(&self, rows: RecordBatch, tokens: Vec<shoal_storage::TokenRecord>, bytes: u64) -> Result<()> {
-        let writes = versions(&rows)?;
+        let mut writes = versions(&rows)?;
         let newest = writes.last().copied().unwrap_or(Version::new(Hlc::default(), NodeId(0), 0));
+        // What brought no rows has to be told to the next peer, too.
+        writes.extend(tokens.iter().map(shoal_storage::TokenRecord::accepted_as));
         let write = Write { version: newest, token: None, rows: Rows::Replicated(rows, tokens) };
         self.handle.pulled(bytes, write, writes).await.map(drop)
     }

@@ -11,7 +11,7 @@ use shoal_storage::{Digest, Rows, Write};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
-use super::message::{PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, WriteCall};
+use super::message::{PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, ReserveCall, WriteCall};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::transport::{Handler, Route};
@@ -37,6 +37,22 @@ impl ReplicaService {
                 let handle = self.replica(partition).await?;
                 let counts = handle.report().await?.counts;
                 Ok(ReplicaAnswer::Token { record: handle.store()?.token(&token), counts })
+            }
+            ReplicaCall::Prepare(PrepareCall { partition, epoch, token, ballot }) => {
+                let handle = self.replica(partition).await?;
+                self.reach(partition, epoch).await?;
+                // Before the promise: a later life must not forget it.
+                self.context.clock.keep(ballot.time()).await?;
+                Ok(match handle.prepare(epoch, token, ballot).await? {
+                    Ok(promised) => ReplicaAnswer::Promised(promised),
+                    Err(in_the_way) => ReplicaAnswer::Refused(in_the_way),
+                })
+            }
+            ReplicaCall::Reserve(ReserveCall { partition, epoch, token, reserved }) => {
+                let handle = self.replica(partition).await?;
+                self.reach(partition, epoch).await?;
+                self.context.clock.keep(reserved.ballot.time()).await?;
+                Ok(ReplicaAnswer::Written(handle.reserve(epoch, token, reserved).await?))
             }
             ReplicaCall::Recent { partition, log_id, after } => {
                 Ok(ReplicaAnswer::Recent(self.replica(partition).await?.recent(log_id, after).await?))

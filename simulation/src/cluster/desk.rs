@@ -8,6 +8,8 @@ use shoal_actors::Node;
 use shoal_actors::service::NodeConfig;
 use shoal_kernel::Env;
 
+use crate::world::{HostId, Shared};
+
 /// Before a node that has ended, or does not start, is started again: the patience of whatever starts processes.
 const START_AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,24 +60,18 @@ impl Drop for Place {
     }
 }
 
-/// The program of a node's host.
-pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk>) {
+/// The program of a node's host. A node that fails ends its process, as the binary does.
+pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk>, shared: Arc<Shared>) {
     let place = Place { desk, host };
-    loop {
-        match Node::start(env.clone(), config.clone()).await {
-            Ok(node) => {
-                place.desk.running().insert(host, Running { node: node.clone(), env: env.clone() });
-                let error = node.failed().await;
-                env.trace(|| format!("ends: {error}"));
-                let gone = place.desk.running().remove(&host);
-                drop(gone);
-                node.shutdown().await;
-                env.sleep(START_AGAIN).await;
-            }
-            Err(error) => {
-                env.trace(|| format!("does not start: {error}"));
-                env.sleep(START_AGAIN).await;
-            }
+    match Node::start(env.clone(), config.clone()).await {
+        Ok(node) => {
+            place.desk.running().insert(host, Running { node: node.clone(), env: env.clone() });
+            let error = node.failed().await;
+            env.trace(|| format!("ends: {error}"));
+            drop(place);
+            node.shutdown().await;
         }
+        Err(error) => env.trace(|| format!("does not start: {error}")),
     }
+    shared.end_process(HostId(host), START_AGAIN);
 }

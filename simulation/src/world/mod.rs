@@ -153,11 +153,34 @@ impl Simulation {
         target.start()
     }
 
-    /// Takes a host down; nothing happens to one that is down.
+    /// Takes a host down, and keeps one down that would start again by itself.
     pub fn crash(&mut self, host: HostId, kind: CrashKind) {
+        if let Some(state) = self.shared.core().hosts.get_mut(host.index()) {
+            state.starts_again_at = None;
+        }
         let Some(target) = self.hosts.get_mut(host.index()).filter(|target| target.is_up()) else { return };
         self.shared.trace(Kind::Fault, format_args!("{host} crashes ({kind:?})"));
         target.crash(kind);
+    }
+
+    /// Starts hosts whose programs had ended by themselves, once their time has come.
+    fn start_again(&mut self) {
+        let due: Vec<HostId> = {
+            let core = self.shared.core();
+            let is_due = |host: &HostId| {
+                core.hosts
+                    .get(host.index())
+                    .and_then(|state| state.starts_again_at)
+                    .is_some_and(|at| at <= core.now_micros)
+            };
+            self.hosts().filter(is_due).collect()
+        };
+        for host in due {
+            if let Err(error) = self.start(host) {
+                self.shared.trace(Kind::Fault, format_args!("{host} cannot be started again: {error}"));
+                self.shared.core().hosts[host.index()].starts_again_at = None;
+            }
+        }
     }
 
     /// Lets a host do nothing for a time, as a stopped process or a long pause of its machine would.
@@ -187,6 +210,7 @@ impl Simulation {
     /// As [`Simulation::run_until`], but ends as soon as the condition no longer holds. True if it ended early.
     pub fn run_while(&mut self, until_micros: u64, mut going_on: impl FnMut() -> bool) -> bool {
         loop {
+            self.start_again();
             self.step_hosts();
             if !going_on() {
                 return true;
@@ -217,8 +241,11 @@ impl Simulation {
                     stepped = true;
                     if let Some(kind) = host.step() {
                         let id = host.id();
-                        self.shared
-                            .trace(Kind::Fault, format_args!("{id} crashes in the middle of its work ({kind:?})"));
+                        let how = match kind {
+                            CrashKind::Process => "ends by itself",
+                            CrashKind::Power => "loses its power in the middle of its work",
+                        };
+                        self.shared.trace(Kind::Fault, format_args!("{id} {how}"));
                         host.crash(kind);
                     }
                 }
@@ -232,8 +259,9 @@ impl Simulation {
 
     fn next_event_micros(&self) -> Option<u64> {
         let timers = self.hosts.iter().filter_map(Host::deadline_micros).min();
-        let event = self.shared.core().next_at();
-        timers.into_iter().chain(event).min().map(|next| next.max(self.shared.now_micros()))
+        let core = self.shared.core();
+        let again = core.hosts.iter().filter_map(|host| host.starts_again_at).min();
+        timers.into_iter().chain(core.next_at()).chain(again).min().map(|next| next.max(core.now_micros))
     }
 
     /// Hands out what is due. False if there was nothing.

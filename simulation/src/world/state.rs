@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::{CrashKind, HostId};
 use crate::entropy;
@@ -65,6 +66,8 @@ pub(crate) struct HostState {
     pub(crate) machine_up: bool,
     /// Goes down as soon as its present step is over; until then nothing that it does has an effect.
     pub(crate) doomed: Option<CrashKind>,
+    /// When it is started again, if nobody does before: its program has ended by itself.
+    pub(crate) starts_again_at: Option<u64>,
     pub(crate) wall_offset_micros: i64,
     /// Seeds given, by stream.
     pub(crate) seeds: BTreeMap<&'static str, u64>,
@@ -199,6 +202,17 @@ impl Shared {
 
     pub(super) fn count_stray_thread(&self) {
         self.core().stray_threads += 1;
+    }
+
+    /// Ends a host's process from within, as soon as its present step is over; it is started again after a time.
+    pub(crate) fn end_process(&self, host: HostId, start_again_after: Duration) {
+        let mut core = self.core();
+        let at = core.now_micros + super::micros(start_again_after);
+        if let Some(state) = core.hosts.get_mut(host.index()).filter(|state| state.up && state.doomed.is_none()) {
+            state.doomed = Some(CrashKind::Process);
+            state.starts_again_at = Some(at);
+            core.sometimes("a node's process ended by itself");
+        }
     }
 
     /// Sets by how much a host's wall clock is off.

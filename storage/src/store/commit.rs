@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use arrow::array::BooleanArray;
-use shoal_kernel::{Applied, Error, ErrorCode, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Result, Version};
 
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
@@ -132,6 +132,7 @@ impl Store {
         let (version, token) = (write.version.with_ordinal(0), write.token.clone());
         let is_delete = matches!(write.rows, Rows::Delete(_));
         let is_replicated = matches!(write.rows, Rows::Replicated(..));
+        let ballot = if let Rows::Reserve(ballot) = &write.rows { Some(*ballot) } else { None };
         let mut incoming = normalise(&self.layout, write)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
@@ -139,9 +140,18 @@ impl Store {
         if is_replicated {
             return self.prepare_replicated(writer, incoming, accepted);
         }
+        if let Some(ballot) = ballot {
+            let token =
+                token.ok_or_else(|| Error::new(ErrorCode::InvalidRequest, "a reservation needs a token to be for"))?;
+            let record = TokenRecord { token, version, ballot, fingerprint: 0, rows: 0 };
+            self.check_tokens_room(&record.token)?;
+            incoming.tokens.push(record);
+            return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
+        }
         if let Some(token) = token {
             let contents = content_hashes(&self.layout.with_ids(incoming.batch.columns()), incoming.rows())?;
-            let record = TokenRecord { token, version, fingerprint: fingerprint(is_delete, &contents), rows };
+            let fingerprint = fingerprint(is_delete, &contents);
+            let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);
             let known = match in_group {
                 Some((_, known)) => Some((known.clone(), 0)),
@@ -158,17 +168,23 @@ impl Store {
                     None => Fate::Settled(Ok(accepted)),
                 }));
             }
-            if !lock(&self.tokens).has_room(self.options.tokens_max) {
-                let message =
-                    format!("{} tokens are remembered, which is the limit (tokens_max)", self.options.tokens_max);
-                return Err(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS));
-            }
+            self.check_tokens_room(&record.token)?;
             incoming.tokens.push(record);
         } else if incoming.rows() == 0 {
             return Ok(Err(Fate::Settled(Ok(accepted))));
         }
         let met = self.locate(writer, &incoming.keys)?;
         Ok(Ok((Prepared { incoming, met }, accepted)))
+    }
+
+    /// Whether one more token may be remembered, if it is not known already.
+    fn check_tokens_room(&self, token: &str) -> Result<()> {
+        let mut tokens = lock(&self.tokens);
+        if tokens.get(token).is_some() || tokens.has_room(self.options.tokens_max) {
+            return Ok(());
+        }
+        let message = format!("{} tokens are remembered, which is the limit (tokens_max)", self.options.tokens_max);
+        Err(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS))
     }
 
     /// Keeps what is news. Rows that are known take no new position: two replicas that pull from each other must come to

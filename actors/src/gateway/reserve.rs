@@ -1,0 +1,124 @@
+//! Agreement on the version of a key's rows, before the first of them is sent: the proposer of
+//! [`crate::replica::promises`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+use shoal_catalog::Partition;
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, PartitionId, Result, Version, key, wire};
+
+use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
+use crate::replica::message::{PrepareCall, Promised, ReplicaAnswer, ReplicaCall, ReserveCall};
+use crate::replica::promises::Reserved;
+use crate::replica::serve;
+
+/// How long to wait, at most, before the next ballot: others may be at it too, and replicas may be changing their epoch.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// The version that a key's rows have, now and at every later attempt.
+pub(super) struct Reservation {
+    pub(super) version: Version,
+    /// Nobody had tried before, so no row of this key has been sent anywhere.
+    pub(super) fresh: bool,
+}
+
+impl Delivery {
+    /// The version reserved for a client's key; this one, if none was.
+    pub(super) async fn reserve(&self, token: &str, own: Version) -> Result<Reservation> {
+        // No piece's token ends like this.
+        let token = format!("{token}\u{1f}");
+        let home = self.home(&token)?;
+        loop {
+            let partition = self.partition(home)?;
+            let ballot = Version::new(self.context.clock.tick().await?, self.context.node, 0);
+            let error = match self.propose(&partition, &token, ballot, own).await {
+                Ok(reservation) => return Ok(reservation),
+                Err(error) => error,
+            };
+            let down = partition.voters().filter(|voter| self.context.liveness.is_down(*voter)).count();
+            let voters = partition.voters().count();
+            let may_pass = is_passing(error.code()) || error.code() == ErrorCode::NotEnoughReplicas;
+            if !may_pass || voters - down <= voters / 2 || self.left() <= PAUSE_MAX {
+                return Err(error);
+            }
+            let pause = self.context.env.random("reservation pause") % PAUSE_MAX.as_millis() as u64;
+            self.context.env.sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// The partition whose replicas keep the key's reservation.
+    fn home(&self, token: &str) -> Result<PartitionId> {
+        let partitions = &self.table.partitions;
+        let place = key::partition_hash(token.as_bytes()) % partitions.len().max(1) as u64;
+        let home = usize::try_from(place).ok().and_then(|place| partitions.get(place));
+        home.copied().ok_or_else(|| Error::internal(format!("table '{}' has no partitions", self.table.name)))
+    }
+
+    /// One ballot: a majority promises and says what it has accepted, then a majority accepts.
+    async fn propose(&self, partition: &Partition, token: &str, ballot: Version, own: Version) -> Result<Reservation> {
+        let voters: Vec<NodeId> = partition.voters().collect();
+        let prepare = ReplicaCall::Prepare(PrepareCall {
+            partition: partition.id,
+            epoch: partition.epoch,
+            token: token.to_owned(),
+            ballot,
+        });
+        let (promised, known) = self.ask_majority(&voters, &voters, &prepare).await?;
+        let known = known.into_iter().flatten().max();
+        let version = known.map_or(own, |known| known.version);
+        let accept = ReplicaCall::Reserve(ReserveCall {
+            partition: partition.id,
+            epoch: partition.epoch,
+            token: token.to_owned(),
+            reserved: Reserved { ballot, version },
+        });
+        self.ask_majority(&voters, &promised, &accept).await?;
+        Ok(Reservation { version, fresh: known.is_none() })
+    }
+
+    /// Asks those; gives the first that agreed and count, once they are a majority of the voters, and what they said.
+    async fn ask_majority(
+        &self,
+        voters: &[NodeId],
+        asked: &[NodeId],
+        call: &ReplicaCall,
+    ) -> Result<(Vec<NodeId>, Vec<Option<Reserved>>)> {
+        let message: Bytes = wire::encode(call)?.into();
+        let timeout = CALL_TIMEOUT.min(self.left());
+        let ask = async |node: NodeId| (node, serve::call_encoded(&self.context, node, message.clone(), timeout).await);
+        let mut answers: FuturesUnordered<_> = asked.iter().map(|node| ask(*node)).collect();
+        let needed = voters.len() / 2 + 1;
+        let (mut agreed, mut said, mut last) = (Vec::new(), Vec::new(), None::<Error>);
+        while let Some((node, answer)) = answers.next().await {
+            match answer {
+                Ok(ReplicaAnswer::Promised(Promised { counts: true, accepted })) => {
+                    agreed.push(node);
+                    said.push(accepted);
+                }
+                Ok(ReplicaAnswer::Written(written)) if written.counts => agreed.push(node),
+                Ok(ReplicaAnswer::Promised(_) | ReplicaAnswer::Written(_)) => {}
+                Ok(ReplicaAnswer::Refused(ballot)) => {
+                    // The next ballot has to be above it.
+                    self.context.clock.observe(ballot.time())?;
+                }
+                Ok(_) => last = Some(serve::unexpected()),
+                Err(error) => last = Some(error),
+            }
+            if agreed.len() >= needed {
+                return Ok((agreed, said));
+            }
+        }
+        // A full disk or an overload does not pass by itself.
+        let lasting = last.as_ref().map(Error::code).filter(|code| !is_passing(*code));
+        let code = lasting.unwrap_or(ErrorCode::NotEnoughReplicas);
+        let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
+        let (agreed, of) = (agreed.len(), voters.len());
+        let message = format!(
+            "{agreed} of {of} replicas could agree on the time of this idempotency key's rows, {needed} must{why}"
+        );
+        Err(Error::new(code, message)
+            // An earlier request with this key may have had an effect; this one had none.
+            .with_applied(Applied::Unknown))
+    }
+}

@@ -1,0 +1,110 @@
+//! Idempotency keys over real nodes: however often and wherever a request is sent, its rows are there once.
+#![allow(clippy::disallowed_methods, reason = "a test owns its runtime, its files and its ports")]
+#![allow(clippy::unwrap_used, reason = "what fails in the scaffolding fails the test")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::Int64Type;
+use shoal_actors::Node;
+use shoal_actors::service::{NodeConfig, SqlRequest, WriteReport, WriteRequest};
+use shoal_kernel::env::real::{RealOptions, env};
+use shoal_kernel::{Error, ErrorCode, WriteLevel};
+
+use common::free_address;
+
+const KEYS: i64 = 30;
+const ROWS: i64 = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn nodes(dir: &std::path::Path) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut join = Vec::new();
+    for number in 0..3 {
+        let mut config = NodeConfig::new(dir.join(format!("n{number}")), free_address(), free_address());
+        config.disk_reserve_bytes = 0;
+        config.join = join.clone();
+        join.push(config.cluster_address);
+        let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
+        eventually("the node is ready", || async { node.ready() }).await;
+        nodes.push(node);
+    }
+    nodes
+}
+
+async fn eventually<F: Future<Output = Result<(), Error>>>(what: &str, attempt: impl Fn() -> F) {
+    let tried = tokio::time::timeout(PATIENCE, async {
+        while attempt().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(tried.await.is_ok(), "{what}: not within {PATIENCE:?}: {:?}", attempt().await);
+}
+
+async fn numbers(node: &Node, sql: &str) -> Result<Vec<i64>, Error> {
+    let (_, batches, _) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
+    let columns = batches.iter().filter(|batch| batch.num_rows() > 0).flat_map(RecordBatch::columns);
+    Ok(columns.map(|column| column.as_primitive::<Int64Type>().value(0)).collect())
+}
+
+/// Sends as a client does that wants the rows in: again, as long as that may help.
+async fn insist(node: &Node, key: i64) -> WriteReport {
+    let ids: Int64Array = (key * ROWS..(key + 1) * ROWS).collect();
+    let rows = RecordBatch::try_from_iter([("id", Arc::new(ids) as _)]).unwrap();
+    loop {
+        let request = WriteRequest {
+            table: "ev".into(),
+            batches: vec![rows.clone()],
+            level: Some(WriteLevel::Quorum),
+            token: Some(format!("key {key}")),
+            timeout: None,
+        };
+        match node.write(request).await {
+            Ok(report) => return report,
+            Err(error) => assert!(error.retryable(), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_gateways_at_once_agree_on_the_time_of_a_keys_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    nodes[0].sql(SqlRequest::new("CREATE TABLE ev (id BIGINT NOT NULL)")).await.unwrap();
+    for node in &nodes {
+        eventually("the table is known", || async { numbers(node, "SELECT count(*) FROM ev").await.map(drop) }).await;
+    }
+    for key in 0..KEYS {
+        let (one, two, three) = tokio::join!(insist(&nodes[0], key), insist(&nodes[1], key), insist(&nodes[2], key));
+        assert_eq!((one.version, two.version), (two.version, three.version), "key {key}");
+        let firsts = [&one, &two, &three].iter().filter(|report| !report.duplicate).count();
+        assert!(firsts <= 1, "{firsts} say that they were the first");
+    }
+    let question = "SELECT count(*), count(DISTINCT id), count(DISTINCT _ts) FROM ev";
+    for node in &nodes {
+        eventually("all rows are there, once", || async {
+            match numbers(node, question).await? {
+                answer if answer == [KEYS * ROWS, KEYS * ROWS, KEYS] => Ok(()),
+                answer => Err(Error::internal(format!("{answer:?}"))),
+            }
+        })
+        .await;
+    }
+
+    let ids: Int64Array = [1].into_iter().collect();
+    let request = WriteRequest {
+        table: "ev".into(),
+        batches: vec![RecordBatch::try_from_iter([("id", Arc::new(ids) as _)]).unwrap()],
+        level: None,
+        token: Some("key 0".into()),
+        timeout: None,
+    };
+    assert_eq!(nodes[1].write(request).await.unwrap_err().code(), ErrorCode::TokenConflict);
+    for node in nodes {
+        node.shutdown().await;
+    }
+}
