@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use shoal_catalog::{Partition, Table};
 use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -19,6 +19,8 @@ use crate::replica::serve;
 
 /// How long one replica may take for one answer.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pieces asked about at once.
+const LOOKUPS_AT_ONCE: usize = 8;
 /// How long to wait before a replica that could not answer, or does not count yet, is asked again; doubled up to the longest.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -40,10 +42,15 @@ pub(super) struct Delivery {
     pub(super) level: WriteLevel,
     /// The deadline, on the monotonic clock.
     pub(super) until: Duration,
-    /// The piece's token, and the claim on the client's, which lasts as long as anything is under way.
-    pub(super) token: Option<(String, Arc<HeldToken>)>,
-    /// No request with this token can have sent rows before.
-    pub(super) fresh: bool,
+    /// The claim on the client's token, which lasts as long as anything is under way.
+    pub(super) held: Option<Arc<HeldToken>>,
+}
+
+/// A piece as it is sent.
+pub(super) struct Parcel {
+    pub(super) piece: Piece,
+    pub(super) token: Option<String>,
+    pub(super) version: Version,
 }
 
 /// A piece under way.
@@ -66,12 +73,9 @@ struct Sending {
 }
 
 impl Delivery {
-    pub(super) async fn run(self, piece: Piece, version: Version, inflight: Arc<Semaphore>) -> Result<Outcome> {
-        let known = match &self.token {
-            Some((token, _)) if !self.fresh => self.known(&piece, token).await?,
-            _ => None,
-        };
-        let tokened = self.token.is_some();
+    pub(super) async fn run(self, parcel: Parcel, inflight: Arc<Semaphore>) -> Result<Outcome> {
+        let Parcel { piece, token, version } = parcel;
+        let tokened = token.is_some();
         let rows = batch::encode(&piece.rows)?;
         let permits = u32::try_from(rows.len().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let room = inflight.try_acquire_many_owned(permits).map_err(|_| {
@@ -80,13 +84,7 @@ impl Delivery {
         })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut sending = Sending {
-            call: WriteCall {
-                partition: piece.partition,
-                epoch: Epoch::default(),
-                version: known.unwrap_or(version),
-                token: self.token.as_ref().map(|(token, _)| token.clone()),
-                rows,
-            },
+            call: WriteCall { partition: piece.partition, epoch: Epoch::default(), version, token, rows },
             delivery: self,
             // Shared by the sends that go on after the answer; given back when the last of them ends.
             room: Arc::new(room),
@@ -100,14 +98,11 @@ impl Delivery {
             touched: tokened,
             last: None,
         };
-        match sending.run(&mut answers).await {
-            Ok(outcome) => Ok(Outcome { duplicate: outcome.duplicate || known.is_some(), ..outcome }),
-            Err(error) => {
-                // What has not answered may still take the rows.
-                let touched = sending.touched || !sending.pending.is_empty();
-                Err(error.with_applied(if touched { Applied::Unknown } else { Applied::False }))
-            }
-        }
+        sending.run(&mut answers).await.map_err(|error| {
+            // What has not answered may still take the rows.
+            let touched = sending.touched || !sending.pending.is_empty();
+            error.with_applied(if touched { Applied::Unknown } else { Applied::False })
+        })
     }
 
     pub(super) fn left(&self) -> Duration {
@@ -124,12 +119,23 @@ impl Delivery {
             .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)))
     }
 
+    /// The versions that the pieces' tokens have already, in the order of the pieces.
+    pub(super) async fn known(
+        &self,
+        pieces: &[Piece],
+        token: impl Fn(&Piece) -> String,
+    ) -> Result<Vec<Option<Version>>> {
+        // Collected first: a stream over a borrowing closure is not Send for every lifetime, and the doors spawn this.
+        let lookups: Vec<_> = pieces.iter().map(|piece| self.known_piece(piece, token(piece))).collect();
+        futures::stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).try_collect().await
+    }
+
     /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
     /// cannot be missed; sends no rows.
-    async fn known(&self, piece: &Piece, token: &str) -> Result<Option<Version>> {
+    async fn known_piece(&self, piece: &Piece, token: String) -> Result<Option<Version>> {
         let fingerprint = shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?;
         let voters: Vec<NodeId> = self.partition(piece.partition)?.voters().collect();
-        let call = ReplicaCall::Token { partition: piece.partition, token: token.to_owned() };
+        let call = ReplicaCall::Token { partition: piece.partition, token };
         let call: Bytes = wire::encode(&call)?.into();
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
@@ -225,8 +231,7 @@ impl Sending {
                 continue;
             }
             let (context, message, room) = (self.delivery.context.clone(), self.message.clone(), self.room.clone());
-            let (answer, held, epoch) =
-                (self.answer.clone(), self.delivery.token.as_ref().map(|(_, held)| held.clone()), partition.epoch);
+            let (answer, held, epoch) = (self.answer.clone(), self.delivery.held.clone(), partition.epoch);
             let timeout = CALL_TIMEOUT.min(self.delivery.left());
             self.delivery.context.env.spawn("replica write", async move {
                 let written = match serve::call_encoded(&context, node, message, timeout).await {

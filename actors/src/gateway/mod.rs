@@ -18,7 +18,7 @@ use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Result, Version, WriteLevel};
 use tokio::sync::Semaphore;
 
-use self::deliver::Delivery;
+use self::deliver::{Delivery, Outcome, Parcel};
 use self::reserve::Reservation;
 use self::route::{Piece, Stamp};
 use crate::node::clock::STAMPS_PER_TICK;
@@ -57,19 +57,12 @@ impl Gateway {
         let held = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?.map(Arc::new);
         let until = self.context.env.monotonic() + deadline.min(WRITE_DEADLINE);
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
-        let deliver = |piece: usize, fresh: bool| Delivery {
-            context: self.context.clone(),
-            table: table.clone(),
-            level,
-            until,
-            token: request.token.as_ref().zip(held.clone()).map(|(token, held)| (piece_token(token, piece), held)),
-            fresh,
-        };
+        let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, until, held };
         let own = Version::new(self.context.clock.tick().await?, self.context.node, 0);
         let Reservation { version: base, fresh } = match &request.token {
             // Their time is part of what identifies the rows: a resend must find the same.
             Some(token) if rows > 0 && route::needs_time(&table, &request.batches) => {
-                deliver(0, false).reserve(token, own).await?
+                delivery.reserve(token, own).await?
             }
             _ => Reservation { version: own, fresh: false },
         };
@@ -82,9 +75,8 @@ impl Gateway {
             batches.push(route::shape(&table, batch, &stamp, first_row)?);
             first_row += batch.num_rows();
         }
-        let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);
         if rows == 0 {
-            return Ok(WriteReport { rows, level, version: version(0), duplicate: false });
+            return Ok(WriteReport { rows, level, version: base, duplicate: false });
         }
         let catalog = self.context.agreement.catalog().borrow().clone();
         let pieces = route::split(&catalog, &table, &batches)?;
@@ -96,21 +88,30 @@ impl Gateway {
             .with_help("send the rows in several requests"));
         }
 
-        // First pieces first: a resend finds out by them whether there was an earlier time.
-        let mut pieces: Vec<(u64, Piece)> = (0..).zip(pieces).collect();
-        pieces.sort_by_key(|(_, piece)| piece.number > 0);
-        let mut waiting = pieces.into_iter().peekable();
-        let mut first = true;
+        let token = |piece: &Piece| request.token.as_ref().map(|token| piece_token(token, piece.number));
+        let known = match &request.token {
+            Some(token) if !fresh => delivery.known(&pieces, |piece| piece_token(token, piece.number)).await?,
+            _ => vec![None; pieces.len()],
+        };
+        // What an earlier attempt did not get to goes under the version that it had.
+        let base = known
+            .iter()
+            .flatten()
+            .min()
+            .map_or(base, |known| Version::new(Hlc::from_micros(known.time().micros()), known.node(), 0));
+        let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);
+        let mut waiting = (0..).zip(pieces.into_iter().zip(known));
         let mut under_way = FuturesUnordered::new();
-        let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
+        let (mut outcomes, mut failures) = (Vec::new(), Vec::<Error>::new());
         loop {
             while under_way.len() < PIECES_AT_ONCE && failures.is_empty() {
-                if waiting.peek().is_some_and(|(_, piece)| first && piece.number > 0) && !under_way.is_empty() {
-                    break;
-                }
-                let Some((number, piece)) = waiting.next() else { break };
-                first &= piece.number == 0;
-                under_way.push(deliver(piece.number, fresh).run(piece, version(number), self.inflight.clone()));
+                let Some((number, (piece, known))) = waiting.next() else { break };
+                let parcel = Parcel { token: token(&piece), version: known.unwrap_or(version(number)), piece };
+                let sent = delivery.clone().run(parcel, self.inflight.clone());
+                under_way.push(async move {
+                    let outcome = sent.await?;
+                    Ok(Outcome { duplicate: outcome.duplicate || known.is_some(), ..outcome })
+                });
             }
             match under_way.next().await {
                 Some(Ok(outcome)) => outcomes.push(outcome),

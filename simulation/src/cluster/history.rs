@@ -53,12 +53,18 @@ pub struct Write {
 }
 
 impl Write {
-    /// The version of its acknowledgement, without the row's place in its batch.
+    /// The greatest version under which its rows stand, without the row's place in its batch.
     pub fn version(&self) -> Option<u128> {
         match self.outcome {
             Outcome::Acknowledged { version, .. } => Some(version.0 >> 32),
             Outcome::NotApplied | Outcome::Unknown => None,
         }
+    }
+
+    /// The version under which every one of its rows stands. Two attempts at once can leave rows of two partitions under two
+    /// versions, and the acknowledgement names the greater.
+    pub fn version_of_all(&self) -> Option<u128> {
+        self.version().filter(|_| self.attempts == 1 || self.rows.len() == 1)
     }
 
     /// The level of its acknowledgement.

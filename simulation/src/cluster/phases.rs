@@ -1,6 +1,5 @@
 //! The phases of a run, in order. Each works on the world from outside and lets time pass.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -256,8 +255,8 @@ impl Phases<'_> {
             self.simulation.shared().sometimes("a replica had to catch up at the end");
         }
         self.until(deadline_micros, |views| {
-            let versions: BTreeSet<u64> = views.iter().map(|view| view.status.catalog_version).collect();
-            versions.len() <= 1 && views.iter().all(|view| invariants::unequal(view, &core).is_empty())
+            invariants::catalogs_differ(views).is_none()
+                && views.iter().all(|view| invariants::unequal(view, &core).is_empty())
         })
     }
 

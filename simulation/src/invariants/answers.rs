@@ -33,14 +33,15 @@ impl<'a> Model<'a> {
     /// had acknowledged before its beginning.
     fn possible(&self, key: i64, read: &Read) -> Possible {
         let writes = self.keys.get(&key).map_or(&[][..], Vec::as_slice);
-        let floor =
-            writes.iter().filter(|(_, write)| on_all(write, read)).filter_map(|(_, write)| write.version()).max();
+        let everywhere = || writes.iter().filter(|(_, write)| on_all(write, read));
+        let floor = everywhere().filter_map(|(_, write)| write.version_of_all()).max();
         let shown = |(_, write): &&(i64, &Write)| {
             write.begun < read.ended
                 && write.outcome != Outcome::NotApplied
                 && floor.is_none_or(|floor| write.version().is_none_or(|version| version >= floor))
         };
-        Possible { values: writes.iter().filter(shown).map(|(value, _)| *value).collect(), certain: floor.is_some() }
+        let values = writes.iter().filter(shown).map(|(value, _)| *value).collect();
+        Possible { values, certain: everywhere().next().is_some() }
     }
 
     fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {

@@ -41,6 +41,13 @@ pub fn unequal(view: &View, core: &[u16]) -> Vec<String> {
     why
 }
 
+/// Which versions of the catalog nodes have, if they are not the same.
+pub fn catalogs_differ(views: &[View]) -> Option<String> {
+    let versions: BTreeMap<u16, u64> = views.iter().map(|view| (view.node, view.status.catalog_version)).collect();
+    let different: BTreeSet<u64> = versions.values().copied().collect();
+    (different.len() > 1).then(|| format!("versions of the catalog, by node: {versions:?}"))
+}
+
 fn core(evidence: &Evidence) -> Vec<u16> {
     evidence.views.iter().map(|view| view.node).collect()
 }
@@ -50,7 +57,9 @@ pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
     if !evidence.equal || (evidence.ending == crate::cluster::Ending::HealAll && !evidence.equal_after_blackout) {
         let when = if evidence.equal { "after the loss of power of all nodes" } else { "after the heal" };
         let why = evidence.views.iter().flat_map(|view| unequal(view, &core(evidence))).next();
-        found.push(format!("not equal 60 s {when}; {}", why.unwrap_or_else(|| "a node does not answer".to_owned())));
+        let why =
+            why.or_else(|| catalogs_differ(&evidence.views)).unwrap_or_else(|| "a node does not answer".to_owned());
+        found.push(format!("not equal 60 s {when}; {why}"));
     }
     // The same rows through every node.
     let mut whole: BTreeMap<&'static str, &Read> = BTreeMap::new();

@@ -8,7 +8,7 @@ use crate::cluster::{Ending, Facts, View};
 use crate::faults::PlannedFault;
 use crate::run::Violation;
 
-pub use convergence::unequal;
+pub use convergence::{catalogs_differ, unequal};
 
 /// Of one broken promise, the first cases tell enough.
 const CASES_MAX: usize = 3;

@@ -65,7 +65,8 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
                     (None, _) => true,
                     // An older row, from a write that had ended before this one began.
                     (Some(_), Some((_, other))) => {
-                        other.version() < write.version() && other.ended < write.begun && other.version().is_some()
+                        let older = other.version().zip(write.version_of_all());
+                        older.is_some_and(|(other, write)| other < write) && other.ended < write.begun
                     }
                     // A row that nobody wrote is another promise's business.
                     (Some(_), None) => false,
@@ -104,7 +105,8 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
             let Some(writes) = keys.get(key) else { continue };
             let Some((_, source)) = writes.iter().find(|(written, _)| written == value) else { continue };
             let Some(version) = source.version() else { continue };
-            let newer = writes.iter().find(|(_, write)| survives(evidence, write) && write.version() > Some(version));
+            let newer =
+                writes.iter().find(|(_, write)| survives(evidence, write) && write.version_of_all() > Some(version));
             if let Some((other, write)) = newer {
                 let node = read.node;
                 found.push(format!(
