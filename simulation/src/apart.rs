@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "starts processes that simulate; nothing here is simulated")]
 
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,6 +37,8 @@ fn carried_out(program: &Path, order: &Order) -> io::Result<RunReport> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
+        // An interrupt is for the one who waits for the report.
+        .process_group(0)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that has died already says so by its status.

@@ -6,6 +6,7 @@
 //! - [`network`] and [`disk`] are the two doors of [`shoal_kernel::Env`] that can fail;
 //! - [`faults`] are drawn from the seed; [`cluster`] runs nodes and clients under them;
 //! - [`invariants`] are the promises, checked against what clients saw;
+//! - [`minimize`] makes a run that fails small;
 //! - [`trace`] is what "the same run" means, and [`apart`] what makes it so.
 //!
 //! Nothing outside this crate knows that it is being simulated.
@@ -17,6 +18,7 @@ pub mod echo;
 pub mod entropy;
 pub mod faults;
 pub mod invariants;
+pub mod minimize;
 pub mod network;
 pub mod panics;
 pub mod random;

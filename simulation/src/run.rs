@@ -7,7 +7,7 @@ use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Ending;
+use crate::cluster::{Ending, OperationId};
 use crate::entropy;
 use crate::faults::{FaultKind, PlannedFault};
 use crate::panics;
@@ -86,6 +86,9 @@ pub struct RunOptions {
     /// A bug to switch on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub planted: Option<Planted>,
+    /// The operations of clients that are carried out; of all that the seed draws unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Vec<OperationId>>,
     /// The faults, each with its time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<Vec<PlannedFault>>,
@@ -145,6 +148,8 @@ pub struct RunReport {
     pub cpu_micros: u64,
     /// Client operations by outcome.
     pub operations: Counts,
+    /// The operations themselves, in the order in which clients began them.
+    pub begun: Vec<OperationId>,
     /// Rare states reached.
     pub sometimes: Counts,
     /// Broken promises.

@@ -62,7 +62,7 @@ pub(super) struct State {
     replica: ActorRef<ReplicaMessage>,
     partition: Partition,
     cursors: BTreeMap<NodeId, PullCursor>,
-    /// Accepts that a peer had more than its cursor, when last asked.
+    /// Accepts that a peer which is up had more than its cursor, when last asked.
     behind: BTreeMap<NodeId, u64>,
     kept: BTreeMap<NodeId, PullCursor>,
     kept_at: Duration,
@@ -123,6 +123,8 @@ impl State {
         self.behind.retain(|peer, _| peers.contains(peer));
         for peer in peers {
             if self.context.liveness.is_down(peer) {
+                // What it alone may hold is nothing that this replica could be behind by.
+                self.behind.remove(&peer);
                 continue;
             }
             match self.catch_up_with(peer).await {

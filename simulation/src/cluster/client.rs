@@ -1,5 +1,6 @@
 //! One client: draws operations from its own stream, sends them to nodes, writes down what came back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,26 +13,26 @@ use shoal_kernel::{Applied, Env, Error, ErrorCode, WriteLevel};
 use super::answer;
 use super::desk::{Desk, Running};
 use super::history::{Cell, History, Outcome, Question, Read, TableChange, Target, Write};
+use super::operation::{self, KEYS, Operation, OperationId, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
 use crate::trace::Kind;
 use crate::world::{HostId, Shared};
 
-/// Keys of the upsert table; the first of them are hot.
-pub(super) const KEYS: i64 = 60;
-const HOT_KEYS: u64 = 6;
 /// Names in the table that is joined.
 pub(super) const NAMES: i64 = 6;
 /// Groups of the GROUP BY.
 pub(super) const GROUPS: i64 = 4;
 
-const THINK_MS: (u64, u64) = (20, 400);
+/// The number of the client that only probes.
+const PROBES: u64 = 1 << 31;
 /// What a node is given, and what the client waits.
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(8);
 const ATTEMPTS_MAX: u32 = 4;
-const ROWS_MAX: u64 = 5;
+/// Operations between two looks whether the work is over; a client that may do few of them skips many.
+const OPERATIONS_PER_CLIENT_MAX: u64 = 1 << 32;
 
 /// What every client works with.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub(super) struct Office {
     pub(super) nodes: u16,
     /// Events bring their own time.
     pub(super) event_times: bool,
+    /// The operations that are carried out, if not all.
+    pub(super) only: Option<Arc<BTreeSet<OperationId>>>,
     pub(super) seed: u64,
 }
 
@@ -203,89 +206,65 @@ pub(super) struct Client {
     office: Office,
     env: Env,
     number: u64,
-    stream: Stream,
-    /// The next unique value, of this client alone.
-    next_value: i64,
-    tables: u64,
+}
+
+/// A write as it is sent.
+struct Sending {
+    id: OperationId,
+    target: Target,
+    rows: Vec<(i64, i64)>,
+    level: WriteLevel,
+    tokened: bool,
+    as_rows: bool,
 }
 
 impl Client {
     pub(super) fn new(office: Office, env: Env, number: u64) -> Self {
-        let stream = Stream::new(office.seed, "client", number);
-        Self { office, env, number, stream, next_value: i64::try_from(number).unwrap_or(0) * 1_000_000 + 1, tables: 0 }
+        Self { office, env, number }
     }
 
-    /// Works until the given moment, in microseconds of virtual time.
-    pub(super) async fn work(mut self, until_micros: u64) {
-        while self.office.shared.now_micros() < until_micros {
-            let think = self.stream.between(THINK_MS.0, THINK_MS.1);
-            self.env.sleep(Duration::from_millis(think)).await;
-            let node = self.node();
-            match self.stream.below(100) {
-                0..=34 => self.upsert(node).await,
-                35..=54 => self.events(node).await,
-                55..=96 => {
-                    let question = self.question();
-                    ask(&self.office, &self.env, node, question, false).await;
-                }
-                _ => self.table(node).await,
+    /// Works until the given moment, in microseconds of virtual time. An operation begins at its own time, or as soon as the
+    /// one before it has ended.
+    pub(super) async fn work(self, until_micros: u64) {
+        let mut begins_micros = self.office.shared.now_micros();
+        for number in 0..OPERATIONS_PER_CLIENT_MAX {
+            let operation =
+                operation::draw(self.office.seed, OperationId { client: self.number, number }, self.office.nodes);
+            begins_micros += operation.think_ms * 1_000;
+            if begins_micros >= until_micros {
+                return;
             }
-        }
-    }
-
-    fn node(&mut self) -> u16 {
-        u16::try_from(self.stream.below(u64::from(self.office.nodes))).unwrap_or(0)
-    }
-
-    fn key(&mut self) -> i64 {
-        let bound = if self.stream.chance(500) { HOT_KEYS } else { KEYS.unsigned_abs() };
-        i64::try_from(self.stream.below(bound)).unwrap_or(0)
-    }
-
-    fn level(&mut self) -> WriteLevel {
-        match self.stream.below(4) {
-            0 => WriteLevel::One,
-            1 => WriteLevel::All,
-            _ => WriteLevel::Quorum,
-        }
-    }
-
-    fn value(&mut self) -> i64 {
-        self.next_value += 1;
-        self.next_value - 1
-    }
-
-    fn question(&mut self) -> Question {
-        match self.stream.below(10) {
-            0..=2 => Question::Point { key: self.key() },
-            3 | 4 => {
-                let low = self.key();
-                Question::Range { low, high: (low + i64::try_from(self.stream.below(30)).unwrap_or(0)).min(KEYS - 1) }
+            if self.office.only.as_ref().is_some_and(|only| !only.contains(&operation.id)) {
+                continue;
             }
-            5 => Question::Aggregate,
-            6 => Question::Groups,
-            7 => Question::Join,
-            8 => Question::Events,
-            _ => Question::EventCount,
+            let wait = begins_micros.saturating_sub(self.office.shared.now_micros());
+            self.env.sleep(Duration::from_micros(wait)).await;
+            if self.office.shared.now_micros() >= until_micros {
+                return;
+            }
+            self.office.history.facts().operations.push(operation.id);
+            self.carry_out(operation).await;
         }
     }
 
-    async fn upsert(&mut self, node: u16) {
-        let rows = (0..self.stream.between(1, ROWS_MAX)).map(|_| (self.key(), self.value())).collect();
-        let (level, tokened) = (self.level(), self.stream.chance(500));
-        self.send(node, Target::Upserts, rows, level, tokened).await;
-    }
-
-    async fn events(&mut self, node: u16) {
-        let rows = (0..self.stream.between(1, ROWS_MAX)).map(|_| (self.value(), self.key())).collect();
-        let level = self.level();
-        self.send(node, Target::Events, rows, level, true).await;
+    async fn carry_out(&self, operation: Operation) {
+        let Operation { id, node, work, later, .. } = operation;
+        match work {
+            Work::Write { target, rows, level, tokened, as_rows } => {
+                self.send(node, Sending { id, target, rows, level, tokened, as_rows }, later).await;
+            }
+            Work::Ask(question) => {
+                ask(&self.office, &self.env, node, question, false).await;
+            }
+            Work::Table { dropping } => self.table(id, node, dropping).await,
+        }
     }
 
     /// Sends a write, again and elsewhere while its outcome is unknown and it has a token.
-    async fn send(&mut self, node: u16, target: Target, rows: Vec<(i64, i64)>, level: WriteLevel, tokened: bool) {
+    async fn send(&self, node: u16, sending: Sending, mut later: Stream) {
         let begun = self.office.shared.now_micros();
-        let token = tokened.then(|| format!("client-{}-{}", self.number, self.next_value));
+        let Sending { id, target, rows, level, tokened, as_rows } = sending;
+        let token = tokened.then(|| format!("client-{}-{}", id.client, id.number));
         let mut write =
             Write { target, rows, begun, ended: u64::MAX, node, sent: begun, attempts: 0, outcome: Outcome::Unknown };
         // Written down before it is sent: a read that ends before the answer arrives may already see it.
@@ -294,7 +273,6 @@ impl Client {
             facts.writes.push(write.clone());
             facts.writes.len() - 1
         };
-        let as_rows = self.stream.chance(500);
         loop {
             write.sent = self.office.shared.now_micros();
             write.attempts += 1;
@@ -309,8 +287,7 @@ impl Client {
                 }
                 Err(failed) => (failed.outcome(), failed.word()),
             };
-            self.office
-                .trace(format_args!("client {} write {place} at {} to {}: {word}", self.number, level, write.node));
+            self.office.trace(format_args!("operation {id} write {place} at {level} to {}: {word}", write.node));
             // Once an attempt may have been applied, a later refusal says nothing about it.
             write.outcome = match (write.outcome, outcome) {
                 (Outcome::Unknown, Outcome::NotApplied) if write.attempts > 1 => Outcome::Unknown,
@@ -320,8 +297,8 @@ impl Client {
             if write.outcome != Outcome::Unknown || give_up {
                 break;
             }
-            self.env.sleep(Duration::from_millis(self.stream.between(50, 1_000))).await;
-            write.node = self.node();
+            self.env.sleep(Duration::from_millis(later.between(50, 1_000))).await;
+            write.node = operation::pick_node(&mut later, self.office.nodes);
         }
         let word = match write.outcome {
             Outcome::Acknowledged { .. } => "writes acknowledged",
@@ -382,14 +359,12 @@ impl Client {
         }
     }
 
-    async fn table(&mut self, node: u16) {
-        self.tables += 1;
-        let name = format!("tmp_{}_{}", self.number, self.tables);
+    async fn table(&self, id: OperationId, node: u16, dropping: bool) {
+        let name = format!("tmp_{}_{}", id.client, id.number);
         let statements = [
             (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT)")),
             (false, format!("DROP TABLE {name}")),
         ];
-        let dropping = self.stream.chance(500);
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
             let change =
                 TableChange { name: name.clone(), created, begun: self.office.shared.now_micros(), done: None };
@@ -405,7 +380,7 @@ impl Client {
                 Err(_) => None,
             };
             let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
-            self.office.trace(format_args!("client {} table {name} created {created} at {node}: {word}", self.number));
+            self.office.trace(format_args!("operation {id} table {name} created {created} at {node}: {word}"));
             self.office.history.count(if done == Some(true) { "table changes" } else { "table changes failed" });
             self.office.history.facts().tables[place].done = done;
             if done != Some(true) {
@@ -468,14 +443,16 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, question: Questio
 
 /// Writes one row of the upsert table at a level, as a client that does nothing else. True if it was acknowledged.
 pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target, number: i64) -> bool {
-    let mut client = Client::new(office.clone(), env.clone(), u64::MAX >> 24);
+    let id = OperationId { client: PROBES, number: number.unsigned_abs() };
+    let client = Client::new(office.clone(), env.clone(), id.client);
     let value = 1_000_000_000 + number;
-    client.next_value = value;
     let row = match target {
         Target::Upserts => (number % KEYS, value),
         Target::Events => (value, 0),
     };
-    client.send(node, target, vec![row], WriteLevel::Quorum, true).await;
+    let sending =
+        Sending { id, target, rows: vec![row], level: WriteLevel::Quorum, tokened: true, as_rows: number % 2 == 0 };
+    client.send(node, sending, Stream::new(office.seed, "probe", id.number)).await;
     let facts = office.history.facts();
     let sent = facts.writes.iter().rev().find(|write| write.rows == [row]);
     sent.is_some_and(|write| matches!(write.outcome, Outcome::Acknowledged { .. }))

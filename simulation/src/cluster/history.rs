@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use shoal_actors::service::ClusterStatus;
 use shoal_kernel::{Version, WriteLevel};
 
+use super::operation::OperationId;
+
 /// What a client knows of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -181,6 +183,8 @@ pub struct Facts {
     pub tables: Vec<TableChange>,
     /// Errors by which a node said that an invariant of its own is broken.
     pub internal: Vec<String>,
+    /// Operations that clients began, in order.
+    pub operations: Vec<OperationId>,
     /// Operations by outcome.
     pub counts: BTreeMap<&'static str, u64>,
 }

@@ -9,6 +9,7 @@ mod answer;
 mod client;
 mod desk;
 mod history;
+mod operation;
 mod phases;
 mod settings;
 
@@ -22,12 +23,13 @@ use crate::world::{HostId, Simulation};
 use client::Office;
 use desk::Desk;
 use history::History;
+pub use operation::OperationId;
 use phases::Phases;
 pub use settings::Ending;
 use settings::Settings;
 
 /// Keys of the upsert table, for those who judge answers.
-pub const KEYS: i64 = client::KEYS;
+pub const KEYS: i64 = operation::KEYS;
 /// Names of the joined table.
 pub const NAMES: i64 = client::NAMES;
 /// Groups of the GROUP BY.
@@ -47,6 +49,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         host: HostId(settings.nodes),
         nodes: settings.nodes,
         event_times: settings.event_times,
+        only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,
     };
     let mut evidence =
@@ -64,6 +67,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     simulation.shut_down();
     evidence.facts = std::mem::take(&mut *history.facts());
     report.operations = counts(&evidence.facts.counts);
+    report.begun = std::mem::take(&mut evidence.facts.operations);
     report.plan.clone_from(&evidence.plan);
     if report.failure.is_none() {
         report.violations = invariants::check(&evidence);

@@ -9,9 +9,10 @@ use std::time::Duration;
 use shoal_actors::service::{SqlRequest, SwimState};
 use shoal_kernel::{Env, WriteLevel};
 
-use super::client::{self, Client, KEYS, NAMES, Office};
+use super::client::{self, Client, NAMES, Office};
 use super::desk;
 use super::history::{Question, Target, View};
+use super::operation::KEYS;
 use super::settings::{Ending, Settings};
 use crate::faults::{draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
@@ -56,7 +57,7 @@ impl Phases<'_> {
         self.settle();
         self.drain();
         let deadline = self.evidence.healed_at.max(self.evidence.drained_at) + EQUAL_MICROS;
-        self.evidence.equal = self.until_equal(deadline);
+        self.until_equal(deadline, "after the heal");
         self.final_reads();
         if self.settings.ending == Ending::HealAll {
             self.blackout()?;
@@ -247,17 +248,19 @@ impl Phases<'_> {
         self.evidence.drained_at = self.now();
     }
 
-    fn until_equal(&mut self, deadline_micros: u64) -> bool {
+    fn until_equal(&mut self, deadline_micros: u64, when: &str) {
         let core = self.core();
         if let Some(views) = self.views(deadline_micros)
-            && views.iter().any(|view| !invariants::unequal(view, &core).is_empty())
+            && !invariants::unequal(&views, &core).is_empty()
         {
             self.simulation.shared().sometimes("a replica had to catch up at the end");
         }
-        self.until(deadline_micros, |views| {
-            invariants::catalogs_differ(views).is_none()
-                && views.iter().all(|view| invariants::unequal(view, &core).is_empty())
-        })
+        self.evidence.views.clear();
+        if !self.until(deadline_micros, |views| invariants::unequal(views, &core).is_empty()) {
+            let why = invariants::unequal(&self.evidence.views, &core).into_iter().next();
+            let why = why.unwrap_or_else(|| "a node does not answer".to_owned());
+            self.evidence.unequal.push(format!("not equal 60 s {when}: {why}"));
+        }
     }
 
     /// Every kind of operation must succeed through every node.
@@ -350,7 +353,7 @@ impl Phases<'_> {
             self.simulation.start(HostId(node))?;
         }
         let deadline = self.now() + EQUAL_MICROS;
-        self.evidence.equal_after_blackout = self.until_equal(deadline);
+        self.until_equal(deadline, "after the loss of power of all nodes");
         self.final_reads();
         Ok(())
     }

@@ -8,8 +8,17 @@ use super::Evidence;
 use crate::cluster::{Question, Read, View};
 use crate::world::HostId;
 
-/// Why the replicas that a node sees are not equal. `core` are the hosts that are meant to run.
-pub fn unequal(view: &View, core: &[u16]) -> Vec<String> {
+/// Why what nodes see is not equal. `core` are the hosts that are meant to run.
+pub fn unequal(views: &[View], core: &[u16]) -> Vec<String> {
+    let mut why: Vec<String> = views.iter().flat_map(|view| unequal_replicas(view, core)).collect();
+    let versions: BTreeMap<u16, u64> = views.iter().map(|view| (view.node, view.status.catalog_version)).collect();
+    if versions.values().collect::<BTreeSet<_>>().len() > 1 {
+        why.push(format!("versions of the catalog, by node: {versions:?}"));
+    }
+    why
+}
+
+fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
     let running: BTreeSet<NodeId> = view
         .status
         .nodes
@@ -23,7 +32,7 @@ pub fn unequal(view: &View, core: &[u16]) -> Vec<String> {
         let mut contents = BTreeMap::new();
         for replica in partition.replicas.iter().filter(|replica| running.contains(&replica.node)) {
             if !replica.reachable {
-                why.push(place(format!("replica on {} does not answer", replica.node)));
+                why.push(place(format!("replica on {} does not answer node {}", replica.node, view.node)));
                 continue;
             }
             if let Some(problem) = &replica.problem {
@@ -41,26 +50,8 @@ pub fn unequal(view: &View, core: &[u16]) -> Vec<String> {
     why
 }
 
-/// Which versions of the catalog nodes have, if they are not the same.
-pub fn catalogs_differ(views: &[View]) -> Option<String> {
-    let versions: BTreeMap<u16, u64> = views.iter().map(|view| (view.node, view.status.catalog_version)).collect();
-    let different: BTreeSet<u64> = versions.values().copied().collect();
-    (different.len() > 1).then(|| format!("versions of the catalog, by node: {versions:?}"))
-}
-
-fn core(evidence: &Evidence) -> Vec<u16> {
-    evidence.views.iter().map(|view| view.node).collect()
-}
-
 pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
-    let mut found = Vec::new();
-    if !evidence.equal || (evidence.ending == crate::cluster::Ending::HealAll && !evidence.equal_after_blackout) {
-        let when = if evidence.equal { "after the loss of power of all nodes" } else { "after the heal" };
-        let why = evidence.views.iter().flat_map(|view| unequal(view, &core(evidence))).next();
-        let why =
-            why.or_else(|| catalogs_differ(&evidence.views)).unwrap_or_else(|| "a node does not answer".to_owned());
-        found.push(format!("not equal 60 s {when}; {why}"));
-    }
+    let mut found = evidence.unequal.clone();
     // The same rows through every node.
     let mut whole: BTreeMap<&'static str, &Read> = BTreeMap::new();
     for read in

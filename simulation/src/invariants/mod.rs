@@ -8,7 +8,7 @@ use crate::cluster::{Ending, Facts, View};
 use crate::faults::PlannedFault;
 use crate::run::Violation;
 
-pub use convergence::{catalogs_differ, unequal};
+pub use convergence::unequal;
 
 /// Of one broken promise, the first cases tell enough.
 const CASES_MAX: usize = 3;
@@ -34,10 +34,8 @@ pub struct Evidence {
     pub drained_at: u64,
     /// What the nodes said 15 s after the heal, if one of them did not see every node alive.
     pub not_converged: Option<Vec<View>>,
-    /// Replicas became equal in time.
-    pub equal: bool,
-    /// They did so again after all nodes had lost their power.
-    pub equal_after_blackout: bool,
+    /// Why replicas were not equal in time, each with its moment of the run; empty if they were.
+    pub unequal: Vec<String>,
     /// Operations that did not succeed in time after the heal.
     pub dead: Vec<String>,
     /// Streams between nodes that were open after every node had been stopped.

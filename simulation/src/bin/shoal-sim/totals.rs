@@ -1,0 +1,116 @@
+//! What many seeds came to.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use serde::{Serialize, Serializer};
+use shoal_simulation::run::{Counts, RunOptions, RunReport, Violation};
+
+/// The sum of their reports; also the form of `--report`.
+#[derive(Serialize)]
+pub struct Totals {
+    seeds: u64,
+    passed: u64,
+    #[serde(rename = "virtual_seconds", serialize_with = "seconds")]
+    virtual_micros: u64,
+    #[serde(rename = "cpu_seconds", serialize_with = "seconds")]
+    cpu_micros: u64,
+    #[serde(rename = "wall_seconds", serialize_with = "since")]
+    started: Instant,
+    faults: u64,
+    operations: Counts,
+    sometimes: BTreeMap<Cow<'static, str>, Reached>,
+    failures: Vec<Failure>,
+}
+
+/// How often a rare state was reached, and by how many seeds.
+#[derive(Default, Serialize)]
+struct Reached {
+    times: u64,
+    seeds: u64,
+}
+
+/// A seed that failed, with all that is needed to run it again.
+#[derive(Serialize)]
+struct Failure {
+    run: RunOptions,
+    hash: String,
+    failure: Option<String>,
+    violations: Vec<Violation>,
+}
+
+fn seconds<S: Serializer>(micros: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(*micros as f64 / 1e6)
+}
+
+fn since<S: Serializer>(started: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(started.elapsed().as_secs_f64())
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self {
+            seeds: 0,
+            passed: 0,
+            virtual_micros: 0,
+            cpu_micros: 0,
+            started: Instant::now(),
+            faults: 0,
+            operations: Counts::new(),
+            sometimes: BTreeMap::new(),
+            failures: Vec::new(),
+        }
+    }
+}
+
+impl Totals {
+    pub fn add(&mut self, options: &RunOptions, report: &RunReport) {
+        self.seeds += 1;
+        self.passed += u64::from(report.passed());
+        self.virtual_micros += report.virtual_micros;
+        self.cpu_micros += report.cpu_micros;
+        self.faults += report.plan.len() as u64;
+        for (what, times) in &report.operations {
+            *self.operations.entry(what.clone()).or_default() += times;
+        }
+        for (what, times) in &report.sometimes {
+            let reached = self.sometimes.entry(what.clone()).or_default();
+            reached.times += times;
+            reached.seeds += 1;
+        }
+        if !report.passed() {
+            self.failures.push(Failure {
+                run: RunOptions { faults: Some(report.plan.clone()), ..options.clone() },
+                hash: report.hash.clone(),
+                failure: report.failure.clone(),
+                violations: report.violations.clone(),
+            });
+        }
+    }
+
+    /// For the line under a progress bar.
+    pub fn short(&self) -> String {
+        let hours = self.virtual_micros as f64 / 3.6e9;
+        format!("{} failed, {} faults, {hours:.1} virtual hours", self.seeds - self.passed, self.faults)
+    }
+
+    /// For the end.
+    pub fn text(&self) -> String {
+        let speed = self.virtual_micros as f64 / self.cpu_micros.max(1) as f64;
+        let (passed, seeds, faults) = (self.passed, self.seeds, self.faults);
+        let wall = self.started.elapsed().as_secs_f64();
+        let mut text = format!(
+            "\n{passed} of {seeds} seeds passed, with {faults} faults, in {wall:.0} s; {speed:.0} virtual seconds per CPU second\noperations:\n"
+        );
+        text.extend(self.operations.iter().map(|(what, times)| format!("  {times:>8}  {what}\n")));
+        text.push_str("sometimes:\n");
+        for (what, Reached { times, seeds }) in &self.sometimes {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "  {times:>8}  {what} (in {seeds} seeds)");
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+}

@@ -1,0 +1,161 @@
+//! What clients do: operations, each drawn from a stream of its own, so that leaving one out changes no other.
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::WriteLevel;
+
+use super::history::{Question, Target};
+use crate::random::Stream;
+
+/// Keys of the upsert table; the first of them are hot.
+pub(super) const KEYS: i64 = 60;
+const HOT_KEYS: u64 = 6;
+/// Shortest and longest wait of a client between the moments at which it would begin two operations.
+const THINK_MS: (u64, u64) = (20, 400);
+const ROWS_MAX: u64 = 5;
+/// Unique values that each operation may give; more than its rows.
+const VALUES: i64 = 10;
+/// Operations that a client may number.
+const OPERATIONS_MAX: i64 = 1_000_000;
+
+/// Names an operation: which client's, and its place among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "(u64, u64)", from = "(u64, u64)")]
+pub struct OperationId {
+    /// The client.
+    pub client: u64,
+    /// Its how-manieth operation, from 0.
+    pub number: u64,
+}
+
+impl From<(u64, u64)> for OperationId {
+    fn from((client, number): (u64, u64)) -> Self {
+        Self { client, number }
+    }
+}
+
+impl From<OperationId> for (u64, u64) {
+    fn from(id: OperationId) -> Self {
+        (id.client, id.number)
+    }
+}
+
+impl std::fmt::Display for OperationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.client, self.number)
+    }
+}
+
+/// An operation as it was drawn.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) id: OperationId,
+    /// How long after the beginning of the one before it would begin.
+    pub(super) think_ms: u64,
+    /// Who is asked first.
+    pub(super) node: u16,
+    pub(super) work: Work,
+    /// What is drawn while it goes on: whom to ask next, and when.
+    pub(super) later: Stream,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    Write {
+        target: Target,
+        rows: Vec<(i64, i64)>,
+        level: WriteLevel,
+        /// With an idempotency key: it may be sent again.
+        tokened: bool,
+        /// Through the door for rows, not as an INSERT.
+        as_rows: bool,
+    },
+    Ask(Question),
+    Table {
+        /// It is dropped again.
+        dropping: bool,
+    },
+}
+
+/// Draws an operation.
+pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
+    let mut stream = Stream::new(seed, "operation", (id.client << 32) | id.number);
+    let think_ms = stream.between(THINK_MS.0, THINK_MS.1);
+    let node = pick_node(&mut stream, nodes);
+    let number = i64::try_from(id.number).unwrap_or(i64::MAX) % OPERATIONS_MAX;
+    let first_value = (i64::try_from(id.client).unwrap_or(0) * OPERATIONS_MAX + number) * VALUES + 1;
+    let work = match stream.below(100) {
+        0..=34 => {
+            let rows = stream.between(1, ROWS_MAX).cast_signed();
+            let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
+            let (level, tokened) = (level(&mut stream), stream.chance(500));
+            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows: stream.chance(500) }
+        }
+        35..=54 => {
+            let rows = stream.between(1, ROWS_MAX).cast_signed();
+            let rows = (0..rows).map(|row| (first_value + row, key(&mut stream))).collect();
+            let level = level(&mut stream);
+            Work::Write { target: Target::Events, rows, level, tokened: true, as_rows: stream.chance(500) }
+        }
+        55..=96 => Work::Ask(question(&mut stream)),
+        _ => Work::Table { dropping: stream.chance(500) },
+    };
+    let later = Stream::new(seed, "retries", (id.client << 32) | id.number);
+    Operation { id, think_ms, node, work, later }
+}
+
+pub(super) fn pick_node(stream: &mut Stream, nodes: u16) -> u16 {
+    u16::try_from(stream.below(u64::from(nodes))).unwrap_or(0)
+}
+
+fn key(stream: &mut Stream) -> i64 {
+    let bound = if stream.chance(500) { HOT_KEYS } else { KEYS.unsigned_abs() };
+    stream.below(bound).cast_signed()
+}
+
+fn level(stream: &mut Stream) -> WriteLevel {
+    match stream.below(4) {
+        0 => WriteLevel::One,
+        1 => WriteLevel::All,
+        _ => WriteLevel::Quorum,
+    }
+}
+
+fn question(stream: &mut Stream) -> Question {
+    match stream.below(10) {
+        0..=2 => Question::Point { key: key(stream) },
+        3 | 4 => {
+            let low = key(stream);
+            Question::Range { low, high: (low + stream.below(30).cast_signed()).min(KEYS - 1) }
+        }
+        5 => Question::Aggregate,
+        6 => Question::Groups,
+        7 => Question::Join,
+        8 => Question::Events,
+        _ => Question::EventCount,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn values_are_unique_and_operations_repeat() {
+        let mut seen = BTreeSet::new();
+        for client in 0..5 {
+            for number in 0..500 {
+                let id = OperationId { client, number };
+                let operation = draw(3, id, 3);
+                assert_eq!(format!("{operation:?}"), format!("{:?}", draw(3, id, 3)));
+                if let Work::Write { target, rows, .. } = operation.work {
+                    for (first, second) in rows {
+                        let value = if target == Target::Events { first } else { second };
+                        assert!(seen.insert(value), "{value} of {id}");
+                    }
+                }
+            }
+        }
+    }
+}
