@@ -6,6 +6,7 @@ use std::fmt;
 use std::io::Write;
 
 use serde::{Deserialize, Serialize};
+use shoal_kernel::Planted;
 
 use crate::cluster::{Ending, OperationId};
 use crate::entropy;
@@ -26,29 +27,6 @@ pub enum Subject {
     Cluster,
     /// Supervised actors that echo messages: proves the world, not the product.
     Echo,
-}
-
-/// A bug switched on by hand, to see that it is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Planted {
-    /// A write is acknowledged before its fsync.
-    SkipFsync,
-    /// A write is acknowledged at quorum when one replica has answered.
-    AcknowledgeEarly,
-    /// The older version wins.
-    WrongTieBreak,
-}
-
-impl Planted {
-    /// As the command line names it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::SkipFsync => "skip-fsync",
-            Self::AcknowledgeEarly => "acknowledge-early",
-            Self::WrongTieBreak => "wrong-tie-break",
-        }
-    }
 }
 
 /// Everything that fixes a run; also the form of scenario files. What is left open is drawn from the seed.
@@ -102,7 +80,13 @@ const SECONDS: u64 = 60;
 impl RunOptions {
     /// What every change is held to: three nodes, three replicas, the usual faults.
     pub fn usual(seed: u64) -> Self {
-        Self { seed, nodes: Some(3), replication_factor: Some(3), kinds: Some(FaultKind::usual()), ..Self::default() }
+        Self {
+            seed,
+            nodes: Some(3),
+            replication_factor: Some(3),
+            kinds: Some(FaultKind::ALL.to_vec()),
+            ..Self::default()
+        }
     }
 
     /// Nodes, as given or drawn: mostly three.

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use shoal_kernel::Planted;
 use shoal_simulation::apart;
-use shoal_simulation::run::{Planted, RunOptions, RunReport};
+use shoal_simulation::run::{RunOptions, RunReport};
 
 fn run(options: &RunOptions) -> RunReport {
     apart::run(Path::new(env!("CARGO_BIN_EXE_shoal-sim")), options, None)

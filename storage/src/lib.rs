@@ -27,7 +27,7 @@ mod wal;
 
 pub use hash::fingerprint_of;
 pub use key::{EncodedKeys, datum_at, encode_keys};
-pub use options::{PlantedFaults, StoreOptions};
+pub use options::StoreOptions;
 pub use rows::{Accepted, Rows, Write};
 pub use scan::Scan;
 pub use size::batch_bytes;

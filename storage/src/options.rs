@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use shoal_kernel::Planted;
+
 /// Settings of one store. Every limit names its unit.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -25,17 +27,8 @@ pub struct StoreOptions {
     pub compaction_fan_in: usize,
     /// Segments are not merged beyond this many rows.
     pub segment_rows_max: u32,
-    /// Bugs planted on purpose; none outside tests.
-    pub planted: PlantedFaults,
-}
-
-/// Bugs that break a promise, so that tests can show that the loss would be found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PlantedFaults {
-    /// Acknowledge a write before its bytes are on disk.
-    pub skip_fsync: bool,
-    /// Let the older version of a row win.
-    pub wrong_tie_break: bool,
+    /// A bug planted on purpose; none outside tests.
+    pub planted: Option<Planted>,
 }
 
 impl Default for StoreOptions {
@@ -51,7 +44,7 @@ impl Default for StoreOptions {
             key_cache_bytes_max: 16 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
-            planted: PlantedFaults::default(),
+            planted: None,
         }
     }
 }

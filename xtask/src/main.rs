@@ -24,6 +24,12 @@ enum Task {
     },
     /// Format, lints and docs only.
     Lint,
+    /// Simulation for hours: the swarm, over seeds that no other day has run.
+    Soak {
+        /// How long: 90s, 10m, 2h.
+        #[arg(long = "for", default_value = "1h")]
+        time: String,
+    },
     /// Simulation seeds only, each run twice, in release.
     Simulate {
         /// How many.
@@ -34,6 +40,9 @@ enum Task {
         from: u64,
     },
 }
+
+/// Seeds of the swarm that every change runs.
+const SWARM_SEEDS: u32 = 60;
 
 /// A command and what it is for.
 struct Step {
@@ -59,11 +68,30 @@ fn lint_steps() -> Vec<Step> {
     ]
 }
 
+/// A run of the simulator in release.
+fn shoal_sim(name: &'static str, arguments: &str) -> Step {
+    step(name, &format!("run --release --locked --package shoal-simulation --bin shoal-sim -- {arguments}"))
+}
+
 fn simulate(from: u64, seeds: u32) -> Step {
-    let command = format!(
-        "run --release --locked --package shoal-simulation --bin shoal-sim -- run --seed {from} --seeds {seeds} --minutes 1 --twice"
-    );
-    step("simulation seeds", &command)
+    shoal_sim("simulation seeds", &format!("run --seed {from} --seeds {seeds} --minutes 1 --twice"))
+}
+
+/// Every day begins elsewhere: a second soak of the same build learns something new.
+fn soak(time: &str) -> Result<(), String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
+    let from = now.as_secs();
+    carry_out(vec![shoal_sim("soak", &format!("swarm --seed {from} --for {time} --keep-going --report soak.json"))])
+}
+
+/// Runs that once failed, each in its file.
+fn kept_seeds() -> Result<Vec<Step>, String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../simulation/seeds");
+    let entries = std::fs::read_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| file.extension().is_some_and(|end| end == "toml"));
+    files.sort();
+    Ok(files.iter().map(|file| shoal_sim("a seed that was kept", &format!("replay {}", file.display()))).collect())
 }
 
 fn main() -> ExitCode {
@@ -72,6 +100,7 @@ fn main() -> ExitCode {
         Task::Lint => carry_out(lint_steps()),
         Task::Simulate { seeds, from } => carry_out(vec![simulate(*from, *seeds)]),
         Task::Test { seeds } => test(*seeds),
+        Task::Soak { time } => soak(time),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,6 +120,8 @@ fn test(seeds: u32) -> Result<(), String> {
     steps.push(step("examples in the docs", "test --workspace --doc --locked"));
     steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
     steps.push(simulate(1, seeds));
+    steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}")));
+    steps.extend(kept_seeds()?);
     carry_out(steps)?;
     same_in_both_builds()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use shoal_catalog::{Partition, Table};
-use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Result, Version, WriteLevel, wire};
+use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::route::Piece;
@@ -100,7 +100,8 @@ impl Delivery {
         };
         sending.run(&mut answers).await.map_err(|error| {
             // What has not answered may still take the rows.
-            let touched = sending.touched || !sending.pending.is_empty();
+            let touched = (sending.touched || !sending.pending.is_empty())
+                && !sending.delivery.context.config.has(Planted::NotAppliedLies);
             error.with_applied(if touched { Applied::Unknown } else { Applied::False })
         })
     }
@@ -297,7 +298,7 @@ impl Sending {
 
     fn needed(&self, voters: usize) -> usize {
         let needed = self.delivery.level.needed(voters);
-        if self.delivery.context.config.planted.acknowledge_early { needed.min(1) } else { needed }
+        if self.delivery.context.config.has(Planted::AcknowledgeEarly) { needed.min(1) } else { needed }
     }
 
     fn short(&self, partition: &Partition) -> Error {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Table;
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
-use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Result, Version, WriteLevel};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
 use tokio::sync::Semaphore;
 
 use self::deliver::{Delivery, Outcome, Parcel};
@@ -61,7 +61,11 @@ impl Gateway {
         let own = Version::new(self.context.clock.tick().await?, self.context.node, 0);
         let Reservation { version: base, fresh } = match &request.token {
             // Their time is part of what identifies the rows: a resend must find the same.
-            Some(token) if rows > 0 && route::needs_time(&table, &request.batches) => {
+            Some(token)
+                if rows > 0
+                    && route::needs_time(&table, &request.batches)
+                    && !self.context.config.has(Planted::NewTimeOnRetry) =>
+            {
                 delivery.reserve(token, own).await?
             }
             _ => Reservation { version: own, fresh: false },
@@ -79,7 +83,10 @@ impl Gateway {
             return Ok(WriteReport { rows, level, version: base, duplicate: false });
         }
         let catalog = self.context.agreement.catalog().borrow().clone();
-        let pieces = route::split(&catalog, &table, &batches)?;
+        let mut pieces = route::split(&catalog, &table, &batches)?;
+        if let (true, Some(first)) = (self.context.config.has(Planted::WrongPartition), table.partitions.first()) {
+            pieces.iter_mut().for_each(|piece| piece.partition = *first);
+        }
         if pieces.len() as u64 > STAMPS_PER_TICK {
             return Err(Error::new(
                 ErrorCode::LimitExceeded,
@@ -129,6 +136,7 @@ impl Gateway {
             }),
             // Other partitions may have taken their rows.
             Some(error) if untouched => Err(error),
+            Some(error) if self.context.config.has(Planted::NotAppliedLies) => Err(error),
             Some(error) => Err(error.with_applied(Applied::Unknown)),
         }
     }

@@ -32,8 +32,13 @@ impl Delivery {
         loop {
             let partition = self.partition(home)?;
             let ballot = Version::new(self.context.clock.tick().await?, self.context.node, 0);
+            // More of them than of reservations: gateways or clients compete for keys.
+            metrics::counter!("shoal_key_ballots_total").increment(1);
             let error = match self.propose(&partition, &token, ballot, own).await {
-                Ok(reservation) => return Ok(reservation),
+                Ok(reservation) => {
+                    metrics::counter!("shoal_key_reservations_total").increment(1);
+                    return Ok(reservation);
+                }
                 Err(error) => error,
             };
             let down = partition.voters().filter(|voter| self.context.liveness.is_down(*voter)).count();

@@ -22,7 +22,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef};
 use shoal_catalog::Table;
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, QueryId, Result};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
 use shoal_planner::Planner;
 
@@ -95,6 +95,9 @@ impl Node {
         swim_config
             .seeds
             .extend(known.nodes.values().filter(|record| record.id != node).map(|record| record.cluster_address));
+        if config.has(Planted::NoSecondChance) {
+            (swim_config.announce_to_down_ms, swim_config.seek_ms) = (u64::MAX / 4, u64::MAX / 4);
+        }
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
         let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness });
@@ -110,7 +113,7 @@ impl Node {
             &context.env,
             context.transport.clone(),
             Arc::new(planner.clone()),
-            Arc::new(Replicas(directory.clone())),
+            Arc::new(Replicas::new(directory.clone(), &context.config)),
             Arc::new(Places(context.clone())),
             QueryLimits::of(&context.config),
             Some(root.get_cell()),
@@ -257,7 +260,9 @@ impl Node {
         let _ = inner.context.env.timeout(STOP_TIMEOUT, closed).await;
         inner.context.agreement.shutdown().await;
         inner.context.swim.shutdown().await;
-        inner.context.transport.shutdown().await;
+        if !inner.context.config.has(Planted::StreamsLeftOpen) {
+            inner.context.transport.shutdown().await;
+        }
         inner.identity.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }

@@ -1,24 +1,73 @@
 //! What queries see of this node: its replicas, and who else has replicas.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use shoal_kernel::{NodeId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{NodeId, PartitionId, Planted, Result, ScanSpec};
 use shoal_storage::Snapshot;
 
 use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::Running;
+use crate::service::NodeConfig;
 
 /// The replicas of this node, as shards read them.
-pub(super) struct Replicas(pub(super) Arc<ReplicaDirectory>);
+pub(super) struct Replicas {
+    directory: Arc<ReplicaDirectory>,
+    /// Only with [`Planted::StaleSnapshot`].
+    stale: Option<Mutex<BTreeMap<PartitionId, Shown>>>,
+    /// [`Planted::SilentPartial`].
+    silent: bool,
+}
+
+/// What is shown, and how often it has been.
+type Shown = (u32, Arc<dyn PartitionSnapshot>);
+
+/// Reads of one snapshot under [`Planted::StaleSnapshot`].
+const STALE_READS: u32 = 10;
+
+impl Replicas {
+    pub(super) fn new(directory: Arc<ReplicaDirectory>, config: &NodeConfig) -> Self {
+        Self {
+            directory,
+            stale: config.has(Planted::StaleSnapshot).then(Mutex::default),
+            silent: config.has(Planted::SilentPartial),
+        }
+    }
+
+    fn stale(&self, partition: PartitionId) -> Option<Arc<dyn PartitionSnapshot>> {
+        let mut stale = self.stale.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let (reads, shown) = stale.get_mut(&partition)?;
+        *reads += 1;
+        (*reads < STALE_READS).then(|| shown.clone())
+    }
+}
 
 impl LocalReplicas for Replicas {
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
-        let handle = self.0.get(partition)?;
-        let (replica, snapshot) = handle.snapshot()?;
-        Ok(Arc::new(Pinned { replica, snapshot }))
+        if let Some(shown) = self.stale(partition) {
+            return Ok(shown);
+        }
+        let found = self.directory.get(partition).and_then(|handle| handle.snapshot());
+        if found.is_err() && self.silent {
+            return Ok(Arc::new(Nothing));
+        }
+        let (replica, snapshot) = found?;
+        let shown: Arc<dyn PartitionSnapshot> = Arc::new(Pinned { replica, snapshot });
+        if let Some(stale) = &self.stale {
+            stale.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, (0, shown.clone()));
+        }
+        Ok(shown)
+    }
+}
+
+/// What [`Planted::SilentPartial`] shows of a partition that cannot be read.
+struct Nothing;
+
+impl PartitionSnapshot for Nothing {
+    fn scan(&self, _: &ScanSpec) -> Result<BatchIterator> {
+        Ok(Box::new(std::iter::empty()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shoal_catalog::{Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
-use shoal_kernel::{Applied, Error, ErrorCode, QueryId, ReadLevel, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Planted, QueryId, ReadLevel, Result};
 use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Statement};
 
 use super::Inner;
@@ -46,6 +46,8 @@ impl Inner {
                 Ok(self.done(id, done, started))
             }
             Statement::DropTable { name, if_exists } => {
+                let forgets = self.context.config.has(Planted::DropForgotten);
+                let (name, if_exists) = if forgets { (format!("not {name}"), true) } else { (name, if_exists) };
                 let done = self.propose(Command::DropTable { name, if_exists }, "DROP TABLE", left()).await?;
                 Ok(self.done(id, done, started))
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, QueryId, Result};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
@@ -39,6 +39,8 @@ pub struct QueryLimits {
     pub timeout: Duration,
     /// What a producer may be ahead of its consumer, in bytes, per slot.
     pub edge_window_bytes: u32,
+    /// A bug planted on purpose; none outside tests.
+    pub planted: Option<Planted>,
 }
 
 impl QueryLimits {
@@ -49,6 +51,7 @@ impl QueryLimits {
             queries_max: config.queries_max,
             queries_queued_max: config.queries_queued_max,
             timeout: Duration::from_millis(config.request_timeout_ms),
+            planted: config.planted,
             ..Self::default()
         }
     }
@@ -62,6 +65,7 @@ impl Default for QueryLimits {
             queries_queued_max: 256,
             timeout: Duration::from_secs(300),
             edge_window_bytes: 2 << 20,
+            planted: None,
         }
     }
 }

@@ -64,6 +64,7 @@ impl Actor for Maintainer {
                     store.flush()?;
                 }
                 if compacts {
+                    store.recheck();
                     store.compact()?;
                 }
                 Ok(())

@@ -27,7 +27,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
-use shoal_kernel::{Applied, Epoch, Error, ErrorCode, LogId, NodeId, Result, TableSchema, Version, wire};
+use shoal_kernel::{Applied, Epoch, Error, ErrorCode, LogId, NodeId, Planted, Result, TableSchema, Version, wire};
 use shoal_storage::{PullCursor, Rows, Store};
 use tokio::sync::oneshot;
 
@@ -339,7 +339,8 @@ impl ReplicaShell {
                 Effect::Propose(command) => self.propose(myself, command),
             }
         }
-        self.handle.set_serves(self.core.serves());
+        let hasty = self.context.config.has(Planted::AlwaysServes);
+        self.handle.set_serves(self.core.serves() || hasty);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{Error, ErrorCode, LogId, Result, TableSchema, wire};
-use shoal_storage::{PlantedFaults, Store, StoreOptions};
+use shoal_storage::{Store, StoreOptions};
 
 use super::Durable;
 use crate::node::context::NodeContext;
@@ -47,10 +47,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
     let options = StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
-        planted: PlantedFaults {
-            skip_fsync: context.config.planted.skip_fsync,
-            wrong_tie_break: context.config.planted.wrong_tie_break,
-        },
+        planted: context.config.planted,
         ..StoreOptions::default()
     };
     let new_log_id = LogId(env.random("log id"));

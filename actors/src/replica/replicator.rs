@@ -13,7 +13,7 @@ use arrow::record_batch::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::Partition;
 use shoal_kernel::schema::VERSION_COLUMN;
-use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Result, Version};
+use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
@@ -135,6 +135,7 @@ impl State {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(partition = %self.partition.id, %peer, %error, "a peer could not be caught up with");
+                    self.context.env.trace(|| format!("{} cannot catch up with {peer}: {error}", self.partition.id));
                 }
             }
         }
@@ -156,6 +157,10 @@ impl State {
         let ReplicaAnswer::Recent(RecentAnswer { log_id, position, sealed, counts, accepts }) = answer else {
             return Err(serve::unexpected());
         };
+        if self.context.config.has(Planted::NoCatchUp) {
+            self.behind.insert(peer, 0);
+            return Ok(Some(Event::Heard { peer, sealed, counts }));
+        }
         let mut cursor = if log_id == known.log_id { known } else { PullCursor { log_id, ..PullCursor::default() } };
         if let Some(accepts) = accepts {
             let from = cursor.position;
@@ -189,7 +194,10 @@ impl State {
         for (number, bytes) in batches.iter().enumerate() {
             // A token vouches for its rows, so it comes with the last of them.
             let tokens = if number == last { tokens.take() } else { None };
-            self.accept(batch::decode(bytes)?, tokens.unwrap_or_default(), bytes.len() as u64).await?;
+            let accepted = self.accept(batch::decode(bytes)?, tokens.unwrap_or_default(), bytes.len() as u64).await;
+            if !self.context.config.has(Planted::CursorBeforeRows) {
+                accepted?;
+            }
         }
         metrics::counter!("shoal_catch_up_bytes_total").increment(batches.iter().map(|bytes| bytes.len() as u64).sum());
         if next == cursor {

@@ -6,12 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_bytes::ByteBuf;
 use shoal_kernel::env::BoxFuture;
-use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Result, wire};
+use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, wire};
 use shoal_storage::{Digest, Rows, Write};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
-use super::message::{PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, ReserveCall, WriteCall};
+use super::message::{
+    PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, ReserveCall, WriteCall, Written,
+};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::transport::{Handler, Route};
@@ -87,7 +89,16 @@ impl ReplicaService {
         self.context.clock.observe(call.version.time())?;
         let rows = batch::decode(&call.rows)?;
         let bytes = call.rows.len() as u64;
-        let write = Write { version: call.version, token: call.token, rows: Rows::Put(rows) };
+        let mut write = Write { version: call.version, token: call.token, rows: Rows::Put(rows) };
+        if self.context.config.has(Planted::OrderByArrival) {
+            write.version = Version::new(self.context.clock.tick().await?, self.context.node, 0);
+        }
+        if self.context.config.has(Planted::AcknowledgeBeforeCommit) {
+            self.context.env.spawn("planted write", async move {
+                let _ = handle.write(call.epoch, bytes, write).await;
+            });
+            return Ok(ReplicaAnswer::Written(Written { version: call.version, duplicate: false, counts: true }));
+        }
         Ok(ReplicaAnswer::Written(handle.write(call.epoch, bytes, write).await?))
     }
 

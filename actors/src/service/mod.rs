@@ -5,7 +5,6 @@ mod request;
 mod status;
 
 pub use request::{
-    CommandDone, NodeConfig, PlantedBugs, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
-    WriteRequest,
+    CommandDone, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport, WriteRequest,
 };
 pub use status::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};

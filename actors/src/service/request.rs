@@ -7,7 +7,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, QueryId, ReadLevel, Version, WriteLevel};
+use shoal_kernel::{Error, Planted, QueryId, ReadLevel, Version, WriteLevel};
 
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
 #[derive(Debug, Clone)]
@@ -36,22 +36,16 @@ pub struct NodeConfig {
     pub queries_queued_max: usize,
     /// The deadline of a request that names none, in milliseconds.
     pub request_timeout_ms: u64,
-    /// Bugs planted on purpose, to prove that the simulator finds them; none outside tests.
-    pub planted: PlantedBugs,
-}
-
-/// Bugs that break a promise, switched on one at a time by the simulator's own tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PlantedBugs {
-    /// Acknowledge a write before its fsync.
-    pub skip_fsync: bool,
-    /// Acknowledge at quorum when one replica has answered.
-    pub acknowledge_early: bool,
-    /// Let the older version win.
-    pub wrong_tie_break: bool,
+    /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
+    pub planted: Option<Planted>,
 }
 
 impl NodeConfig {
+    /// Whether that bug was planted.
+    pub(crate) fn has(&self, planted: Planted) -> bool {
+        self.planted == Some(planted)
+    }
+
     /// A node with every setting at its default.
     pub fn new(data_dir: impl Into<PathBuf>, cluster_address: SocketAddr, http_address: SocketAddr) -> Self {
         Self {
@@ -67,7 +61,7 @@ impl NodeConfig {
             queries_max: 32,
             queries_queued_max: 256,
             request_timeout_ms: 300_000,
-            planted: PlantedBugs::default(),
+            planted: None,
         }
     }
 }

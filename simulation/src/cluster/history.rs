@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_actors::service::ClusterStatus;
-use shoal_kernel::{Version, WriteLevel};
+use shoal_kernel::{Hlc, Version, WriteLevel};
 
 use super::operation::OperationId;
 
@@ -63,10 +63,16 @@ impl Write {
         }
     }
 
-    /// The version under which every one of its rows stands. Two attempts at once can leave rows of two partitions under two
-    /// versions, and the acknowledgement names the greater.
-    pub fn version_of_all(&self) -> Option<u128> {
-        self.version().filter(|_| self.attempts == 1 || self.rows.len() == 1)
+    /// A version that none of its rows stands below, as far as that is known. Rows of several partitions differ in the logical
+    /// part of the time. Two attempts at once can leave them under two versions, of which the acknowledgement names the
+    /// greater.
+    pub fn version_at_least(&self) -> Option<u128> {
+        match self.outcome {
+            Outcome::Acknowledged { version, .. } if self.attempts == 1 => {
+                Some(Version::new(Hlc::from_micros(version.time().micros()), version.node(), 0).0 >> 32)
+            }
+            _ => self.version().filter(|_| self.rows.len() == 1),
+        }
     }
 
     /// The level of its acknowledgement.

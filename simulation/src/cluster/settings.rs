@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shoal_actors::service::{NodeConfig, PlantedBugs};
+use shoal_actors::service::NodeConfig;
+use shoal_kernel::Planted;
 
 use crate::faults::{FaultMenu, draw_kinds};
 use crate::random::Stream;
-use crate::run::{Planted, RunOptions};
+use crate::run::RunOptions;
 use crate::world::HostId;
 
 /// Where nodes listen for each other, and for clients.
@@ -117,11 +118,7 @@ impl Settings {
         config.disk_reserve_bytes = 1 << 20;
         config.query_memory_bytes_max = 64 << 20;
         config.request_timeout_ms = 5_000;
-        config.planted = PlantedBugs {
-            skip_fsync: self.planted == Some(Planted::SkipFsync),
-            acknowledge_early: self.planted == Some(Planted::AcknowledgeEarly),
-            wrong_tie_break: self.planted == Some(Planted::WrongTieBreak),
-        };
+        config.planted = self.planted;
         config
     }
 }

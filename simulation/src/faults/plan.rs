@@ -78,11 +78,6 @@ impl FaultKind {
         Self::BitFlips,
     ];
 
-    /// Those that three nodes with three replicas are held to in every run: all but disks that fail or lie.
-    pub fn usual() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|kind| !matches!(kind, Self::DiskErrors | Self::BitFlips)).collect()
-    }
-
     /// Whether it happens to disks alone.
     pub fn is_of_disks(self) -> bool {
         matches!(self, Self::DiskErrors | Self::SlowDisk | Self::DiskFull | Self::BitFlips)

@@ -34,7 +34,7 @@ impl<'a> Model<'a> {
     fn possible(&self, key: i64, read: &Read) -> Possible {
         let writes = self.keys.get(&key).map_or(&[][..], Vec::as_slice);
         let everywhere = || writes.iter().filter(|(_, write)| on_all(write, read));
-        let floor = everywhere().filter_map(|(_, write)| write.version_of_all()).max();
+        let floor = everywhere().filter_map(|(_, write)| write.version_at_least()).max();
         let shown = |(_, write): &&(i64, &Write)| {
             write.begun < read.ended
                 && write.outcome != Outcome::NotApplied

@@ -66,6 +66,12 @@ pub const INVARIANTS: &[Invariant] = &[
         check: writes::newest_wins,
     },
     Invariant {
+        name: "versions_go_up",
+        text: "Of two writes through one node, the one that began after the other had been acknowledged has the greater \
+               version, also over a restart and whatever its clock did.",
+        check: writes::versions_go_up,
+    },
+    Invariant {
         name: "no_duplicate_after_resend",
         text: "A write that was sent again with its token is there once.",
         check: writes::no_duplicate_after_resend,

@@ -65,7 +65,7 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
                     (None, _) => true,
                     // An older row, from a write that had ended before this one began.
                     (Some(_), Some((_, other))) => {
-                        let older = other.version().zip(write.version_of_all());
+                        let older = other.version().zip(write.version_at_least());
                         older.is_some_and(|(other, write)| other < write) && other.ended < write.begun
                     }
                     // A row that nobody wrote is another promise's business.
@@ -106,7 +106,7 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
             let Some((_, source)) = writes.iter().find(|(written, _)| written == value) else { continue };
             let Some(version) = source.version() else { continue };
             let newer =
-                writes.iter().find(|(_, write)| survives(evidence, write) && write.version_of_all() > Some(version));
+                writes.iter().find(|(_, write)| survives(evidence, write) && write.version_at_least() > Some(version));
             if let Some((other, write)) = newer {
                 let node = read.node;
                 found.push(format!(
@@ -114,6 +114,33 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
                     tell(source),
                     tell(write)
                 ));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
+    let mut by_node: BTreeMap<u16, Vec<&Write>> = BTreeMap::new();
+    // A resend may stand under the version of an earlier attempt, at another node.
+    for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1 && write.version().is_some()) {
+        by_node.entry(write.node).or_default().push(write);
+    }
+    let mut found = Vec::new();
+    for writes in by_node.into_values() {
+        let (mut by_begin, mut by_end) = (writes.clone(), writes);
+        by_begin.sort_by_key(|write| write.sent);
+        by_end.sort_by_key(|write| write.ended);
+        let mut ended = by_end.into_iter().peekable();
+        let mut newest: Option<&Write> = None;
+        for write in by_begin {
+            while let Some(before) = ended.next_if(|before| before.ended < write.sent) {
+                if newest.is_none_or(|newest| newest.version() < before.version()) {
+                    newest = Some(before);
+                }
+            }
+            if let Some(newest) = newest.filter(|newest| newest.version() >= write.version()) {
+                found.push(format!("{}; and later, with a lower version, {}", tell(newest), tell(write)));
             }
         }
     }

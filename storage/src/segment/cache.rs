@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Result, SegmentId, Version};
+use shoal_kernel::{Planted, Result, SegmentId, Version};
 
 use crate::key::EncodedKeys;
 use crate::layout::Layout;
+use crate::options::StoreOptions;
 
 /// The identities and versions of a page's rows.
 #[derive(Debug)]
@@ -26,12 +27,14 @@ impl PageKeys {
 pub(crate) struct SegmentContext {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) layout: Arc<Layout>,
+    pub(crate) planted: Option<Planted>,
     keys: Mutex<KeyCache>,
 }
 
 impl SegmentContext {
-    pub(crate) fn new(disk: Arc<dyn Disk>, layout: Arc<Layout>, key_cache_bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { disk, layout, keys: Mutex::new(KeyCache::new(key_cache_bytes_max)) })
+    pub(crate) fn new(disk: Arc<dyn Disk>, layout: Arc<Layout>, options: &StoreOptions) -> Arc<Self> {
+        let keys = Mutex::new(KeyCache::new(options.key_cache_bytes_max));
+        Arc::new(Self { disk, layout, planted: options.planted, keys })
     }
 
     /// The keys of a page, from the cache or by reading them.

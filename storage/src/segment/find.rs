@@ -7,7 +7,7 @@ use shoal_kernel::{ColumnId, Result};
 
 use super::bloom::Bloom;
 use super::cache::PageKeys;
-use super::{GROUP_PAGES, Segment};
+use super::{GROUP_PAGES, Place, Segment};
 use crate::hash::content_hashes;
 use crate::key::EncodedKeys;
 use crate::rows::identities;
@@ -52,7 +52,7 @@ impl Segment {
         // Sorted by the content as it was when the file was written, so it is searched by that.
         let rows = self.page_rows(page).len();
         let stored = (0..self.footer.columns.len())
-            .map(|place| Ok((self.footer.columns[place].column.id, self.read_stored(place, page)?)))
+            .map(|place| Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page)?)))
             .collect::<Result<Vec<(ColumnId, ArrayRef)>>>()?;
         let keys = crate::key::encode_keys(&layout.adapt(&stored, rows)?, &layout.key)?;
         let contents = content_hashes(&stored, rows)?;

@@ -17,7 +17,7 @@ use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::datatypes::DataType;
 use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
-use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Result, SegmentId, Version};
+use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
 pub(crate) use cache::SegmentContext;
 pub(crate) use format::PAGE_ROWS;
@@ -55,8 +55,8 @@ pub(crate) struct Segment {
     /// Of each stored column: its place in the footer, and what is in it.
     columns: BTreeMap<ColumnId, (usize, Zone)>,
     context: Arc<SegmentContext>,
-    /// The first damage that was met.
-    damage: Mutex<Option<String>>,
+    /// Pages that could not be read, and why.
+    damage: Mutex<BTreeMap<(Place, u32), String>>,
     /// Digest of each page, with the number of dead rows that it was computed for: rows never come back to life.
     digests: Mutex<BTreeMap<u32, (u64, Digest)>>,
 }
@@ -65,6 +65,16 @@ impl std::fmt::Debug for Segment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Segment").field("id", &self.id).field("rows", &self.footer.rows).finish_non_exhaustive()
     }
+}
+
+/// What a segment stores by pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// A column, by its number in the file.
+    Column(usize),
+    VersionsHigh,
+    VersionsLow,
+    Positions,
 }
 
 /// A page's rows, whole.
@@ -157,10 +167,21 @@ impl Segment {
         &self.tombstones
     }
 
-    /// Damage met so far.
+    /// Damage that was met, and that was still there when last looked at.
     pub(crate) fn damage(&self) -> Option<Problem> {
         let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
-        damage.as_ref().map(|message| Problem { file: segment_file(self.id), message: message.clone() })
+        damage.values().next().map(|message| Problem { file: segment_file(self.id), message: message.clone() })
+    }
+
+    /// Looks again at what could not be read: a disk's error may pass, and then there is no damage.
+    pub(crate) fn recheck(&self) {
+        let damage = || self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted: Vec<(Place, u32)> = damage().keys().copied().collect();
+        for (place, page) in noted {
+            if self.read_page(place, page).is_ok() {
+                damage().remove(&(place, page));
+            }
+        }
     }
 
     /// Whether every stored column is still one of the table, of the same type: then identities are what they were.
@@ -208,7 +229,7 @@ impl Segment {
     /// Reads a page of a column of the table: NULLs if it came later, converted if it was widened.
     pub(crate) fn read_column(&self, column: &Column, page: u32) -> Result<ArrayRef> {
         match self.columns.get(&column.id) {
-            Some((place, _)) => convert(&self.read_stored(*place, page)?, &column.data_type),
+            Some((place, _)) => convert(&self.read_noting(Place::Column(*place), page)?, &column.data_type),
             None => Ok(new_null_array(&column.data_type, self.page_rows(page).len())),
         }
     }
@@ -218,40 +239,50 @@ impl Segment {
         let layout = &self.context.layout;
         let columns = layout.schema.columns.iter().map(|column| self.read_column(column, page));
         let batch = layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())?;
-        let positions = self.read_hidden(&self.footer.positions, "positions", page)?;
+        let positions = self.read_noting(Place::Positions, page)?;
         let positions = positions.as_primitive::<UInt64Type>().values().to_vec();
         Ok(PageRows { batch, versions: self.read_versions(page)?, positions })
     }
 
     fn read_versions(&self, page: u32) -> Result<Vec<Version>> {
-        let high = self.read_hidden(&self.footer.version_high, "versions", page)?;
-        let low = self.read_hidden(&self.footer.version_low, "versions", page)?;
+        let high = self.read_noting(Place::VersionsHigh, page)?;
+        let low = self.read_noting(Place::VersionsLow, page)?;
         Ok(join_versions(&high, &low))
     }
 
-    fn read_stored(&self, place: usize, page: u32) -> Result<ArrayRef> {
-        let index = &self.footer.columns[place];
-        self.read_page(index.pages[page as usize], &index.column.data_type, page)
-            .map_err(|error| self.note(error, format_args!("page {page} of column {}", index.column.id.0)))
+    fn read_page(&self, place: Place, page: u32) -> Result<ArrayRef> {
+        let (extents, data_type) = match place {
+            Place::Column(number) => {
+                let index = &self.footer.columns[number];
+                (&index.pages, &index.column.data_type)
+            }
+            Place::VersionsHigh => (&self.footer.version_high, &DataType::UInt64),
+            Place::VersionsLow => (&self.footer.version_low, &DataType::UInt64),
+            Place::Positions => (&self.footer.positions, &DataType::UInt64),
+        };
+        let extent = extents[page as usize];
+        let bytes = if self.context.planted == Some(Planted::NoPageChecksum) {
+            read_unchecked(&*self.file, extent)?
+        } else {
+            read_extent(&*self.file, extent)?
+        };
+        decode_page(&bytes, data_type, self.page_rows(page).len())
     }
 
-    fn read_hidden(&self, extents: &[Extent], name: &str, page: u32) -> Result<ArrayRef> {
-        self.read_page(extents[page as usize], &DataType::UInt64, page)
-            .map_err(|error| self.note(error, format_args!("page {page} of {name}")))
-    }
-
-    fn read_page(&self, extent: Extent, data_type: &DataType, page: u32) -> Result<ArrayRef> {
-        decode_page(&read_extent(&*self.file, extent)?, data_type, self.page_rows(page).len())
-    }
-
-    /// Says where the damage is, and remembers it.
-    fn note(&self, error: Error, place: std::fmt::Arguments<'_>) -> Error {
-        let error = error.context(place);
-        if matches!(error.code(), ErrorCode::Corruption | ErrorCode::Io) {
-            let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
-            damage.get_or_insert_with(|| error.message().to_owned());
-        }
-        error.context(segment_file(self.id))
+    /// Reads; if that fails, says where the damage is, and remembers it.
+    fn read_noting(&self, place: Place, page: u32) -> Result<ArrayRef> {
+        self.read_page(place, page).map_err(|error| {
+            let error = error.context(match place {
+                Place::Column(number) => format!("page {page} of column {}", self.footer.columns[number].column.id.0),
+                Place::VersionsHigh | Place::VersionsLow => format!("page {page} of versions"),
+                Place::Positions => format!("page {page} of positions"),
+            });
+            if matches!(error.code(), ErrorCode::Corruption | ErrorCode::Io) {
+                let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+                damage.insert((place, page), error.message().to_owned());
+            }
+            error.context(segment_file(self.id))
+        })
     }
 
     /// Reads everything and checks it.
@@ -264,9 +295,10 @@ impl Segment {
         };
         check(Self::open(&self.context, dir, self.id, self.bytes).map(drop));
         for page in 0..self.pages() {
-            (0..self.footer.columns.len()).for_each(|place| check(self.read_stored(place, page).map(drop)));
+            (0..self.footer.columns.len())
+                .for_each(|place| check(self.read_noting(Place::Column(place), page).map(drop)));
             check(self.read_versions(page).map(drop));
-            check(self.read_hidden(&self.footer.positions, "positions", page).map(drop));
+            check(self.read_noting(Place::Positions, page).map(drop));
         }
         problems
     }
@@ -294,12 +326,17 @@ impl SegmentView {
     }
 }
 
-fn read_extent(file: &dyn DiskFile, extent: Extent) -> Result<Vec<u8>> {
+fn read_unchecked(file: &dyn DiskFile, extent: Extent) -> Result<Vec<u8>> {
     let mut bytes = vec![0; extent.bytes as usize];
     file.read_exact_at(&mut bytes, extent.offset).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => Error::new(ErrorCode::Corruption, "the file is cut short"),
         _ => Error::from(error),
     })?;
+    Ok(bytes)
+}
+
+fn read_extent(file: &dyn DiskFile, extent: Extent) -> Result<Vec<u8>> {
+    let bytes = read_unchecked(file, extent)?;
     match crc32fast::hash(&bytes) == extent.crc {
         true => Ok(bytes),
         false => Err(Error::new(ErrorCode::Corruption, "the checksum is wrong")),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
-use shoal_kernel::{Error, Result, SegmentId, Version};
+use shoal_kernel::{Error, Planted, Result, SegmentId, Version};
 
 use super::bloom::Bloom;
 use super::format::{ColumnIndex, Extent, Footer, GROUP_PAGES, HEADER_BYTES, PAGE_ROWS, footer_bytes, header};
@@ -154,7 +154,9 @@ impl SegmentWriter {
         let end = footer_bytes(&self.footer)?;
         let write = || {
             self.file.write_all_at(&end, self.offset)?;
-            self.file.sync()?;
+            if self.context.planted != Some(Planted::SkipSegmentSync) {
+                self.file.sync()?;
+            }
             self.context.disk.sync_dir(&self.dir)
         };
         write().map_err(|error| self.named(error))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use arrow::array::BooleanArray;
-use shoal_kernel::{Applied, Error, ErrorCode, Result, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, Version};
 
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
@@ -155,6 +155,7 @@ impl Store {
             let in_group = group_tokens.get(&record.token);
             let known = match in_group {
                 Some((_, known)) => Some((known.clone(), 0)),
+                None if self.has(Planted::TokensForgotten) => None,
                 None => lock(&self.tokens).get(&record.token).map(|entry| (entry.record.clone(), entry.position)),
             };
             if let Some((known, position)) = known {
@@ -221,7 +222,7 @@ impl Store {
             let _ = writer.wal.roll(position + 1);
         }
         let frame = frame.finish(position + 1);
-        match writer.wal.append(&frame, !self.options.planted.skip_fsync) {
+        match writer.wal.append(&frame, !self.has(Planted::SkipFsync)) {
             Ok(()) => {
                 writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + frame.len() as u64);
                 Ok(None)
@@ -333,7 +334,7 @@ impl Store {
             })
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
-        for view in segments.values() {
+        for view in segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay)) {
             view.find(keys, &mut met)?;
         }
         Ok(met)

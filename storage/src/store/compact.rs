@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_kernel::{Result, SegmentId};
+use shoal_kernel::{Planted, Result, SegmentId};
 
 use super::maintenance::{Moved, old_dead};
 use super::{Store, lock};
@@ -49,6 +49,9 @@ impl Store {
         let mut merge = Merge::new(self.layout.clone(), inputs, &MergeRange::default());
         let mut writer: Option<SegmentWriter> = None;
         while let Some(merged) = merge.next(PAGE_ROWS)? {
+            if self.has(Planted::CompactionDropsPage) && merged.rows.versions.len() < PAGE_ROWS {
+                continue;
+            }
             let segment = match &mut writer {
                 Some(segment) => segment,
                 none => none.insert(SegmentWriter::create(&self.context, &self.dir, self.next_segment())?),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, Result, SegmentId};
+use shoal_kernel::{Error, Planted, Result, SegmentId};
 
 use super::{Maintenance, Store, Writer, lock};
 use crate::key::EncodedKeys;
@@ -102,6 +102,11 @@ impl Store {
             }
         };
         writer.wal.roll(position + 1)?;
+        if self.has(Planted::LogRetiredEarly) {
+            for path in writer.wal.retire_through(position) {
+                let _ = self.disk.remove_file(&path);
+            }
+        }
         let index = Arc::new(std::mem::take(&mut writer.index));
         writer.sealed.push((number, index));
         lock(&self.state).memtables.push(MemView::new(number + 1, position));
@@ -121,7 +126,8 @@ impl Store {
 
         let retired = {
             let mut maintenance = lock(&self.maintenance);
-            let flushed = view.last_position;
+            let ahead = self.has(Planted::FlushedAhead);
+            let flushed = view.last_position + u64::from(ahead);
             self.replace_sources(&mut maintenance, vec![moved], segment, flushed)?;
             let mut writer = lock(&self.writer);
             let retired = writer.wal.retire_through(flushed);
@@ -243,6 +249,12 @@ impl Store {
             }
             !unused
         });
+    }
+
+    /// Looks again at pages that could not be read: [`Store::status`] no longer names those that can.
+    pub fn recheck(&self) {
+        let state = lock(&self.state).clone();
+        state.segments.values().for_each(|view| view.segment.recheck());
     }
 
     /// Reads every page of every segment, and the manifest, and checks.

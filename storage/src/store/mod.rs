@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, Result, SegmentId, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::manifest::write_meta;
@@ -89,6 +89,9 @@ impl Store {
 
     /// What is known of a token that was seen within [`StoreOptions::token_keep`].
     pub fn token(&self, token: &str) -> Option<TokenRecord> {
+        if self.has(Planted::TokensForgotten) {
+            return None;
+        }
         lock(&self.tokens).get(token).map(|entry| entry.record.clone())
     }
 
@@ -120,10 +123,15 @@ impl Store {
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
+    /// Whether that bug was planted.
+    fn has(&self, planted: Planted) -> bool {
+        self.options.planted == Some(planted)
+    }
+
     /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that
     /// arrived twice the first version stays, so that replicas agree on it whatever the order of arrival.
     fn beats(&self, new: Version, old: Version) -> bool {
-        let newest_wins = self.layout.schema.is_upsert() != self.options.planted.wrong_tie_break;
+        let newest_wins = self.layout.schema.is_upsert() != self.has(Planted::WrongTieBreak);
         if newest_wins { new > old } else { new < old }
     }
 }

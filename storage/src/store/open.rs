@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, TableSchema};
+use shoal_kernel::{Error, ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
 
 use super::commit::Prepared;
 use super::{Store, Writer};
@@ -77,11 +77,12 @@ impl Store {
         remove_orphans(&disk, dir, &manifest)?;
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 
-        let context = SegmentContext::new(disk.clone(), layout.clone(), options.key_cache_bytes_max);
+        let context = SegmentContext::new(disk.clone(), layout.clone(), &options);
         let mut segments = BTreeMap::new();
         for record in &manifest.segments {
             let dead = RoaringBitmap::deserialize_from(record.dead.as_slice())
                 .map_err(|error| Error::new(ErrorCode::Corruption, format!("{MANIFEST_FILE}: a bitmap: {error}")))?;
+            let dead = if options.planted == Some(Planted::MasksForgotten) { RoaringBitmap::new() } else { dead };
             match Segment::open(&context, dir, record.id, record.bytes) {
                 Ok(segment) => {
                     let (segment, old_dead) = (Arc::new(segment), dead.len());

@@ -8,7 +8,7 @@ use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::take;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, LogId, Result, Version};
+use shoal_kernel::{Error, LogId, Planted, Result, Version};
 
 use super::{Store, lock};
 use crate::memtable::MemView;
@@ -146,7 +146,10 @@ impl Store {
                     let whole = |&cut: &u64| chunk.positions.partition_point(|&other| other < cut);
                     let end = record_end.max(chunk.positions.get(reach).map_or(reach, whole));
                     let live = (start..end).filter(|&row| !view.dead.contains(chunk.first_row + row as u32));
-                    let rows: Vec<u32> = live.map(|row| row as u32).collect();
+                    let mut rows: Vec<u32> = live.map(|row| row as u32).collect();
+                    if self.has(Planted::PullGap) && rows.len() > 1 {
+                        rows.pop();
+                    }
                     feed.push(self, view, chunk, &rows)?;
                     start = end;
                 }

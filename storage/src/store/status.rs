@@ -24,7 +24,7 @@ pub struct StoreStatus {
     pub memtable_bytes: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
-    /// Damage found so far, by file.
+    /// Damage that was met and has not passed, by file.
     pub problems: Vec<Problem>,
     /// Why commits are refused until the store is opened again, if they are.
     pub failed: Option<String>,

@@ -117,7 +117,7 @@ fn power_cut_at_every_operation() {
 #[test]
 fn skipping_the_fsync_loses_what_was_acknowledged() {
     let disk = MemoryDisk::default();
-    let planted = shoal_storage::PlantedFaults { skip_fsync: true, ..Default::default() };
+    let planted = Some(shoal_kernel::Planted::SkipFsync);
     let (store, _) = open_with(&disk.shared(), &upsert_schema(), StoreOptions { planted, ..options() }, 7).unwrap();
     commit(&store, put(1, rows(&[(1, None, 1)])));
     let (store, _) = open(&disk.restart(Loss::Everything).shared());
@@ -126,7 +126,7 @@ fn skipping_the_fsync_loses_what_was_acknowledged() {
 
 #[test]
 fn the_planted_tie_break_lets_the_older_row_win() {
-    let planted = shoal_storage::PlantedFaults { wrong_tie_break: true, ..Default::default() };
+    let planted = Some(shoal_kernel::Planted::WrongTieBreak);
     let options = StoreOptions { planted, ..options() };
     let (store, _) = open_with(&MemoryDisk::default().shared(), &upsert_schema(), options, 7).unwrap();
     commit(&store, put(1, rows(&[(1, None, 1)])));

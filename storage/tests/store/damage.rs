@@ -79,6 +79,25 @@ fn every_flipped_byte_of_the_log_is_seen() {
 }
 
 #[test]
+fn damage_that_passes_is_no_longer_named() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    commit(&store, put(1, rows(&(0..200).map(|n| (n * 3, Some("x"), n)).collect::<Vec<_>>())));
+    store.flush().unwrap();
+    let segment = file(&disk, "seg-");
+    let scan = || store.snapshot().scan(&scan_all(&[1, 2, 3])).unwrap().collect::<Result<Vec<_>, _>>().map(drop);
+    let flip = || disk.tamper(&segment, |bytes| bytes[48] ^= 0x10);
+    flip();
+    assert_eq!(scan().unwrap_err().code(), ErrorCode::Corruption);
+    store.recheck();
+    assert_eq!(store.status().problems.len(), 1);
+    flip();
+    store.recheck();
+    assert!(store.status().problems.is_empty());
+    scan().unwrap();
+}
+
+#[test]
 fn every_flipped_byte_of_a_segment_is_seen() {
     let disk = MemoryDisk::default();
     let (store, _) = open(&disk.shared());

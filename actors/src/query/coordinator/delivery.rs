@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::SchemaRef;
 use futures::StreamExt;
-use shoal_kernel::{Error, ErrorCode, FragmentKey, Result};
+use shoal_kernel::{Error, ErrorCode, FragmentKey, Planted, Result};
 use tokio::sync::mpsc;
 
 use crate::query::edge::codec::with_schema;
@@ -79,10 +79,19 @@ impl Delivery {
         let mut answer = output.claim(0)?;
         // Kept by the table for as long as the attempt lasts.
         drop(output);
+        let lost = self.node.limits.planted == Some(Planted::BatchLost);
+        let mut twice = self.node.limits.planted == Some(Planted::MergedTwice) && self.root.attempt > 0;
         while let Some(batch) = answer.next().await {
-            let batch = with_schema(batch?, &self.schema)?;
+            let mut batch = with_schema(batch?, &self.schema)?;
+            if std::mem::take(&mut twice) {
+                batch = arrow::compute::concat_batches(&self.schema, [&batch, &batch])
+                    .map_err(|error| Error::internal(error.to_string()))?;
+            }
             for piece in cut(batch, BATCH_BYTES_TARGET, CLIENT_ROWS_MAX) {
                 let rows = piece.num_rows() as u64;
+                if lost && rows > 20 {
+                    continue;
+                }
                 if let Some(client) = &self.client {
                     let gone = |_| Error::new(ErrorCode::Cancelled, "the client has gone");
                     let room = client.reserve().await.map_err(gone)?;

@@ -11,7 +11,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use shoal_kernel::limits::FRAME_BYTES_MAX;
-use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
+use shoal_kernel::{Error, ErrorCode, NodeId, Planted, Result, wire};
 
 use super::codec::{EdgeDecoder, EdgeEncoder, EdgeItem, OpenEdge};
 use crate::query::message::Failure;
@@ -88,6 +88,7 @@ impl RemoteEdge {
                 Phase::Open(receiver, decoder) => {
                     let bytes = match receiver.next().await {
                         Some(Ok(bytes)) => bytes,
+                        _ if self.group.node.limits.planted == Some(Planted::EndMissing) => return Ok(None),
                         // The producer's own failures come as items: an error of the stream is one of the way.
                         Some(Err(error)) => return Err(Failure::lost(self.node, &error)),
                         None => {

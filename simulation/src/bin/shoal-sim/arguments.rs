@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use shoal_simulation::run::{NODES_MAX, Planted, RunOptions, Subject};
+use shoal_kernel::Planted;
+use shoal_simulation::run::{NODES_MAX, RunOptions, Subject};
 
 /// What fixes one run, or what many have in common.
 #[derive(Args)]
@@ -27,9 +28,9 @@ pub struct OneArguments {
     /// A TOML file that fixes what is drawn from the seed otherwise; see simulation/scenarios.
     #[arg(long, value_name = "FILE")]
     pub scenario: Option<PathBuf>,
-    /// Switches on a bug, to see that it is found.
-    #[arg(long, value_enum)]
-    planted: Option<PlantedName>,
+    /// Switches on a bug, to see that it is found; `shoal-sim bugs --list` names them.
+    #[arg(long, value_name = "BUG", value_parser = planted)]
+    planted: Option<Planted>,
     /// Runs so many at a time; by default as many as there are cores.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
@@ -94,12 +95,7 @@ impl OneArguments {
             Some(SubjectName::Echo) => Subject::Echo,
             None => base.subject,
         };
-        let planted = self.planted.map(|planted| match planted {
-            PlantedName::SkipFsync => Planted::SkipFsync,
-            PlantedName::AcknowledgeEarly => Planted::AcknowledgeEarly,
-            PlantedName::WrongTieBreak => Planted::WrongTieBreak,
-        });
-        base.planted = planted.or(base.planted);
+        base.planted = self.planted.or(base.planted);
         Ok(base)
     }
 
@@ -107,6 +103,13 @@ impl OneArguments {
         let given = self.jobs.and_then(|jobs| NonZeroUsize::new(usize::from(jobs)));
         given.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
     }
+}
+
+/// A planted bug by its name.
+pub fn planted(name: &str) -> Result<Planted, String> {
+    let names = Planted::ALL.iter().map(|planted| planted.as_str());
+    let known = Planted::ALL.iter().copied().find(|planted| planted.as_str() == name);
+    known.ok_or_else(|| format!("there is no bug '{name}'; {}", shoal_kernel::suggest::help(name, names)))
 }
 
 /// A time as people write it: a number and its unit.
@@ -129,16 +132,6 @@ enum SubjectName {
     Cluster,
     /// Supervised actors that echo messages: proves the simulator itself.
     Echo,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PlantedName {
-    /// A write is acknowledged before its fsync.
-    SkipFsync,
-    /// A write is acknowledged at quorum when one replica has answered.
-    AcknowledgeEarly,
-    /// The older version wins.
-    WrongTieBreak,
 }
 
 #[cfg(test)]

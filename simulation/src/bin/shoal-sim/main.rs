@@ -5,6 +5,7 @@
 )]
 
 mod arguments;
+mod bugs;
 mod interrupt;
 mod seeds;
 mod smaller;
@@ -22,6 +23,7 @@ use shoal_simulation::run::{RunOptions, RunReport};
 use shoal_simulation::{apart, entropy};
 
 use arguments::RunArguments;
+use bugs::BugsArguments;
 use smaller::MinimizeArguments;
 
 #[global_allocator]
@@ -52,6 +54,8 @@ enum Command {
     Replay(ReplayArguments),
     /// Makes a seed that fails small: fewer faults, operations and nodes, shorter, the same promise broken.
     Minimize(MinimizeArguments),
+    /// Plants bugs, one after the other, and shows how soon each is found.
+    Bugs(BugsArguments),
     /// Lists the promises that every run of the cluster is held to.
     Invariants,
     /// Does one run for another process of this program.
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
         Command::Swarm(arguments) => arguments.base(swarm()).and_then(|base| seeds::run(&arguments, &base)),
         Command::Replay(arguments) => replay(&arguments),
         Command::Minimize(arguments) => smaller::minimize(&arguments),
+        Command::Bugs(arguments) => bugs::run(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),
     };

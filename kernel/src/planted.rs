@@ -1,0 +1,109 @@
+//! Bugs planted on purpose. The simulator switches one on at a time, to prove that its promises are worth their name: each
+//! must be found. Nothing else sets them: no flag, no file, no request.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! planted {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal;)+) => {
+        /// A bug that breaks a promise.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Planted { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Planted {
+            /// Every one.
+            pub const ALL: &'static [Planted] = &[$(Self::$variant),+];
+
+            /// Its name on the command line and in scenario files.
+            pub fn as_str(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
+
+            /// What is wrong, in a sentence.
+            pub fn what(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),+ } }
+        }
+    };
+}
+
+planted! {
+    // Storage.
+    /// A write is acknowledged before its bytes are on the disk.
+    SkipFsync = "skip-fsync";
+    /// A segment is named by the manifest before its bytes are on the disk.
+    SkipSegmentSync = "skip-segment-sync";
+    /// Records that are still in memory are taken for flushed.
+    FlushedAhead = "flushed-ahead";
+    /// Which rows of segments have been replaced is forgotten at a restart.
+    MasksForgotten = "masks-forgotten";
+    /// A write does not see the rows of segments that it replaces.
+    ReplacedRowsStay = "replaced-rows-stay";
+    /// The older version wins.
+    WrongTieBreak = "wrong-tie-break";
+    /// A compaction leaves out its last page.
+    CompactionDropsPage = "compaction-drops-page";
+    /// Catch-up hands out all rows of a record but the last.
+    PullGap = "pull-gap";
+    /// Checksums of segment pages are not looked at.
+    NoPageChecksum = "no-page-checksum";
+    /// A replica forgets the idempotency keys that it has seen.
+    TokensForgotten = "tokens-forgotten";
+    /// Log files are removed before what they hold is in a segment.
+    LogRetiredEarly = "log-retired-early";
+    // Replicas and their peers.
+    /// A replica acknowledges a write before it commits it.
+    AcknowledgeBeforeCommit = "acknowledge-before-commit";
+    /// A replica answers reads before it holds what its peers hold.
+    AlwaysServes = "always-serves";
+    /// Reads see what a replica held some reads ago.
+    StaleSnapshot = "stale-snapshot";
+    /// Replicas version rows by their own clock, in the order of arrival.
+    OrderByArrival = "order-by-arrival";
+    /// Replicas do not ask their peers for what they missed.
+    NoCatchUp = "no-catch-up";
+    /// Catch-up goes on behind rows that could not be committed.
+    CursorBeforeRows = "cursor-before-rows";
+    // Gateways.
+    /// A write is acknowledged at quorum, or at all, when one replica has answered.
+    AcknowledgeEarly = "acknowledge-early";
+    /// The time of a key's events is given anew at every attempt.
+    NewTimeOnRetry = "new-time-on-retry";
+    /// Errors of writes say that nothing was applied, whatever they know.
+    NotAppliedLies = "not-applied-lies";
+    /// Rows of every partition go to the first one.
+    WrongPartition = "wrong-partition";
+    // Queries.
+    /// A partition that cannot be read is taken for an empty one.
+    SilentPartial = "silent-partial";
+    /// A stream between nodes that breaks off is taken for one that has ended.
+    EndMissing = "end-missing";
+    /// A query that is started again keeps the rows of its first attempt.
+    MergedTwice = "merged-twice";
+    /// A batch of an answer with many rows is lost on its way to the client.
+    BatchLost = "batch-lost";
+    // Whole nodes.
+    /// DROP TABLE says that it is done and does nothing.
+    DropForgotten = "drop-forgotten";
+    /// A node that stops leaves its streams open.
+    StreamsLeftOpen = "streams-left-open";
+    /// Nobody asks members that were down whether they are back.
+    NoSecondChance = "no-second-chance";
+}
+
+impl fmt::Display for Planted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_scenario_files() {
+        for planted in Planted::ALL {
+            assert_eq!(serde_json::to_string(planted).unwrap(), format!("\"{planted}\""));
+            assert!(planted.what().ends_with('.') && !planted.what().starts_with(' '), "{}", planted.what());
+        }
+    }
+}
