@@ -35,8 +35,13 @@ pub enum Rows {
     Put(RecordBatch),
     /// Keys to delete: the key's columns, by name. Upsert tables only.
     Delete(RecordBatch),
-    /// No rows: the write's version is kept for its token, under this ballot. What ballots mean is the caller's business.
-    Reserve(Version),
+    /// No rows: the write's version is kept for its token. What ballots mean is the caller's business.
+    Reserve {
+        /// Of two reservations of one token, the one with the higher ballot stays.
+        ballot: Version,
+        /// Kept with it, for the caller.
+        fingerprint: u128,
+    },
     /// Rows and tombstones as [`crate::Store::pull`] of a peer gave them, and the tokens that came with them.
     Replicated(RecordBatch, Vec<TokenRecord>),
 }
@@ -46,7 +51,7 @@ impl Rows {
     pub fn len(&self) -> usize {
         match self {
             Self::Put(batch) | Self::Delete(batch) | Self::Replicated(batch, _) => batch.num_rows(),
-            Self::Reserve(_) => 0,
+            Self::Reserve { .. } => 0,
         }
     }
 
@@ -179,7 +184,7 @@ pub(crate) fn normalise(layout: &Layout, write: Write) -> Result<Incoming> {
             let batch = delete_columns(layout, batch)?;
             Incoming::assemble(layout, batch, base_versions()?, Some(BooleanBuffer::new_set(rows)), Vec::new())?
         }
-        Rows::Reserve(_) => {
+        Rows::Reserve { .. } => {
             let empty = RecordBatch::new_empty(layout.relaxed.clone());
             Incoming::assemble(layout, empty, Vec::new(), None, Vec::new())?
         }

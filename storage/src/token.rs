@@ -15,7 +15,8 @@ pub struct TokenRecord {
     /// Zero for a write: of two versions the lower stays, for a token fixes its version. For a reservation the ballot under
     /// which it was made: of two the higher stays.
     pub ballot: Version,
-    /// Hash of the rows, in order. Another one under the same token is a conflict. Zero for a reservation.
+    /// Hash of the rows, in order. Another one under the same token is a conflict. For a
+    /// reservation what its owner says.
     pub fingerprint: u128,
     /// Rows of the write.
     pub rows: u64,

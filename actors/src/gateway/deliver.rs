@@ -10,6 +10,7 @@ use shoal_catalog::{Partition, Table};
 use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::reserve::conflict;
 use super::route::Piece;
 use super::{HeldToken, PERMIT_BYTES, not_enough};
 use crate::batch;
@@ -150,11 +151,7 @@ impl Delivery {
                     answered += usize::from(counts);
                     if let Some(record) = record {
                         if fingerprint != record.fingerprint {
-                            return Err(Error::new(
-                                ErrorCode::TokenConflict,
-                                "this idempotency key was used for other rows",
-                            )
-                            .with_help("send other rows with a key of their own"));
+                            return Err(conflict());
                         }
                         lowest = Some(lowest.map_or(record.version, |lowest| lowest.min(record.version)));
                     }

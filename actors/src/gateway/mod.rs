@@ -66,7 +66,10 @@ impl Gateway {
                     && route::needs_time(&table, &request.batches)
                     && !self.context.config.has(Planted::NewTimeOnRetry) =>
             {
-                delivery.reserve(token, own).await?
+                let fingerprint = route::check(&table, &request.batches)?;
+                // An earlier request with this key may have had an effect; this one has had none.
+                let reserved = delivery.reserve(token, own, fingerprint).await;
+                reserved.map_err(|error| error.with_applied(Applied::Unknown))?
             }
             _ => Reservation { version: own, fresh: false },
         };
@@ -100,12 +103,6 @@ impl Gateway {
             Some(token) if !fresh => delivery.known(&pieces, |piece| piece_token(token, piece.number)).await?,
             _ => vec![None; pieces.len()],
         };
-        // What an earlier attempt did not get to goes under the version that it had.
-        let base = known
-            .iter()
-            .flatten()
-            .min()
-            .map_or(base, |known| Version::new(Hlc::from_micros(known.time().micros()), known.node(), 0));
         let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);
         let mut waiting = (0..).zip(pieces.into_iter().zip(known));
         let mut under_way = FuturesUnordered::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Partition;
-use shoal_kernel::{Applied, Error, ErrorCode, NodeId, PartitionId, Result, Version, key, wire};
+use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Result, Version, key, wire};
 
 use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
 use crate::replica::message::{PrepareCall, Promised, ReplicaAnswer, ReplicaCall, ReserveCall};
@@ -25,7 +25,10 @@ pub(super) struct Reservation {
 
 impl Delivery {
     /// The version reserved for a client's key; this one, if none was.
-    pub(super) async fn reserve(&self, token: &str, own: Version) -> Result<Reservation> {
+    ///
+    /// # Errors
+    /// [`ErrorCode::TokenConflict`] if the key was used for rows with another fingerprint.
+    pub(super) async fn reserve(&self, token: &str, own: Version, fingerprint: u128) -> Result<Reservation> {
         // No piece's token ends like this.
         let token = format!("{token}\u{1f}");
         let home = self.home(&token)?;
@@ -34,7 +37,7 @@ impl Delivery {
             let ballot = Version::new(self.context.clock.tick().await?, self.context.node, 0);
             // More of them than of reservations: gateways or clients compete for keys.
             metrics::counter!("shoal_key_ballots_total").increment(1);
-            let error = match self.propose(&partition, &token, ballot, own).await {
+            let error = match self.propose(&partition, &token, Reserved { ballot, version: own, fingerprint }).await {
                 Ok(reservation) => {
                     metrics::counter!("shoal_key_reservations_total").increment(1);
                     return Ok(reservation);
@@ -61,69 +64,80 @@ impl Delivery {
     }
 
     /// One ballot: a majority promises and says what it has accepted, then a majority accepts.
-    async fn propose(&self, partition: &Partition, token: &str, ballot: Version, own: Version) -> Result<Reservation> {
+    async fn propose(&self, partition: &Partition, token: &str, own: Reserved) -> Result<Reservation> {
         let voters: Vec<NodeId> = partition.voters().collect();
         let prepare = ReplicaCall::Prepare(PrepareCall {
             partition: partition.id,
             epoch: partition.epoch,
             token: token.to_owned(),
-            ballot,
+            ballot: own.ballot,
         });
-        let (promised, known) = self.ask_majority(&voters, &voters, &prepare).await?;
-        let known = known.into_iter().flatten().max();
-        let version = known.map_or(own, |known| known.version);
+        let known = self.ask_majority(&voters, &prepare).await?.into_iter().flatten().max();
+        if known.is_some_and(|known| known.fingerprint != own.fingerprint) {
+            return Err(conflict());
+        }
+        let version = known.map_or(own.version, |known| known.version);
         let accept = ReplicaCall::Reserve(ReserveCall {
             partition: partition.id,
             epoch: partition.epoch,
             token: token.to_owned(),
-            reserved: Reserved { ballot, version },
+            reserved: Reserved { version, ..own },
         });
-        self.ask_majority(&voters, &promised, &accept).await?;
+        // Everybody, also who has not promised yet: one that promises quickly may be the one that cannot write.
+        self.ask_majority(&voters, &accept).await?;
         Ok(Reservation { version, fresh: known.is_none() })
     }
 
-    /// Asks those; gives the first that agreed and count, once they are a majority of the voters, and what they said.
-    async fn ask_majority(
-        &self,
-        voters: &[NodeId],
-        asked: &[NodeId],
-        call: &ReplicaCall,
-    ) -> Result<(Vec<NodeId>, Vec<Option<Reserved>>)> {
+    /// Asks every voter; once a majority has agreed, and counts, gives what they said.
+    async fn ask_majority(&self, voters: &[NodeId], call: &ReplicaCall) -> Result<Vec<Option<Reserved>>> {
         let message: Bytes = wire::encode(call)?.into();
         let timeout = CALL_TIMEOUT.min(self.left());
-        let ask = async |node: NodeId| (node, serve::call_encoded(&self.context, node, message.clone(), timeout).await);
-        let mut answers: FuturesUnordered<_> = asked.iter().map(|node| ask(*node)).collect();
+        let ask = async |node: NodeId| serve::call_encoded(&self.context, node, message.clone(), timeout).await;
+        let mut answers: FuturesUnordered<_> = voters.iter().map(|node| ask(*node)).collect();
         let needed = voters.len() / 2 + 1;
-        let (mut agreed, mut said, mut last) = (Vec::new(), Vec::new(), None::<Error>);
-        while let Some((node, answer)) = answers.next().await {
+        let (mut said, mut lasting, mut refused, mut last) = (Vec::new(), 0, false, None::<Error>);
+        while said.len() + answers.len() >= needed {
+            // Who has been refused waits for a slow one only briefly: a higher ballot does better.
+            let patience = if refused { PAUSE_MAX } else { timeout };
+            let Ok(Some(answer)) = self.context.env.timeout(patience, answers.next()).await else { break };
             match answer {
-                Ok(ReplicaAnswer::Promised(Promised { counts: true, accepted })) => {
-                    agreed.push(node);
-                    said.push(accepted);
-                }
-                Ok(ReplicaAnswer::Written(written)) if written.counts => agreed.push(node),
+                Ok(ReplicaAnswer::Promised(Promised { counts: true, accepted })) => said.push(accepted),
+                Ok(ReplicaAnswer::Written(written)) if written.counts => said.push(None),
                 Ok(ReplicaAnswer::Promised(_) | ReplicaAnswer::Written(_)) => {}
                 Ok(ReplicaAnswer::Refused(ballot)) => {
-                    // The next ballot has to be above it.
-                    self.context.clock.observe(ballot.time())?;
+                    refused = true;
+                    // The next ballot has to be above it. A clock too far ahead is not followed; others may agree.
+                    if let Err(error) = self.context.clock.observe(ballot.time()) {
+                        (lasting, last) = (lasting + 1, Some(error));
+                    }
                 }
                 Ok(_) => last = Some(serve::unexpected()),
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    // A full disk or an overload does not pass by itself.
+                    lasting += usize::from(!is_passing(error.code()));
+                    refused |= error.code() == ErrorCode::Moved;
+                    last = Some(error);
+                }
             }
-            if agreed.len() >= needed {
-                return Ok((agreed, said));
+            if said.len() >= needed {
+                return Ok(said);
             }
         }
-        // A full disk or an overload does not pass by itself.
-        let lasting = last.as_ref().map(Error::code).filter(|code| !is_passing(*code));
-        let code = lasting.unwrap_or(ErrorCode::NotEnoughReplicas);
+        let code = match &last {
+            Some(error) if voters.len() - lasting < needed && !is_passing(error.code()) => error.code(),
+            _ => ErrorCode::NotEnoughReplicas,
+        };
         let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
-        let (agreed, of) = (agreed.len(), voters.len());
+        let (agreed, of) = (said.len(), voters.len());
         let message = format!(
             "{agreed} of {of} replicas could agree on the time of this idempotency key's rows, {needed} must{why}"
         );
-        Err(Error::new(code, message)
-            // An earlier request with this key may have had an effect; this one had none.
-            .with_applied(Applied::Unknown))
+        Err(Error::new(code, message))
     }
+}
+
+/// The key stands for other rows.
+pub(super) fn conflict() -> Error {
+    Error::new(ErrorCode::TokenConflict, "this idempotency key was used for other rows")
+        .with_help("send other rows with a key of their own")
 }

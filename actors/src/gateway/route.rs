@@ -9,7 +9,7 @@ use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
-use shoal_storage::encode_keys;
+use shoal_storage::{encode_keys, fingerprint_of};
 
 /// Rows for one partition that travel together.
 #[derive(Debug)]
@@ -32,6 +32,18 @@ pub(super) struct Stamp {
 pub(super) fn needs_time(table: &Table, batches: &[RecordBatch]) -> bool {
     !table.schema.is_upsert()
         && batches.iter().any(|batch| batch.column_by_name(TS_COLUMN).is_none_or(|column| column.null_count() > 0))
+}
+
+/// Checks rows as [`shape`] does, before they have a time; gives the fingerprint of what the client sent.
+pub(super) fn check(table: &Table, batches: &[RecordBatch]) -> Result<u128> {
+    let blank = Stamp { micros: 0, dedup: String::new() };
+    let (mut shaped, mut first_row) = (Vec::with_capacity(batches.len()), 0);
+    for batch in batches {
+        shaped.push(shape(table, batch, &blank, first_row)?);
+        first_row += batch.num_rows();
+    }
+    let rows = concat_batches(&table.schema.arrow(), &shaped).map_err(internal)?;
+    fingerprint_of(&table.schema, &rows)
 }
 
 /// Brings a batch into the table's shape: its columns in its order; a missing nullable column is NULL. `first_row` counts

@@ -28,7 +28,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
 use shoal_kernel::{Applied, Epoch, Error, ErrorCode, LogId, NodeId, Planted, Result, TableSchema, Version, wire};
-use shoal_storage::{PullCursor, Rows, Store};
+use shoal_storage::{PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
 
 use self::handle::{ReplicaHandle, Running};
@@ -292,7 +292,10 @@ impl ReplicaShell {
         }
         Ok(self.promises.prepare(token, ballot).map(|under_way| {
             let stored = self.store.token(token);
-            let stored = stored.map(|record| Reserved { ballot: record.ballot, version: record.version });
+            let stored = stored.map(|record| {
+                let TokenRecord { ballot, version, fingerprint, .. } = record;
+                Reserved { ballot, version, fingerprint }
+            });
             Promised { accepted: stored.max(under_way), counts: self.core.counts() }
         }))
     }
@@ -309,8 +312,9 @@ impl ReplicaShell {
             let _ = answer.send(Err(error));
             return None;
         }
-        let Reserved { ballot, version } = reserved;
-        let write = shoal_storage::Write { version, token: Some(token.clone()), rows: Rows::Reserve(ballot) };
+        let Reserved { ballot, version, fingerprint } = reserved;
+        let write =
+            shoal_storage::Write { version, token: Some(token.clone()), rows: Rows::Reserve { ballot, fingerprint } };
         Some(self.take(InHand {
             write: Some(write),
             writes: vec![ballot],

@@ -21,6 +21,8 @@ const PROMISES_MAX: usize = 8_192;
 pub(crate) struct Reserved {
     pub(crate) ballot: Version,
     pub(crate) version: Version,
+    /// Of the rows that the key stands for, as the client sent them.
+    pub(crate) fingerprint: u128,
 }
 
 /// The promises of one life of a replica.
@@ -105,7 +107,7 @@ mod tests {
     }
 
     fn reserved(at: u64, version: u64) -> Reserved {
-        Reserved { ballot: ballot(at), version: ballot(version) }
+        Reserved { ballot: ballot(at), version: ballot(version), fingerprint: 7 }
     }
 
     #[test]

@@ -132,7 +132,10 @@ impl Store {
         let (version, token) = (write.version.with_ordinal(0), write.token.clone());
         let is_delete = matches!(write.rows, Rows::Delete(_));
         let is_replicated = matches!(write.rows, Rows::Replicated(..));
-        let ballot = if let Rows::Reserve(ballot) = &write.rows { Some(*ballot) } else { None };
+        let reserved = match &write.rows {
+            Rows::Reserve { ballot, fingerprint } => Some((*ballot, *fingerprint)),
+            _ => None,
+        };
         let mut incoming = normalise(&self.layout, write)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
@@ -140,10 +143,14 @@ impl Store {
         if is_replicated {
             return self.prepare_replicated(writer, incoming, accepted);
         }
-        if let Some(ballot) = ballot {
+        if let Some((ballot, fingerprint)) = reserved {
             let token =
                 token.ok_or_else(|| Error::new(ErrorCode::InvalidRequest, "a reservation needs a token to be for"))?;
-            let record = TokenRecord { token, version, ballot, fingerprint: 0, rows: 0 };
+            let record = TokenRecord { token, version, ballot, fingerprint, rows: 0 };
+            if !lock(&self.tokens).is_kept(&record) {
+                let message = "the version is older than what is remembered of tokens (token_keep)";
+                return Err(Error::new(ErrorCode::ClockSkew, message));
+            }
             self.check_tokens_room(&record.token)?;
             incoming.tokens.push(record);
             return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
