@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use shoal_catalog::{Partition, Table};
+use shoal_kernel::level::quorum;
 use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, WriteLevel, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -143,7 +144,7 @@ impl Delivery {
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
         let mut asked: FuturesUnordered<_> = voters.iter().map(|voter| ask(*voter)).collect();
         // A majority: what was acknowledged at quorum is then known, and what an unfinished attempt left on one replica of two.
-        let needed = voters.len() / 2 + 1;
+        let needed = quorum(voters.len());
         let (mut answered, mut lowest, mut last): (usize, Option<Version>, Option<Error>) = (0, None, None);
         while let Some(answer) = asked.next().await {
             match answer {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Partition;
+use shoal_kernel::level::quorum;
 use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Result, Version, key, wire};
 
 use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
@@ -47,7 +48,7 @@ impl Delivery {
             let down = partition.voters().filter(|voter| self.context.liveness.is_down(*voter)).count();
             let voters = partition.voters().count();
             let may_pass = is_passing(error.code()) || error.code() == ErrorCode::NotEnoughReplicas;
-            if !may_pass || voters - down <= voters / 2 || self.left() <= PAUSE_MAX {
+            if !may_pass || voters - down < quorum(voters) || self.left() <= PAUSE_MAX {
                 return Err(error);
             }
             let pause = self.context.env.random("reservation pause") % PAUSE_MAX.as_millis() as u64;
@@ -94,7 +95,7 @@ impl Delivery {
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = async |node: NodeId| serve::call_encoded(&self.context, node, message.clone(), timeout).await;
         let mut answers: FuturesUnordered<_> = voters.iter().map(|node| ask(*node)).collect();
-        let needed = voters.len() / 2 + 1;
+        let needed = quorum(voters.len());
         let (mut said, mut lasting, mut refused, mut last) = (Vec::new(), 0, false, None::<Error>);
         while said.len() + answers.len() >= needed {
             // Who has been refused waits for a slow one only briefly: a higher ballot does better.

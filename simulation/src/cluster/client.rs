@@ -31,7 +31,7 @@ const PROBES: u64 = 1 << 31;
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(8);
 const ATTEMPTS_MAX: u32 = 4;
-/// Operations between two looks whether the work is over; a client that may do few of them skips many.
+/// Numbers of operations that a client has: their streams of random numbers are placed by client and number.
 const OPERATIONS_PER_CLIENT_MAX: u64 = 1 << 32;
 
 /// What every client works with.

@@ -78,7 +78,8 @@ pub(super) enum Work {
 
 /// Draws an operation.
 pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
-    let mut stream = Stream::new(seed, "operation", (id.client << 32) | id.number);
+    let place = (id.client << 32) | id.number;
+    let mut stream = Stream::new(seed, "operation", place);
     let think_ms = stream.between(THINK_MS.0, THINK_MS.1);
     let node = pick_node(&mut stream, nodes);
     let number = i64::try_from(id.number).unwrap_or(i64::MAX) % OPERATIONS_MAX;
@@ -99,8 +100,7 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
         55..=96 => Work::Ask(question(&mut stream)),
         _ => Work::Table { dropping: stream.chance(500) },
     };
-    let later = Stream::new(seed, "retries", (id.client << 32) | id.number);
-    Operation { id, think_ms, node, work, later }
+    Operation { id, think_ms, node, work, later: Stream::new(seed, "retries", place) }
 }
 
 pub(super) fn pick_node(stream: &mut Stream, nodes: u16) -> u16 {

@@ -101,8 +101,13 @@ impl OneArguments {
 
     pub fn jobs(&self) -> NonZeroUsize {
         let given = self.jobs.and_then(|jobs| NonZeroUsize::new(usize::from(jobs)));
-        given.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+        given.unwrap_or_else(cores)
     }
+}
+
+/// Runs at once unless told otherwise.
+pub fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A planted bug by its name.

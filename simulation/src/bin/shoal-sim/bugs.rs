@@ -15,7 +15,7 @@ use shoal_simulation::apart;
 use shoal_simulation::run::{RunOptions, RunReport};
 
 use crate::Outcome;
-use crate::arguments::{planted, time};
+use crate::arguments::{cores, planted, time};
 
 #[derive(Args)]
 pub struct BugsArguments {
@@ -88,11 +88,10 @@ pub fn run(arguments: &BugsArguments) -> io::Result<Outcome> {
 
 /// The lowest seed of the default swarm that breaks a promise, as far as seeds and time go.
 fn search(program: &Path, bug: Planted, arguments: &BugsArguments) -> Option<Found> {
-    let jobs = thread::available_parallelism().map_or(1, usize::from);
     let (next, done, started) = (AtomicU64::new(1), AtomicBool::new(false), Instant::now());
     let found: Mutex<Option<Found>> = Mutex::new(None);
     thread::scope(|scope| {
-        for _ in 0..jobs {
+        for _ in 0..cores().get() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) && started.elapsed() < arguments.time {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
