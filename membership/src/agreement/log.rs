@@ -55,18 +55,23 @@ impl LogStore {
         let (disk, at) = (env.disk(), path.clone());
         let (journal, file, length) = env
             .blocking(move || -> Result<_> {
-                if !disk.exists(&at)? {
-                    disk.replace(&at, &Journal::default().compact(node)?)?;
-                }
+                let journal = if disk.exists(&at)? {
+                    let bytes = disk.read(&at)?;
+                    let (journal, good) = Journal::replay(&bytes, node)?;
+                    if good < bytes.len() {
+                        let cut = bytes.len() - good;
+                        tracing::warn!(bytes = cut, "cut a write that never finished off the catalog's log");
+                    }
+                    journal
+                } else {
+                    Journal::default()
+                };
+                // Written anew even when nothing was cut: what was read back may be what a failed sync left in the page
+                // cache, and no later sync of the same file would bring it to the disk.
+                let bytes = journal.compact(node)?;
+                disk.replace(&at, &bytes)?;
                 let file = disk.open(&at, OpenMode::ReadWrite)?;
-                let bytes = disk.read(&at)?;
-                let (journal, good) = Journal::replay(&bytes, node)?;
-                if good < bytes.len() {
-                    tracing::warn!(bytes = bytes.len() - good, "cut a write that never finished off the catalog's log");
-                    file.set_len(good as u64)?;
-                    file.sync()?;
-                }
-                Ok((journal, file, good as u64))
+                Ok((journal, file, bytes.len() as u64))
             })
             .await??;
         let writer = Writer { file, length, compact_length: length, broken: None };

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -84,6 +85,8 @@ impl World for Virtual {
 struct Content {
     live: Vec<u8>,
     synced: Vec<u8>,
+    /// What a failed sync left in memory only, and the operating system believes clean.
+    forgotten: Range<usize>,
 }
 
 type Entries = BTreeMap<PathBuf, Arc<Mutex<Content>>>;
@@ -127,6 +130,14 @@ impl MemoryDisk {
         &self.fuse
     }
 
+    /// The disk as the next process finds it, which meets no error: what is in memory is there to read.
+    pub fn after_restart(&self) -> Self {
+        let disk = Self::new(i64::MAX, io::ErrorKind::Other);
+        disk.live.lock().unwrap().clone_from(&self.live.lock().unwrap());
+        disk.synced.lock().unwrap().clone_from(&self.synced.lock().unwrap());
+        disk
+    }
+
     /// The disk after a power loss: entries and bytes that were synced, and any part of what was appended after.
     pub fn after_power_loss(&self, seed: u64) -> Self {
         let mut rng = Rng::seed_from_u64(seed);
@@ -138,7 +149,7 @@ impl MemoryDisk {
                 let more = rng.random_range(0..=content.live.len() - kept.len());
                 kept = content.live[..kept.len() + more].to_vec();
             }
-            let content = Arc::new(Mutex::new(Content { live: kept.clone(), synced: kept }));
+            let content = Arc::new(Mutex::new(Content { live: kept.clone(), synced: kept, forgotten: 0..0 }));
             disk.live.lock().unwrap().insert(path.clone(), content.clone());
             disk.synced.lock().unwrap().insert(path.clone(), content);
         }
@@ -248,10 +259,15 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.fuse.spend()?;
         let mut content = self.content.lock().unwrap();
+        if let Err(error) = self.fuse.spend() {
+            content.forgotten = content.synced.len()..content.live.len();
+            return Err(error);
+        }
         if !self.lies {
             content.synced = content.live.clone();
+            let forgotten = content.forgotten.clone();
+            content.synced[forgotten].fill(0);
         }
         Ok(())
     }

@@ -74,6 +74,9 @@ impl Store {
             Some(manifest) => (manifest, false),
             None => (create(&disk, dir, &layout, new_log_id)?, true),
         };
+        // The manifest that was read may have been renamed into place by a life that could not sync the directory. Before
+        // what it does not name is removed, it must be the one that a loss of power leaves.
+        disk.sync_dir(dir)?;
         remove_orphans(&disk, dir, &manifest)?;
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 

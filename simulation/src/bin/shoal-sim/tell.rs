@@ -32,14 +32,18 @@ pub fn what_broke(report: &RunReport, again: &str) -> String {
     text
 }
 
-/// The command that runs a seed again.
+/// The commands that run a seed again, and make it small.
 pub fn again(options: &RunOptions, scenario: Option<&Path>) -> String {
     let file = scenario.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
-    let command = if options.kinds.is_none() { "swarm" } else { "run" };
+    let (command, usual) = if options.kinds.is_none() { ("swarm", "") } else { ("run", " --usual") };
     let nodes = options.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
     let subject = if options.subject == Subject::Echo { " --subject echo" } else { "" };
     let planted = options.planted.map(|planted| format!(" --planted {}", planted.as_str())).unwrap_or_default();
     let minutes = options.seconds() as f64 / 60.0;
-    let seed = options.seed;
-    format!("shoal-sim {command} --seed {seed} --minutes {minutes}{file}{nodes}{subject}{planted} --trace trace.txt")
+    let run = format!("--seed {} --minutes {minutes}{file}{nodes}{subject}{planted}", options.seed);
+    let again = format!("shoal-sim {command} {run} --trace trace.txt");
+    if options.subject == Subject::Echo {
+        return again;
+    }
+    format!("{again}\n\n  to make it small:\n    shoal-sim minimize{usual} {run}")
 }
