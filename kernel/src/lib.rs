@@ -12,6 +12,7 @@ pub mod key;
 pub mod level;
 pub mod limits;
 pub mod planted;
+pub mod rare;
 pub mod scan;
 pub mod schema;
 pub mod suggest;
@@ -24,6 +25,7 @@ pub use ids::{Epoch, FragmentId, FragmentKey, LogId, NodeId, PartitionId, QueryI
 pub use key::{Datum, KeyRange};
 pub use level::{ReadLevel, WriteLevel};
 pub use planted::Planted;
+pub use rare::Rare;
 pub use scan::{ColumnPredicate, CompareOp, ScanSpec};
 pub use schema::{Column, ColumnId, TableKind, TableSchema};
 pub use time::{Hlc, HlcClock, Version};

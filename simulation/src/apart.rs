@@ -6,7 +6,7 @@
 //! with it.
 #![allow(clippy::disallowed_methods, reason = "starts processes that simulate; nothing here is simulated")]
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,6 +29,44 @@ struct Order {
 pub fn run(program: &Path, options: &RunOptions, trace: Option<&Path>) -> RunReport {
     let order = Order { run: options.clone(), trace: trace.map(Path::to_path_buf) };
     carried_out(program, &order).unwrap_or_else(|error| RunReport::failed(format!("no process for the run: {error}")))
+}
+
+/// Runs in two programs, or twice in one, and says where the traces part; nothing if they do not.
+///
+/// # Errors
+/// A trace cannot be written beside other temporary files, or read back.
+pub fn first_difference(one: &Path, other: &Path, options: &RunOptions) -> io::Result<Option<String>> {
+    let place =
+        |which: &str| std::env::temp_dir().join(format!("shoal-sim-{}-{}-{which}", std::process::id(), options.seed));
+    let paths = [place("one"), place("other")];
+    for (program, path) in [one, other].into_iter().zip(&paths) {
+        run(program, options, Some(path));
+    }
+    let lines = |path: &Path| -> io::Result<_> { Ok(BufReader::new(std::fs::File::open(path)?).lines()) };
+    let found = parted(lines(&paths[0])?, lines(&paths[1])?);
+    for path in &paths {
+        std::fs::remove_file(path)?;
+    }
+    found
+}
+
+fn parted(
+    mut one: impl Iterator<Item = io::Result<String>>,
+    mut other: impl Iterator<Item = io::Result<String>>,
+) -> io::Result<Option<String>> {
+    for line in 1u64.. {
+        let (one, other) = (one.next().transpose()?, other.next().transpose()?);
+        match (one, other) {
+            (None, None) => break,
+            (one, other) if one == other => {}
+            (one, other) => {
+                let end = || "the end".to_owned();
+                let (one, other) = (one.unwrap_or_else(end), other.unwrap_or_else(end));
+                return Ok(Some(format!("event {line} differs:\n    {one}\n    {other}")));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn carried_out(program: &Path, order: &Order) -> io::Result<RunReport> {
@@ -68,4 +106,19 @@ pub fn serve() -> io::Result<()> {
     let report = run::run(&order.run, trace);
     serde_json::to_writer(io::stdout().lock(), &report)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_event_that_differs_is_named() {
+        let lines = |text: &'static str| text.lines().map(|line| Ok(line.to_owned()));
+        assert_eq!(parted(lines("a\nb"), lines("a\nb")).unwrap(), None);
+        let differs = parted(lines("a\nb\nc"), lines("a\nx\nc")).unwrap().unwrap();
+        assert_eq!(differs, "event 2 differs:\n    b\n    x");
+        let shorter = parted(lines("a"), lines("a\nb")).unwrap().unwrap();
+        assert_eq!(shorter, "event 2 differs:\n    the end\n    b");
+    }
 }

@@ -23,5 +23,6 @@ pub mod network;
 pub mod panics;
 pub mod random;
 pub mod run;
+pub mod story;
 pub mod trace;
 pub mod world;

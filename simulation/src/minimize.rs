@@ -214,7 +214,7 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
             let group: Vec<u16> = group.iter().copied().filter(|host| *host < nodes).collect();
             (!group.is_empty() && group.len() < usize::from(nodes)).then_some(Fault::Partition { group })?
         }
-        Fault::OneWay { from: one, to: other } | Fault::Reset { one, other } => {
+        Fault::OneWay { from: one, to: other } | Fault::Reset { one, other } | Fault::Apart { one, other } => {
             (*one < nodes && *other < nodes).then(|| planned.fault.clone())?
         }
         Fault::Weather { host, .. }
@@ -222,9 +222,12 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
         | Fault::CrashInJob { host, .. }
         | Fault::Pause { host }
         | Fault::Skew { host, .. }
+        | Fault::Drift { host, .. }
+        | Fault::Damage { host, .. }
+        | Fault::Join { host }
         | Fault::Disk { host, .. }
         | Fault::DiskFull { host, .. } => (*host < nodes).then(|| planned.fault.clone())?,
-        Fault::Blackout { .. } => planned.fault.clone(),
+        Fault::Blackout { .. } | Fault::Storm => planned.fault.clone(),
     };
     Some(PlannedFault { fault, ..planned.clone() })
 }

@@ -40,7 +40,7 @@ pub struct RunOptions {
     /// Nodes: 1 to 9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<u16>,
-    /// Virtual time under load and faults; 60 unless given.
+    /// Virtual time under load and faults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u64>,
     /// Replicas of every table, at most.
@@ -55,6 +55,12 @@ pub struct RunOptions {
     /// Whether events bring their own time. Without one a node gives it, the same to every resend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_times: Option<bool>,
+    /// Whether the last node is started for the first time under faults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late_join: Option<bool>,
+    /// Whether nodes take two queries at once, and let two wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tight_limits: Option<bool>,
     /// How the run ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
@@ -74,7 +80,7 @@ pub struct RunOptions {
 
 /// Most nodes of a cluster with whole nodes.
 pub const NODES_MAX: u16 = 9;
-/// Virtual time under load and faults, unless given.
+/// Virtual time under load and faults of a usual run, and of the longest that is drawn.
 const SECONDS: u64 = 60;
 
 impl RunOptions {
@@ -83,8 +89,11 @@ impl RunOptions {
         Self {
             seed,
             nodes: Some(3),
+            seconds: Some(SECONDS),
             replication_factor: Some(3),
             kinds: Some(FaultKind::ALL.to_vec()),
+            late_join: Some(false),
+            tight_limits: Some(false),
             ..Self::default()
         }
     }
@@ -95,9 +104,10 @@ impl RunOptions {
         self.nodes.or_else(|| Stream::new(self.seed, "nodes", 0).pick(&drawn).copied()).unwrap_or(3)
     }
 
-    /// Virtual time under load and faults.
+    /// Virtual time under load and faults, as given or drawn: many short runs meet more combinations than few long ones.
     pub fn seconds(&self) -> u64 {
-        self.seconds.unwrap_or(SECONDS)
+        let drawn = [20, 30, 45, SECONDS];
+        self.seconds.or_else(|| Stream::new(self.seed, "seconds", 0).pick(&drawn).copied()).unwrap_or(SECONDS)
     }
 }
 
@@ -152,7 +162,8 @@ impl RunReport {
         let (hash, lines) = shared.trace_hash();
         (self.hash, self.lines) = (format!("{hash:032x}"), lines);
         self.virtual_micros = shared.now_micros();
-        self.sometimes = counts(&shared.sometimes_reached());
+        let reached = shared.sometimes_reached();
+        self.sometimes = reached.into_iter().map(|(state, times)| (Cow::Borrowed(state.as_str()), times)).collect();
         self.story = shared.story();
         if let Err(error) = shared.flush_trace() {
             self.failure = Some(format!("the trace could not be written: {error}"));

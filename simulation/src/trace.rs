@@ -23,6 +23,8 @@ pub enum Kind {
     Note,
     /// A client began or ended an operation.
     Client,
+    /// A promise was found broken, after everything else.
+    Broken,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             Self::Fault => "fault",
             Self::Note => "note",
             Self::Client => "client",
+            Self::Broken => "broken",
         }
     }
 }

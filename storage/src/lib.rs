@@ -9,6 +9,7 @@
 
 mod encoding;
 mod hash;
+mod head;
 mod key;
 mod layout;
 mod manifest;

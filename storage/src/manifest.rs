@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, wire};
 
+use crate::head::{self, HEAD_BYTES};
 use crate::token::TokenEntry;
 
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
@@ -68,20 +69,12 @@ fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8])
     }
     let bytes = disk.read(path).map_err(|error| Error::from(error).context(path.display()))?;
     let corrupt = |what: &str| Error::new(ErrorCode::Corruption, format!("{}: {what}", path.display()));
-    let Some((head, body)) = bytes.split_first_chunk::<12>().filter(|(head, _)| head.starts_with(magic)) else {
-        return Err(corrupt("this is not the file that its name says"));
-    };
-    let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-    if version != VERSION {
-        let message = format!("{}: format {version} is not known to this build (it knows {VERSION})", path.display());
-        return Err(Error::new(ErrorCode::IncompatibleVersion, message));
-    }
-    wire::unseal(body).map(Some).map_err(|error| corrupt(&error.to_string()))
+    head::check(&bytes, magic, VERSION).map_err(|error| error.context(path.display()))?;
+    wire::unseal(&bytes[HEAD_BYTES..]).map(Some).map_err(|error| corrupt(&error.to_string()))
 }
 
 fn write<T: Serialize>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], value: &T) -> Result<()> {
-    let mut bytes = magic.to_vec();
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    let mut bytes = head::head(magic, VERSION);
     bytes.extend_from_slice(&wire::seal(value)?);
     disk.replace(path, &bytes).map_err(|error| Error::from(error).context(format_args!("writing {}", path.display())))
 }

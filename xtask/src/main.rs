@@ -1,7 +1,7 @@
 //! Developer commands: `cargo xtask test` is what CI runs and what the README names.
 #![allow(clippy::disallowed_methods, reason = "a developer's tool: it measures its own steps by the real clock")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -47,14 +47,14 @@ const SWARM_SEEDS: u32 = 60;
 /// A command and what it is for.
 struct Step {
     name: &'static str,
-    program: &'static str,
+    program: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, &'static str)>,
 }
 
 fn step(name: &'static str, arguments: &str) -> Step {
     let arguments = arguments.split_whitespace().map(str::to_owned).collect();
-    Step { name, program: "cargo", arguments, environment: Vec::new() }
+    Step { name, program: PathBuf::from("cargo"), arguments, environment: Vec::new() }
 }
 
 fn lint_steps() -> Vec<Step> {
@@ -122,19 +122,20 @@ fn test(seeds: u32) -> Result<(), String> {
     steps.push(simulate(1, seeds));
     steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}")));
     steps.extend(kept_seeds()?);
-    carry_out(steps)?;
-    same_in_both_builds()
+    steps.push(same_in_both_builds()?);
+    carry_out(steps)
 }
 
 fn carry_out(steps: Vec<Step>) -> Result<(), String> {
     for step in steps {
         println!("\n== {} ==", step.name);
         let started = Instant::now();
-        let mut command = Command::new(step.program);
+        let mut command = Command::new(&step.program);
         command.args(&step.arguments).envs(step.environment);
         let status = command.status().map_err(|error| format!("{} could not be started: {error}", step.name))?;
         if !status.success() {
-            return Err(format!("{} failed ({status}): cargo {}", step.name, step.arguments.join(" ")));
+            let (name, program, arguments) = (step.name, step.program.display(), step.arguments.join(" "));
+            return Err(format!("{name} failed ({status}): {program} {arguments}"));
         }
         println!("== {}: ok, {:.0} s ==", step.name, started.elapsed().as_secs_f64());
     }
@@ -142,24 +143,12 @@ fn carry_out(steps: Vec<Step>) -> Result<(), String> {
 }
 
 /// A few seeds give the same hashes in the debug build, which the tests have made, and in the release build.
-fn same_in_both_builds() -> Result<(), String> {
-    const NAME: &str = "the same runs in debug and release";
-    println!("\n== {NAME} ==");
+fn same_in_both_builds() -> Result<Step, String> {
     let debug = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("shoal-sim");
-    let release = debug.parent().and_then(Path::parent).map(|target| target.join("release").join("shoal-sim"));
-    let hashes = |program: &Path| -> Result<Vec<String>, String> {
-        let output = Command::new(program).args(["run", "--seed", "1", "--seeds", "4", "--minutes", "1"]).output();
-        let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let lines = text.lines().filter(|line| line.starts_with("seed "));
-        Ok(lines.map(|line| line.split(',').next().unwrap_or_default().to_owned()).collect())
-    };
-    let (debug, release) = (hashes(&debug)?, hashes(&release.ok_or("no directory for builds")?)?);
-    if debug != release || debug.is_empty() {
-        return Err(format!("{NAME}: failed\n  debug:   {debug:?}\n  release: {release:?}"));
-    }
-    println!("== {NAME}: ok, {} seeds ==", debug.len());
-    Ok(())
+    let target = debug.parent().and_then(Path::parent).ok_or("no directory for builds")?;
+    let name = "the same runs in debug and release";
+    let against = step(name, &format!("run --seeds 4 --minutes 1 --against {}", debug.display()));
+    Ok(Step { program: target.join("release").join("shoal-sim"), ..against })
 }
 
 /// Sees to it that a cargo subcommand is there.

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use shoal_catalog::{Partition, Table};
 use shoal_kernel::level::quorum;
-use shoal_kernel::{Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, WriteLevel, wire};
+use shoal_kernel::{
+    Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Rare, Result, Version, WriteLevel, wire,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::reserve::conflict;
@@ -189,10 +191,14 @@ impl Sending {
         loop {
             let partition = self.delivery.partition(self.call.partition)?;
             if partition.epoch != self.call.epoch {
+                if self.call.epoch != Epoch::default() {
+                    env.reached(Rare::NewerEpoch);
+                }
                 self.enter(partition.epoch)?;
             }
             self.send(&partition);
             if let Some(outcome) = self.verdict(&partition)? {
+                self.tell_rare(&partition);
                 return Ok(outcome);
             }
             let left = self.delivery.left();
@@ -204,10 +210,27 @@ impl Sending {
                 Ok(Some((epoch, node, answer))) => self.heard(&partition, epoch, node, answer)?,
                 Ok(None) => return Err(Error::internal("the channel of a write's answers was closed")),
                 Err(_) => {
+                    if !self.later.is_empty() {
+                        env.reached(Rare::AskedAgain);
+                    }
                     self.later.clear();
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
             }
+        }
+    }
+
+    fn tell_rare(&self, partition: &Partition) {
+        let context = &self.delivery.context;
+        let (voters, acknowledged) = (partition.voters().count(), self.acknowledged.len());
+        if voters > 1 && acknowledged == quorum(voters) && self.delivery.level == WriteLevel::Quorum {
+            context.env.reached(Rare::ExactlyQuorum);
+        }
+        if voters > 1 && acknowledged == 1 {
+            context.env.reached(Rare::OneOfMany);
+        }
+        if context.agreement.status().leader.is_none() {
+            context.env.reached(Rare::WrittenWithoutCatalog);
         }
     }
 
@@ -247,6 +270,11 @@ impl Sending {
     fn heard(&mut self, partition: &Partition, epoch: Epoch, node: NodeId, answer: Result<Written>) -> Result<()> {
         self.pending.remove(&(epoch, node));
         self.touched |= !matches!(&answer, Err(error) if error.applied() == Applied::False);
+        let (id, version) = (self.call.partition, self.call.version);
+        self.delivery.context.env.trace(|| match &answer {
+            Ok(Written { version, counts, .. }) => format!("{id}: {node} has {version}; it counts: {counts}"),
+            Err(error) => format!("{id}: {node} does not say that it has {version}: {error}"),
+        });
         let current = epoch == partition.epoch;
         let voting = partition.voters().any(|voter| voter == node);
         match answer {

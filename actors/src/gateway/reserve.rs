@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Partition;
 use shoal_kernel::level::quorum;
-use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Result, Version, key, wire};
+use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Rare, Result, Version, key, wire};
 
 use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
 use crate::replica::message::{PrepareCall, Promised, ReplicaAnswer, ReplicaCall, ReserveCall};
@@ -77,6 +77,9 @@ impl Delivery {
         if known.is_some_and(|known| known.fingerprint != own.fingerprint) {
             return Err(conflict());
         }
+        if known.is_some() {
+            self.context.env.reached(Rare::ReservationAdopted);
+        }
         let version = known.map_or(own.version, |known| known.version);
         let accept = ReplicaCall::Reserve(ReserveCall {
             partition: partition.id,
@@ -107,6 +110,7 @@ impl Delivery {
                 Ok(ReplicaAnswer::Promised(_) | ReplicaAnswer::Written(_)) => {}
                 Ok(ReplicaAnswer::Refused(ballot)) => {
                     refused = true;
+                    self.context.env.reached(Rare::ReservationRefused);
                     // The next ballot has to be above it. A clock too far ahead is not followed; others may agree.
                     if let Err(error) = self.context.clock.observe(ballot.time()) {
                         (lasting, last) = (lasting + 1, Some(error));

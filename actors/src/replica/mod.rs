@@ -27,7 +27,9 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
-use shoal_kernel::{Applied, Epoch, Error, ErrorCode, LogId, NodeId, Planted, Result, TableSchema, Version, wire};
+use shoal_kernel::{
+    Applied, Epoch, Error, ErrorCode, LogId, NodeId, Planted, Rare, Result, TableSchema, Version, wire,
+};
 use shoal_storage::{PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
 
@@ -328,6 +330,9 @@ impl ReplicaShell {
         for effect in effects {
             match effect {
                 Effect::Reject(ticket, error) => {
+                    if error.code() == ErrorCode::Moved {
+                        self.context.env.reached(Rare::StaleEpoch);
+                    }
                     if let Some(in_hand) = self.let_go(ticket) {
                         let _ = in_hand.answer.send(Err(error));
                     }
@@ -344,7 +349,13 @@ impl ReplicaShell {
             }
         }
         let hasty = self.context.config.has(Planted::AlwaysServes);
-        self.handle.set_serves(self.core.serves() || hasty);
+        let serves = self.core.serves() || hasty;
+        if serves != self.handle.serves() {
+            let (id, epoch, counts) = (self.handle.partition, self.core.partition().epoch, self.core.counts());
+            let word = if serves { "serves" } else { "does not serve" };
+            self.context.env.trace(|| format!("{id} {word} at epoch {epoch}; it counts: {counts}"));
+        }
+        self.handle.set_serves(serves);
         Ok(())
     }
 
@@ -386,6 +397,9 @@ impl ReplicaShell {
                         }
                         // A duplicate has not grown the log.
                         if !accepted.duplicate {
+                            let (id, position) = (self.handle.partition, accepted.position);
+                            let from = if in_hand.pulled { "pulled" } else { "took" };
+                            self.context.env.trace(|| format!("{id} {from} {} as {position}", accepted.version));
                             self.recent.note(accepted.position, in_hand.writes);
                         }
                         Written { version: accepted.version, duplicate: accepted.duplicate, counts }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, TableSchema, wire};
+use shoal_kernel::{Error, ErrorCode, LogId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Store, StoreOptions};
 
 use super::Durable;
@@ -53,6 +53,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
     let new_log_id = LogId(env.random("log id"));
     let label = partition.id;
     let (disk, alone) = (env.disk(), !has_peers(context, partition));
+    let watched = env.clone();
     let opened = env.blocking(move || -> Result<Opened> {
         let (lost, refilling) = (dir.with_extension(LOST), dir.with_extension(REFILLING));
         if disk.exists(&lost)? {
@@ -64,6 +65,12 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
         }
         disk.create_dir_all(&dir)?;
         let (store, recovery) = Store::open(disk.clone(), &dir, schema, options, new_log_id)?;
+        if recovery.tail_bytes_cut > 0 {
+            watched.reached(Rare::TailCut);
+        }
+        if recovery.in_doubt {
+            watched.reached(Rare::LogInDoubt);
+        }
         let meta = store.meta();
         let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };
         if let Some(problem) = recovery.quarantined.first().filter(|_| !alone) {
@@ -73,6 +80,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
         let mut emptied = disk.exists(&refilling)?;
         if emptied && counted {
             disk.remove_file(&refilling)?;
+            watched.reached(Rare::ReplicaRefilled);
             emptied = false;
         }
         Ok(Opened {
@@ -94,6 +102,8 @@ pub(super) async fn condemn(context: &Arc<NodeContext>, partition: &Partition, e
     }
     tracing::error!(partition = %partition.id, %error, "a replica is damaged; it is emptied and filled from its peers");
     metrics::counter!("shoal_replicas_condemned_total").increment(1);
+    context.env.reached(Rare::ReplicaEmptied);
+    context.env.trace(|| format!("{} is damaged and emptied: {error}", partition.id));
     let (disk, dir) = (context.env.disk(), context.replica_dir(partition.id));
     context
         .env

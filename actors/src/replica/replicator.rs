@@ -13,7 +13,7 @@ use arrow::record_batch::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::Partition;
 use shoal_kernel::schema::VERSION_COLUMN;
-use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Result, Version};
+use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Rare, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
@@ -161,6 +161,9 @@ impl State {
             self.behind.insert(peer, 0);
             return Ok(Some(Event::Heard { peer, sealed, counts }));
         }
+        if log_id != known.log_id && known.position > 0 {
+            self.context.env.reached(Rare::LogBegunAnew);
+        }
         let mut cursor = if log_id == known.log_id { known } else { PullCursor { log_id, ..PullCursor::default() } };
         if let Some(accepts) = accepts {
             let from = cursor.position;
@@ -208,6 +211,12 @@ impl State {
 
     async fn accept(&self, rows: RecordBatch, tokens: Vec<shoal_storage::TokenRecord>, bytes: u64) -> Result<()> {
         let mut writes = versions(&rows)?;
+        if !writes.is_empty() {
+            self.context.env.reached(Rare::RowsPulled);
+        }
+        if !tokens.is_empty() {
+            self.context.env.reached(Rare::TokenElsewhere);
+        }
         let newest = writes.last().copied().unwrap_or(Version::new(Hlc::default(), NodeId(0), 0));
         // What brought no rows has to be told to the next peer, too.
         writes.extend(tokens.iter().map(shoal_storage::TokenRecord::accepted_as));

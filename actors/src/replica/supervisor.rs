@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_catalog::{Catalog, Partition};
-use shoal_kernel::{Error, PartitionId};
+use shoal_kernel::{Error, PartitionId, Rare};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
@@ -27,6 +27,8 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
+/// Failures in a row that a simulation should have seen.
+const FAILURES_RARE: u32 = 3;
 
 pub(crate) struct ReplicaSupervisor;
 
@@ -225,6 +227,11 @@ impl State {
         child.failures += 1;
         child.failed_at = now;
         child.actor = None;
+        self.context.env.reached(Rare::ReplicaRestarted);
+        if child.failures == FAILURES_RARE {
+            self.context.env.reached(Rare::ReplicaRestartedOften);
+        }
+        self.context.env.trace(|| format!("{id} failed and is restarted: {error}"));
         if child.failures > FAILURES_QUIET_MAX {
             tracing::error!(partition = %id, failures = child.failures, %error, "a replica keeps failing");
         } else {

@@ -61,7 +61,11 @@ impl Hub {
         if !matches!(kind, Kind::Ping | Kind::Pong) {
             self.env.trace(|| {
                 let (me, peer, bytes) = (self.config.node, connection.peer(), frame.payload.len());
-                format!("transport {me} heard {kind:?} {id} tag {} of {bytes} bytes from {peer}", frame.tag)
+                let what = match Route::from_byte(frame.tag) {
+                    Ok(route) => format!(" for {route:?}"),
+                    Err(_) => String::new(),
+                };
+                format!("transport {me} heard {kind:?} {id}{what} of {bytes} bytes from {peer}")
             });
         }
         match (connection.role, connection.lane, kind) {

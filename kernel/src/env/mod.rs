@@ -24,6 +24,7 @@ pub use disk::{Disk, DiskEntry, DiskFile, DiskLock, OpenMode};
 pub use network::{BoxDatagram, BoxListener, BoxStream, ByteStream, Datagram, Listener, Network};
 
 use crate::error::{Error, ErrorCode};
+use crate::rare::Rare;
 
 /// A future on the heap that may move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -68,6 +69,9 @@ pub trait World: Send + Sync + 'static {
 
     /// Notes something for the trace; the real world drops it.
     fn trace(&self, _what: &dyn Fn() -> String) {}
+
+    /// Counts a rare state; the real world does not.
+    fn reached(&self, _state: Rare) {}
 }
 
 /// Blocking work that gave no result: it panicked, or its node is gone.
@@ -205,5 +209,10 @@ impl Env {
     /// actor ids or anything else that differs between two runs of one seed.
     pub fn trace(&self, what: impl Fn() -> String) {
         self.0.trace(&what);
+    }
+
+    /// Says that a rare state was reached, for whoever counts how much a simulation has tested.
+    pub fn reached(&self, state: Rare) {
+        self.0.reached(state);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AnyError, OptionalSend, StorageIOError};
 use shoal_kernel::env::{DiskFile, OpenMode};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Rare, Result, wire};
 
 use super::journal::{Frame, Journal, encode};
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
@@ -52,7 +52,7 @@ impl LogStore {
     /// Opens or creates the log in a directory that exists.
     pub(super) async fn open(env: &Env, dir: PathBuf, node: NodeId) -> Result<Self> {
         let path = dir.join(FILE);
-        let (disk, at) = (env.disk(), path.clone());
+        let (disk, at, watched) = (env.disk(), path.clone(), env.clone());
         let (journal, file, length) = env
             .blocking(move || -> Result<_> {
                 let journal = if disk.exists(&at)? {
@@ -60,6 +60,7 @@ impl LogStore {
                     let (journal, good) = Journal::replay(&bytes, node)?;
                     if good < bytes.len() {
                         let cut = bytes.len() - good;
+                        watched.reached(Rare::CatalogTailCut);
                         tracing::warn!(bytes = cut, "cut a write that never finished off the catalog's log");
                     }
                     journal

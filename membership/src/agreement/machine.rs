@@ -9,7 +9,7 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{AnyError, EntryPayload, OptionalSend, StorageIOError};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::{Catalog, CommandOutcome};
-use shoal_kernel::{Env, Error, ErrorCode, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, Rare, Result, wire};
 use tokio::sync::watch;
 
 use super::types::{Entry, LogId, Membership, Outcome, Peer, Proposal, SnapshotMeta, StorageError, TypeConfig};
@@ -249,6 +249,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), &damaged))
         })?;
         let saved = Saved { meta: meta.clone(), bytes: Arc::new(bytes) };
+        self.0.env.reached(Rare::SnapshotInstalled);
         // First on disk, then in memory: what is shown must survive a restart.
         self.save(saved).await.map_err(|error| snapshot_error(meta, &error))?;
         *self.state() = state;

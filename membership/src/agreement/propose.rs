@@ -7,7 +7,7 @@ use std::time::Duration;
 use openraft::LogIdOptionExt;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use shoal_catalog::{Catalog, Command, CommandOutcome};
-use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Rare, Result};
 
 use super::message::{Request, Response};
 use super::types::{Outcome, Peer, Proposal};
@@ -52,14 +52,22 @@ impl Agreement {
         let proposal = Proposal { id, command };
         let mut applied = Applied::False;
         let mut hint = None;
+        let (led_by, mut attempts) = (self.leader(), 0u32);
         while !node.remaining(deadline).is_zero() {
             if let Some(problem) = node.problem() {
                 return Err(problem.with_applied(applied));
+            }
+            attempts += 1;
+            if attempts == 2 && applied != Applied::False {
+                node.env.reached(Rare::ProposalRepeated);
             }
             match node.propose_once(&proposal, hint.take(), deadline).await {
                 Attempt::Done(outcome) => {
                     let outcome = outcome.map_err(|refused| self.catalog().borrow().explain(refused))?;
                     self.0.shown(outcome.version, deadline).await;
+                    if led_by.is_some() && self.leader().is_some_and(|leader| Some(leader) != led_by) {
+                        node.env.reached(Rare::LeaderChanged);
+                    }
                     return Ok(outcome);
                 }
                 Attempt::Elsewhere(Some(leader)) => hint = Some(leader),

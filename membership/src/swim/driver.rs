@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shoal_kernel::env::BoxDatagram;
-use shoal_kernel::{Env, NodeId};
+use shoal_kernel::{Env, NodeId, Rare};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::core::{Core, Effects};
@@ -113,6 +113,9 @@ impl Driver {
     }
 
     async fn perform(&mut self, effects: Effects) {
+        if effects.generation.is_some() {
+            self.env.reached(Rare::CameBack);
+        }
         if let Some(generation) = effects.generation
             && let Err(error) = store_generation(&self.env, &self.data_dir, generation).await
         {
@@ -140,6 +143,10 @@ impl Driver {
                     let states = members.iter().map(|(id, member)| format!("{id} {:?}", member.state));
                     format!("swim: {}", states.collect::<Vec<_>>().join(", "))
                 });
+                let suspected = |id: &NodeId| shown.get(id).is_some_and(|member| member.state == MemberState::Suspect);
+                if members.iter().any(|(id, member)| member.state == MemberState::Alive && suspected(id)) {
+                    self.env.reached(Rare::SuspicionLifted);
+                }
                 log_changes(shown, &members, self.core.me());
                 *shown = Arc::new(members);
             }

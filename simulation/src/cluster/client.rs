@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use shoal_actors::service::{CommandDone, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{CommandDone, QueryEvent, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::schema::TS_COLUMN;
-use shoal_kernel::{Applied, Env, Error, ErrorCode, WriteLevel};
+use shoal_kernel::{Applied, Env, Error, ErrorCode, QueryId, Rare, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
 use super::history::{Cell, History, Outcome, Question, Read, TableChange, Target, Write};
-use super::operation::{self, KEYS, Operation, OperationId, Work};
+use super::operation::{self, KEYS, Manner, Operation, OperationId, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
@@ -25,8 +25,9 @@ pub(super) const NAMES: i64 = 6;
 /// Groups of the GROUP BY.
 pub(super) const GROUPS: i64 = 4;
 
-/// The number of the client that only probes.
-const PROBES: u64 = 1 << 31;
+/// The number of the client that only probes, and of the one that reads at the end.
+pub(super) const PROBES: u64 = 1 << 31;
+pub(super) const READER: u64 = PROBES + 1;
 /// What a node is given, and what the client waits.
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -79,20 +80,21 @@ impl Failed {
 }
 
 /// The rare state that an error tells of.
-fn told(code: ErrorCode) -> &'static str {
-    match code {
-        ErrorCode::NotEnoughReplicas => "a write found too few replicas",
-        ErrorCode::PartitionUnavailable => "a query found no replica of a partition",
-        ErrorCode::NodeLost => "a node was lost after rows had left for the client",
-        ErrorCode::Moved => "a client was told that a partition had moved",
-        ErrorCode::NoCatalogQuorum => "a change of tables found no quorum of the catalog",
-        ErrorCode::NotReady => "a node was asked before it was ready",
-        ErrorCode::Timeout => "a deadline passed",
-        ErrorCode::ClockSkew => "a clock was too far ahead",
-        ErrorCode::Overloaded => "a node was overloaded",
-        ErrorCode::DiskFull => "a disk was full",
-        _ => "a node answered with another error",
-    }
+fn told(code: ErrorCode) -> Option<Rare> {
+    Some(match code {
+        ErrorCode::NotEnoughReplicas => Rare::TooFewReplicas,
+        ErrorCode::PartitionUnavailable => Rare::PartitionUnavailable,
+        ErrorCode::NodeLost => Rare::LostAfterRows,
+        ErrorCode::Moved => Rare::Moved,
+        ErrorCode::NoCatalogQuorum => Rare::NoCatalogQuorum,
+        ErrorCode::NotReady => Rare::NotReady,
+        ErrorCode::Timeout => Rare::DeadlinePassed,
+        ErrorCode::ClockSkew => Rare::ClockTooFarAhead,
+        ErrorCode::Overloaded => Rare::Overloaded,
+        ErrorCode::DiskFull => Rare::DiskFull,
+        ErrorCode::Cancelled => Rare::Cancelled,
+        _ => return None,
+    })
 }
 
 /// Rows of an answer, and what a statement without rows did.
@@ -104,10 +106,11 @@ impl Office {
         &self,
         env: &Env,
         node: u16,
+        label: String,
         job: impl FnOnce(Running, Reply<Result<T, Error>>) + Send + 'static,
     ) -> Result<T, Failed> {
         let desk = self.desk.clone();
-        let answer = request(&self.shared, self.host, HostId(node), move |reply| {
+        let answer = request(&self.shared, self.host, HostId(node), label, move |reply| {
             // A node that is still starting takes nothing; dropping the reply says that it broke off.
             if let Some(running) = desk.node(node) {
                 job(running, reply);
@@ -118,9 +121,11 @@ impl Office {
         match env.timeout(CLIENT_TIMEOUT, answer).await {
             Ok(Ok(result)) => result.map_err(|error| {
                 if error.code() == ErrorCode::Internal {
-                    self.history.facts().internal.push(format!("{error}, through node {node}"));
+                    self.history.facts().internal.push(format!("{error}, through {}", HostId(node)));
                 }
-                self.shared.sometimes(told(error.code()));
+                if let Some(rare) = told(error.code()) {
+                    self.shared.sometimes(rare);
+                }
                 Failed::Error(error)
             }),
             Ok(Err(NoAnswer::Refused)) => Err(Failed::Refused),
@@ -129,22 +134,35 @@ impl Office {
     }
 
     /// Runs a statement and reads its whole answer.
-    pub(super) async fn sql(&self, env: &Env, node: u16, mut statement: SqlRequest) -> Result<Answered, Failed> {
+    pub(super) async fn sql(&self, env: &Env, node: u16, statement: SqlRequest) -> Result<Answered, Failed> {
+        self.sql_in(env, node, "an observer".to_owned(), statement, Manner::Whole).await
+    }
+
+    /// Runs a statement and reads its answer in a manner.
+    async fn sql_in(
+        &self,
+        env: &Env,
+        node: u16,
+        label: String,
+        mut statement: SqlRequest,
+        manner: Manner,
+    ) -> Result<Answered, Failed> {
         statement.timeout = Some(NODE_TIMEOUT);
         let shared = self.shared.clone();
-        self.call(env, node, move |running, reply| {
+        self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
-            env.spawn("client statement", async move {
-                reply.send(run(&node, statement, &shared).await);
+            let tasks = env.clone();
+            tasks.spawn("client statement", async move {
+                reply.send(run(&node, &env, statement, manner, &shared).await);
             });
         })
         .await
     }
 
     /// Writes rows through a node's own door for rows.
-    async fn write(&self, env: &Env, node: u16, mut rows: WriteRequest) -> Result<WriteReport, Failed> {
+    async fn write(&self, env: &Env, node: u16, label: String, mut rows: WriteRequest) -> Result<WriteReport, Failed> {
         rows.timeout = Some(NODE_TIMEOUT);
-        self.call(env, node, move |running, reply| {
+        self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
             env.spawn("client write", async move {
                 reply.send(node.write(rows).await);
@@ -156,7 +174,7 @@ impl Office {
     /// What a node says of the cluster.
     pub(super) async fn view(&self, env: &Env, node: u16) -> Option<super::history::View> {
         let names: Vec<String> = self.history.facts().tables.iter().map(|change| change.name.clone()).collect();
-        let viewed = self.call(env, node, move |running, reply| {
+        let viewed = self.call(env, node, "an observer".to_owned(), move |running, reply| {
             let Running { node: handle, env } = running;
             env.spawn("client view", async move {
                 let status = handle.cluster().await;
@@ -171,18 +189,39 @@ impl Office {
         viewed.await.ok()
     }
 
-    fn trace(&self, what: std::fmt::Arguments<'_>) {
-        self.shared.trace(Kind::Client, what);
+    fn trace(&self, id: OperationId, what: std::fmt::Arguments<'_>) {
+        self.shared.trace(Kind::Client, format_args!("c{} operation {id} {what}", id.client));
     }
 }
 
 async fn run(
     node: &shoal_actors::Node,
-    statement: SqlRequest,
+    env: &Env,
+    mut statement: SqlRequest,
+    manner: Manner,
     shared: &Shared,
-) -> Result<(Vec<Vec<Cell>>, Option<CommandDone>), Error> {
-    use shoal_actors::service::QueryEvent;
+) -> Result<Answered, Error> {
+    let broken_off = || Error::new(ErrorCode::Cancelled, "the client has gone").with_applied(Applied::Unknown);
+    if let Manner::Cancelling(after_ms) = manner {
+        let query = QueryId(u128::from(env.random("client query")));
+        statement.query_id = Some(query);
+        let (node, sleeper) = (node.clone(), env.clone());
+        env.spawn("client cancels", async move {
+            sleeper.sleep(Duration::from_millis(after_ms)).await;
+            // It may have ended before.
+            let _ = node.cancel(query).await;
+        });
+    }
     let mut stream = node.sql(statement).await?;
+    if let Manner::Leaving(after_ms) = manner {
+        env.sleep(Duration::from_millis(after_ms)).await;
+        shared.sometimes(Rare::ClientGone);
+        return Err(broken_off());
+    }
+    if manner == Manner::Stalled {
+        env.sleep(NODE_TIMEOUT + Duration::from_millis(500)).await;
+        shared.sometimes(Rare::ClientStalled);
+    }
     let (mut batches, mut done) = (Vec::new(), None);
     while let Some(event) = stream.next().await {
         match event {
@@ -192,13 +231,21 @@ async fn run(
             QueryEvent::Error(error) => return Err(error),
             QueryEvent::End(summary) => {
                 if summary.restarts > 0 {
-                    shared.sometimes("a query was started again because a node was lost");
+                    shared.sometimes(Rare::QueryRestarted);
                 }
                 return Ok((answer::rows(&batches), done));
             }
         }
+        if let Manner::Slow(pause_ms) = manner {
+            env.sleep(Duration::from_millis(pause_ms)).await;
+        }
     }
     Err(Error::internal("the answer ended without an end").with_applied(Applied::Unknown))
+}
+
+/// Who asks, and for which operation.
+fn label(id: OperationId) -> String {
+    format!("c{} {id}", id.client)
 }
 
 /// A client's own work.
@@ -206,6 +253,8 @@ pub(super) struct Client {
     office: Office,
     env: Env,
     number: u64,
+    /// How many times as fast as usual it works.
+    haste: u64,
 }
 
 /// A write as it is sent.
@@ -216,21 +265,22 @@ struct Sending {
     level: WriteLevel,
     tokened: bool,
     as_rows: bool,
+    again_after_ms: Option<u64>,
 }
 
 impl Client {
-    pub(super) fn new(office: Office, env: Env, number: u64) -> Self {
-        Self { office, env, number }
+    pub(super) fn new(office: Office, env: Env, number: u64, haste: u64) -> Self {
+        Self { office, env, number, haste }
     }
 
-    /// Works until the given moment, in microseconds of virtual time. An operation begins at its own time, or as soon as the
-    /// one before it has ended.
-    pub(super) async fn work(self, until_micros: u64) {
-        let mut begins_micros = self.office.shared.now_micros();
+    /// Works from one moment to another, in microseconds of virtual time. An operation begins at its own time, or as soon as
+    /// the one before it has ended.
+    pub(super) async fn work(self, from_micros: u64, until_micros: u64) {
+        let mut begins_micros = from_micros;
         for number in 0..OPERATIONS_PER_CLIENT_MAX {
             let operation =
                 operation::draw(self.office.seed, OperationId { client: self.number, number }, self.office.nodes);
-            begins_micros += operation.think_ms * 1_000;
+            begins_micros += operation.think_ms * 1_000 / self.haste;
             if begins_micros >= until_micros {
                 return;
             }
@@ -250,11 +300,11 @@ impl Client {
     async fn carry_out(&self, operation: Operation) {
         let Operation { id, node, work, later, .. } = operation;
         match work {
-            Work::Write { target, rows, level, tokened, as_rows } => {
-                self.send(node, Sending { id, target, rows, level, tokened, as_rows }, later).await;
+            Work::Write { target, rows, level, tokened, as_rows, again_after_ms } => {
+                self.send(node, Sending { id, target, rows, level, tokened, as_rows, again_after_ms }, later).await;
             }
-            Work::Ask(question) => {
-                ask(&self.office, &self.env, node, question, false).await;
+            Work::Ask { question, manner } => {
+                ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
             }
             Work::Table { dropping } => self.table(id, node, dropping).await,
         }
@@ -263,10 +313,20 @@ impl Client {
     /// Sends a write, again and elsewhere while its outcome is unknown and it has a token.
     async fn send(&self, node: u16, sending: Sending, mut later: Stream) {
         let begun = self.office.shared.now_micros();
-        let Sending { id, target, rows, level, tokened, as_rows } = sending;
+        let Sending { id, target, rows, level, tokened, as_rows, again_after_ms } = sending;
+        self.office.trace(id, format_args!("begins: {rows:?} into {target:?} at {level} through {}", HostId(node)));
         let token = tokened.then(|| format!("client-{}-{}", id.client, id.number));
-        let mut write =
-            Write { target, rows, begun, ended: u64::MAX, node, sent: begun, attempts: 0, outcome: Outcome::Unknown };
+        let mut write = Write {
+            id,
+            target,
+            rows,
+            begun,
+            ended: u64::MAX,
+            node,
+            sent: begun,
+            attempts: 0,
+            outcome: Outcome::Unknown,
+        };
         // Written down before it is sent: a read that ends before the answer arrives may already see it.
         let place = {
             let mut facts = self.office.history.facts();
@@ -276,18 +336,21 @@ impl Client {
         loop {
             write.sent = self.office.shared.now_micros();
             write.attempts += 1;
-            let sent = self.send_once(&write, level, token.clone(), as_rows).await;
-            let (outcome, word) = match sent {
-                Ok(report) => {
-                    if report.duplicate {
-                        self.office.shared.sometimes("a resend was recognised");
-                    }
-                    let outcome = Outcome::Acknowledged { level: report.level, version: report.version };
-                    (outcome, format!("acknowledged at {} as {}", report.level, report.version))
+            let first = write.attempts == 1;
+            let attempt = self.send_once(&write, level, token.clone(), as_rows);
+            let outcome = match again_after_ms.filter(|_| first) {
+                None => self.heard(&write, attempt.await),
+                Some(after_ms) => {
+                    let twin = Write { node: operation::pick_node(&mut later, self.office.nodes), ..write.clone() };
+                    let second = async {
+                        self.env.sleep(Duration::from_millis(after_ms)).await;
+                        self.send_once(&twin, level, token.clone(), as_rows).await
+                    };
+                    let (one, other) = tokio::join!(attempt, second);
+                    write.attempts += 1;
+                    self.both(&self.heard(&write, one), &self.heard(&twin, other))
                 }
-                Err(failed) => (failed.outcome(), failed.word()),
             };
-            self.office.trace(format_args!("operation {id} write {place} at {level} to {}: {word}", write.node));
             // Once an attempt may have been applied, a later refusal says nothing about it.
             write.outcome = match (write.outcome, outcome) {
                 (Outcome::Unknown, Outcome::NotApplied) if write.attempts > 1 => Outcome::Unknown,
@@ -311,6 +374,37 @@ impl Client {
             write.ended = self.office.shared.now_micros();
         }
         facts.writes[place] = write;
+    }
+
+    /// What the answer to an attempt says of the write.
+    fn heard(&self, write: &Write, answer: Result<WriteReport, Failed>) -> Outcome {
+        let (outcome, word) = match answer {
+            Ok(report) => {
+                if report.duplicate {
+                    self.office.shared.sometimes(Rare::ResendRecognised);
+                }
+                let outcome = Outcome::Acknowledged { level: report.level, version: report.version };
+                (outcome, format!("acknowledged at {} as {}", report.level, report.version))
+            }
+            Err(failed) => (failed.outcome(), failed.word()),
+        };
+        self.office.trace(write.id, format_args!("is told by {}: {word}", HostId(write.node)));
+        outcome
+    }
+
+    /// What two attempts at once came to. Of two versions the greater one counts, as for two attempts in turn.
+    fn both(&self, one: &Outcome, other: &Outcome) -> Outcome {
+        match (*one, *other) {
+            (Outcome::Acknowledged { level, version }, Outcome::Acknowledged { level: too, version: also }) => {
+                self.office.shared.sometimes(Rare::AttemptsAtOnce);
+                Outcome::Acknowledged { level: level.max(too), version: version.max(also) }
+            }
+            (acknowledged @ Outcome::Acknowledged { .. }, _) | (_, acknowledged @ Outcome::Acknowledged { .. }) => {
+                acknowledged
+            }
+            (Outcome::NotApplied, Outcome::NotApplied) => Outcome::NotApplied,
+            _ => Outcome::Unknown,
+        }
     }
 
     async fn send_once(
@@ -337,7 +431,7 @@ impl Client {
                 token,
                 timeout: None,
             };
-            return self.office.write(&self.env, write.node, request).await;
+            return self.office.write(&self.env, write.node, label(write.id), request).await;
         }
         let (time_column, time) = match at_micros {
             Some(at_micros) => (", _ts", format!(", to_timestamp_micros({at_micros})")),
@@ -348,7 +442,7 @@ impl Client {
         let [first, second] = columns;
         let text = format!("INSERT INTO {table} ({first}, {second}{time_column}) VALUES {}", values.join(", "));
         let request = SqlRequest { write_level: Some(level), token, ..SqlRequest::new(text) };
-        let (_, done) = self.office.sql(&self.env, write.node, request).await?;
+        let (_, done) = self.office.sql_in(&self.env, write.node, label(write.id), request, Manner::Whole).await?;
         match done {
             Some(CommandDone { level: Some(level), version: Some(version), rows, .. }) => {
                 Ok(WriteReport { rows: rows.unwrap_or(0), level, version, duplicate: false })
@@ -373,14 +467,16 @@ impl Client {
                 facts.tables.push(change);
                 facts.tables.len() - 1
             };
-            let outcome = self.office.sql(&self.env, node, SqlRequest::new(statement)).await;
+            self.office.trace(id, format_args!("begins: {statement} through {}", HostId(node)));
+            let request = SqlRequest::new(statement);
+            let outcome = self.office.sql_in(&self.env, node, label(id), request, Manner::Whole).await;
             let done = match &outcome {
                 Ok(_) => Some(true),
                 Err(failed) if failed.outcome() == Outcome::NotApplied => Some(false),
                 Err(_) => None,
             };
             let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
-            self.office.trace(format_args!("operation {id} table {name} created {created} at {node}: {word}"));
+            self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
             self.office.history.count(if done == Some(true) { "table changes" } else { "table changes failed" });
             self.office.history.facts().tables[place].done = done;
             if done != Some(true) {
@@ -408,8 +504,18 @@ fn batch(
     RecordBatch::try_new(Arc::new(Schema::new(fields)), values)
 }
 
+/// A question and how it is put.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) id: OperationId,
+    pub(super) question: Question,
+    pub(super) manner: Manner,
+    pub(super) at_rest: bool,
+}
+
 /// Asks, and writes the answer down. True if there was one.
-pub(super) async fn ask(office: &Office, env: &Env, node: u16, question: Question, at_rest: bool) -> bool {
+pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> bool {
+    let Asked { id, question, manner, at_rest } = asked;
     let text = match question {
         Question::Point { key } => format!("SELECT k, v FROM kv WHERE k = {key}"),
         Question::Range { low, high } => {
@@ -424,18 +530,20 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, question: Questio
         Question::EventCount => "SELECT count(*), count(DISTINCT id) FROM ev".to_owned(),
     };
     let begun = office.shared.now_micros();
-    let outcome = office.sql(env, node, SqlRequest::new(text)).await;
+    office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
+    let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text), manner).await;
     let ended = office.shared.now_micros();
     match outcome {
         Ok((rows, _)) => {
-            office.trace(format_args!("{} at {node}: {} rows", question.word(), rows.len()));
+            office.trace(id, format_args!("is told by {}: {} rows", HostId(node), rows.len()));
             office.history.count(question.word());
-            office.history.facts().reads.push(Read { question, node, begun, ended, rows, at_rest });
+            office.history.facts().reads.push(Read { id, question, node, begun, ended, rows, at_rest });
             true
         }
         Err(failed) => {
-            office.trace(format_args!("{} at {node}: {}", question.word(), failed.word()));
-            office.history.count("questions without an answer");
+            office.trace(id, format_args!("is told by {}: {}", HostId(node), failed.word()));
+            let word = if manner == Manner::Whole { "questions without an answer" } else { "questions given up" };
+            office.history.count(word);
             false
         }
     }
@@ -444,14 +552,21 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, question: Questio
 /// Writes one row of the upsert table at a level, as a client that does nothing else. True if it was acknowledged.
 pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target, number: i64) -> bool {
     let id = OperationId { client: PROBES, number: number.unsigned_abs() };
-    let client = Client::new(office.clone(), env.clone(), id.client);
+    let client = Client::new(office.clone(), env.clone(), id.client, 1);
     let value = 1_000_000_000 + number;
     let row = match target {
         Target::Upserts => (number % KEYS, value),
         Target::Events => (value, 0),
     };
-    let sending =
-        Sending { id, target, rows: vec![row], level: WriteLevel::Quorum, tokened: true, as_rows: number % 2 == 0 };
+    let sending = Sending {
+        id,
+        target,
+        rows: vec![row],
+        level: WriteLevel::Quorum,
+        tokened: true,
+        as_rows: number % 2 == 0,
+        again_after_ms: None,
+    };
     client.send(node, sending, Stream::new(office.seed, "probe", id.number)).await;
     let facts = office.history.facts();
     let sent = facts.writes.iter().rev().find(|write| write.rows == [row]);

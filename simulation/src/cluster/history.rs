@@ -36,6 +36,8 @@ pub enum Target {
 /// A write, with all its resends.
 #[derive(Debug, Clone)]
 pub struct Write {
+    /// The operation that it is.
+    pub id: OperationId,
     /// Which table.
     pub target: Target,
     /// Its rows, in order.
@@ -140,6 +142,8 @@ pub enum Cell {
 /// A complete answer.
 #[derive(Debug, Clone)]
 pub struct Read {
+    /// The operation that it is.
+    pub id: OperationId,
     /// What was asked.
     pub question: Question,
     /// Whom.

@@ -13,17 +13,19 @@ mod operation;
 mod phases;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use history::{Cell, Facts, Outcome, Question, Read, TableChange, Target, View, Write};
 
 use crate::invariants::{self, Evidence};
 use crate::run::{RunOptions, RunReport, counts};
+use crate::trace::Kind;
 use crate::world::{HostId, Simulation};
 use client::Office;
 use desk::Desk;
 use history::History;
-pub use operation::OperationId;
+pub use operation::{Manner, OperationId};
 use phases::Phases;
 pub use settings::Ending;
 use settings::Settings;
@@ -60,6 +62,8 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         settings: &settings,
         evidence: &mut evidence,
         working: Arc::default(),
+        owners: BTreeMap::new(),
+        final_reads: 0,
     };
     if let Err(error) = driven.run(options) {
         report.failure = Some(format!("the run could not be carried out: {error}"));
@@ -71,6 +75,9 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     report.plan.clone_from(&evidence.plan);
     if report.failure.is_none() {
         report.violations = invariants::check(&evidence);
+        for violation in &report.violations {
+            simulation.shared().trace(Kind::Broken, format_args!("{violation}"));
+        }
     }
     report.finish(simulation.shared());
     report

@@ -68,12 +68,32 @@ pub(super) enum Work {
         tokened: bool,
         /// Through the door for rows, not as an INSERT.
         as_rows: bool,
+        /// Without waiting for an answer, it is sent to another node as well, after so many milliseconds.
+        again_after_ms: Option<u64>,
     },
-    Ask(Question),
+    Ask {
+        question: Question,
+        manner: Manner,
+    },
     Table {
         /// It is dropped again.
         dropping: bool,
     },
+}
+
+/// How a client reads an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// As it comes.
+    Whole,
+    /// With pauses of so many milliseconds between the parts.
+    Slow(u64),
+    /// It asks for an end after so many milliseconds.
+    Cancelling(u64),
+    /// It goes away after so many milliseconds.
+    Leaving(u64),
+    /// It reads nothing, until the deadline.
+    Stalled,
 }
 
 /// Draws an operation.
@@ -89,15 +109,17 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
             let (level, tokened) = (level(&mut stream), stream.chance(500));
-            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows: stream.chance(500) }
+            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, tokened));
+            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows, again_after_ms }
         }
         35..=54 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (first_value + row, key(&mut stream))).collect();
             let level = level(&mut stream);
-            Work::Write { target: Target::Events, rows, level, tokened: true, as_rows: stream.chance(500) }
+            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, true));
+            Work::Write { target: Target::Events, rows, level, tokened: true, as_rows, again_after_ms }
         }
-        55..=96 => Work::Ask(question(&mut stream)),
+        55..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
         _ => Work::Table { dropping: stream.chance(500) },
     };
     Operation { id, think_ms, node, work, later: Stream::new(seed, "retries", place) }
@@ -117,6 +139,23 @@ fn level(stream: &mut Stream) -> WriteLevel {
         0 => WriteLevel::One,
         1 => WriteLevel::All,
         _ => WriteLevel::Quorum,
+    }
+}
+
+/// Some clients are hasty: two attempts at one write are under way at once.
+fn again(stream: &mut Stream, tokened: bool) -> Option<u64> {
+    let (hasty, after_ms) = (stream.chance(150), stream.between(0, 60));
+    (tokened && hasty).then_some(after_ms)
+}
+
+fn manner(stream: &mut Stream) -> Manner {
+    let millis = stream.between(0, 40);
+    match stream.below(50) {
+        0 | 1 => Manner::Cancelling(millis),
+        2 | 3 => Manner::Leaving(millis),
+        4..=6 => Manner::Slow(20 + 10 * millis),
+        7 => Manner::Stalled,
+        _ => Manner::Whole,
     }
 }
 

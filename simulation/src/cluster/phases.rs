@@ -1,20 +1,22 @@
 //! The phases of a run, in order. Each works on the world from outside and lets time pass.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shoal_actors::service::{SqlRequest, SwimState};
-use shoal_kernel::{Env, WriteLevel};
+use shoal_kernel::{Env, Epoch, NodeId, PartitionId, Rare, WriteLevel};
 
-use super::client::{self, Client, NAMES, Office};
+use super::client::{self, Asked, Client, NAMES, Office};
 use super::desk;
 use super::history::{Question, Target, View};
-use super::operation::KEYS;
+use super::operation::{KEYS, Manner, OperationId};
 use super::settings::{Ending, Settings};
-use crate::faults::{draw_plan, heal_everything, run_plan};
+use crate::faults::{Fault, PlannedFault, draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
 use crate::run::RunOptions;
 use crate::world::{CrashKind, HostId, Simulation};
@@ -29,6 +31,15 @@ const LIVE: Duration = Duration::from_secs(30);
 const EQUAL_MICROS: u64 = 60_000_000;
 /// Clients have given up on their last operation by then.
 const DRAIN: Duration = Duration::from_secs(60);
+/// Numbers of the clients that make storms, how many make one, and how much faster than others they work.
+const STORM_FIRST: u64 = 50;
+const STORM_END: u64 = 98;
+const STORM_CLIENTS: usize = 4;
+const STORM_HASTE: u64 = 10;
+/// After the last answer, nodes have let go of everything.
+const LET_GO: Duration = Duration::from_secs(10);
+/// How often a read at the end is tried.
+const FINAL_ATTEMPTS: u64 = 5;
 /// Between two looks at the cluster.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -39,6 +50,10 @@ pub(super) struct Phases<'a> {
     pub(super) evidence: &'a mut Evidence,
     /// Clients that have not finished.
     pub(super) working: Arc<AtomicU64>,
+    /// Replicas by partition and epoch, as nodes have named them.
+    pub(super) owners: BTreeMap<(PartitionId, Epoch), Vec<NodeId>>,
+    /// Numbers given to reads at the end.
+    pub(super) final_reads: u64,
 }
 
 impl Phases<'_> {
@@ -46,12 +61,13 @@ impl Phases<'_> {
         self.boot()?;
         let begun = self.now();
         let until = begun + self.settings.seconds * 1_000_000;
-        self.work(until);
+        self.work(0..self.settings.clients, begun, until, 1);
         let load = u64::try_from(self.settings.load.as_micros()).unwrap_or(0);
         let menu = &self.settings.menu;
         let drawn = || draw_plan(options.seed, menu, (begun + load) / 1_000, until / 1_000);
         self.evidence.plan = options.faults.clone().unwrap_or_else(drawn);
         let plan = self.evidence.plan.clone();
+        self.storms(&plan);
         run_plan(self.simulation, &plan, until)?;
         self.heal()?;
         self.settle();
@@ -59,6 +75,7 @@ impl Phases<'_> {
         let deadline = self.evidence.healed_at.max(self.evidence.drained_at) + EQUAL_MICROS;
         self.until_equal(deadline, "after the heal");
         self.final_reads();
+        self.let_go();
         if self.settings.ending == Ending::HealAll {
             self.blackout()?;
         }
@@ -80,7 +97,8 @@ impl Phases<'_> {
             Ending::LoseOne { node } if self.evidence.healed_at > 0 => Some(node),
             _ => None,
         };
-        (0..self.office.nodes).filter(|node| Some(*node) != lost).collect()
+        let not_yet = self.settings.joins.filter(|_| self.evidence.healed_at == 0);
+        (0..self.office.nodes).filter(|node| Some(*node) != lost && Some(*node) != not_yet).collect()
     }
 
     /// Runs a client's future and lets time pass until it is done, but not beyond the deadline.
@@ -112,7 +130,9 @@ impl Phases<'_> {
             let shared = self.simulation.shared().clone();
             let program = move |env| desk::host(env, host, config.clone(), desk.clone(), shared.clone());
             let id = self.simulation.add_host(Arc::new(move |env| Box::pin(program(env))));
-            self.simulation.start(id)?;
+            if self.settings.joins != Some(host) {
+                self.simulation.start(id)?;
+            }
         }
         let desk = self.office.desk.clone();
         let clients = self.simulation.add_host(Arc::new(move |env: Env| {
@@ -126,13 +146,10 @@ impl Phases<'_> {
         let soon = self.after(Duration::from_millis(1));
         self.simulation.run_until(soon);
         let deadline = self.after(BOOT);
-        let formed =
-            self.until(deadline, |views| views.iter().all(|view| view.status.nodes.len() == usize::from(nodes)));
+        let first = self.core().len();
+        let formed = self.until(deadline, |views| views.iter().all(|view| view.status.nodes.len() == first));
         if !formed {
-            return Err(io::Error::other(format!(
-                "the {nodes} nodes did not form a cluster within {} s",
-                BOOT.as_secs()
-            )));
+            return Err(io::Error::other(format!("{first} nodes did not form a cluster within {} s", BOOT.as_secs())));
         }
         let names: Vec<String> = (0..NAMES).map(|name| format!("({name}, 'name {name}')")).collect();
         let statements = [
@@ -167,19 +184,29 @@ impl Phases<'_> {
         Ok(())
     }
 
-    fn work(&mut self, until_micros: u64) {
+    /// Has clients work from one moment to another, so many times as fast as usual.
+    fn work(&mut self, numbers: Range<u64>, from_micros: u64, until_micros: u64, haste: u64) {
         let Some(env) = self.office.desk.client() else { return };
-        for number in 0..self.settings.clients {
-            let client = Client::new(self.office.clone(), env.clone(), number);
+        for number in numbers {
+            let client = Client::new(self.office.clone(), env.clone(), number, haste);
             let spawner = env.clone();
             let working = self.working.clone();
             working.fetch_add(1, Ordering::Relaxed);
             self.simulation.run_on(self.office.host, move || {
                 spawner.spawn("client", async move {
-                    client.work(until_micros).await;
+                    client.work(from_micros, until_micros).await;
                     working.fetch_sub(1, Ordering::Relaxed);
                 });
             });
+        }
+    }
+
+    /// Clients for the storms of the plan; they wait for their time.
+    fn storms(&mut self, plan: &[PlannedFault]) {
+        let storms = plan.iter().filter(|planned| planned.fault == Fault::Storm);
+        for (planned, first) in storms.zip((STORM_FIRST..STORM_END).step_by(STORM_CLIENTS)) {
+            let from = planned.at_ms * 1_000;
+            self.work(first..first + STORM_CLIENTS as u64, from, from + planned.for_ms * 1_000, STORM_HASTE);
         }
     }
 
@@ -202,7 +229,44 @@ impl Phases<'_> {
         for node in self.core() {
             views.push(self.ask(deadline_micros, |office, env| async move { office.view(&env, node).await })??);
         }
+        self.compare_owners(&views);
         Some(views)
+    }
+
+    /// Nodes may lag behind one another, but for one epoch they name the same replicas.
+    fn compare_owners(&mut self, views: &[View]) {
+        for (view, partition) in views.iter().flat_map(|view| view.status.partitions.iter().map(move |at| (view, at))) {
+            let replicas: Vec<NodeId> = partition.replicas.iter().map(|replica| replica.node).collect();
+            let place = (partition.id, partition.epoch);
+            let known = self.owners.entry(place).or_insert_with(|| replicas.clone());
+            if *known != replicas {
+                let (id, epoch, host) = (partition.id, partition.epoch, HostId(view.node));
+                let conflict =
+                    format!("{id} at {epoch} is held by {replicas:?} to {host}, and by {known:?} to another");
+                self.evidence.owners_in_conflict.push(conflict);
+            }
+        }
+    }
+
+    /// Waits until no node has anything in hand.
+    fn let_go(&mut self) {
+        let deadline = self.after(LET_GO);
+        loop {
+            let mut holding = Vec::new();
+            for node in self.core() {
+                let in_hand = self.office.desk.node(node).map(|running| running.node.in_hand());
+                if let Some(in_hand) = in_hand.filter(|in_hand| *in_hand != Default::default()) {
+                    let (host, seconds) = (HostId(node), LET_GO.as_secs());
+                    holding.push(format!("{host} has in hand {seconds} s after the last client: {in_hand:?}"));
+                }
+            }
+            if holding.is_empty() || self.now() >= deadline {
+                self.evidence.in_hand = holding;
+                return;
+            }
+            let next = self.after(LOOK).min(deadline);
+            self.simulation.run_until(next);
+        }
     }
 
     /// Looks at the cluster until it is as wanted. False if that did not happen in time.
@@ -253,7 +317,7 @@ impl Phases<'_> {
         if let Some(views) = self.views(deadline_micros)
             && !invariants::unequal(&views, &core).is_empty()
         {
-            self.simulation.shared().sometimes("a replica had to catch up at the end");
+            self.simulation.shared().sometimes(Rare::CaughtUpAtEnd);
         }
         self.evidence.views.clear();
         if !self.until(deadline_micros, |views| invariants::unequal(views, &core).is_empty()) {
@@ -287,20 +351,23 @@ impl Phases<'_> {
                     self.pause_unless(succeeded, deadline_micros);
                 }
                 if !succeeded {
-                    self.evidence.dead.push(format!("writes to the table of {target:?} through node {node}"));
+                    self.evidence.dead.push(format!("writes to the table of {target:?} through {}", HostId(node)));
                 }
             }
             for question in questions {
                 let mut succeeded = false;
                 while !succeeded && self.now() < deadline_micros {
+                    number += 1;
+                    let id = OperationId { client: client::PROBES, number: number.unsigned_abs() };
+                    let question = Asked { id, question, manner: Manner::Whole, at_rest: false };
                     let asked = self.ask(deadline_micros, |office, env| async move {
-                        client::ask(&office, &env, node, question, false).await
+                        client::ask(&office, &env, node, question).await
                     });
                     succeeded = asked == Some(true);
                     self.pause_unless(succeeded, deadline_micros);
                 }
                 if !succeeded {
-                    self.evidence.dead.push(format!("{} through node {node}", question.word()));
+                    self.evidence.dead.push(format!("{} through {}", question.word(), HostId(node)));
                 }
             }
         }
@@ -326,9 +393,19 @@ impl Phases<'_> {
         let deadline = self.after(LIVE);
         for node in self.core() {
             for question in whole {
+                let first = self.final_reads;
+                self.final_reads += FINAL_ATTEMPTS;
                 let read = self.ask(deadline, |office, env| async move {
-                    for _ in 0..5 {
-                        if client::ask(&office, &env, node, question, true).await {
+                    for number in first..first + FINAL_ATTEMPTS {
+                        let id = OperationId { client: client::READER, number };
+                        if client::ask(
+                            &office,
+                            &env,
+                            node,
+                            Asked { id, question, manner: Manner::Whole, at_rest: true },
+                        )
+                        .await
+                        {
                             return true;
                         }
                         env.sleep(LOOK).await;
@@ -336,7 +413,7 @@ impl Phases<'_> {
                     false
                 });
                 if read != Some(true) {
-                    self.evidence.dead.push(format!("final {} through node {node}", question.word()));
+                    self.evidence.dead.push(format!("final {} through {}", question.word(), HostId(node)));
                 }
             }
         }

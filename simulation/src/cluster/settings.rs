@@ -39,6 +39,8 @@ pub(super) struct Settings {
     pub(super) ending: Ending,
     /// Events bring their own time.
     pub(super) event_times: bool,
+    /// The node that joins under faults, if one does.
+    pub(super) joins: Option<u16>,
     pub(super) menu: FaultMenu,
     pub(super) clients: u64,
     /// How long clients work before anything fails.
@@ -50,6 +52,8 @@ pub(super) struct Settings {
     /// The statement that makes the table that is joined.
     pub(super) names: String,
     memtable_bytes_max: u64,
+    /// Hardly any queries at once.
+    tight: bool,
     planted: Option<Planted>,
 }
 
@@ -71,14 +75,16 @@ impl Settings {
         let factor = options.replication_factor.or(drawn).unwrap_or(3);
         let replicas = factor.min(nodes);
         let with = if factor == 3 { String::new() } else { format!(" WITH (replication_factor = {factor})") };
-        // Fewer than three replicas have no majority left when one is lost.
-        let lose_one = replicas >= 3 && stream("ending").chance(300);
+        let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
+        let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
+        // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
+        let lose_one = replicas >= 3 && joins.is_none() && stream("ending").chance(300);
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
         let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
         let ending = options.ending.unwrap_or(drawn);
         let flips = match ending {
             Ending::LoseOne { node } => Some(node),
-            Ending::HealAll => Some(node).filter(|_| replicas >= 2),
+            Ending::HealAll => Some(node).filter(|_| replicas >= 2 && joins.is_none()),
         };
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
         let sizes = [4 << 10, 32 << 10, 1 << 20];
@@ -88,7 +94,14 @@ impl Settings {
             replicas,
             ending,
             event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
-            menu: FaultMenu { hosts: nodes, kinds, flips },
+            joins,
+            menu: FaultMenu {
+                hosts: nodes,
+                kinds,
+                flips,
+                flips_are_final: matches!(ending, Ending::LoseOne { .. }),
+                joins,
+            },
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
             upserts: format!(
@@ -102,6 +115,7 @@ impl Settings {
                 .memtable_bytes
                 .or_else(|| stream("memtable").pick(&sizes).copied())
                 .unwrap_or(1 << 20),
+            tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
             planted: options.planted,
         }
     }
@@ -118,6 +132,9 @@ impl Settings {
         config.disk_reserve_bytes = 1 << 20;
         config.query_memory_bytes_max = 64 << 20;
         config.request_timeout_ms = 5_000;
+        if self.tight {
+            (config.queries_max, config.queries_queued_max) = (2, 2);
+        }
         config.planted = self.planted;
         config
     }

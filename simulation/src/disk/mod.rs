@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use shoal_kernel::Rare;
 use shoal_kernel::env::{Disk, DiskEntry, DiskFile, DiskLock, OpenMode};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -139,7 +140,7 @@ impl SimDisk {
         state.used_bytes = state.tree.bytes();
         let (host, files, entries) = (self.host, lost.blocks, lost.changes);
         if files + entries > 0 {
-            self.shared.sometimes("a loss of power took something that was not synced");
+            self.shared.sometimes(Rare::PowerLossTook);
         }
         self.shared.trace(Kind::Disk, format_args!("{host} lost {files} blocks and {entries} changes of directories"));
     }
@@ -222,7 +223,7 @@ impl SimDisk {
             state.crash_after = None;
             state.life = 0;
             self.shared.core().hosts[self.host.index()].doomed = Some(CrashKind::Power);
-            self.shared.sometimes("power was lost in the middle of a job");
+            self.shared.sometimes(Rare::PowerLostInJob);
         }
     }
 }
@@ -376,6 +377,7 @@ impl DiskFile for LifeFile {
         if state.chances.chance(faults.flip_permille) && !buffer.is_empty() {
             let bit = state.chances.below(buffer.len() as u64 * 8);
             buffer[(bit / 8) as usize] ^= 1 << (bit % 8);
+            self.disk.shared.sometimes(Rare::ReadFlipped);
             self.disk.trace(format_args!("read of {} at {offset} has bit {bit} wrong", self.path.display()));
         }
         Ok(())
@@ -393,6 +395,9 @@ impl DiskFile for LifeFile {
         if state.chances.chance(faults.write_error_permille) {
             let part = usize::try_from(state.chances.below(bytes.len() as u64 + 1)).unwrap_or(0);
             state.used_bytes += self.file.write(&bytes[..part], offset);
+            if part > 0 {
+                self.disk.shared.sometimes(Rare::WriteTorn);
+            }
             self.disk.trace(format_args!("write to {path} at {offset} fails after {part} B"));
             return Err(eio());
         }
@@ -410,6 +415,7 @@ impl DiskFile for LifeFile {
         let failing = state.faults.sync_error_permille;
         if state.chances.chance(failing) {
             self.file.sync_failed();
+            self.disk.shared.sometimes(Rare::SyncFailed);
             self.disk.trace(format_args!("sync of {path} fails"));
             return Err(eio());
         }

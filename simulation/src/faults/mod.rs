@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskFaults;
 use crate::network::LinkFaults;
+use crate::trace::Kind;
 use crate::world::{CrashKind, HostId, Simulation};
 
 pub use plan::{FaultKind, FaultMenu, PlannedFault, draw_kinds, draw_plan};
@@ -27,6 +28,13 @@ pub enum Fault {
         from: u16,
         /// Who no longer hears them.
         to: u16,
+    },
+    /// Two hosts do not reach each other; a third one may reach both.
+    Apart {
+        /// One.
+        one: u16,
+        /// The other.
+        other: u16,
     },
     /// Every link of a host has these faults, in both directions.
     Weather {
@@ -73,6 +81,13 @@ pub enum Fault {
         /// By how much.
         offset_micros: i64,
     },
+    /// A host's wall clock runs too fast or too slow.
+    Drift {
+        /// The host.
+        host: u16,
+        /// Microseconds gained per second.
+        micros_per_second: i64,
+    },
     /// A host's disk fails now and then, or is slow.
     Disk {
         /// The host.
@@ -87,6 +102,20 @@ pub enum Fault {
         /// What is left.
         free_bytes: u64,
     },
+    /// A bit of what lies on a host's disk is flipped for good.
+    Damage {
+        /// The host.
+        host: u16,
+        /// In some file with this in its path.
+        part: String,
+    },
+    /// A node is started for the first time, and joins.
+    Join {
+        /// The host.
+        host: u16,
+    },
+    /// Many more clients than usual are at work.
+    Storm,
 }
 
 impl Fault {
@@ -96,6 +125,10 @@ impl Fault {
         match self {
             Self::Partition { group } => across(simulation, group, |from, to| shared.cut(from, to)),
             Self::OneWay { from, to } => shared.cut(HostId(*from), HostId(*to)),
+            Self::Apart { one, other } => {
+                shared.cut(HostId(*one), HostId(*other));
+                shared.cut(HostId(*other), HostId(*one));
+            }
             Self::Weather { host, link } => {
                 of_host(simulation, *host, |from, to| shared.set_link_faults(from, to, *link))
             }
@@ -113,6 +146,20 @@ impl Fault {
             }
             Self::Pause { host } => simulation.pause(HostId(*host), time),
             Self::Skew { host, offset_micros } => shared.set_wall_offset_micros(HostId(*host), *offset_micros),
+            Self::Drift { host, micros_per_second } => {
+                shared.set_wall_drift(HostId(*host), *micros_per_second);
+            }
+            Self::Damage { host, part } => {
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.flip_bit(part);
+                }
+            }
+            Self::Join { host } => {
+                // The simulator may be out of descriptors; the heal starts it, or says so.
+                let _ = simulation.start(HostId(*host));
+            }
+            // The clients know the plan.
+            Self::Storm => shared.trace(Kind::Fault, format_args!("clients storm the nodes")),
             Self::Disk { host, disk: faults } => {
                 if let Some(disk) = simulation.disk(HostId(*host)) {
                     disk.set_faults(*faults);
@@ -135,6 +182,10 @@ impl Fault {
         match self {
             Self::Partition { group } => across(simulation, group, |from, to| shared.mend(from, to)),
             Self::OneWay { from, to } => shared.mend(HostId(*from), HostId(*to)),
+            Self::Apart { one, other } => {
+                shared.mend(HostId(*one), HostId(*other));
+                shared.mend(HostId(*other), HostId(*one));
+            }
             Self::Weather { host, .. } => {
                 of_host(simulation, *host, |from, to| shared.set_link_faults(from, to, LinkFaults::default()));
             }
@@ -149,13 +200,13 @@ impl Fault {
                     simulation.start(host)?;
                 }
             }
-            Self::Skew { host, .. } => shared.set_wall_offset_micros(HostId(*host), 0),
+            Self::Skew { host, .. } | Self::Drift { host, .. } => shared.set_wall_offset_micros(HostId(*host), 0),
             Self::Disk { host, .. } | Self::DiskFull { host, .. } => {
                 if let Some(disk) = simulation.disk(HostId(*host)) {
                     disk.set_faults(DiskFaults::default());
                 }
             }
-            Self::Reset { .. } | Self::Pause { .. } => {}
+            Self::Reset { .. } | Self::Pause { .. } | Self::Damage { .. } | Self::Join { .. } | Self::Storm => {}
         }
         Ok(())
     }
@@ -172,6 +223,7 @@ impl Fault {
         match self {
             Self::Partition { group } => group.contains(&from) != group.contains(&to),
             Self::OneWay { from: source, to: target } => (*source, *target) == (from, to),
+            Self::Apart { one, other } => (*one, *other) == (from, to) || (*one, *other) == (to, from),
             Self::Crash { host, .. } => *host == from || *host == to,
             _ => false,
         }

@@ -29,6 +29,10 @@ pub enum FaultKind {
     Partition,
     /// One direction between two nodes is cut.
     OneWay,
+    /// Two nodes do not reach each other, while others reach both.
+    BrokenLink,
+    /// A node is cut off and back, again and again.
+    Flapping,
     /// Datagrams of a node are lost, doubled and reordered; its streams slow down.
     Loss,
     /// A node's links are late, and perhaps narrow.
@@ -43,10 +47,14 @@ pub enum FaultKind {
     PowerLossInJob,
     /// All nodes go down at once.
     Blackout,
+    /// All nodes are restarted, one after the other.
+    RollingRestart,
     /// A node stands still.
     Pause,
-    /// A wall clock is off.
+    /// A wall clock jumps, and jumps back.
     Skew,
+    /// A wall clock runs too fast or too slow.
+    Drift,
     /// Writes, reads and syncs of a disk fail now and then.
     DiskErrors,
     /// A disk is slow.
@@ -55,14 +63,20 @@ pub enum FaultKind {
     DiskFull,
     /// Reads of a disk return a flipped bit now and then.
     BitFlips,
+    /// A bit on a disk is flipped for good.
+    Damage,
+    /// More clients come than the nodes can serve.
+    Storm,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 22] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
+        Self::BrokenLink,
+        Self::Flapping,
         Self::Loss,
         Self::Delay,
         Self::Reset,
@@ -70,17 +84,21 @@ impl FaultKind {
         Self::PowerLoss,
         Self::PowerLossInJob,
         Self::Blackout,
+        Self::RollingRestart,
         Self::Pause,
         Self::Skew,
+        Self::Drift,
         Self::DiskErrors,
         Self::SlowDisk,
         Self::DiskFull,
         Self::BitFlips,
+        Self::Damage,
+        Self::Storm,
     ];
 
     /// Whether it happens to disks alone.
     pub fn is_of_disks(self) -> bool {
-        matches!(self, Self::DiskErrors | Self::SlowDisk | Self::DiskFull | Self::BitFlips)
+        matches!(self, Self::DiskErrors | Self::SlowDisk | Self::DiskFull | Self::BitFlips | Self::Damage)
     }
 }
 
@@ -94,6 +112,10 @@ pub struct FaultMenu {
     /// The one host whose disk may return flipped bits: a replica that reads damage empties itself, and no more of them may
     /// do so than the write levels cover.
     pub flips: Option<u16>,
+    /// That host never comes back, so that everything on its disk may be damaged, also what only an operator could replace.
+    pub flips_are_final: bool,
+    /// The host that is started for the first time under faults, if there is one.
+    pub joins: Option<u16>,
 }
 
 /// Some of the kinds, by the seed: rare combinations occur because others are left out.
@@ -108,6 +130,11 @@ pub fn draw_kinds(seed: u64) -> Vec<FaultKind> {
 const GAP_MS: (u64, u64) = (300, 6_000);
 /// Shortest and longest fault.
 const LENGTH_MS: (u64, u64) = (500, 9_000);
+const STORM_MS_MAX: u64 = 2_000;
+/// Parts of paths: what damage happens to. The first are of replicas, which heal by themselves; a node that cannot read the
+/// last ones needs an operator.
+const DAMAGED: [&str; 6] = ["/wal-", ".seg", "/MANIFEST", "/META", "/catalog/log", "/catalog/"];
+const DAMAGED_REPLICA: usize = 4;
 
 /// Draws the faults of a period. Each has ended before the period does.
 ///
@@ -117,6 +144,10 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
     let mut times = Stream::new(seed, "fault times", 0);
     let mut plan = Vec::new();
     let mut at_ms = from_ms;
+    if let Some(host) = menu.joins {
+        let at_ms = Stream::new(seed, "join", 0).between(from_ms, (from_ms + until_ms) / 2);
+        plan.push(PlannedFault { at_ms, for_ms: 0, fault: Fault::Join { host } });
+    }
     for number in 0.. {
         at_ms += times.between(GAP_MS.0, GAP_MS.1);
         let for_ms = times.between(LENGTH_MS.0, LENGTH_MS.1);
@@ -124,13 +155,46 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
             break;
         }
         // A stream per fault: taking one away leaves the others as they are.
-        let fault = draw_fault(&mut Stream::new(seed, "fault", number), menu);
-        plan.extend(fault.map(|fault| PlannedFault { at_ms, for_ms, fault }));
+        let mut stream = Stream::new(seed, "fault", number);
+        plan.extend(draw_faults(&mut stream, menu, at_ms, for_ms));
     }
     plan
 }
 
-fn draw_fault(stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
+/// One kind may be several faults, one after the other.
+fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -> Vec<PlannedFault> {
+    let Some(kind) = stream.pick(&menu.kinds).copied() else { return Vec::new() };
+    let some_host = |stream: &mut Stream| u16::try_from(stream.below(u64::from(menu.hosts))).unwrap_or(0);
+    match kind {
+        FaultKind::Flapping => {
+            let (group, times) = (vec![some_host(stream)], stream.between(2, 6));
+            let turn_ms = (for_ms / times).max(2);
+            let flap = |number| PlannedFault {
+                at_ms: at_ms + number * turn_ms,
+                for_ms: turn_ms / 2,
+                fault: Fault::Partition { group: group.clone() },
+            };
+            (0..times).map(flap).collect()
+        }
+        FaultKind::RollingRestart => {
+            let turn_ms = (for_ms / u64::from(menu.hosts)).max(2);
+            let restart = |host: u16| PlannedFault {
+                at_ms: at_ms + u64::from(host) * turn_ms,
+                for_ms: turn_ms / 2,
+                fault: Fault::Crash { host, how: CrashKind::Process },
+            };
+            (0..menu.hosts).map(restart).collect()
+        }
+        // Short: what they leave to do takes longer than they last.
+        FaultKind::Storm => vec![PlannedFault { at_ms, for_ms: for_ms.min(STORM_MS_MAX), fault: Fault::Storm }],
+        kind => {
+            let fault = draw_fault(kind, stream, menu);
+            fault.map(|fault| PlannedFault { at_ms, for_ms, fault }).into_iter().collect()
+        }
+    }
+}
+
+fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
     let hosts = u64::from(menu.hosts);
     let one = u16::try_from(stream.below(hosts)).unwrap_or(0);
     let other = if hosts > 1 {
@@ -140,10 +204,11 @@ fn draw_fault(stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
     };
     let weather = |link| Fault::Weather { host: one, link };
     let failing = |disk| Fault::Disk { host: one, disk };
-    Some(match stream.pick(&menu.kinds)? {
+    Some(match kind {
         FaultKind::Isolation => Fault::Partition { group: vec![one] },
         FaultKind::Partition => Fault::Partition { group: (0..menu.hosts).filter(|_| stream.chance(500)).collect() },
         FaultKind::OneWay => Fault::OneWay { from: one, to: other },
+        FaultKind::BrokenLink => Fault::Apart { one, other },
         FaultKind::Loss => weather(LinkFaults {
             loss_permille: stream.between(20, 300),
             duplicate_permille: stream.between(0, 200),
@@ -165,8 +230,11 @@ fn draw_fault(stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
         }
         FaultKind::Pause => Fault::Pause { host: one },
         FaultKind::Skew => {
-            Fault::Skew { host: one, offset_micros: i64::try_from(stream.below(800_000)).unwrap_or(0) - 400_000 }
+            // Mostly what peers bear with, sometimes more.
+            let most = if stream.chance(250) { 2_000_000 } else { 400_000 };
+            Fault::Skew { host: one, offset_micros: stream.below(2 * most).cast_signed() - most.cast_signed() }
         }
+        FaultKind::Drift => Fault::Drift { host: one, micros_per_second: stream.below(100_000).cast_signed() - 50_000 },
         FaultKind::DiskErrors => failing(DiskFaults {
             read_error_permille: stream.between(0, 20),
             write_error_permille: stream.between(0, 20),
@@ -179,6 +247,12 @@ fn draw_fault(stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
             host: menu.flips?,
             disk: DiskFaults { flip_permille: stream.between(1, 10), ..DiskFaults::default() },
         },
+        FaultKind::Damage => {
+            let parts = if menu.flips_are_final { &DAMAGED[..] } else { &DAMAGED[..DAMAGED_REPLICA] };
+            Fault::Damage { host: menu.flips?, part: (*stream.pick(parts)?).to_owned() }
+        }
+        // Drawn where they are made into several.
+        FaultKind::Flapping | FaultKind::RollingRestart | FaultKind::Storm => return None,
     })
 }
 
@@ -187,7 +261,8 @@ mod tests {
     use super::*;
 
     fn menu() -> FaultMenu {
-        FaultMenu { hosts: 3, kinds: FaultKind::ALL.to_vec(), flips: Some(1) }
+        let kinds = FaultKind::ALL.to_vec();
+        FaultMenu { hosts: 3, kinds, flips: Some(1), flips_are_final: false, joins: None }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use shoal_kernel::WriteLevel;
 use super::Evidence;
 use super::writes::{by_key, pairs};
 use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
+use crate::world::HostId;
 
 /// Rows that an answer can hold.
 struct Model<'a> {
@@ -56,7 +57,8 @@ fn on_all(write: &Write, read: &Read) -> bool {
 
 fn tell(read: &Read) -> String {
     let rest = if read.at_rest { " at rest" } else { "" };
-    format!("{:?} through node {} at {:.3} s{rest}", read.question, read.node, read.begun as f64 / 1e6)
+    let (node, begun) = (HostId(read.node), read.begun as f64 / 1e6);
+    format!("operation {}, {:?} through {node} at {begun:.3} s{rest}", read.id, read.question)
 }
 
 pub(super) fn not_applied_means_not_applied(evidence: &Evidence) -> Vec<String> {

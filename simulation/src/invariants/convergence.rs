@@ -32,7 +32,7 @@ fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
         let mut contents = BTreeMap::new();
         for replica in partition.replicas.iter().filter(|replica| running.contains(&replica.node)) {
             if !replica.reachable {
-                why.push(place(format!("replica on {} does not answer node {}", replica.node, view.node)));
+                why.push(place(format!("replica on {} does not answer {}", replica.node, HostId(view.node))));
                 continue;
             }
             if let Some(problem) = &replica.problem {
@@ -62,11 +62,13 @@ pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
             let word = read.question.word();
             let differing = first.rows.iter().zip(&read.rows).find(|(one, other)| one != other);
             found.push(format!(
-                "at rest, {word} through node {} gave {} rows and through node {} {}; the first that differ: {differing:?}",
-                first.node,
+                "at rest, {word} through {} gave {} rows and through {} {} (operation {} and operation {}); the first that differ: {differing:?}",
+                HostId(first.node),
                 first.rows.len(),
-                read.node,
-                read.rows.len()
+                HostId(read.node),
+                read.rows.len(),
+                first.id,
+                read.id,
             ));
         }
     }
@@ -77,7 +79,7 @@ pub(super) fn membership_converges(evidence: &Evidence) -> Vec<String> {
     let Some(views) = &evidence.not_converged else { return Vec::new() };
     let seen = |view: &View| {
         let nodes = view.status.nodes.iter().map(|node| format!("{} {:?}", node.id, node.swim));
-        format!("node {} sees {}", view.node, nodes.collect::<Vec<_>>().join(", "))
+        format!("{} sees {}", HostId(view.node), nodes.collect::<Vec<_>>().join(", "))
     };
     let last = views.iter().map(seen).collect::<Vec<_>>().join("; ");
     vec![format!("not converged 15 s after the heal, when {last}")]
@@ -110,7 +112,7 @@ pub(super) fn catalog_agrees(evidence: &Evidence) -> Vec<String> {
         for (name, wanted) in &known {
             let Some(there) = view.tables.get(*name) else { continue };
             if wanted.is_some_and(|wanted| wanted != *there) {
-                found.push(format!("table {name} on node {}: known {there}, wanted {wanted:?}", view.node));
+                found.push(format!("table {name} on {}: known {there}, wanted {wanted:?}", HostId(view.node)));
             }
         }
     }
@@ -121,13 +123,18 @@ pub(super) fn liveness_after_heal(evidence: &Evidence) -> Vec<String> {
     evidence.dead.iter().map(|what| format!("did not succeed: {what}")).collect()
 }
 
+pub(super) fn one_owner_set_per_epoch(evidence: &Evidence) -> Vec<String> {
+    evidence.owners_in_conflict.clone()
+}
+
 pub(super) fn no_internal_errors(evidence: &Evidence) -> Vec<String> {
     evidence.facts.internal.clone()
 }
 
 pub(super) fn nothing_left_over(evidence: &Evidence) -> Vec<String> {
-    match evidence.connections_left {
-        0 => Vec::new(),
-        left => vec![format!("{left} streams are open 10 s after every node was stopped")],
+    let mut found = evidence.in_hand.clone();
+    if evidence.connections_left > 0 {
+        found.push(format!("{} streams are open 10 s after every node was stopped", evidence.connections_left));
     }
+    found
 }

@@ -38,6 +38,10 @@ pub struct Evidence {
     pub unequal: Vec<String>,
     /// Operations that did not succeed in time after the heal.
     pub dead: Vec<String>,
+    /// Two sets of replicas that nodes named for one epoch of a partition.
+    pub owners_in_conflict: Vec<String>,
+    /// What nodes still had in hand some time after the last client had finished.
+    pub in_hand: Vec<String>,
     /// Streams between nodes that were open after every node had been stopped.
     pub connections_left: usize,
 }
@@ -109,6 +113,11 @@ pub const INVARIANTS: &[Invariant] = &[
         check: convergence::catalog_agrees,
     },
     Invariant {
+        name: "one_owner_set_per_epoch",
+        text: "No two nodes ever name different replicas for the same epoch of a partition.",
+        check: convergence::one_owner_set_per_epoch,
+    },
+    Invariant {
         name: "liveness_after_heal",
         text: "Within 30 s after the heal every kind of operation succeeds through every node.",
         check: convergence::liveness_after_heal,
@@ -120,7 +129,8 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "nothing_left_over",
-        text: "Nodes that have been stopped leave no stream open.",
+        text: "10 s after the last client has finished, nodes hold no query, task, stream or rows on their way; nodes that have \
+               been stopped leave no stream open.",
         check: convergence::nothing_left_over,
     },
 ];

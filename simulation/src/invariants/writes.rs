@@ -7,6 +7,7 @@ use shoal_kernel::WriteLevel;
 use super::Evidence;
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
 use crate::faults::{Fault, PlannedFault};
+use crate::world::HostId;
 
 /// Writes to the upsert table, by key, each with its value there. Of a write that names a key twice the last row counts.
 pub(super) fn by_key(evidence: &Evidence) -> BTreeMap<i64, Vec<(i64, &Write)>> {
@@ -38,7 +39,10 @@ pub(super) fn pairs(rows: &[Vec<Cell>]) -> BTreeMap<i64, i64> {
 /// Whether the run's ending promises that the write survives.
 fn survives(evidence: &Evidence, write: &Write) -> bool {
     // A replica that reads damage empties itself: its disk is as good as lost.
-    let flips = |planned: &PlannedFault| matches!(&planned.fault, Fault::Disk { disk, .. } if disk.flip_permille > 0);
+    let flips = |planned: &PlannedFault| match &planned.fault {
+        Fault::Disk { disk, .. } => disk.flip_permille > 0,
+        fault => matches!(fault, Fault::Damage { .. }),
+    };
     let whole = evidence.ending == Ending::HealAll && !evidence.plan.iter().any(flips);
     write.level().is_some_and(|level| whole || level >= WriteLevel::Quorum)
 }
@@ -50,7 +54,8 @@ fn tell(write: &Write) -> String {
         Outcome::Unknown => "of unknown outcome".to_owned(),
     };
     let begun = write.begun as f64 / 1e6;
-    format!("written at {begun:.3} s through node {}, sent {} times, {outcome}", write.node, write.attempts)
+    let (id, node, times) = (write.id, HostId(write.node), write.attempts);
+    format!("operation {id}, written at {begun:.3} s through {node}, sent {times} times, {outcome}")
 }
 
 pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
@@ -74,9 +79,9 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
                 if lost {
                     let last = source
                         .map_or_else(|| "nothing".to_owned(), |(value, other)| format!("{value}, {}", tell(other)));
-                    let node = read.node;
+                    let (node, scan) = (HostId(read.node), read.id);
                     found.push(format!(
-                        "key {key} = {value}, {}; a scan through node {node} at rest shows {last}",
+                        "key {key} = {value}, {}; a scan through {node} at rest (operation {scan}) shows {last}",
                         tell(write)
                     ));
                 }
@@ -90,7 +95,11 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
             evidence.facts.writes.iter().filter(|write| write.target == Target::Events && survives(evidence, write))
         {
             for (id, _) in write.rows.iter().filter(|(id, _)| !shown.contains_key(id)) {
-                found.push(format!("event {id}, {}; a scan through node {} at rest has none", tell(write), read.node));
+                let (node, scan) = (HostId(read.node), read.id);
+                found.push(format!(
+                    "event {id}, {}; a scan through {node} at rest (operation {scan}) has none",
+                    tell(write)
+                ));
             }
         }
     }
@@ -108,9 +117,9 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
             let newer =
                 writes.iter().find(|(_, write)| survives(evidence, write) && write.version_at_least() > Some(version));
             if let Some((other, write)) = newer {
-                let node = read.node;
+                let (node, scan) = (HostId(read.node), read.id);
                 found.push(format!(
-                    "key {key} at rest through node {node}: {value}, {}; but {other}, {}",
+                    "key {key} at rest through {node} (operation {scan}): {value}, {}; but {other}, {}",
                     tell(source),
                     tell(write)
                 ));
@@ -156,8 +165,9 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
                 let twice = |row: &&Vec<Cell>| row.first().is_some_and(|id| !seen.insert(id.clone()));
                 if let Some(row) = read.rows.iter().find(twice) {
                     found.push(format!(
-                        "event {row:?} stands twice in an answer of node {} at {:.3} s",
-                        read.node,
+                        "event {row:?} stands twice in an answer of {} (operation {}) at {:.3} s",
+                        HostId(read.node),
+                        read.id,
                         read.ended as f64 / 1e6
                     ));
                 }
@@ -166,7 +176,9 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
                 if let Some([all, different]) = read.rows.first().map(Vec::as_slice)
                     && all != different
                 {
-                    found.push(format!("{all:?} events of {different:?} different ids through node {}", read.node));
+                    let (node, id) = (HostId(read.node), read.id);
+                    found
+                        .push(format!("{all:?} events of {different:?} different ids through {node} (operation {id})"));
                 }
             }
             _ => {}
@@ -178,6 +190,10 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
 pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     let replicas = usize::from(evidence.replicas);
+    if evidence.plan.iter().any(|planned| matches!(planned.fault, Fault::Join { .. })) {
+        // Fewer replicas are enough until the newcomer has its own.
+        return found;
+    }
     for write in &evidence.facts.writes {
         let Outcome::Acknowledged { level, .. } = write.outcome else { continue };
         // An earlier attempt may have reached more nodes than this one.

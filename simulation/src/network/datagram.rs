@@ -76,9 +76,10 @@ impl Datagram for SimDatagram {
                 now + transit + if held { link.reordering.below(HELD_MICROS_MAX) } else { 0 }
             })
             .collect();
-        let hash = xxh3_64(bytes);
+        let (hash, after) = (xxh3_64(bytes), core.trace_lines());
         if lost {
-            core.trace(Kind::Network, format_args!("{} -> {peer} udp {} B {hash:016x} lost", self.host, bytes.len()));
+            let (host, bytes) = (self.host, bytes.len());
+            core.trace(Kind::Network, format_args!("{host} -> {peer} udp {bytes} B {hash:016x} lost @{after}"));
             return Ok(());
         }
         let payload = Bytes::copy_from_slice(bytes);
@@ -88,7 +89,8 @@ impl Datagram for SimDatagram {
                 let reader = {
                     let mut core = shared.core();
                     let host = HostId::of(from).unwrap_or(peer);
-                    core.trace(Kind::Network, format_args!("{host} -> {peer} udp {} B {hash:016x}", payload.len()));
+                    let bytes = payload.len();
+                    core.trace(Kind::Network, format_args!("{host} -> {peer} udp {bytes} B {hash:016x} @{after}"));
                     let Some(socket) = core.network.sockets.get_mut(&to) else { return };
                     if socket.queue.len() < QUEUE_MAX {
                         socket.queue.push_back((payload, from));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::{deliver, link};
+use crate::trace::Kind;
 use crate::world::{HostId, Shared};
 
 /// Why there is no answer.
@@ -43,6 +44,7 @@ pub struct Reply<T: Send + 'static> {
     shared: Arc<Shared>,
     from: HostId,
     to: HostId,
+    label: String,
     slot: Option<Arc<Mutex<Slot<T>>>>,
 }
 
@@ -58,9 +60,12 @@ impl<T: Send + 'static> Reply<T> {
         // A node whose power is gone in the middle of its work says nothing more, whatever its code still does.
         let doomed = core.hosts.get(self.from.index()).is_some_and(|state| state.doomed.is_some());
         let answer = if doomed { Err(NoAnswer::Broken) } else { answer };
-        let Some(transit) = link::passes(&mut core, self.from, self.to) else { return };
+        let (from, to, after) = (self.from, self.to, core.trace_lines());
+        let Some(transit) = link::passes(&mut core, from, to) else { return };
         let at = core.now_micros + transit;
-        deliver(&mut core, self.to, at, move || {
+        let (shared, label) = (self.shared.clone(), std::mem::take(&mut self.label));
+        deliver(&mut core, to, at, move || {
+            shared.trace(Kind::Network, format_args!("{from} -> {to} answer to {label} @{after}"));
             let before =
                 std::mem::replace(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner), Slot::Full(answer));
             if let Slot::Waiting(Some(waker)) = before {
@@ -76,20 +81,25 @@ impl<T: Send + 'static> Drop for Reply<T> {
     }
 }
 
-/// Runs `job` on host `to`, a moment from now, and brings back what it replies. The job runs inside the host's runtime.
+/// Runs `job` on host `to`, a moment from now, and brings back what it replies. The job runs inside the host's runtime. The
+/// label says in the trace who asks, and for what.
 pub fn request<T: Send + 'static>(
     shared: &Arc<Shared>,
     from: HostId,
     to: HostId,
+    label: String,
     job: impl FnOnce(Reply<T>) + Send + 'static,
 ) -> Answer<T> {
     let slot = Arc::new(Mutex::new(Slot::Waiting(None)));
-    let reply = Reply { shared: shared.clone(), from: to, to: from, slot: Some(slot.clone()) };
+    let reply = Reply { shared: shared.clone(), from: to, to: from, label: label.clone(), slot: Some(slot.clone()) };
     let mut core = shared.core();
     match link::passes(&mut core, from, to) {
         Some(transit) if core.hosts.get(to.index()).is_some_and(|state| state.up) => {
-            let at = core.now_micros + transit;
-            deliver(&mut core, to, at, move || job(reply));
+            let (at, after, shared) = (core.now_micros + transit, core.trace_lines(), shared.clone());
+            deliver(&mut core, to, at, move || {
+                shared.trace(Kind::Network, format_args!("{from} -> {to} request of {label} @{after}"));
+                job(reply);
+            });
         }
         passes => {
             let refused = passes.is_some() && core.hosts.get(to.index()).is_some_and(|state| state.machine_up);

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
+use shoal_kernel::Rare;
 use shoal_kernel::env::{BoxStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use xxhash_rust::xxh3::xxh3_64;
@@ -74,8 +75,8 @@ struct End {
     writer: Option<Waker>,
     /// Segments overtake nothing: the last one's arrival at the other end.
     last_arrival_micros: u64,
-    /// Waits for the link to be whole.
-    held: VecDeque<Segment>,
+    /// Waits for the link to be whole. With each segment, the lines that the trace had when it was sent.
+    held: VecDeque<(u64, Segment)>,
 }
 
 impl End {
@@ -139,7 +140,7 @@ pub(super) fn open(core: &mut Core, host: HostId, life: u64, address: SocketAddr
     let acceptor = backlog.acceptor.take();
     core.network.connections_made = number;
     core.network.connections.insert(number, Connection { near: End::new(host, life), far: End::new(peer, peer_life) });
-    core.trace(Kind::Network, format_args!("{host} -> {peer} tcp#{number} opens port {}", address.port()));
+    core.trace(Kind::Network, format_args!("{host} opens tcp#{number} to {peer} port {}", address.port()));
     if let Some(acceptor) = acceptor {
         let now = core.now_micros;
         core.schedule(now, Target::Host { host: peer, life: peer_life }, Action::Wake(acceptor));
@@ -148,6 +149,12 @@ pub(super) fn open(core: &mut Core, host: HostId, life: u64, address: SocketAddr
 }
 
 fn send(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, segment: Segment) {
+    let after = core.trace_lines();
+    send_again(shared, core, number, side, (after, segment));
+}
+
+/// As [`send`], for a segment that was first sent when the trace had so many lines.
+fn send_again(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, (after, segment): (u64, Segment)) {
     let now = core.now_micros;
     let Some(connection) = core.network.connections.get_mut(&number) else { return };
     let to = connection.end(side.other()).host;
@@ -156,7 +163,12 @@ fn send(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, segment:
     let Some(link) = core.network.links.get_mut(&(from, to)) else { return };
     // What waits keeps its order: nothing passes by.
     if link.cuts > 0 || !end.held.is_empty() {
-        end.held.push_back(segment);
+        let bytes = if let Segment::Data(bytes) = &segment { bytes.len() } else { 0 };
+        end.held.push_back((after, segment));
+        if bytes > 0 {
+            core.sometimes(Rare::StreamHeld);
+            core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} {bytes} B wait @{after}"));
+        }
         return;
     }
     let bytes = if let Segment::Data(bytes) = &segment { bytes.len() } else { 0 };
@@ -168,11 +180,11 @@ fn send(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, segment:
     let at = (now + transit).max(end.last_arrival_micros);
     end.last_arrival_micros = at;
     let shared = shared.clone();
-    deliver(core, to, at, move || arrive(&shared, number, side.other(), segment));
+    deliver(core, to, at, move || arrive(&shared, number, side.other(), segment, after));
 }
 
 /// A segment reaches an end. Runs on that end's host.
-fn arrive(shared: &Arc<Shared>, number: u64, side: Side, segment: Segment) {
+fn arrive(shared: &Arc<Shared>, number: u64, side: Side, segment: Segment, after: u64) {
     let mut core = shared.core();
     let Some(connection) = core.network.connections.get_mut(&number) else { return };
     let from = connection.end(side.other()).host;
@@ -207,11 +219,14 @@ fn arrive(shared: &Arc<Shared>, number: u64, side: Side, segment: Segment) {
     match &segment {
         Segment::Data(bytes) => {
             let hash = xxh3_64(bytes);
-            core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} {} B {hash:016x}", bytes.len()));
+            core.trace(
+                Kind::Network,
+                format_args!("{from} -> {to} tcp#{number} {} B {hash:016x} @{after}", bytes.len()),
+            );
         }
         Segment::Acknowledge(_) => {}
-        Segment::Finish => core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} ends")),
-        Segment::Reset => core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} resets")),
+        Segment::Finish => core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} ends @{after}")),
+        Segment::Reset => core.trace(Kind::Network, format_args!("{from} -> {to} tcp#{number} resets @{after}")),
     }
     if let Some(answer) = answer {
         send(shared, &mut core, number, side, answer);
@@ -261,7 +276,7 @@ pub(super) fn resume(shared: &Arc<Shared>, core: &mut Core, from: HostId, to: Ho
                     None => return,
                 };
                 for segment in held {
-                    send(&shared, &mut core, number, side, segment);
+                    send_again(&shared, &mut core, number, side, segment);
                 }
             })),
         );

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_kernel::Rare;
 use shoal_kernel::env::{BlockingJob, BlockingLost, BoxFuture, Disk, Network, TaskHandle, World};
 use tokio::runtime::Handle;
 
@@ -36,7 +37,7 @@ impl SimWorld {
 impl World for SimWorld {
     fn wall_micros(&self) -> u64 {
         let core = self.shared.core();
-        let offset = core.hosts[self.host.index()].wall_offset_micros;
+        let offset = core.hosts[self.host.index()].wall_offset_micros(core.now_micros);
         (EPOCH_MICROS + core.now_micros).saturating_add_signed(offset)
     }
 
@@ -90,5 +91,9 @@ impl World for SimWorld {
 
     fn trace(&self, what: &dyn Fn() -> String) {
         self.shared.trace(Kind::Note, format_args!("{} {}", self.host, what()));
+    }
+
+    fn reached(&self, state: Rare) {
+        self.shared.sometimes(state);
     }
 }

@@ -138,7 +138,8 @@ impl Host {
         let life = self.life.as_mut()?;
         let now = {
             let core = self.shared.core();
-            entropy::set_wall_offset_micros(core.hosts[self.id.index()].wall_offset_micros);
+            let offset = core.hosts[self.id.index()].wall_offset_micros(core.now_micros);
+            entropy::set_wall_offset_micros(offset);
             core.now_micros
         };
         let outside = entropy::swap_random(life.random);

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use shoal_kernel::Rare;
+
 use super::{CrashKind, HostId};
 use crate::entropy;
 use crate::network::NetworkState;
@@ -68,7 +70,10 @@ pub(crate) struct HostState {
     pub(crate) doomed: Option<CrashKind>,
     /// When it is started again, if nobody does before: its program has ended by itself.
     pub(crate) starts_again_at: Option<u64>,
-    pub(crate) wall_offset_micros: i64,
+    /// By how much its wall clock is off, and what it has gained per second since a moment.
+    wall_offset_micros: i64,
+    wall_drift: i64,
+    drifts_since_micros: u64,
     /// Seeds given, by stream.
     pub(crate) seeds: BTreeMap<&'static str, u64>,
 }
@@ -82,8 +87,17 @@ pub(crate) struct Core {
     pub(crate) hosts: Vec<HostState>,
     pub(crate) network: NetworkState,
     trace: Trace,
-    sometimes: BTreeMap<&'static str, u64>,
+    sometimes: BTreeMap<Rare, u64>,
     stray_threads: u64,
+}
+
+impl HostState {
+    /// By how much the wall clock is off now.
+    pub(crate) fn wall_offset_micros(&self, now_micros: u64) -> i64 {
+        let seconds = now_micros.saturating_sub(self.drifts_since_micros) as f64 / 1e6;
+        // The cast saturates; a drift of some percent over a run is far below that.
+        self.wall_offset_micros + (self.wall_drift as f64 * seconds) as i64
+    }
 }
 
 impl Core {
@@ -118,12 +132,18 @@ impl Core {
         self.trace.line(now, kind, what);
     }
 
+    /// Lines of the trace so far. A message carries the number along: whatever its sender did before is among them, which is
+    /// what makes one event the cause of another.
+    pub(crate) fn trace_lines(&self) -> u64 {
+        self.trace.lines()
+    }
+
     /// Whether the host is in that life, and what it does still counts.
     pub(crate) fn lives(&self, host: HostId, life: u64) -> bool {
         self.hosts.get(host.index()).is_some_and(|state| state.up && state.life == life && state.doomed.is_none())
     }
 
-    pub(crate) fn sometimes(&mut self, what: &'static str) {
+    pub(crate) fn sometimes(&mut self, what: Rare) {
         *self.sometimes.entry(what).or_default() += 1;
     }
 }
@@ -186,12 +206,12 @@ impl Shared {
     }
 
     /// Counts a state that is rare and should be reached by some seeds.
-    pub fn sometimes(&self, what: &'static str) {
+    pub fn sometimes(&self, what: Rare) {
         self.core().sometimes(what);
     }
 
     /// Rare states reached, with how often.
-    pub fn sometimes_reached(&self) -> BTreeMap<&'static str, u64> {
+    pub fn sometimes_reached(&self) -> BTreeMap<Rare, u64> {
         self.core().sometimes.clone()
     }
 
@@ -211,7 +231,7 @@ impl Shared {
         if let Some(state) = core.hosts.get_mut(host.index()).filter(|state| state.up && state.doomed.is_none()) {
             state.doomed = Some(CrashKind::Process);
             state.starts_again_at = Some(at);
-            core.sometimes("a node's process ended by itself");
+            core.sometimes(Rare::ProcessEnded);
         }
     }
 
@@ -219,9 +239,20 @@ impl Shared {
     pub fn set_wall_offset_micros(&self, host: HostId, offset: i64) {
         let mut core = self.core();
         let state = core.hosts.get_mut(host.index());
-        let Some(state) = state.filter(|state| state.wall_offset_micros != offset) else { return };
-        state.wall_offset_micros = offset;
+        let Some(state) = state.filter(|state| state.wall_offset_micros != offset || state.wall_drift != 0) else {
+            return;
+        };
+        (state.wall_offset_micros, state.wall_drift) = (offset, 0);
         core.trace(Kind::Fault, format_args!("{host} has its wall clock off by {offset} us"));
+    }
+
+    /// Has a host's wall clock gain so much per second, or lose it.
+    pub fn set_wall_drift(&self, host: HostId, micros_per_second: i64) {
+        let mut core = self.core();
+        let now = core.now_micros;
+        let Some(state) = core.hosts.get_mut(host.index()) else { return };
+        (state.wall_drift, state.drifts_since_micros) = (micros_per_second, now);
+        core.trace(Kind::Fault, format_args!("{host} has a wall clock that gains {micros_per_second} us a second"));
     }
 
     /// Completes at a moment of virtual time, exactly.

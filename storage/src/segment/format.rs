@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
+use crate::head;
 use crate::layout::StoredColumn;
 use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
 pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
 pub(crate) const FORMAT_VERSION: u32 = 1;
-pub(crate) const HEADER_BYTES: u64 = 16;
+pub(crate) const HEADER_BYTES: u64 = head::HEAD_BYTES as u64;
 pub(crate) const TRAILER_BYTES: u64 = 16;
 
 /// Rows of a page; all columns are cut at the same rows.
@@ -76,24 +77,11 @@ impl Footer {
 
 /// The first bytes of the file.
 pub(crate) fn header() -> Vec<u8> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    bytes
+    head::head(MAGIC, FORMAT_VERSION)
 }
 
 pub(crate) fn check_header(bytes: &[u8; HEADER_BYTES as usize]) -> Result<()> {
-    if !bytes.starts_with(MAGIC) {
-        return Err(Error::new(ErrorCode::Corruption, "this is not a segment"));
-    }
-    match u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) {
-        FORMAT_VERSION => Ok(()),
-        version => {
-            let message =
-                format!("segments of format {version} are not known to this build (it knows {FORMAT_VERSION})");
-            Err(Error::new(ErrorCode::IncompatibleVersion, message))
-        }
-    }
+    head::check(bytes, MAGIC, FORMAT_VERSION)
 }
 
 /// The footer with the trailer that finds it.

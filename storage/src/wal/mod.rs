@@ -19,6 +19,7 @@ use shoal_kernel::{Applied, Error, ErrorCode, Result, wire};
 pub(crate) use frame::{FrameBuilder, join_versions, split_versions};
 pub(crate) use recover::{Tail, recover};
 
+use crate::head;
 use crate::layout::StoredColumn;
 
 const FILE_MAGIC: &[u8; 8] = b"SHOALWAL";
@@ -69,8 +70,7 @@ fn position_of(name: &str) -> Option<u64> {
 fn head_bytes(head: &FileHead) -> Result<Vec<u8>> {
     let body = wire::seal(head)?;
     let length = u32::try_from(body.len()).map_err(|_| Error::internal("the schema does not fit a log file"))?;
-    let mut bytes = FILE_MAGIC.to_vec();
-    bytes.extend_from_slice(&FILE_VERSION.to_le_bytes());
+    let mut bytes = head::head(FILE_MAGIC, FILE_VERSION);
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&body);
     Ok(bytes)

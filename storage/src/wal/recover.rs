@@ -9,6 +9,7 @@ use shoal_kernel::{Error, ErrorCode, Result, wire};
 
 use super::frame::{FrameHeader, HEADER_BYTES, read_entries};
 use super::{FILE_MAGIC, FILE_VERSION, FileHead, WalFile, position_of};
+use crate::head::{self, HEAD_BYTES};
 use crate::layout::Layout;
 use crate::rows::Incoming;
 
@@ -180,22 +181,18 @@ fn parse(bytes: &[u8]) -> Result<Option<Parsed>> {
 }
 
 fn parse_head(bytes: &[u8]) -> Result<Option<(FileHead, usize)>> {
-    let Some((fixed, rest)) = bytes.split_first_chunk::<16>() else {
+    let Some((length, rest)) = bytes.get(HEAD_BYTES..).and_then(<[u8]>::split_first_chunk::<4>) else {
         return Ok(None);
     };
-    if &fixed[..8] != FILE_MAGIC {
-        return Ok(None);
+    match head::check(bytes, FILE_MAGIC, FILE_VERSION) {
+        Err(error) if error.code() == ErrorCode::Corruption => return Ok(None),
+        checked => checked?,
     }
-    let number = |at: usize| fixed[at..at + 4].iter().rev().fold(0u32, |number, byte| (number << 8) | u32::from(*byte));
-    let (version, length) = (number(8), number(12) as usize);
-    if version != FILE_VERSION {
-        let message = format!("log files of format {version} are not known to this build (it knows {FILE_VERSION})");
-        return Err(Error::new(ErrorCode::IncompatibleVersion, message));
-    }
+    let length = u32::from_le_bytes(*length) as usize;
     let Some(head) = rest.get(..length).and_then(|body| wire::unseal(body).ok()) else {
         return Ok(None);
     };
-    Ok(Some((head, 16 + length)))
+    Ok(Some((head, HEAD_BYTES + 4 + length)))
 }
 
 /// Where the next whole, valid frame starts.

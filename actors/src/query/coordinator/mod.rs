@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, FragmentKey, NodeId, QueryId, Result};
+use shoal_kernel::{Error, FragmentKey, NodeId, QueryId, Rare, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
@@ -123,6 +123,9 @@ impl Actor for QueryActor {
         let tasks = graph.fragments.iter().map(|fragment| fragment.tasks.len()).sum::<usize>();
         let progress = Progress { tasks: u32::try_from(tasks).unwrap_or(u32::MAX), ..Progress::default() };
         let queued = matches!(entry, Entry::Wait(_));
+        if queued {
+            node.env.reached(Rare::QueryQueued);
+        }
         let view = Arc::new(Mutex::new(QueryView { attempt: 0, queued, progress, began }));
         node.remember_query(id, myself.clone(), view.clone())?;
         let count = node.count_actor();
@@ -253,6 +256,9 @@ impl QueryState {
             Effect::Place => {
                 let placement = &self.node.placement;
                 let (alive, suspects) = (placement.alive(), self.core.suspects());
+                if !suspects.nodes.is_empty() || !suspects.replicas.is_empty() {
+                    self.node.env.reached(Rare::QueryAvoidsNode);
+                }
                 let candidates = |partition| placement.candidates(partition);
                 let placed = assign(&self.graph, self.node.id, &alive, candidates, suspects);
                 Some(Event::Placed(placed.map(|assignment| {
@@ -309,6 +315,10 @@ impl QueryState {
         self.rows = Arc::default();
         let left = self.deadline.saturating_sub(now);
         let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        self.node.env.trace(|| {
+            let nodes: Vec<String> = self.assignment.nodes().iter().map(ToString::to_string).collect();
+            format!("query {} starts attempt {attempt} on {}", self.id, nodes.join(", "))
+        });
         for to in self.assignment.nodes() {
             let fragments = self.graph.fragments.iter().filter_map(|fragment| {
                 let tasks = self.assignment.tasks_on(fragment.id, to);
@@ -362,6 +372,9 @@ impl QueryState {
             return None;
         }
         let failure = report.failures.first().cloned();
+        if let Some(failure) = &failure {
+            self.node.env.trace(|| format!("query {} attempt {attempt} failed on {from}: {}", self.id, failure.error));
+        }
         self.reports.insert(from, report);
         failure.map(|failure| Event::Failed { attempt, failure })
     }
@@ -394,6 +407,10 @@ impl QueryState {
 
     fn conclude(&mut self, end: Result<()>) {
         let Some(last_word) = self.last_word.take() else { return };
+        self.node.env.trace(|| match &end {
+            Ok(()) => format!("query {} is complete with {} rows", self.id, self.rows.load(Ordering::Relaxed)),
+            Err(error) => format!("query {} failed: {error}", self.id),
+        });
         let elapsed = self.node.env.monotonic().saturating_sub(self.began);
         let elapsed_micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         metrics::histogram!("shoal_query_seconds").record(elapsed.as_secs_f64());

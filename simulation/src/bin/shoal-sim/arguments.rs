@@ -19,7 +19,7 @@ pub struct OneArguments {
     /// Nodes of the cluster.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
     nodes: Option<u16>,
-    /// Virtual minutes under load and faults, 1 unless given; the heal and the checks come on top.
+    /// Virtual minutes under load and faults, at most 1 unless given; the heal and the checks come on top.
     #[arg(long)]
     minutes: Option<f64>,
     /// What is simulated.
@@ -59,6 +59,9 @@ pub struct RunArguments {
     /// Runs every seed twice and compares the hashes.
     #[arg(long)]
     pub twice: bool,
+    /// Runs every seed a second time, in another build of this program, and compares the hashes.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "twice")]
+    pub against: Option<PathBuf>,
     /// Goes on after a seed that fails.
     #[arg(long)]
     pub keep_going: bool,

@@ -6,6 +6,7 @@
 
 mod arguments;
 mod bugs;
+mod explain;
 mod interrupt;
 mod seeds;
 mod smaller;
@@ -24,6 +25,7 @@ use shoal_simulation::{apart, entropy};
 
 use arguments::RunArguments;
 use bugs::BugsArguments;
+use explain::ExplainArguments;
 use smaller::MinimizeArguments;
 
 #[global_allocator]
@@ -54,6 +56,8 @@ enum Command {
     Replay(ReplayArguments),
     /// Makes a seed that fails small: fewer faults, operations and nodes, shorter, the same promise broken.
     Minimize(MinimizeArguments),
+    /// Tells the story of a run from its trace: what happened, in order, and what caused what.
+    Explain(ExplainArguments),
     /// Plants bugs, one after the other, and shows how soon each is found.
     Bugs(BugsArguments),
     /// Lists the promises that every run of the cluster is held to.
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Command::Swarm(arguments) => arguments.base(swarm()).and_then(|base| seeds::run(&arguments, &base)),
         Command::Replay(arguments) => replay(&arguments),
         Command::Minimize(arguments) => smaller::minimize(&arguments),
+        Command::Explain(arguments) => explain::explain(&arguments),
         Command::Bugs(arguments) => bugs::run(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),

@@ -51,13 +51,26 @@ pub fn run(arguments: &RunArguments, base: &RunOptions) -> io::Result<Outcome> {
 fn run_seed(program: &Path, arguments: &RunArguments, base: &RunOptions, seed: u64) -> RunReport {
     let options = RunOptions { seed, ..base.clone() };
     let mut report = apart::run(program, &options, arguments.trace.as_deref());
-    if arguments.twice && report.failure.is_none() {
-        let again = apart::run(program, &options, None);
+    let other = arguments.against.as_deref().or(arguments.twice.then_some(program));
+    if let Some(other) = other.filter(|_| report.failure.is_none()) {
+        let again = apart::run(other, &options, None);
         if again.hash != report.hash {
-            report.failure = Some(format!("the second run gave another hash, {}", again.hash));
+            report.failure = Some(differs(program, other, &options, &again));
         }
     }
     report
+}
+
+/// Two runs of one seed were not the same: the event at which they part says which code looks at something that is not
+/// simulated.
+fn differs(program: &Path, other: &Path, options: &RunOptions, again: &RunReport) -> String {
+    let hash = again.failure.as_deref().unwrap_or(&again.hash);
+    let place = match apart::first_difference(program, other, options) {
+        Ok(Some(difference)) => difference,
+        Ok(None) => "two further runs were the same".to_owned(),
+        Err(error) => format!("where they part could not be found out: {error}"),
+    };
+    format!("the second run was another one ({hash}); {place}")
 }
 
 fn tell_in_order(
@@ -104,6 +117,11 @@ fn tell_in_order(
     writeln!(out, "{}", totals.text())?;
     if stop.load(Ordering::Relaxed) && turn < base.seed.saturating_add(arguments.seeds()) && arguments.time.is_none() {
         writeln!(out, "interrupted: seeds from {turn} on were not run")?;
+    }
+    let swarm = base.kinds.is_none() && base.planted.is_none() && arguments.one.scenario.is_none();
+    if let Some(missing) = totals.too_tame().filter(|_| swarm) {
+        writeln!(out, "\n{missing}")?;
+        worst = worst.max(Outcome::Broken);
     }
     if let Some(path) = &arguments.report {
         serde_json::to_writer_pretty(std::fs::File::create(path)?, &totals)?;

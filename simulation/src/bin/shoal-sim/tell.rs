@@ -45,5 +45,5 @@ pub fn again(options: &RunOptions, scenario: Option<&Path>) -> String {
     if options.subject == Subject::Echo {
         return again;
     }
-    format!("{again}\n\n  to make it small:\n    shoal-sim minimize{usual} {run}")
+    format!("{again}\n    shoal-sim explain trace.txt\n\n  to make it small:\n    shoal-sim minimize{usual} {run}")
 }

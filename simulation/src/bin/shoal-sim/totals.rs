@@ -6,7 +6,11 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use serde::{Serialize, Serializer};
+use shoal_kernel::Rare;
 use shoal_simulation::run::{Counts, RunOptions, RunReport, Violation};
+
+/// From so many seeds of the swarm on, so many percent of the rare states must have been reached.
+const FLOORS: [(u64, usize); 2] = [(10_000, 100), (1_000, 90)];
 
 /// The sum of their reports; also the form of `--report`.
 #[derive(Serialize)]
@@ -88,6 +92,18 @@ impl Totals {
                 violations: report.violations.clone(),
             });
         }
+    }
+
+    /// Whether too few of the rare states were reached for so many seeds; if so, which were not.
+    pub fn too_tame(&self) -> Option<String> {
+        let (_, share) = FLOORS.into_iter().find(|(seeds, _)| self.seeds >= *seeds)?;
+        let missing: Vec<&str> =
+            Rare::ALL.iter().map(|rare| rare.as_str()).filter(|rare| !self.sometimes.contains_key(*rare)).collect();
+        let reached = Rare::ALL.len() - missing.len();
+        (reached * 100 < Rare::ALL.len() * share).then(|| {
+            let (all, missing) = (Rare::ALL.len(), missing.join("\n  "));
+            format!("{reached} of {all} rare states were reached, {share} % must be; missing:\n  {missing}")
+        })
     }
 
     /// For the line under a progress bar.

@@ -1,0 +1,99 @@
+//! Rare states that the simulator must reach now and then, or it tests less than it seems to. The code that gets into one
+//! says so through [`Env::reached`](crate::Env::reached), which the real world ignores.
+//! Source: the "sometimes assertions" of FoundationDB's and Antithesis' testing.
+
+use std::fmt;
+
+macro_rules! rare {
+    ($($variant:ident = $text:literal;)+) => {
+        /// A rare state.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "the text says it")]
+        pub enum Rare { $(#[doc = $text] $variant,)+ }
+
+        impl Rare {
+            /// Every one.
+            pub const ALL: &'static [Rare] = &[$(Self::$variant),+];
+
+            /// What has happened.
+            pub fn as_str(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
+        }
+    };
+}
+
+rare! {
+    // The world.
+    PowerLossTook = "a loss of power took something that was not synced";
+    PowerLostInJob = "power was lost in the middle of a job";
+    ProcessEnded = "a node's process ended by itself";
+    SyncFailed = "a sync failed";
+    WriteTorn = "a write failed after a part of its bytes";
+    ReadFlipped = "a read returned a wrong bit";
+    StreamHeld = "a stream waited for a link to be whole";
+    // What clients are told.
+    TooFewReplicas = "a write found too few replicas";
+    PartitionUnavailable = "a query found no replica of a partition";
+    LostAfterRows = "a node was lost after rows had left for the client";
+    Moved = "a client was told that a partition had moved";
+    NoCatalogQuorum = "a change of tables found no quorum of the catalog";
+    NotReady = "a node was asked before it was ready";
+    DeadlinePassed = "a deadline passed";
+    ClockTooFarAhead = "a clock was too far ahead";
+    Overloaded = "a node was overloaded";
+    DiskFull = "a disk was full";
+    Cancelled = "a client cancelled a query and was told so";
+    ClientGone = "a client went away in the middle of an answer";
+    ClientStalled = "a client stopped reading until the deadline";
+    ResendRecognised = "a resend was recognised";
+    AttemptsAtOnce = "two attempts at one write were acknowledged at once";
+    CaughtUpAtEnd = "a replica had to catch up at the end";
+    // Gateways.
+    ExactlyQuorum = "a write was acknowledged by exactly a quorum";
+    OneOfMany = "a write was acknowledged by one replica of several";
+    WrittenWithoutCatalog = "a write was acknowledged while nobody led the catalog";
+    NewerEpoch = "a write went on in a newer epoch";
+    AskedAgain = "a write asked a replica again that had not been ready";
+    ReservationAdopted = "a reservation took over what an earlier attempt had left";
+    ReservationRefused = "a reservation met a higher ballot";
+    // Replicas.
+    TailCut = "a torn end of a log was cut off";
+    LogInDoubt = "the end of a log was in doubt";
+    ReplicaEmptied = "a damaged replica was emptied";
+    ReplicaRefilled = "an emptied replica counted again";
+    ReplicaRestarted = "a replica was restarted";
+    ReplicaRestartedOften = "a replica was restarted for the third time in a row";
+    StaleEpoch = "a replica refused a stale epoch";
+    RowsPulled = "a replica pulled rows that it had missed";
+    LogBegunAnew = "a replica met a peer whose log had begun anew";
+    TokenElsewhere = "a replica knew an idempotency key from a peer";
+    // Queries.
+    QueryRestarted = "a query was started again because a node was lost";
+    QueryQueued = "a query waited for its turn";
+    QueryAvoidsNode = "a query avoided a node that had failed it";
+    // Agreement and membership.
+    ProposalRepeated = "a change of the catalog was proposed again";
+    LeaderChanged = "the leader changed while a change of the catalog was under way";
+    SnapshotInstalled = "a node took over a snapshot of the catalog";
+    CatalogTailCut = "a torn end of the catalog's log was cut off";
+    CameBack = "a node heard that it was taken for down, and came back under a new generation";
+    SuspicionLifted = "a suspect objected in time";
+}
+
+impl fmt::Display for Rare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn texts_are_different() {
+        let texts: BTreeSet<&str> = Rare::ALL.iter().map(|rare| rare.as_str()).collect();
+        assert_eq!(texts.len(), Rare::ALL.len());
+    }
+}
