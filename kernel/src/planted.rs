@@ -49,6 +49,12 @@ planted! {
     TokensForgotten = "tokens-forgotten";
     /// Log files are removed before what they hold is in a segment.
     LogRetiredEarly = "log-retired-early";
+    /// Directories are not synced: what was renamed into place may be the old file after a loss of power.
+    SkipDirectorySync = "skip-directory-sync";
+    /// A damaged record in the middle of a log is passed over.
+    BadRecordSkipped = "bad-record-skipped";
+    /// A replica forgets the idempotency keys that it has seen when it is opened again.
+    TokensLostAtRestart = "tokens-lost-at-restart";
     // Replicas and their peers.
     /// A replica acknowledges a write before it commits it.
     AcknowledgeBeforeCommit = "acknowledge-before-commit";
@@ -62,6 +68,8 @@ planted! {
     NoCatchUp = "no-catch-up";
     /// Catch-up goes on behind rows that could not be committed.
     CursorBeforeRows = "cursor-before-rows";
+    /// A replica takes versions from a clock however far ahead.
+    AnyClockTrusted = "any-clock-trusted";
     // Gateways.
     /// A write is acknowledged at quorum, or at all, when one replica has answered.
     AcknowledgeEarly = "acknowledge-early";
@@ -80,9 +88,19 @@ planted! {
     MergedTwice = "merged-twice";
     /// A batch of an answer with many rows is lost on its way to the client.
     BatchLost = "batch-lost";
+    /// A query that was cancelled keeps its place among those that run.
+    SlotLeaked = "slot-leaked";
+    /// Any number of queries may wait.
+    UnboundedQueue = "unbounded-queue";
     // Whole nodes.
     /// DROP TABLE says that it is done and does nothing.
     DropForgotten = "drop-forgotten";
+    /// A node believes its own catalog when it does not know a table.
+    StaleCatalog = "stale-catalog";
+    /// A node that starts forgets how far its clock had been.
+    ClockBoundForgotten = "clock-bound-forgotten";
+    /// Checksums of frames between nodes are not looked at.
+    NoFrameChecksum = "no-frame-checksum";
     /// A node that stops leaves its streams open.
     StreamsLeftOpen = "streams-left-open";
     /// Nobody asks members that were down whether they are back.

@@ -29,6 +29,7 @@ rare! {
     SyncFailed = "a sync failed";
     WriteTorn = "a write failed after a part of its bytes";
     ReadFlipped = "a read returned a wrong bit";
+    FrameCorrupted = "a stream between nodes carried a wrong bit";
     StreamHeld = "a stream waited for a link to be whole";
     // What clients are told.
     TooFewReplicas = "a write found too few replicas";

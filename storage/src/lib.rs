@@ -16,6 +16,7 @@ mod manifest;
 mod memtable;
 mod merge;
 mod options;
+mod planted;
 mod predicate;
 mod rows;
 mod scan;

@@ -29,9 +29,14 @@ struct Core {
 }
 
 impl NodeClock {
+    /// Where the bound is kept.
+    pub(crate) fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("CLOCK")
+    }
+
     /// Reads the bound of the last life and waits, for at most that short while, until the wall has passed it.
     pub(crate) async fn open(env: &Env, data_dir: &Path, skew_max_ms: u64) -> Result<Self> {
-        let path = data_dir.join("CLOCK");
+        let path = Self::path(data_dir);
         let (disk, at) = (env.disk(), path.clone());
         let floor = env
             .blocking(move || -> Result<Hlc> {

@@ -75,10 +75,14 @@ impl Node {
     pub async fn start(env: Env, config: NodeConfig) -> Result<Self> {
         let identity = Identity::claim(&env, &config.data_dir).await?;
         let node = identity.node;
+        if config.has(Planted::ClockBoundForgotten) {
+            let (disk, path) = (env.disk(), NodeClock::path(&config.data_dir));
+            env.blocking(move || if disk.exists(&path)? { disk.remove_file(&path) } else { Ok(()) }).await??;
+        }
         let clock = Arc::new(NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms).await?);
-        let transport =
-            Transport::start(&env, TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone()))
-                .await?;
+        let mut transport_config = TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone());
+        transport_config.checks_frames = !config.has(Planted::NoFrameChecksum);
+        let transport = Transport::start(&env, transport_config).await?;
         let rpc = Arc::new(AgreementOut(transport.clone()));
         let agreement = Agreement::open(
             &env,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use datafusion::execution::memory_pool::MemoryPool;
 use ractor::{ActorCell, ActorRef};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, QueryId, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result, wire};
 use tokio::sync::oneshot;
 
 use super::admission::Admission;
@@ -72,7 +72,9 @@ pub(super) struct Surroundings {
 impl QueryNode {
     pub(super) fn new(surroundings: Surroundings, root: ActorCell) -> Arc<Self> {
         let Surroundings { env, id, transport, engine, replicas, placement, limits, memory } = surroundings;
-        let admission = Admission::new(limits.queries_max, limits.queries_queued_max);
+        let bounded = limits.planted != Some(Planted::UnboundedQueue);
+        let admission =
+            Admission::new(limits.queries_max, if bounded { limits.queries_queued_max } else { usize::MAX });
         Arc::new(Self {
             env,
             id,

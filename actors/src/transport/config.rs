@@ -39,6 +39,8 @@ pub struct TransportConfig {
     pub accepted_max: usize,
     /// Accepted connections that have not finished their handshake; further ones are dropped.
     pub half_open_max: usize,
+    /// Whether checksums of frames are looked at. Always, but where a simulation wants to see what happens otherwise.
+    pub checks_frames: bool,
 }
 
 impl TransportConfig {
@@ -60,6 +62,7 @@ impl TransportConfig {
             serving_max: 1024,
             accepted_max: 4096,
             half_open_max: 64,
+            checks_frames: true,
         }
     }
 

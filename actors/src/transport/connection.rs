@@ -64,6 +64,7 @@ pub(super) struct Connection {
     env: Env,
     counters: Arc<Counters>,
     frame_bytes_max: usize,
+    checks_frames: bool,
     streams_max: usize,
     calls_max: usize,
     // Counts reads that brought bytes.
@@ -100,6 +101,7 @@ impl Connection {
             env: env.clone(),
             counters: counters.clone(),
             frame_bytes_max: config.frame_bytes_max,
+            checks_frames: config.checks_frames,
             streams_max: config.streams_max,
             calls_max: config.calls_max,
             heard: AtomicU64::new(0),
@@ -443,7 +445,7 @@ async fn read(hub: &Arc<Hub>, connection: &Arc<Connection>, mut reader: ReadHalf
     let mut buffer = BytesMut::new();
     loop {
         let missing = loop {
-            match frame::decode(&mut buffer, connection.frame_bytes_max) {
+            match frame::decode(&mut buffer, connection.frame_bytes_max, connection.checks_frames) {
                 Ok(Decoded::Missing(bytes)) => break bytes,
                 Ok(Decoded::Frame(frame)) => {
                     add(&connection.counters.frames_in, 1);

@@ -43,6 +43,8 @@ pub(super) struct Office {
     pub(super) history: Arc<History>,
     pub(super) host: HostId,
     pub(super) nodes: u16,
+    /// Queries that a node may have in hand, running and waiting.
+    pub(super) queries_max: usize,
     /// Events bring their own time.
     pub(super) event_times: bool,
     /// The operations that are carried out, if not all.
@@ -148,9 +150,14 @@ impl Office {
         manner: Manner,
     ) -> Result<Answered, Failed> {
         statement.timeout = Some(NODE_TIMEOUT);
-        let shared = self.shared.clone();
+        let (shared, history, bound, host) =
+            (self.shared.clone(), self.history.clone(), self.queries_max, HostId(node));
         self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
+            let queries = node.in_hand().queries.queries;
+            if queries > bound {
+                history.facts().overfull.push(format!("{host} has {queries} queries in hand, {bound} are its limit"));
+            }
             let tasks = env.clone();
             tasks.spawn("client statement", async move {
                 reply.send(run(&node, &env, statement, manner, &shared).await);
@@ -453,6 +460,20 @@ impl Client {
         }
     }
 
+    /// Asks another node about a table that has been created.
+    async fn see(&self, id: OperationId, created_by: u16, name: &str) {
+        let other = (created_by + 1) % self.office.nodes;
+        let request = SqlRequest::new(format!("SELECT count(*) FROM {name}"));
+        let answer = self.office.sql_in(&self.env, other, label(id), request, Manner::Whole).await;
+        if let Err(Failed::Error(error)) = answer
+            && error.code() == ErrorCode::UnknownTable
+        {
+            let (by, other) = (HostId(created_by), HostId(other));
+            let unseen = format!("operation {id}: {name} had been created through {by}, and {other} says: {error}");
+            self.office.history.facts().unseen.push(unseen);
+        }
+    }
+
     async fn table(&self, id: OperationId, node: u16, dropping: bool) {
         let name = format!("tmp_{}_{}", id.client, id.number);
         let statements = [
@@ -481,6 +502,9 @@ impl Client {
             self.office.history.facts().tables[place].done = done;
             if done != Some(true) {
                 return;
+            }
+            if created {
+                self.see(id, node, &name).await;
             }
         }
     }

@@ -193,6 +193,10 @@ pub struct Facts {
     pub tables: Vec<TableChange>,
     /// Errors by which a node said that an invariant of its own is broken.
     pub internal: Vec<String>,
+    /// Tables that a node did not know although they had been created.
+    pub unseen: Vec<String>,
+    /// Queries that a node had in hand beyond its limits.
+    pub overfull: Vec<String>,
     /// Operations that clients began, in order.
     pub operations: Vec<OperationId>,
     /// Operations by outcome.

@@ -50,6 +50,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         history: history.clone(),
         host: HostId(settings.nodes),
         nodes: settings.nodes,
+        queries_max: settings.queries_max(),
         event_times: settings.event_times,
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,

@@ -120,6 +120,12 @@ impl Settings {
         }
     }
 
+    /// Queries that a node may have in hand, running and waiting.
+    pub(super) fn queries_max(&self) -> usize {
+        let config = self.node(0);
+        config.queries_max + config.queries_queued_max
+    }
+
     /// How a node is set up.
     pub(super) fn node(&self, host: u16) -> NodeConfig {
         let address = |host: u16, port| HostId(host).address(port);

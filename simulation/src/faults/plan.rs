@@ -37,6 +37,8 @@ pub enum FaultKind {
     Loss,
     /// A node's links are late, and perhaps narrow.
     Delay,
+    /// Streams of a node carry wrong bits now and then.
+    Corruption,
     /// Streams between two nodes are reset.
     Reset,
     /// A process is killed.
@@ -71,7 +73,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
@@ -79,6 +81,7 @@ impl FaultKind {
         Self::Flapping,
         Self::Loss,
         Self::Delay,
+        Self::Corruption,
         Self::Reset,
         Self::Kill,
         Self::PowerLoss,
@@ -221,6 +224,9 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
             bytes_per_milli: if stream.chance(500) { stream.between(50, 2_000) } else { 0 },
             ..LinkFaults::default()
         }),
+        FaultKind::Corruption => {
+            weather(LinkFaults { corrupt_permille: stream.between(2, 40), ..LinkFaults::default() })
+        }
         FaultKind::Reset => Fault::Reset { one, other },
         FaultKind::Kill => Fault::Crash { host: one, how: CrashKind::Process },
         FaultKind::PowerLoss => Fault::Crash { host: one, how: CrashKind::Power },

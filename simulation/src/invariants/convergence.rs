@@ -127,6 +127,14 @@ pub(super) fn one_owner_set_per_epoch(evidence: &Evidence) -> Vec<String> {
     evidence.owners_in_conflict.clone()
 }
 
+pub(super) fn created_tables_are_seen(evidence: &Evidence) -> Vec<String> {
+    evidence.facts.unseen.clone()
+}
+
+pub(super) fn queues_under_limits(evidence: &Evidence) -> Vec<String> {
+    evidence.facts.overfull.clone()
+}
+
 pub(super) fn no_internal_errors(evidence: &Evidence) -> Vec<String> {
     evidence.facts.internal.clone()
 }

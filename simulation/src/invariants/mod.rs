@@ -118,6 +118,22 @@ pub const INVARIANTS: &[Invariant] = &[
         check: convergence::one_owner_set_per_epoch,
     },
     Invariant {
+        name: "created_tables_are_seen",
+        text: "A node that is asked about a table after it was created knows it, or says that it cannot ask.",
+        check: convergence::created_tables_are_seen,
+    },
+    Invariant {
+        name: "queues_under_limits",
+        text: "No node has more queries in hand than it may run and let wait.",
+        check: convergence::queues_under_limits,
+    },
+    Invariant {
+        name: "no_clock_is_followed_far",
+        text: "While the clocks of all nodes but one are right, nothing is acknowledged by more than one replica under a version \
+               further ahead than a clock may be.",
+        check: writes::no_clock_is_followed_far,
+    },
+    Invariant {
         name: "liveness_after_heal",
         text: "Within 30 s after the heal every kind of operation succeeds through every node.",
         check: convergence::liveness_after_heal,

@@ -29,6 +29,8 @@ pub struct LinkFaults {
     pub duplicate_permille: u64,
     /// Datagrams held back so that later ones overtake them, of 1000.
     pub reorder_permille: u64,
+    /// Parts of streams that arrive with one wrong bit, of 1000: checksums of TCP are weak.
+    pub corrupt_permille: u64,
     /// Bytes per millisecond, if the link is slow; 0 for a healthy one.
     pub bytes_per_milli: u64,
 }
@@ -40,12 +42,14 @@ impl fmt::Display for LinkFaults {
         }
         write!(
             f,
-            "delay {} us, jitter {} us, loss {} permille, duplicates {} permille, reordering {} permille, {} bytes/ms",
+            "delay {} us, jitter {} us, loss {} permille, duplicates {} permille, reordering {} permille, \
+             wrong bits {} permille, {} bytes/ms",
             self.delay_micros,
             self.jitter_micros,
             self.loss_permille,
             self.duplicate_permille,
             self.reorder_permille,
+            self.corrupt_permille,
             self.bytes_per_milli
         )
     }
@@ -61,6 +65,7 @@ pub(super) struct Link {
     pub(super) duplicates: Stream,
     pub(super) reordering: Stream,
     pub(super) splits: Stream,
+    pub(super) corruption: Stream,
     /// When the link is free for the next byte.
     free_at_micros: u64,
 }
@@ -83,6 +88,7 @@ impl Link {
             duplicates: stream("link duplicates"),
             reordering: stream("link reordering"),
             splits: stream("link splits"),
+            corruption: stream("link corruption"),
             free_at_micros: 0,
         }
     }

@@ -154,7 +154,7 @@ fn send(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, segment:
 }
 
 /// As [`send`], for a segment that was first sent when the trace had so many lines.
-fn send_again(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, (after, segment): (u64, Segment)) {
+fn send_again(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, (after, mut segment): (u64, Segment)) {
     let now = core.now_micros;
     let Some(connection) = core.network.connections.get_mut(&number) else { return };
     let to = connection.end(side.other()).host;
@@ -173,12 +173,27 @@ fn send_again(shared: &Arc<Shared>, core: &mut Core, number: u64, side: Side, (a
     }
     let bytes = if let Segment::Data(bytes) = &segment { bytes.len() } else { 0 };
     let mut transit = link.transit_micros(now, bytes);
+    let mut corrupted = false;
+    if let Segment::Data(bytes) = &mut segment
+        && !bytes.is_empty()
+        && link.corruption.chance(link.faults.corrupt_permille)
+    {
+        let mut wrong = bytes.to_vec();
+        let bit = link.corruption.below(wrong.len() as u64 * 8);
+        // Below the length by the draw.
+        wrong[(bit / 8) as usize] ^= 1 << (bit % 8);
+        *bytes = wrong.into();
+        corrupted = true;
+    }
     if link.loss.chance(link.faults.loss_permille) {
         // A lost segment is sent again after a time-out.
         transit += 200_000;
     }
     let at = (now + transit).max(end.last_arrival_micros);
     end.last_arrival_micros = at;
+    if corrupted {
+        core.sometimes(Rare::FrameCorrupted);
+    }
     let shared = shared.clone();
     deliver(core, to, at, move || arrive(&shared, number, side.other(), segment, after));
 }

@@ -14,6 +14,7 @@ use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, read_meta};
 use crate::memtable::{KeyIndex, MemView};
 use crate::options::StoreOptions;
+use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
 use crate::state::{Problem, SegmentView, State};
 use crate::token::Tokens;
@@ -69,6 +70,10 @@ impl Store {
         new_log_id: LogId,
     ) -> Result<(Arc<Self>, Recovery)> {
         let layout = Arc::new(Layout::new(schema)?);
+        let disk: Arc<dyn Disk> = match options.planted {
+            Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
+            _ => disk,
+        };
         disk.create_dir_all(dir)?;
         let (manifest, created) = match Manifest::read(&disk, dir)? {
             Some(manifest) => (manifest, false),
@@ -112,7 +117,8 @@ impl Store {
             broken: recovery.quarantined.clone().into(),
         };
         let mut replayed = Vec::new();
-        let mut recovered = recover(&disk, dir, &layout, manifest.flushed, |position, incoming| {
+        let skips = options.planted == Some(Planted::BadRecordSkipped);
+        let mut recovered = recover(&disk, dir, &layout, manifest.flushed, skips, |position, incoming| {
             recovery.records_replayed += 1;
             recovery.rows_replayed += incoming.rows() as u64;
             replayed.push((position, incoming));
@@ -159,6 +165,9 @@ impl Store {
             meta: Mutex::new(meta),
         };
         store.replay(replayed, recovery.quarantined.is_empty())?;
+        if store.has(Planted::TokensLostAtRestart) {
+            *super::lock(&store.tokens) = Tokens::default();
+        }
         recovery.report(dir);
         Ok((Arc::new(store), recovery))
     }
@@ -186,7 +195,7 @@ fn create(disk: &Arc<dyn Disk>, dir: &Path, layout: &Layout, log_id: LogId) -> R
             return Err(Error::new(ErrorCode::Corruption, message));
         }
     }
-    let recovered = recover(disk, dir, layout, 0, |_, _| {
+    let recovered = recover(disk, dir, layout, 0, false, |_, _| {
         let message = format!("there is a log in {} and no {MANIFEST_FILE}", dir.display());
         Err(Error::new(ErrorCode::Corruption, message))
     })?;

@@ -57,7 +57,7 @@ struct Parsed {
     tail: Tail,
 }
 
-/// Reads all records above `flushed`, in order.
+/// Reads all records above `flushed`, in order. `skips` is a planted bug: damage in the middle is passed over.
 ///
 /// # Errors
 /// [`ErrorCode::Corruption`] if a bad record is followed by good ones, or records are missing;
@@ -67,6 +67,7 @@ pub(crate) fn recover(
     dir: &Path,
     layout: &Layout,
     flushed: u64,
+    skips: bool,
     mut deliver: impl FnMut(u64, Incoming) -> Result<()>,
 ) -> Result<Recovered> {
     let mut paths = Vec::new();
@@ -89,7 +90,7 @@ pub(crate) fn recover(
         let is_last = number + 1 == count;
         let bytes = disk.read(&path)?;
         let corrupt = |what: String| Error::new(ErrorCode::Corruption, what).context(path.display());
-        let Some(parsed) = parse(&bytes).map_err(|error| error.context(path.display()))? else {
+        let Some(parsed) = parse(&bytes, skips).map_err(|error| error.context(path.display()))? else {
             // Cut off while it was being created, before anything was written behind its header.
             if !is_last {
                 return Err(corrupt("the header of a log file is damaged".into()));
@@ -111,6 +112,9 @@ pub(crate) fn recover(
             let end = header.first_position + u64::from(header.entries);
             if end <= recovered.last_position + 1 {
                 continue;
+            }
+            if skips {
+                recovered.last_position = header.first_position - 1;
             }
             if header.first_position != recovered.last_position + 1 {
                 return Err(corrupt(format!("record {} is missing", recovered.last_position + 1)));
@@ -141,7 +145,7 @@ pub(crate) fn recover(
 }
 
 /// Cuts a file into frames. `None` if it ends before its own header does.
-fn parse(bytes: &[u8]) -> Result<Option<Parsed>> {
+fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>> {
     let Some((head, mut at)) = parse_head(bytes)? else {
         return match find_frame(bytes, 0) {
             Some(_) => Err(Error::new(ErrorCode::Corruption, "the header is damaged and records follow")),
@@ -157,17 +161,22 @@ fn parse(bytes: &[u8]) -> Result<Option<Parsed>> {
         }
         let header = FrameHeader::parse(rest);
         if let Some(header) = header.filter(|header| header.payload(&rest[HEADER_BYTES..]).is_some()) {
-            if header.first_position != expected {
+            if header.first_position != expected && !skips {
                 let found = header.first_position;
                 return Err(Error::new(ErrorCode::Corruption, format!("record {expected} expected, {found} found")));
             }
+            expected = header.first_position + u64::from(header.entries);
             frames.push((at, header));
-            expected += u64::from(header.entries);
             at += HEADER_BYTES + header.payload_bytes;
             continue;
         }
         let complete = header.map(|header| HEADER_BYTES + header.payload_bytes).filter(|&len| len <= rest.len());
-        if find_frame(bytes, at + complete.unwrap_or(1)).is_some() {
+        let next = find_frame(bytes, at + complete.unwrap_or(1));
+        if let Some(next) = next.filter(|_| skips) {
+            at = next;
+            continue;
+        }
+        if next.is_some() {
             let what = format!("a damaged record at byte {at} is followed by good ones");
             return Err(Error::new(ErrorCode::Corruption, what));
         }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, FragmentKey, NodeId, QueryId, Rare, Result};
+use shoal_kernel::{Error, ErrorCode, FragmentKey, NodeId, Planted, QueryId, Rare, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
@@ -411,6 +411,10 @@ impl QueryState {
             Ok(()) => format!("query {} is complete with {} rows", self.id, self.rows.load(Ordering::Relaxed)),
             Err(error) => format!("query {} failed: {error}", self.id),
         });
+        let cancelled = matches!(&end, Err(error) if error.code() == ErrorCode::Cancelled);
+        if cancelled && self.node.limits.planted == Some(Planted::SlotLeaked) {
+            std::mem::forget(self.permit.take());
+        }
         let elapsed = self.node.env.monotonic().saturating_sub(self.began);
         let elapsed_micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         metrics::histogram!("shoal_query_seconds").record(elapsed.as_secs_f64());

@@ -42,7 +42,7 @@ fn wire(frame: &Frame) -> BytesMut {
 /// Reads frames until one is not part of the pulse; none when the connection is closed.
 async fn read_frame(stream: &mut BoxStream, buffer: &mut BytesMut) -> Option<Frame> {
     loop {
-        match frame::decode(buffer, 1 << 20).unwrap() {
+        match frame::decode(buffer, 1 << 20, true).unwrap() {
             Decoded::Frame(frame) if matches!(frame.kind, Kind::Ping | Kind::Pong) => {}
             Decoded::Frame(frame) => return Some(frame),
             Decoded::Missing(_) => {
