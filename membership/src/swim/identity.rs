@@ -11,10 +11,13 @@ const FILE: &str = "generation";
 
 /// A life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    pub(super) node: NodeId,
-    pub(super) address: SocketAddr,
-    pub(super) generation: u64,
+pub struct Identity {
+    /// Its number.
+    pub node: NodeId,
+    /// Where it receives datagrams.
+    pub address: SocketAddr,
+    /// Which of its lives; goes up with every start and every return.
+    pub generation: u64,
 }
 
 impl Identity {
