@@ -38,6 +38,9 @@ pub(super) const PACKET_BYTES_MAX: NonZeroUsize =
 /// News that waits in foca before the core tells more by itself: about what fits into two datagrams.
 const BACKLOG_MAX: usize = 128;
 
+/// Times that each node tells news of which there is more than that. Whoever misses some of it finds it by asking.
+const BULK_TRANSMISSIONS: u8 = 6;
+
 /// Datagrams of one answer to a survey.
 const ANSWER_DATAGRAMS_MAX: usize = 4;
 
@@ -213,9 +216,8 @@ impl Core {
         let shorter = shorter.as_deref().unwrap_or(body);
         let mut all = self.drive(now, |foca, runtime| foca.handle_data(shorter, runtime));
         if !beyond.is_empty() {
-            if answer {
-                self.survey_soon(now);
-            } else {
+            self.survey_soon(now);
+            if !answer {
                 beyond.iter().for_each(|update| self.known.tell(update.id().address));
                 self.spread_at.get_or_insert(now + self.spread_every);
             }
@@ -420,11 +422,11 @@ impl Core {
     fn spread(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
         let members = self.foca.iter_members().map(|member| *member.id());
         let chosen: Vec<Identity> = members.sample(&mut self.rng, GOSSIP_MEMBERS.get());
-        let (me, times) = (*self.foca.identity(), self.scale.transmissions().get());
+        let me = *self.foca.identity();
         let mut sends = Vec::new();
         for to in chosen {
             if let Some(mut parcel) = Parcel::new(GOSSIP, me, to) {
-                self.known.hand_out(times, |member| parcel.add(member));
+                self.known.hand_out(BULK_TRANSMISSIONS, |member| parcel.add(member));
                 sends.push((to.address, parcel.close()));
             }
         }
@@ -461,7 +463,7 @@ impl Core {
     #[cfg(test)]
     fn check(&self) {
         let mut held: Vec<_> = self.foca.iter_membership_state().cloned().collect();
-        held.sort_by_key(|member| member.id().address);
+        held.sort_by_key(|member| survey::place(member.id().address));
         assert_eq!(self.known.all().collect::<Vec<_>>(), held);
     }
 

@@ -12,7 +12,7 @@ use foca::{Identity as _, Incarnation, Member, State};
 use shoal_kernel::NodeId;
 
 use super::identity::Identity;
-use super::survey::{GROUPS, Marks, group_of};
+use super::survey::{GROUPS, Marks, Place, first_of, group_of, place};
 
 /// Nothing waits to be told of this member.
 const TOLD: u8 = u8::MAX;
@@ -33,6 +33,10 @@ impl Fact {
         Identity { node: self.node, address, generation: self.generation }
     }
 
+    fn member(&self, address: SocketAddr) -> Member<Identity> {
+        Member::new(self.identity(address), self.incarnation, self.state)
+    }
+
     /// The order of news about one life, as in section 4.2 of the paper: foca applies the same.
     fn gives_way_to(&self, incarnation: Incarnation, state: State) -> bool {
         match (self.state, state) {
@@ -49,7 +53,8 @@ impl Fact {
 /// Follows foca's members, by its rules.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    facts: BTreeMap<SocketAddr, Fact>,
+    /// By address, in the order of their groups.
+    facts: BTreeMap<Place, Fact>,
     /// Of those that are not down.
     marks: Marks,
     /// Whom to tell of, by how often that was done. An address may stand here that has moved on since; it is passed over.
@@ -60,7 +65,7 @@ impl Known {
     /// Whether foca would make anything of it.
     pub(super) fn is_news(&self, update: &Member<Identity>) -> bool {
         let id = update.id();
-        self.facts.get(&id.address).is_none_or(|fact| {
+        self.facts.get(&place(id.address)).is_none_or(|fact| {
             let known = fact.identity(id.address);
             if known == *id {
                 fact.gives_way_to(update.incarnation(), update.state())
@@ -83,8 +88,8 @@ impl Known {
 
     fn put(&mut self, address: SocketAddr, fact: Option<Fact>) {
         let before = match fact {
-            Some(fact) => self.facts.insert(address, fact),
-            None => self.facts.remove(&address),
+            Some(fact) => self.facts.insert(place(address), fact),
+            None => self.facts.remove(&place(address)),
         };
         for active in [before, fact].into_iter().flatten().filter(|fact| fact.state != State::Down) {
             self.marks.toggle(&active.identity(address));
@@ -103,17 +108,12 @@ impl Known {
         first: usize,
         mut take: impl FnMut(&Member<Identity>) -> bool,
     ) {
-        let mut groups: [Vec<SocketAddr>; GROUPS] = std::array::from_fn(|_| Vec::new());
-        for address in self.facts.keys() {
-            let group = group_of(*address);
-            if asked[group] {
-                groups[group].push(*address);
-            }
-        }
-        let order = groups.iter().cycle().skip(first % GROUPS).take(GROUPS);
-        for member in order.flatten().filter_map(|address| self.get(*address)) {
-            if !take(&member) {
-                return;
+        for group in (first..first + GROUPS).map(|group| group % GROUPS).filter(|group| asked[*group]) {
+            let here = self.facts.range(first_of(group)..).take_while(|(place, _)| group_of(place) == group);
+            for ((_, address), fact) in here {
+                if !take(&fact.member(*address)) {
+                    return;
+                }
             }
         }
     }
@@ -121,7 +121,7 @@ impl Known {
     /// Forgets a life that is down, as foca does after a while.
     pub(super) fn forget(&mut self, id: &Identity) -> bool {
         let gone = |fact: &Fact| fact.identity(id.address) == *id && fact.state == State::Down;
-        let forgotten = self.facts.get(&id.address).is_some_and(gone);
+        let forgotten = self.facts.get(&place(id.address)).is_some_and(gone);
         if forgotten {
             self.put(id.address, None);
         }
@@ -142,16 +142,15 @@ impl Known {
     }
 
     pub(super) fn get(&self, address: SocketAddr) -> Option<Member<Identity>> {
-        let fact = self.facts.get(&address)?;
-        Some(Member::new(fact.identity(address), fact.incarnation, fact.state))
+        Some(self.facts.get(&place(address))?.member(address))
     }
 
     pub(super) fn contains(&self, address: SocketAddr) -> bool {
-        self.facts.contains_key(&address)
+        self.facts.contains_key(&place(address))
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.facts.keys().copied()
+        self.facts.keys().map(|(_, address)| *address)
     }
 
     pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
@@ -160,7 +159,7 @@ impl Known {
 
     /// What is known at this address is to be told.
     pub(super) fn tell(&mut self, address: SocketAddr) {
-        if let Some(fact) = self.facts.get_mut(&address) {
+        if let Some(fact) = self.facts.get_mut(&place(address)) {
             fact.told = 0;
             self.queue(address, 0);
         }
@@ -186,10 +185,10 @@ impl Known {
         let mut taken = Vec::new();
         'all: for round in 0..self.untold.len() {
             while let Some(address) = self.untold.get_mut(round).and_then(VecDeque::pop_front) {
-                let Some(fact) = self.facts.get(&address).filter(|fact| usize::from(fact.told) == round) else {
+                let Some(fact) = self.facts.get(&place(address)).filter(|fact| usize::from(fact.told) == round) else {
                     continue;
                 };
-                if !take(&Member::new(fact.identity(address), fact.incarnation, fact.state)) {
+                if !take(&fact.member(address)) {
                     self.untold[round].push_front(address);
                     break 'all;
                 }
@@ -197,7 +196,7 @@ impl Known {
             }
         }
         for address in taken {
-            let Some(fact) = self.facts.get_mut(&address) else { continue };
+            let Some(fact) = self.facts.get_mut(&place(address)) else { continue };
             fact.told = fact.told.saturating_add(1);
             if fact.told >= times {
                 fact.told = TOLD;
@@ -215,7 +214,7 @@ impl Known {
     /// Everything, as foca would list it.
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = Member<Identity>> {
-        self.facts.keys().filter_map(|address| self.get(*address))
+        self.facts.iter().map(|(place, fact)| fact.member(place.1))
     }
 }
 

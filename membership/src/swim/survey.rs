@@ -7,7 +7,7 @@
 //! Asking costs the same at any size. With foca's own way, a handful of random members in each answer, a newcomer among 5,000
 //! would need more than an hour to hear of the last.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::wire;
@@ -16,6 +16,9 @@ use super::identity::Identity;
 
 /// Groups of addresses: at 5,000 nodes one group fills one datagram.
 pub(super) const GROUPS: usize = 64;
+
+/// The upper bits of a hash are the group.
+const GROUP_SHIFT: u32 = u64::BITS - GROUPS.ilog2();
 
 const MARK_BYTES: usize = size_of::<u32>();
 
@@ -32,8 +35,9 @@ impl Default for Marks {
 impl Marks {
     /// Adds a life, or takes it away again.
     pub(super) fn toggle(&mut self, id: &Identity) {
-        let mark = mix(mix(u64::from(id.node.0)) ^ id.generation ^ place(id.address).rotate_left(32));
-        if let Some(group) = self.0.get_mut(group_of(id.address)) {
+        let place = place(id.address);
+        let mark = mix(mix(u64::from(id.node.0)) ^ id.generation ^ place.0.rotate_left(32));
+        if let Some(group) = self.0.get_mut(group_of(&place)) {
             *group ^= (mark >> 32) as u32;
         }
     }
@@ -44,18 +48,26 @@ impl Marks {
     }
 }
 
-/// The group of an address; the same everywhere.
-pub(super) fn group_of(address: SocketAddr) -> usize {
-    (place(address) >> 32) as usize % GROUPS
-}
+/// An address after its hash, the same everywhere. The hash keeps groups of like size, and compares fast.
+pub(super) type Place = (u64, SocketAddr);
 
-fn place(address: SocketAddr) -> u64 {
+pub(super) fn place(address: SocketAddr) -> Place {
     let ip = match address.ip() {
         IpAddr::V4(ip) => u128::from(ip.to_bits()),
         IpAddr::V6(ip) => ip.to_bits(),
     };
     let (high, low) = ((ip >> 64) as u64, ip as u64);
-    mix(mix(mix(u64::from(address.port())) ^ high) ^ low)
+    (mix(mix(mix(u64::from(address.port())) ^ high) ^ low), address)
+}
+
+/// The group of an address.
+pub(super) fn group_of(place: &Place) -> usize {
+    (place.0 >> GROUP_SHIFT) as usize
+}
+
+/// The first place of a group.
+pub(super) fn first_of(group: usize) -> Place {
+    ((group as u64) << GROUP_SHIFT, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
 }
 
 /// The last step of SplitMix64: every bit of the number moves half of the others.
@@ -93,8 +105,6 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Identity, Marks)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use shoal_kernel::NodeId;
 
     use super::*;
@@ -115,7 +125,7 @@ mod tests {
         theirs.toggle(&identity(7, 2));
         let differing = ours.differing(&theirs);
         assert_eq!(differing.iter().filter(|differs| **differs).count(), 1);
-        assert!(differing[group_of(identity(7, 1).address)], "another life stands in the same group");
+        assert!(differing[group_of(&place(identity(7, 1).address))], "another life stands in the same group");
         let (from, read) = decode(&encode(identity(7, 2), &theirs).unwrap()).unwrap();
         assert_eq!((from, read), (identity(7, 2), theirs));
     }
@@ -123,7 +133,7 @@ mod tests {
     #[test]
     fn groups_are_of_like_size() {
         let mut sizes = [0; GROUPS];
-        (1..=6_400).for_each(|number| sizes[group_of(identity(number, 1).address)] += 1);
+        (1..=6_400).for_each(|number| sizes[group_of(&place(identity(number, 1).address))] += 1);
         assert!(sizes.iter().all(|size| (50..150).contains(size)), "{sizes:?}");
     }
 }
