@@ -7,7 +7,6 @@ use super::core::PACKET_BYTES_MAX;
 use super::identity::Identity;
 
 /// What a datagram says.
-
 pub(super) struct Heard<'a> {
     pub(super) header: Header<Identity>,
     pub(super) updates: Vec<Member<Identity>>,

@@ -7,6 +7,7 @@
 mod arguments;
 mod bugs;
 mod interrupt;
+mod scale;
 mod seeds;
 mod smaller;
 mod tell;
@@ -24,6 +25,7 @@ use shoal_simulation::{apart, entropy};
 
 use arguments::RunArguments;
 use bugs::BugsArguments;
+use scale::ScaleArguments;
 use smaller::MinimizeArguments;
 
 #[global_allocator]
@@ -56,6 +58,8 @@ enum Command {
     Minimize(MinimizeArguments),
     /// Plants bugs, one after the other, and shows how soon each is found.
     Bugs(BugsArguments),
+    /// Runs membership and catalog alone, with thousands of nodes and a million partitions, and prints what they cost.
+    Scale(ScaleArguments),
     /// Lists the promises that every run of the cluster is held to.
     Invariants,
     /// Does one run for another process of this program.
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
         Command::Replay(arguments) => replay(&arguments),
         Command::Minimize(arguments) => smaller::minimize(&arguments),
         Command::Bugs(arguments) => bugs::run(&arguments),
+        Command::Scale(arguments) => scale::run(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),
     };
