@@ -6,6 +6,7 @@
 //! - [`network`] and [`disk`] are the two doors of [`shoal_kernel::Env`] that can fail;
 //! - [`faults`] are drawn from the seed; [`cluster`] runs nodes and clients under them;
 //! - [`invariants`] are the promises, checked against what clients saw;
+//! - [`scale`] drives thousands of membership cores, and a catalog of a million partitions, without whole nodes;
 //! - [`minimize`] makes a run that fails small;
 //! - [`trace`] is what "the same run" means, and [`apart`] what makes it so.
 //!
@@ -23,6 +24,7 @@ pub mod network;
 pub mod panics;
 pub mod random;
 pub mod run;
+pub mod scale;
 pub mod story;
 pub mod trace;
 pub mod world;

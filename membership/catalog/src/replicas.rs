@@ -25,6 +25,7 @@ impl Catalog {
         }
         let at = partition.replicas.partition_point(|replica| replica.node < node);
         partition.replicas.insert(at, Replica { node, state: ReplicaState::Joining });
+        self.held.add(node);
         Ok(vec![Effect::Partition(id)])
     }
 
@@ -79,6 +80,7 @@ impl Catalog {
             next_epoch(partition);
         }
         partition.replicas.retain(|replica| replica.node != node);
+        self.held.remove(node);
         Ok(vec![Effect::Partition(id)])
     }
 

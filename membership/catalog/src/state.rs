@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{ColumnId, Epoch, KeyRange, NodeId, PartitionId, TableId, TableSchema, WriteLevel};
 
+use crate::placement::Held;
+
 /// A member of the cluster, alive or not: SWIM says who is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -161,6 +163,8 @@ pub struct Catalog {
     pub partitions: BTreeMap<PartitionId, Partition>,
     /// The next free number for tables and partitions.
     pub next_id: u64,
+    #[serde(skip)]
+    pub(crate) held: Held,
 }
 
 impl Catalog {

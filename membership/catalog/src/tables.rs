@@ -22,7 +22,7 @@ impl Catalog {
         }
         let bounds = check(&new)?;
         let factor = usize::try_from(new.options.replication_factor).unwrap_or(usize::MAX);
-        let mut places = self.places();
+        let mut places = self.keep_places();
         if places.is_empty() {
             return Err(invalid("no active node could hold the table"));
         }
@@ -35,6 +35,7 @@ impl Catalog {
             let id = PartitionId(self.draw_id());
             let replicas = places.take(factor);
             let partition = Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new() };
+            partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);
             partitions.push(id);
             effects.push(Effect::Partition(id));
@@ -50,9 +51,10 @@ impl Catalog {
         };
         let mut effects = vec![Effect::Table(id)];
         if let Some(table) = self.tables.remove(&id) {
-            for partition in table.partitions {
-                self.partitions.remove(&partition);
-                effects.push(Effect::Partition(partition));
+            for id in table.partitions {
+                let replicas = self.partitions.remove(&id).map(|partition| partition.replicas);
+                replicas.into_iter().flatten().for_each(|replica| self.held.remove(replica.node));
+                effects.push(Effect::Partition(id));
             }
         }
         Ok(effects)

@@ -9,11 +9,12 @@
 
 use std::collections::BTreeMap;
 
-use openraft::{LogIdOptionExt, RaftLogId};
+use openraft::{CommittedLeaderId, EntryPayload, LogIdOptionExt, RaftLogId};
 use serde::{Deserialize, Serialize};
+use shoal_catalog::Command;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
 
-use super::types::{Entry, LogId, Vote};
+use super::types::{Entry, LogId, Proposal, Vote};
 
 const MAGIC: [u8; 4] = *b"shrl";
 const HEADER_BYTES: usize = 12;
@@ -158,6 +159,16 @@ pub(super) fn encode(frame: &Frame) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes that a command takes in the log, as an entry that is written alone.
+///
+/// # Errors
+/// The command cannot be encoded: a bug.
+pub fn log_bytes(command: &Command) -> Result<usize> {
+    let log_id = LogId::new(CommittedLeaderId::new(1, NodeId(u32::MAX)), u64::from(u32::MAX));
+    let proposal = Proposal { id: u128::MAX, command: command.clone() };
+    Ok(encode(&Frame::Entries(vec![Entry { log_id, payload: EntryPayload::Normal(proposal) }]))?.len())
+}
+
 /// The frame at the start of the bytes and its length, if one is there whole.
 fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
     let (magic, rest) = bytes.split_first_chunk::<4>()?;
@@ -182,8 +193,6 @@ fn corrupt(why: impl Into<String>) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use openraft::{CommittedLeaderId, EntryPayload};
-
     use super::*;
 
     const NODE: NodeId = NodeId(7);

@@ -127,17 +127,16 @@ impl Machine {
     }
 
     fn publish(&self) {
+        // Copying and comparing cost what the catalog weighs; the version goes up with every change.
+        let shown = self.0.catalog.borrow().version;
         let (catalog, applied) = {
             let state = self.state();
-            (state.catalog.clone(), state.applied.map(|id| id.index))
+            let changed = state.catalog.version != shown;
+            (changed.then(|| Arc::new(state.catalog.clone())), state.applied.map(|id| id.index))
         };
-        self.0.catalog.send_if_modified(|shown| {
-            let changed = **shown != catalog;
-            if changed {
-                *shown = Arc::new(catalog);
-            }
-            changed
-        });
+        if let Some(catalog) = catalog {
+            self.0.catalog.send_replace(catalog);
+        }
         self.0.applied.send_replace(applied);
     }
 

@@ -33,6 +33,7 @@ use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
 use tokio::sync::{Semaphore, watch};
 
 pub use join::JoinError;
+pub use journal::log_bytes;
 pub use network::PeerRpc;
 
 use log::LogStore;

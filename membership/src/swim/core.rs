@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +11,18 @@ use foca::{
     AccumulatingRuntime, Codec, Config, Foca, Header, Message, OwnedNotification, PeriodicParams, PostcardCodec, State,
     Timer,
 };
+use rand::seq::IteratorRandom;
+use rand::{RngExt, SeedableRng};
 use shoal_kernel::env::Rng;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
 
+use super::heard::{Heard, Parcel};
 use super::identity::Identity;
+use super::known::Known;
 use super::payload::{Notice, Notices};
+use super::scale::Scale;
 use super::seal::SEAL_BYTES;
+use super::survey::{self, GROUPS, Marks};
 use super::suspects::{Overdue, Suspects};
 use super::{Member, MemberState, Members, SwimConfig, millis};
 
@@ -24,29 +30,70 @@ use super::{Member, MemberState, Members, SwimConfig, millis};
 const DATAGRAM_BYTES_MAX: usize = 1_400;
 
 const INDIRECT_PROBES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
-const ANNOUNCE_MEMBERS: NonZeroUsize = NonZeroUsize::MIN;
 const GOSSIP_MEMBERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
 const DOWN_MEMBERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
-const PACKET_BYTES_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(DATAGRAM_BYTES_MAX - SEAL_BYTES - 1);
-const TRANSMISSIONS: NonZeroU8 = NonZeroU8::MIN.saturating_add(9);
+pub(super) const PACKET_BYTES_MAX: NonZeroUsize =
+    NonZeroUsize::MIN.saturating_add(DATAGRAM_BYTES_MAX - SEAL_BYTES - KIND_BYTES - 1);
 
-/// What the driver must do, in this order.
+/// News that waits in foca before the core tells more by itself: about what fits into two datagrams.
+const BACKLOG_MAX: usize = 128;
+
+/// Times that each node tells news of which there is more than that. Whoever misses some of it finds it by asking.
+const BULK_TRANSMISSIONS: u8 = 6;
+
+/// Datagrams of one answer to a survey.
+const ANSWER_DATAGRAMS_MAX: usize = 4;
+
+/// Every datagram begins with what it is.
+const KIND_BYTES: usize = 1;
+/// foca's.
+const GOSSIP: u8 = 0;
+/// A node asks what it has missed.
+const SURVEY: u8 = 1;
+/// As foca's, in answer to a survey: those who told it before have done so.
+const ANSWER: u8 = 2;
+
+/// What whoever drives the core must do, in this order.
 #[derive(Debug, Default)]
-pub(super) struct Effects {
+pub struct Effects {
     /// Store this generation before anything is sent.
-    pub(super) generation: Option<u64>,
+    pub generation: Option<u64>,
     /// Datagrams to send, without seal.
-    pub(super) sends: Vec<(SocketAddr, Vec<u8>)>,
+    pub sends: Vec<(SocketAddr, Vec<u8>)>,
     /// What came in was not understood.
-    pub(super) malformed: bool,
+    pub malformed: bool,
+    /// Of whom something else is thought now, and what; in order.
+    pub opinions: Vec<(NodeId, MemberState)>,
+    /// [`Core::members`] may say something else than before.
+    pub changed: bool,
 }
 
-type Protocol = Foca<Identity, PostcardCodec, Rng, Notices>;
+impl Effects {
+    fn absorb(&mut self, other: Self) {
+        self.generation = other.generation.or(self.generation);
+        self.sends.extend(other.sends);
+        self.malformed |= other.malformed;
+        self.opinions.extend(other.opinions);
+        self.changed |= other.changed;
+    }
+}
+
+type Gossip = Foca<Identity, PostcardCodec, Rng, Notices>;
 
 /// One node's protocol.
-pub(super) struct Core {
-    foca: Protocol,
+pub struct Core {
+    foca: Gossip,
+    /// As foca has them; some follow the size of the cluster.
+    settings: Config,
+    /// The size that they were made for.
+    scale: Scale,
+    suspicion: Duration,
+    rng: Rng,
     notices: Notices,
+    known: Known,
+    /// Of whom something was learnt since the last effects.
+    opinions: Vec<(NodeId, MemberState)>,
+    changed: bool,
     /// By deadline, then in the order they were set.
     timers: BTreeMap<(Duration, u64), Timer<Identity>>,
     ordinal: u64,
@@ -56,14 +103,24 @@ pub(super) struct Core {
     seek_at: Duration,
     tell_every: Duration,
     tell_at: Duration,
+    spread_every: Duration,
+    /// None while foca tells all there is to tell.
+    spread_at: Option<Duration>,
+    /// Once nothing is new.
+    survey_every: Duration,
+    /// Until the next but one.
+    survey_wait: Duration,
+    survey_at: Duration,
     payload: Arc<[u8]>,
     left: bool,
 }
 
 impl Core {
+    /// A node that knows nobody yet. `now` is the time since some moment in the past, as in all that follows.
+    ///
     /// # Errors
     /// The settings contradict each other.
-    pub(super) fn new(config: &SwimConfig, identity: Identity, rng: Rng, now: Duration) -> Result<Self> {
+    pub fn new(config: &SwimConfig, identity: Identity, mut rng: Rng, now: Duration) -> Result<Self> {
         let positive = [config.probe_rtt_ms, config.suspicion_ms, config.gossip_ms, config.announce_ms]
             .into_iter()
             .chain([config.announce_to_down_ms, config.seek_ms])
@@ -75,72 +132,199 @@ impl Core {
             ));
         }
         let every = |ms, num_members| Some(PeriodicParams { frequency: millis(ms), num_members });
+        let (scale, suspicion) = (Scale::of(1), millis(config.suspicion_ms));
         let settings = Config {
             probe_period: millis(config.probe_period_ms),
             probe_rtt: millis(config.probe_rtt_ms),
             num_indirect_probes: INDIRECT_PROBES,
-            max_transmissions: TRANSMISSIONS,
-            suspect_to_down_after: millis(config.suspicion_ms),
+            max_transmissions: scale.transmissions(),
+            suspect_to_down_after: scale.suspicion(suspicion),
             remove_down_after: Some(millis(config.forget_down_ms)),
             max_packet_size: PACKET_BYTES_MAX,
-            // Without these three, two sides of a partition that called each other dead would ignore each other for ever.
+            // Without these two, sides of a partition that called each other dead would ignore each other for ever.
             notify_down_members: true,
-            periodic_announce: every(config.announce_ms, ANNOUNCE_MEMBERS),
             periodic_announce_to_down_members: every(config.announce_to_down_ms, DOWN_MEMBERS),
             periodic_gossip: every(config.gossip_ms, GOSSIP_MEMBERS),
+            // Surveys find more for less.
+            periodic_announce: None,
         };
         let notices = Notices::default();
+        let ours = Rng::from_rng(&mut rng);
         Ok(Self {
-            foca: Foca::with_custom_broadcast(identity, settings, rng, PostcardCodec, notices.clone()),
+            foca: Foca::with_custom_broadcast(identity, settings.clone(), rng, PostcardCodec, notices.clone()),
+            settings,
+            scale,
+            suspicion,
+            rng: ours,
             notices,
+            known: Known::default(),
+            opinions: Vec::new(),
+            changed: false,
             timers: BTreeMap::new(),
             ordinal: 0,
-            suspects: Suspects::new(millis(config.suspicion_ms), millis(config.probe_period_ms)),
+            suspects: Suspects::new(suspicion, millis(config.probe_period_ms)),
             seeds: config.seeds.iter().copied().filter(|seed| *seed != config.address).collect(),
             seek_every: millis(config.seek_ms),
             seek_at: now,
             tell_every: millis(config.announce_ms),
             tell_at: now + millis(config.announce_ms),
+            spread_every: millis(config.gossip_ms),
+            spread_at: None,
+            survey_every: millis(config.announce_ms),
+            survey_wait: millis(config.announce_ms),
+            survey_at: now + millis(config.announce_ms),
             payload: Arc::from([]),
             left: false,
         })
     }
 
-    /// A datagram has come.
-    pub(super) fn receive(&mut self, body: &[u8], now: Duration) -> Effects {
-        self.drive(now, |foca, runtime| foca.handle_data(body, runtime))
+    /// A datagram has come, without its seal.
+    pub fn receive(&mut self, body: &[u8], now: Duration) -> Effects {
+        let effects = match body.split_first() {
+            Some((&GOSSIP, body)) => self.hear(body, false, now),
+            Some((&ANSWER, body)) => self.hear(body, true, now),
+            Some((&SURVEY, body)) => self.answer(body, now),
+            _ => Effects { malformed: true, ..Effects::default() },
+        };
+        #[cfg(test)]
+        self.check();
+        effects
+    }
+
+    fn hear(&mut self, body: &[u8], answer: bool, now: Duration) -> Effects {
+        let me = *self.foca.identity();
+        let Some(heard) = Heard::read(body).filter(|heard| heard.is_for(&me)) else {
+            // foca says what is wrong with it.
+            return self.drive(now, |foca, runtime| foca.handle_data(body, runtime));
+        };
+        // What follows foca's rules here is done before foca does it: its notifications speak of what is known by then.
+        self.learn(&foca::Member::new(heard.header.src, heard.header.src_incarnation, State::Alive), now);
+        if !self.known.is_active(&heard.header.src) {
+            return self.drive(now, |foca, runtime| foca.handle_data(body, runtime));
+        }
+        let (mut about_me, mut fresh, mut beyond) = (false, Vec::new(), Vec::new());
+        for update in &heard.updates {
+            if update.id().address == me.address {
+                about_me = true;
+                fresh.push(update.clone());
+            } else if self.learn(update, now) {
+                let bulk = answer || self.foca.updates_backlog() + fresh.len() >= BACKLOG_MAX;
+                if bulk { beyond.push(update.clone()) } else { fresh.push(update.clone()) }
+            }
+        }
+        let shorter = if fresh.len() < heard.updates.len() { heard.with(&fresh) } else { None };
+        let shorter = shorter.as_deref().unwrap_or(body);
+        let mut all = self.drive(now, |foca, runtime| foca.handle_data(shorter, runtime));
+        if !beyond.is_empty() {
+            self.survey_soon(now);
+            if !answer {
+                beyond.iter().for_each(|update| self.known.tell(update.id().address));
+                self.spread_at.get_or_insert(now + self.spread_every);
+            }
+            all.absorb(self.drive(now, |foca, runtime| foca.apply_many(beyond.into_iter(), false, runtime)));
+        }
+        if about_me {
+            // foca has rules of its own for former lives of this node.
+            let held = self.foca.iter_membership_state().find(|member| member.id().address == me.address);
+            self.known.correct(me.address, held);
+            all.changed = true;
+        }
+        all
+    }
+
+    /// Somebody asks what it has missed.
+    fn answer(&mut self, question: &[u8], now: Duration) -> Effects {
+        let me = *self.foca.identity();
+        let Some((from, theirs)) = survey::decode(question) else {
+            return Effects { malformed: true, ..Effects::default() };
+        };
+        if from.address == me.address {
+            return Effects::default();
+        }
+        // It speaks, so it is there.
+        let asker = foca::Member::alive(from);
+        let mut all = Effects::default();
+        if self.learn(&asker, now) {
+            all = self.drive(now, |foca, runtime| foca.apply_many([asker].into_iter(), true, runtime));
+        }
+        if !self.known.is_active(&from) {
+            // foca tells it why, as soon as it says something else.
+            return all;
+        }
+        let differing = self.marks().differing(&theirs);
+        if differing.contains(&true) {
+            // Whoever has missed much asks several; each begins elsewhere.
+            let (mut parcels, first): (Vec<Parcel>, usize) = (Vec::new(), self.rng.random_range(0..GROUPS));
+            self.known.in_groups(&differing, first, |member| {
+                if parcels.last_mut().is_some_and(|parcel| parcel.add(member)) {
+                    return true;
+                }
+                if parcels.len() < ANSWER_DATAGRAMS_MAX {
+                    parcels.extend(Parcel::new(ANSWER, me, from));
+                    return parcels.last_mut().is_some_and(|parcel| parcel.add(member));
+                }
+                false
+            });
+            all.sends.extend(parcels.into_iter().map(|parcel| (from.address, parcel.close())));
+        }
+        all
+    }
+
+    /// What is known, this node included, in a nutshell.
+    fn marks(&self) -> Marks {
+        let mut marks = self.known.marks();
+        marks.toggle(self.foca.identity());
+        marks
+    }
+
+    /// There is probably much that this node has missed.
+    fn survey_soon(&mut self, now: Duration) {
+        self.survey_wait = self.spread_every.min(self.survey_every);
+        self.survey_at = self.survey_at.min(now + self.survey_wait);
+    }
+
+    /// Asks somebody what this node has missed.
+    fn survey(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        let members = self.foca.iter_members().map(|member| member.id().address);
+        let address = members.choose(&mut self.rng)?;
+        let mut body = vec![SURVEY];
+        body.extend(survey::encode(*self.foca.identity(), &self.marks())?);
+        Some((address, body))
     }
 
     /// Asks whoever is at an address to be let in.
-    pub(super) fn announce(&mut self, address: SocketAddr, now: Duration) -> Effects {
+    pub fn announce(&mut self, address: SocketAddr, now: Duration) -> Effects {
         self.drive(now, |foca, runtime| foca.announce(Identity::somebody_at(address), runtime))
     }
 
     /// Tells everybody something about this node.
-    pub(super) fn publish(&mut self, payload: Arc<[u8]>) {
+    pub fn publish(&mut self, payload: Arc<[u8]>) {
         self.payload = payload;
         self.tell();
     }
 
     /// Says good-bye. Nothing more comes out of it.
-    pub(super) fn leave(&mut self, now: Duration) -> Effects {
-        let effects = self.drive(now, |foca, runtime| foca.leave_cluster(runtime));
+    pub fn leave(&mut self, now: Duration) -> Effects {
+        let mut effects = self.drive(now, |foca, runtime| foca.leave_cluster(runtime));
+        effects.changed = true;
         self.left = true;
         self.timers.clear();
         effects
     }
 
     /// When [`Core::tick`] is due.
-    pub(super) fn wake_at(&self) -> Option<Duration> {
+    pub fn wake_at(&self) -> Option<Duration> {
         if self.left {
             return None;
         }
         let timer = self.timers.keys().next().map(|(deadline, _)| *deadline);
-        [timer, self.suspects.due_at(), Some(self.seek_at), Some(self.tell_at)].into_iter().flatten().min()
+        let ours =
+            [self.suspects.due_at(), Some(self.seek_at), Some(self.tell_at), Some(self.survey_at), self.spread_at];
+        timer.into_iter().chain(ours.into_iter().flatten()).min()
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self, now: Duration) -> Effects {
+    pub fn tick(&mut self, now: Duration) -> Effects {
         let mut all = Effects::default();
         if self.left {
             return all;
@@ -148,51 +332,59 @@ impl Core {
         // Only what is due on entry: what a timer sets anew belongs to the next round, however late this one is.
         let later = self.timers.split_off(&(now.saturating_add(Duration::from_nanos(1)), 0));
         for timer in std::mem::replace(&mut self.timers, later).into_values() {
-            let effects = self.drive(now, |foca, runtime| foca.handle_timer(timer, runtime));
-            all.generation = effects.generation.or(all.generation);
-            all.sends.extend(effects.sends);
+            if let Timer::RemoveDown(id) = &timer {
+                self.changed |= self.known.forget(id);
+            }
+            all.absorb(self.drive(now, |foca, runtime| foca.handle_timer(timer, runtime)));
         }
         for overdue in self.suspects.overdue(now) {
             match overdue {
                 Overdue::Ask(suspect) => all.sends.extend(self.ask(&suspect)),
                 Overdue::Down(suspect) => {
                     let down = foca::Member::new(*suspect.id(), suspect.incarnation(), State::Down);
-                    let effects = self.drive(now, |foca, runtime| foca.apply_many([down].into_iter(), true, runtime));
-                    all.sends.extend(effects.sends);
+                    self.learn(&down, now);
+                    all.absorb(self.drive(now, |foca, runtime| foca.apply_many([down].into_iter(), true, runtime)));
                 }
             }
         }
         if now >= self.seek_at {
             self.seek_at = now + self.seek_every;
             for address in self.sought() {
-                all.sends.extend(self.announce(address, now).sends);
+                all.absorb(self.announce(address, now));
             }
         }
         if now >= self.tell_at {
             // News is told a limited number of times, and all of them may be lost.
-            self.tell_at = now + self.tell_every;
+            self.tell_at = now + self.scale.tell_every(self.tell_every);
             self.tell();
         }
+        if self.spread_at.is_some_and(|at| now >= at) {
+            all.sends.extend(self.spread());
+            self.spread_at = self.known.has_untold().then_some(now + self.spread_every);
+        }
+        if now >= self.survey_at {
+            self.survey_at = now + self.survey_wait;
+            self.survey_wait = (self.survey_wait * 2).min(self.survey_every);
+            all.sends.extend(self.survey());
+        }
+        #[cfg(test)]
+        self.check();
         all
     }
 
     /// This node.
-    pub(super) fn me(&self) -> NodeId {
+    pub fn me(&self) -> NodeId {
         self.foca.identity().node
     }
 
     /// Everybody that was heard of, this node included.
-    pub(super) fn members(&self) -> Members {
+    pub fn members(&self) -> Members {
         let me = self.foca.identity();
         let known = self.foca.iter_membership_state().filter(|member| member.id().node != me.node);
         let mut members = Members::new();
         for member in known {
             let id = member.id();
-            let state = match member.state() {
-                State::Alive => MemberState::Alive,
-                State::Suspect => MemberState::Suspect,
-                State::Down => MemberState::Down,
-            };
+            let state = state_of(member);
             let rank = |state: MemberState, generation: u64| (state == MemberState::Down, u64::MAX - generation);
             // A node that has come back elsewhere is known twice for a while: at its old address, down, and at its new.
             let better = members
@@ -211,20 +403,68 @@ impl Core {
 
     /// Whom this node suspects, in which incarnation of which life.
     #[cfg(test)]
-    pub(super) fn suspects(&self) -> impl Iterator<Item = (NodeId, u64, u16)> {
+    pub fn suspects(&self) -> impl Iterator<Item = (NodeId, u64, u16)> {
         let suspects = self.foca.iter_membership_state().filter(|member| member.state() == State::Suspect);
         suspects.map(|member| (member.id().node, member.id().generation, member.incarnation()))
     }
 
     /// Addresses to ask: seeds that are not members, and everybody while nobody answers. foca itself asks nobody then.
     fn sought(&self) -> BTreeSet<SocketAddr> {
-        let known: BTreeSet<SocketAddr> = self.foca.iter_membership_state().map(|member| member.id().address).collect();
         let seeds = self.seeds.iter().copied();
         if self.foca.num_members() == 0 {
-            seeds.chain(known).collect()
+            seeds.chain(self.known.addresses()).collect()
         } else {
-            seeds.filter(|seed| !known.contains(seed)).collect()
+            seeds.filter(|seed| !self.known.contains(*seed)).collect()
         }
+    }
+
+    /// Tells some members what foca was spared.
+    fn spread(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+        let members = self.foca.iter_members().map(|member| *member.id());
+        let chosen: Vec<Identity> = members.sample(&mut self.rng, GOSSIP_MEMBERS.get());
+        let me = *self.foca.identity();
+        let mut sends = Vec::new();
+        for to in chosen {
+            if let Some(mut parcel) = Parcel::new(GOSSIP, me, to) {
+                self.known.hand_out(BULK_TRANSMISSIONS, |member| parcel.add(member));
+                sends.push((to.address, parcel.close()));
+            }
+        }
+        sends
+    }
+
+    /// Follows foca in what it takes over. Whether that was anything.
+    fn learn(&mut self, update: &foca::Member<Identity>, now: Duration) -> bool {
+        let news = self.known.learn(update);
+        if news {
+            self.suspects.observe(update, now);
+            self.opinions.push((update.id().node, state_of(update)));
+            self.changed = true;
+        }
+        news
+    }
+
+    /// What follows the size of the cluster.
+    fn rescale(&mut self) {
+        let scale = Scale::of(self.foca.num_members() + 1);
+        if scale == self.scale {
+            return;
+        }
+        self.scale = scale;
+        self.settings.max_transmissions = scale.transmissions();
+        self.settings.suspect_to_down_after = scale.suspicion(self.suspicion);
+        self.suspects.set_suspicion(self.settings.suspect_to_down_after);
+        if let Err(error) = self.foca.set_config(self.settings.clone()) {
+            tracing::debug!(%error, "the gossip keeps its settings");
+        }
+    }
+
+    /// Whether what is followed is what foca holds.
+    #[cfg(test)]
+    fn check(&self) {
+        let mut held: Vec<_> = self.foca.iter_membership_state().cloned().collect();
+        held.sort_by_key(|member| survey::place(member.id().address));
+        assert_eq!(self.known.all().collect::<Vec<_>>(), held);
     }
 
     /// A probe that carries nothing but the suspicion against whom it goes to: the answer has an incarnation above it.
@@ -236,7 +476,7 @@ impl Core {
             dst: *suspect.id(),
             message: Message::Ping(0),
         };
-        let mut body = Vec::new();
+        let mut body = vec![GOSSIP];
         let encoded = PostcardCodec.encode_header(&header, &mut body).and_then(|()| {
             body.put_u16(1);
             PostcardCodec.encode_member(suspect, &mut body)
@@ -259,14 +499,14 @@ impl Core {
     fn drive(
         &mut self,
         now: Duration,
-        work: impl FnOnce(&mut Protocol, &mut AccumulatingRuntime<Identity>) -> Result<(), foca::Error>,
+        work: impl FnOnce(&mut Gossip, &mut AccumulatingRuntime<Identity>) -> Result<(), foca::Error>,
     ) -> Effects {
         let mut effects = Effects::default();
         if self.left {
             return effects;
         }
         let mut runtime = AccumulatingRuntime::new();
-        let before = *self.foca.identity();
+        let (before, notices) = (*self.foca.identity(), self.notices.changes());
         if let Err(error) = work(&mut self.foca, &mut runtime) {
             tracing::debug!(%error, "gossip that makes no sense");
             effects.malformed = true;
@@ -279,41 +519,80 @@ impl Core {
             tracing::debug!(%error, "a new identity without probes");
         }
         while let Some((to, bytes)) = runtime.to_send() {
-            effects.sends.push((to.address, bytes.to_vec()));
+            let mut body = Vec::with_capacity(KIND_BYTES + bytes.len());
+            body.push(GOSSIP);
+            body.extend_from_slice(&bytes);
+            effects.sends.push((to.address, body));
         }
         while let Some((after, timer)) = runtime.to_schedule() {
+            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
+                // The only sign that a probe of its own has failed.
+                self.learn(&foca::Member::new(*member_id, *incarnation, State::Suspect), now);
+            }
             self.ordinal += 1;
             self.timers.insert((now + after, self.ordinal), timer);
         }
-        let mut somebody_new = false;
+        let (mut somebody_new, mut resized) = (false, false);
         while let Some(notification) = runtime.to_notify() {
             match notification {
                 OwnedNotification::Rejoin(identity) => {
                     effects.generation = Some(identity.generation);
+                    self.changed = true;
                     // The old life is gone everywhere: ask to be let in again now, not in a while.
                     self.seek_at = now;
+                    self.survey_soon(now);
                     somebody_new = true;
                 }
                 OwnedNotification::Idle => self.seek_at = now + self.seek_every,
-                // A member that came back before it was missed is only renamed; it is as new as one that was down.
-                OwnedNotification::MemberUp(_) | OwnedNotification::Rename(..) | OwnedNotification::Active => {
+                OwnedNotification::Active => {
+                    self.survey_soon(now);
                     somebody_new = true;
                 }
-                OwnedNotification::MemberDown(_) | OwnedNotification::Defunct => {}
+                // A member that came back before it was missed is only renamed; it is as new as one that was down.
+                OwnedNotification::MemberUp(_) | OwnedNotification::Rename(..) => {
+                    somebody_new = true;
+                    resized = true;
+                }
+                OwnedNotification::MemberDown(id) => {
+                    resized = true;
+                    // News of it was learnt before; what is left is a suspect of this node's own that did not object.
+                    if let Some(known) = self.known.get(id.address).filter(|known| *known.id() == id) {
+                        self.learn(&foca::Member::new(id, known.incarnation(), State::Down), now);
+                    }
+                }
+                OwnedNotification::Defunct => {}
             }
         }
-        self.suspects.observe(self.foca.iter_membership_state(), now);
+        if resized {
+            self.rescale();
+        }
         if somebody_new {
-            // A newcomer has missed what was told before it came.
+            self.welcome(now);
+        }
+        effects.opinions = std::mem::take(&mut self.opinions);
+        effects.changed = std::mem::take(&mut self.changed) || notices != self.notices.changes();
+        effects
+    }
+
+    /// A newcomer has missed what was told before it came.
+    fn welcome(&mut self, now: Duration) {
+        if self.scale.tells_newcomers() {
             self.tell();
-            let known: BTreeSet<NodeId> = self
-                .foca
-                .iter_membership_state()
-                .map(|member| member.id().node)
-                .chain([self.foca.identity().node])
-                .collect();
+        } else {
+            // Everybody would tell everybody at once. The turn comes, only not now.
+            self.tell_at = self.tell_at.min(now + self.scale.tell_every(self.tell_every));
+        }
+        if !self.notices.is_empty() {
+            let known: BTreeSet<NodeId> = self.known.nodes().chain([self.foca.identity().node]).collect();
             self.notices.retain(|node| known.contains(&node));
         }
-        effects
+    }
+}
+
+fn state_of(member: &foca::Member<Identity>) -> MemberState {
+    match member.state() {
+        State::Alive => MemberState::Alive,
+        State::Suspect => MemberState::Suspect,
+        State::Down => MemberState::Down,
     }
 }

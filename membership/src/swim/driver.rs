@@ -131,7 +131,10 @@ impl Driver {
                 }
             }
         }
-        self.show();
+        // Showing costs a walk over all members; most datagrams say nothing new.
+        if effects.changed {
+            self.show();
+        }
     }
 
     fn show(&self) {

@@ -9,12 +9,18 @@ use shoal_kernel::{Env, NodeId, Result, wire};
 /// Name of the file that holds the last generation.
 const FILE: &str = "generation";
 
+/// What an IPv4 address begins with as an IPv6 address (RFC 4291, section 2.5.5.2).
+const MAPPED: u128 = 0xffff << 32;
+
 /// A life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    pub(super) node: NodeId,
-    pub(super) address: SocketAddr,
-    pub(super) generation: u64,
+pub struct Identity {
+    /// Its number.
+    pub node: NodeId,
+    /// Where it receives datagrams.
+    pub address: SocketAddr,
+    /// Which of its lives; goes up with every start and every return.
+    pub generation: u64,
 }
 
 impl Identity {
@@ -25,14 +31,18 @@ impl Identity {
 }
 
 impl foca::Identity for Identity {
-    type Addr = SocketAddr;
+    // foca compares it with that of every member, one after the other: two numbers do it in a third of the time.
+    type Addr = (u128, u16);
 
     fn renew(&self) -> Option<Self> {
         Some(Self { generation: self.generation.checked_add(1)?, ..*self })
     }
 
-    fn addr(&self) -> SocketAddr {
-        self.address
+    fn addr(&self) -> (u128, u16) {
+        match self.address {
+            SocketAddr::V4(address) => (u128::from(address.ip().to_bits()) | MAPPED, address.port()),
+            SocketAddr::V6(address) => (address.ip().to_bits(), address.port()),
+        }
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {

@@ -12,9 +12,13 @@
 
 mod core;
 mod driver;
+mod heard;
 mod identity;
+mod known;
 mod payload;
+mod scale;
 mod seal;
+mod survey;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -37,6 +41,13 @@ use self::identity::Identity;
 use self::seal::Seal;
 
 pub use self::payload::PAYLOAD_BYTES_MAX;
+
+/// The protocol without a world: what [`Swim`] drives with a socket and a clock, and the simulator with a queue of events.
+pub mod protocol {
+    pub use super::core::{Core, Effects};
+    pub use super::identity::Identity;
+    pub use super::seal::SEAL_BYTES;
+}
 
 /// Requests to the driver that may wait; a further announcement is dropped, as a datagram would be.
 const COMMANDS_MAX: usize = 64;
@@ -61,11 +72,12 @@ pub struct SwimConfig {
     /// How long to wait for a direct answer before others are asked to probe, in milliseconds: well below the period, well
     /// above a round trip.
     pub probe_rtt_ms: u64,
-    /// How long a suspect may object before it is down, in milliseconds. Longer is calmer; shorter finds failures sooner.
+    /// How long a suspect may object before it is down, in milliseconds. Longer is calmer; shorter finds failures sooner. Holds
+    /// for up to 15 nodes; among more it grows with the logarithm of their number, as the way of news does.
     pub suspicion_ms: u64,
     /// How often news is told to random members besides the probes, in milliseconds.
     pub gossip_ms: u64,
-    /// How often a random member is asked for all it knows, in milliseconds.
+    /// How often a random member is asked for what this node has missed, in milliseconds.
     pub announce_ms: u64,
     /// How often members that are down are asked whether they are back, in milliseconds. This is what heals partitions.
     pub announce_to_down_ms: u64,

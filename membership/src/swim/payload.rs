@@ -1,7 +1,7 @@
 //! What nodes tell about themselves, carried by the gossip.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foca::{BroadcastHandler, Invalidates};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,14 @@ impl Invalidates for Place {
 
 /// The newest notice of everybody. Clones share it: foca keeps one, the core reads the other.
 #[derive(Clone, Default)]
-pub(super) struct Notices(Arc<Mutex<BTreeMap<NodeId, Said>>>);
+pub(super) struct Notices(Arc<Mutex<Board>>);
+
+#[derive(Default)]
+struct Board {
+    said: BTreeMap<NodeId, Said>,
+    /// Changes so far.
+    changes: u64,
+}
 
 struct Said {
     order: (u64, u64),
@@ -50,14 +57,26 @@ struct Said {
 }
 
 impl Notices {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn of(&self, node: NodeId) -> Arc<[u8]> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&node).map_or_else(|| Arc::from([]), |said| said.payload.clone())
+        self.board().said.get(&node).map_or_else(|| Arc::from([]), |said| said.payload.clone())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.board().said.is_empty()
+    }
+
+    /// Goes up whenever somebody has said something new.
+    pub(super) fn changes(&self) -> u64 {
+        self.board().changes
     }
 
     /// Forgets nodes that are not members any more.
     pub(super) fn retain(&self, keep: impl Fn(NodeId) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| keep(*node));
+        self.board().said.retain(|node, _| keep(*node));
     }
 }
 
@@ -68,11 +87,12 @@ impl BroadcastHandler<Identity> for Notices {
     fn receive_item(&mut self, data: &[u8], _sender: Option<&Identity>) -> Result<Option<Place>, WireError> {
         let notice: Notice = wire::decode(data)?;
         let order = (notice.generation, notice.ordinal);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.get(&notice.node).is_some_and(|said| said.order >= order) {
+        let mut board = self.board();
+        if board.said.get(&notice.node).is_some_and(|said| said.order >= order) {
             return Ok(None);
         }
-        known.insert(notice.node, Said { order, payload: Arc::from(notice.payload) });
+        board.changes += 1;
+        board.said.insert(notice.node, Said { order, payload: Arc::from(notice.payload) });
         Ok(Some(Place { node: notice.node, order }))
     }
 }

@@ -8,11 +8,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 /// The version of the format that this build speaks.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const TAG_BYTES: usize = 32;
 
-/// Bytes around a body.
-pub(super) const SEAL_BYTES: usize = 1 + 8 + TAG_BYTES;
+/// Bytes that every datagram has around what [`super::protocol::Core`] makes.
+pub const SEAL_BYTES: usize = 1 + 8 + TAG_BYTES;
 
 /// Why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

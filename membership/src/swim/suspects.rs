@@ -32,6 +32,8 @@ pub(super) struct Suspects {
     ask_every: Duration,
     /// By address: foca knows one member for each.
     open: BTreeMap<SocketAddr, Suspicion>,
+    /// The next thing to do about each, by time: half a large cluster can be suspect at once.
+    due: BTreeSet<(Duration, SocketAddr)>,
 }
 
 #[derive(Debug)]
@@ -42,51 +44,65 @@ struct Suspicion {
     down_at: Option<Duration>,
 }
 
+impl Suspicion {
+    fn due_at(&self) -> Duration {
+        self.down_at.map_or(self.ask_at, |down_at| down_at.min(self.ask_at))
+    }
+}
+
 impl Suspects {
     pub(super) fn new(suspicion: Duration, ask_every: Duration) -> Self {
-        Self { suspicion, ask_every, open: BTreeMap::new() }
+        Self { suspicion, ask_every, open: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// Takes note of what everybody is thought to be now.
-    pub(super) fn observe<'a>(&mut self, members: impl Iterator<Item = &'a Member<Identity>>, now: Duration) {
-        let suspects: Vec<&Member<Identity>> = members.filter(|member| member.state() == State::Suspect).collect();
-        if suspects.is_empty() {
-            self.open.clear();
-            return;
-        }
-        let still: BTreeSet<SocketAddr> = suspects.iter().map(|member| member.id().address).collect();
-        self.open.retain(|address, _| still.contains(address));
-        for member in suspects {
-            let address = member.id().address;
+    /// How long suspicions last that begin from now on.
+    pub(super) fn set_suspicion(&mut self, suspicion: Duration) {
+        self.suspicion = suspicion;
+    }
+
+    /// Takes note of what a member is thought to be now.
+    pub(super) fn observe(&mut self, member: &Member<Identity>, now: Duration) {
+        let address = member.id().address;
+        if member.state() != State::Suspect {
+            self.close(address);
+        } else if self.open.get(&address).is_none_or(|known| known.member != *member) {
             // Another life or incarnation is a new suspicion: the suspect was heard of in between.
-            if self.open.get(&address).is_none_or(|known| known.member != *member) {
-                let ask_at = now + self.suspicion * ASK_AFTER;
-                self.open.insert(address, Suspicion { member: member.clone(), ask_at, down_at: None });
-            }
+            self.close(address);
+            let suspicion =
+                Suspicion { member: member.clone(), ask_at: now + self.suspicion * ASK_AFTER, down_at: None };
+            self.due.insert((suspicion.due_at(), address));
+            self.open.insert(address, suspicion);
+        }
+    }
+
+    fn close(&mut self, address: SocketAddr) {
+        if let Some(suspicion) = self.open.remove(&address) {
+            self.due.remove(&(suspicion.due_at(), address));
         }
     }
 
     /// When [`Suspects::overdue`] has something.
     pub(super) fn due_at(&self) -> Option<Duration> {
-        self.open.values().flat_map(|suspicion| suspicion.down_at.into_iter().chain([suspicion.ask_at])).min()
+        self.due.first().map(|(at, _)| *at)
     }
 
     /// What is due. A suspect that is down leaves the list.
     pub(super) fn overdue(&mut self, now: Duration) -> Vec<Overdue> {
         let mut overdue = Vec::new();
         let (ask_again_at, down_at) = (now + self.ask_every, now + self.suspicion);
-        self.open.retain(|_, suspicion| {
+        while let Some((at, address)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, address));
+            let Some(suspicion) = self.open.get_mut(&address) else { continue };
             if suspicion.down_at.is_some_and(|at| now >= at) {
                 overdue.push(Overdue::Down(suspicion.member.clone()));
-                return false;
+                self.open.remove(&address);
+                continue;
             }
-            if now >= suspicion.ask_at {
-                suspicion.ask_at = ask_again_at;
-                suspicion.down_at.get_or_insert(down_at);
-                overdue.push(Overdue::Ask(suspicion.member.clone()));
-            }
-            true
-        });
+            suspicion.ask_at = ask_again_at;
+            suspicion.down_at.get_or_insert(down_at);
+            overdue.push(Overdue::Ask(suspicion.member.clone()));
+            self.due.insert((suspicion.due_at(), address));
+        }
         overdue
     }
 }
@@ -108,7 +124,7 @@ mod tests {
     /// in ms is given.
     fn course(heard: &[(u64, Member<Identity>)]) -> Vec<String> {
         let mut suspects = Suspects::new(Duration::from_millis(1_000), Duration::from_millis(400));
-        suspects.observe([member(1, 0, State::Suspect)].iter(), Duration::ZERO);
+        suspects.observe(&member(1, 0, State::Suspect), Duration::ZERO);
         let mut course = Vec::new();
         let mut heard = heard.iter();
         let mut next = heard.next();
@@ -117,7 +133,7 @@ mod tests {
             if let Some((at, member)) = next
                 && due.is_none_or(|due| Duration::from_millis(*at) < due)
             {
-                suspects.observe([member].into_iter(), Duration::from_millis(*at));
+                suspects.observe(member, Duration::from_millis(*at));
                 next = heard.next();
                 continue;
             }
@@ -146,7 +162,7 @@ mod tests {
     #[test]
     fn nobody_is_down_before_it_could_answer() {
         let mut suspects = Suspects::new(Duration::from_millis(1_000), Duration::from_millis(400));
-        suspects.observe([member(1, 0, State::Suspect)].iter(), Duration::ZERO);
+        suspects.observe(&member(1, 0, State::Suspect), Duration::ZERO);
         let late = Duration::from_secs(60);
         assert!(matches!(suspects.overdue(late)[..], [Overdue::Ask(_)]));
         assert!(suspects.due_at().is_some_and(|due| due > late));

@@ -100,7 +100,7 @@ impl World {
 
     /// Lets a node hear something at once, with news.
     fn hear(&mut self, id: u32, from: Identity, message: Message<Identity>, news: &[foca::Member<Identity>]) {
-        let mut body = Vec::new();
+        let mut body = vec![0];
         let header = Header { src: from, src_incarnation: 0, dst: self.identity(id), message };
         PostcardCodec.encode_header(&header, &mut body).unwrap();
         if !news.is_empty() {
@@ -255,8 +255,10 @@ fn a_restarted_node_beats_its_old_self() {
         world.run(seed % 5);
         let before = world.generations[&1];
         world.start(1, &[]);
-        world.settle(10, "it is back", World::all_alive);
-        assert!(world.nodes.values().all(|core| core.members()[&NodeId(1)].generation > before));
+        world.settle(10, "it is back", |world| {
+            let anew = |core: &Core| core.members().get(&NodeId(1)).is_some_and(|member| member.generation > before);
+            world.all_alive() && world.nodes.values().all(anew)
+        });
         world.run(30);
         assert!(world.all_alive(), "it stays");
     }

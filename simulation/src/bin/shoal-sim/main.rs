@@ -8,6 +8,7 @@ mod arguments;
 mod bugs;
 mod explain;
 mod interrupt;
+mod scale;
 mod seeds;
 mod smaller;
 mod tell;
@@ -26,6 +27,7 @@ use shoal_simulation::{apart, entropy};
 use arguments::RunArguments;
 use bugs::BugsArguments;
 use explain::ExplainArguments;
+use scale::ScaleArguments;
 use smaller::MinimizeArguments;
 
 #[global_allocator]
@@ -60,6 +62,8 @@ enum Command {
     Explain(ExplainArguments),
     /// Plants bugs, one after the other, and shows how soon each is found.
     Bugs(BugsArguments),
+    /// Runs membership and catalog alone, with thousands of nodes and a million partitions, and prints what they cost.
+    Scale(ScaleArguments),
     /// Lists the promises that every run of the cluster is held to.
     Invariants,
     /// Does one run for another process of this program.
@@ -112,6 +116,7 @@ fn main() -> ExitCode {
         Command::Minimize(arguments) => smaller::minimize(&arguments),
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Bugs(arguments) => bugs::run(&arguments),
+        Command::Scale(arguments) => scale::run(&arguments),
         Command::Invariants => list_invariants(),
         Command::Apart => apart::serve().map(|()| Outcome::Held),
     };

@@ -1,0 +1,106 @@
+//! `scale`: membership and catalog alone, at sizes that whole nodes cannot be simulated at.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use shoal_simulation::scale::{Meter, Weather, broken_bounds, catalog, catalog_table, gossip, gossip_table};
+
+use crate::Outcome;
+
+/// Nodes of the catalog.
+const CATALOG_NODES: usize = 1_000;
+
+#[derive(Args)]
+pub struct ScaleArguments {
+    /// Numbers of nodes, each taken through all scenes. 5000 nodes take about 6 GiB and some minutes.
+    #[arg(long, value_name = "N", default_values_t = [100, 1_000, 5_000], value_parser = nodes)]
+    nodes: Vec<usize>,
+    /// Partitions of the catalog, over 1000 nodes; 0 leaves the catalog out.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    partitions: u64,
+    /// Virtual seconds of quiet.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    quiet: u64,
+    /// Datagrams of a thousand that get lost.
+    #[arg(long, value_name = "PERMILLE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..1_000))]
+    loss: u64,
+    /// Where all that is drawn comes from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Writes the tables there, too, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Below, there is nobody to crash; above, numbers do not fit into the addresses of the simulated network.
+fn nodes(text: &str) -> Result<usize, String> {
+    let nodes: usize = text.parse().map_err(|error| format!("{error}"))?;
+    if (10..=100_000).contains(&nodes) { Ok(nodes) } else { Err("from 10 to 100000".to_owned()) }
+}
+
+/// Tells on the terminal how far it is.
+struct Watch {
+    start: Instant,
+}
+
+impl Meter for Watch {
+    fn elapsed(&mut self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn resident_bytes(&mut self) -> u64 {
+        // The second number of the file counts pages.
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+        pages * PAGE_BYTES
+    }
+
+    fn scene(&mut self, nodes: usize, scene: &str, now: u64) {
+        if io::stderr().is_terminal() {
+            let (seconds, mib) = (self.start.elapsed().as_secs(), self.resident_bytes() >> 20);
+            let _ =
+                writeln!(io::stderr(), "{nodes} nodes, {scene}: {} virtual s, {seconds} s, {mib} MiB", now / 1_000_000);
+        }
+    }
+}
+
+/// Bytes of a page of memory, where there is `/proc`.
+const PAGE_BYTES: u64 = 4_096;
+
+pub fn run(arguments: &ScaleArguments) -> io::Result<Outcome> {
+    let mut watch = Watch { start: Instant::now() };
+    let weather = Weather { loss_permille: arguments.loss, ..Weather::default() };
+    let (mut reports, mut text) = (Vec::new(), String::new());
+    for nodes in &arguments.nodes {
+        let report = gossip(*nodes, arguments.quiet, arguments.seed, weather, &mut watch).map_err(io::Error::other)?;
+        reports.push(report);
+    }
+    if !reports.is_empty() {
+        text.push_str(&gossip_table(&reports));
+    }
+    let map = match arguments.partitions {
+        0 => None,
+        partitions => {
+            let map = catalog(CATALOG_NODES, partitions, arguments.seed, &mut watch).map_err(io::Error::other)?;
+            text.push('\n');
+            text.push_str(&catalog_table(&map));
+            Some(map)
+        }
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if let Some(path) = &arguments.output {
+        std::fs::write(path, &text)?;
+    }
+    let broken = broken_bounds(&reports, map.as_ref());
+    writeln!(out)?;
+    for bound in &broken {
+        writeln!(out, "broken: {bound}")?;
+    }
+    if broken.is_empty() {
+        writeln!(out, "every bound holds")?;
+    }
+    Ok(if broken.is_empty() { Outcome::Held } else { Outcome::Broken })
+}
