@@ -1,19 +1,21 @@
 //! The frame: the unit that crosses a connection. Pure.
 //!
 //! ```text
-//! length u32 | crc u32 | kind u8 | tag u8 | id u64 | payload        (little endian)
-//!              `- CRC-32 of everything else, the length included
-//! length = bytes after the checksum
+//! length u32 | kind u8 | tag u8 | id u64 | crc u32 | crc u32 | payload        (little endian)
+//!    `- of the payload                        |         `- of the 18 bytes before
+//!                                             `- of the payload
 //! ```
+//! The header has a checksum of its own: a wrong length must be noticed before so many bytes are waited for.
+//!
 //! The tag is the route of a `Cast`, `Call` or `Open`, and the outcome of a `Reply` or `End`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use shoal_kernel::{Error, ErrorCode};
 
 /// Bytes before the payload.
-pub(super) const HEADER_BYTES: usize = 18;
-/// Bytes of the header that the length counts.
-const COUNTED_BYTES: usize = 10;
+pub(super) const HEADER_BYTES: usize = 22;
+/// Bytes of the header that its checksum covers.
+const COVERED_BYTES: usize = 18;
 /// Payloads up to this size are copied out of the receive buffer, so that a small message that somebody keeps does not keep
 /// the whole buffer with it.
 const COPIED_BYTES_MAX: usize = 16 << 10;
@@ -99,18 +101,15 @@ impl Frame {
     /// Appends everything but the payload.
     pub(super) fn put_header(&self, out: &mut BytesMut) {
         // Senders check their payload against the frame limit, which fits in 32 bits (`TransportConfig::checked`).
-        let length = (COUNTED_BYTES + self.payload.len()) as u32;
-        let mut counted = [0u8; COUNTED_BYTES];
-        counted[0] = self.kind as u8;
-        counted[1] = self.tag;
-        counted[2..].copy_from_slice(&self.id.to_le_bytes());
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&length.to_le_bytes());
-        crc.update(&counted);
-        crc.update(&self.payload);
+        let length = self.payload.len() as u32;
+        let start = out.len();
         out.put_u32_le(length);
-        out.put_u32_le(crc.finalize());
-        out.put_slice(&counted);
+        out.put_u8(self.kind as u8);
+        out.put_u8(self.tag);
+        out.put_u64_le(self.id);
+        out.put_u32_le(crc32fast::hash(&self.payload));
+        let header = crc32fast::hash(&out[start..]);
+        out.put_u32_le(header);
     }
 
     /// The number that [`Frame::number`] put in.
@@ -125,8 +124,6 @@ impl Frame {
 pub(super) enum FrameError {
     #[error("a frame of {bytes} bytes is longer than frame_bytes_max ({max})")]
     TooLong { bytes: usize, max: usize },
-    #[error("a frame of {0} bytes is shorter than its header")]
-    TooShort(usize),
     #[error("checksum mismatch: expected {expected:08x}, found {found:08x}")]
     Checksum { expected: u32, found: u32 },
     #[error("unknown kind of frame {0}")]
@@ -151,28 +148,24 @@ pub(super) fn decode(buffer: &mut BytesMut, frame_bytes_max: usize, checks: bool
         return Ok(Decoded::Missing(HEADER_BYTES - buffer.len()));
     }
     let mut header = &buffer[..HEADER_BYTES];
-    let length_bytes = header.get_u32_le();
-    let (length, expected) = (length_bytes as usize, header.get_u32_le());
+    let length = header.get_u32_le() as usize;
     let (kind, tag, id) = (header.get_u8(), header.get_u8(), header.get_u64_le());
-    if length > frame_bytes_max {
-        return Err(FrameError::TooLong { bytes: length, max: frame_bytes_max });
-    }
-    let Some(payload_bytes) = length.checked_sub(COUNTED_BYTES) else {
-        return Err(FrameError::TooShort(length));
+    let (of_payload, of_header) = (header.get_u32_le(), header.get_u32_le());
+    let check = |bytes: &[u8], expected: u32| {
+        let found = crc32fast::hash(bytes);
+        if checks && expected != found { Err(FrameError::Checksum { expected, found }) } else { Ok(()) }
     };
-    let wire_bytes = HEADER_BYTES + payload_bytes;
+    check(&buffer[..COVERED_BYTES], of_header)?;
+    let wire_bytes = HEADER_BYTES + length;
+    if wire_bytes > frame_bytes_max {
+        return Err(FrameError::TooLong { bytes: wire_bytes, max: frame_bytes_max });
+    }
     if buffer.len() < wire_bytes {
         return Ok(Decoded::Missing(wire_bytes - buffer.len()));
     }
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&length_bytes.to_le_bytes());
-    crc.update(&buffer[8..wire_bytes]);
-    let found = crc.finalize();
-    if checks && expected != found {
-        return Err(FrameError::Checksum { expected, found });
-    }
+    check(&buffer[HEADER_BYTES..wire_bytes], of_payload)?;
     let kind = Kind::from_byte(kind).ok_or(FrameError::Kind(kind))?;
-    let payload = if payload_bytes <= COPIED_BYTES_MAX {
+    let payload = if length <= COPIED_BYTES_MAX {
         let payload = Bytes::copy_from_slice(&buffer[HEADER_BYTES..wire_bytes]);
         buffer.advance(wire_bytes);
         payload
@@ -186,7 +179,7 @@ pub(super) fn decode(buffer: &mut BytesMut, frame_bytes_max: usize, checks: bool
 
 /// The largest payload that fits into a frame.
 pub(super) fn payload_bytes_max(frame_bytes_max: usize) -> usize {
-    frame_bytes_max.saturating_sub(COUNTED_BYTES)
+    frame_bytes_max.saturating_sub(HEADER_BYTES)
 }
 
 /// A payload is larger than a frame may be; nothing was sent.
@@ -232,8 +225,8 @@ mod tests {
             let mut bytes = wire(&Frame::new(Kind::Item, 0, 7, payload.into()));
             let place = place.index(bytes.len());
             bytes[place] ^= 1 << bit;
-            // A longer length leaves the decoder waiting for bytes that never come; silence is the connection's to notice.
-            prop_assert!(!matches!(decode(&mut bytes, MAX, true), Ok(Decoded::Frame(_))));
+            // Nor does the decoder wait for what a wrong length promises.
+            prop_assert!(decode(&mut bytes, MAX, true).is_err());
         }
     }
 
@@ -250,9 +243,6 @@ mod tests {
     fn lengths_are_judged_by_the_header_alone() {
         let long = wire(&Frame::new(Kind::Item, 0, 1, Bytes::from(vec![0; 100])));
         let mut header = BytesMut::from(&long[..HEADER_BYTES]);
-        assert_eq!(decode(&mut header, 64, true), Err(FrameError::TooLong { bytes: 110, max: 64 }));
-        let mut short = BytesMut::from(&[3u8, 0, 0, 0][..]);
-        short.extend_from_slice(&[0; HEADER_BYTES]);
-        assert_eq!(decode(&mut short, 64, true), Err(FrameError::TooShort(3)));
+        assert_eq!(decode(&mut header, 64, true), Err(FrameError::TooLong { bytes: HEADER_BYTES + 100, max: 64 }));
     }
 }

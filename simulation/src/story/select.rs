@@ -63,7 +63,7 @@ pub(super) fn telling(event: &Event) -> bool {
             let words = |word: &str| event.text.contains(word);
             let failed = event.message.as_ref().is_some_and(|message| message.fate != Fate::Arrived);
             // A heartbeat is a frame without a body.
-            (failed && !words(" 18 B wait")) || words(" request ") || words(" answer ") || words("resets")
+            (failed && !words(" 22 B wait")) || words(" request ") || words(" answer ") || words("resets")
         }
         "note" => !event.text.starts_with("swim:"),
         _ => true,

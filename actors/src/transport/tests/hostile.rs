@@ -161,16 +161,17 @@ async fn broken_rules_and_damaged_bytes_close_the_connection() {
     let call = Frame::new(Kind::Call, Route::Echo as u8, 1, Bytes::from_static(b"hello"));
     let mut flipped = wire(&call);
     flipped[20] ^= 1;
-    let mut oversized = BytesMut::new();
-    oversized.put_u32_le(u32::MAX);
-    oversized.put_bytes(0, 14);
-    let mut unknown_kind = BytesMut::new();
-    Frame::bare(Kind::Ping, 1).put_header(&mut unknown_kind);
-    unknown_kind[8] = 77;
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&unknown_kind[..4]);
-    crc.update(&unknown_kind[8..]);
-    unknown_kind[4..8].copy_from_slice(&crc.finalize().to_le_bytes());
+    // A header that is whole, and wrong.
+    let header = |change: fn(&mut [u8])| {
+        let mut bytes = BytesMut::new();
+        Frame::bare(Kind::Ping, 1).put_header(&mut bytes);
+        change(&mut bytes);
+        let crc = crc32fast::hash(&bytes[..18]);
+        bytes[18..22].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    };
+    let oversized = header(|bytes| bytes[..4].fill(0xff));
+    let unknown_kind = header(|bytes| bytes[4] = 77);
 
     for (what, lane, bytes) in [
         ("flipped byte", Lane::Control, flipped),
