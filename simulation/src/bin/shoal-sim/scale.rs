@@ -14,7 +14,7 @@ const CATALOG_NODES: usize = 1_000;
 
 #[derive(Args)]
 pub struct ScaleArguments {
-    /// Numbers of nodes, each taken through all scenes. 5000 nodes take about 6 GiB and some minutes.
+    /// Numbers of nodes, each taken through all scenes. 5000 nodes take about 9 GiB and half an hour.
     #[arg(long, value_name = "N", default_values_t = [100, 1_000, 5_000], value_parser = nodes)]
     nodes: Vec<usize>,
     /// Partitions of the catalog, over 1000 nodes; 0 leaves the catalog out.
