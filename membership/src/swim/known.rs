@@ -210,12 +210,6 @@ impl Known {
             self.untold = Vec::new();
         }
     }
-
-    /// Everything, as foca would list it.
-    #[cfg(test)]
-    pub(super) fn all(&self) -> impl Iterator<Item = Member<Identity>> {
-        self.facts.iter().map(|(place, fact)| fact.member(place.1))
-    }
 }
 
 #[cfg(test)]
