@@ -123,7 +123,7 @@ impl Core {
     pub fn new(config: &SwimConfig, identity: Identity, mut rng: Rng, now: Duration) -> Result<Self> {
         let positive = [config.probe_rtt_ms, config.suspicion_ms, config.gossip_ms, config.announce_ms]
             .into_iter()
-            .chain([config.announce_to_down_ms, config.seek_ms])
+            .chain([config.announce_to_down_ms, config.seek_ms, config.forget_down_ms])
             .all(|ms| ms > 0);
         if !positive || config.probe_rtt_ms >= config.probe_period_ms {
             return Err(Error::new(
@@ -180,6 +180,9 @@ impl Core {
 
     /// A datagram has come, without its seal.
     pub fn receive(&mut self, body: &[u8], now: Duration) -> Effects {
+        if self.left {
+            return Effects::default();
+        }
         let effects = match body.split_first() {
             Some((&GOSSIP, body)) => self.hear(body, false, now),
             Some((&ANSWER, body)) => self.hear(body, true, now),
@@ -204,6 +207,11 @@ impl Core {
         }
         let (mut about_me, mut fresh, mut beyond) = (false, Vec::new(), Vec::new());
         for update in &heard.updates {
+            // An answer tells who is down for those who think otherwise; to others it would be news without end: each would
+            // remember for a day what another was about to forget.
+            if answer && update.state() == State::Down && !self.known.contains(update.id().address) {
+                continue;
+            }
             if update.id().address == me.address {
                 about_me = true;
                 fresh.push(update.clone());
@@ -235,10 +243,11 @@ impl Core {
     /// Somebody asks what it has missed.
     fn answer(&mut self, question: &[u8], now: Duration) -> Effects {
         let me = *self.foca.identity();
-        let Some((from, theirs)) = survey::decode(question) else {
+        let Some((from, to, theirs)) = survey::decode(question) else {
             return Effects { malformed: true, ..Effects::default() };
         };
-        if from.address == me.address {
+        // One for another life is old: recorded, perhaps, and told again.
+        if to != me || from.address == me.address {
             return Effects::default();
         }
         // It speaks, so it is there.
@@ -254,8 +263,9 @@ impl Core {
         let differing = self.marks().differing(&theirs);
         if differing.contains(&true) {
             // Whoever has missed much asks several; each begins elsewhere.
-            let (mut parcels, first): (Vec<Parcel>, usize) = (Vec::new(), self.rng.random_range(0..GROUPS));
-            self.known.in_groups(&differing, first, |member| {
+            let (first, skipped) = (self.rng.random_range(0..GROUPS), self.rng.random_range(0..usize::MAX));
+            let mut parcels: Vec<Parcel> = Vec::new();
+            self.known.in_groups(&differing, first, skipped, |member| {
                 if parcels.last_mut().is_some_and(|parcel| parcel.add(member)) {
                     return true;
                 }
@@ -285,11 +295,11 @@ impl Core {
 
     /// Asks somebody what this node has missed.
     fn survey(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
-        let members = self.foca.iter_members().map(|member| member.id().address);
-        let address = members.choose(&mut self.rng)?;
+        let members = self.foca.iter_members().map(|member| *member.id());
+        let to = members.choose(&mut self.rng)?;
         let mut body = vec![SURVEY];
-        body.extend(survey::encode(*self.foca.identity(), &self.marks())?);
-        Some((address, body))
+        body.extend(survey::encode(*self.foca.identity(), to, &self.marks())?);
+        Some((to.address, body))
     }
 
     /// Asks whoever is at an address to be let in.

@@ -19,6 +19,9 @@ pub(super) struct Heard<'a> {
 impl<'a> Heard<'a> {
     /// None of what foca would refuse.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
+        if body.len() > PACKET_BYTES_MAX.get() {
+            return None;
+        }
         let mut rest = body;
         let header = PostcardCodec.decode_header(&mut rest).ok()?;
         let head = &body[..body.len() - rest.len()];

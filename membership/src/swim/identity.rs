@@ -9,8 +9,8 @@ use shoal_kernel::{Env, NodeId, Result, wire};
 /// Name of the file that holds the last generation.
 const FILE: &str = "generation";
 
-/// What an IPv4 address begins with as an IPv6 address (RFC 4291, section 2.5.5.2).
-const MAPPED: u128 = 0xffff << 32;
+/// Set in the port of an address of version 6, so that none is taken for one of version 4.
+const V6: u32 = 1 << 16;
 
 /// A life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,16 +32,16 @@ impl Identity {
 
 impl foca::Identity for Identity {
     // foca compares it with that of every member, one after the other: two numbers do it in a third of the time.
-    type Addr = (u128, u16);
+    type Addr = (u128, u32);
 
     fn renew(&self) -> Option<Self> {
         Some(Self { generation: self.generation.checked_add(1)?, ..*self })
     }
 
-    fn addr(&self) -> (u128, u16) {
+    fn addr(&self) -> (u128, u32) {
         match self.address {
-            SocketAddr::V4(address) => (u128::from(address.ip().to_bits()) | MAPPED, address.port()),
-            SocketAddr::V6(address) => (address.ip().to_bits(), address.port()),
+            SocketAddr::V4(address) => (u128::from(address.ip().to_bits()), u32::from(address.port())),
+            SocketAddr::V6(address) => (address.ip().to_bits(), u32::from(address.port()) | V6),
         }
     }
 

@@ -101,16 +101,19 @@ impl Known {
         self.marks
     }
 
-    /// Members of the groups that are asked for, as long as they are taken, beginning with a group.
+    /// Members of the groups that are asked for, as long as they are taken, beginning with a group, and within a group with
+    /// any member: the end of a large one must come, too.
     pub(super) fn in_groups(
         &self,
         asked: &[bool; GROUPS],
         first: usize,
+        skipped: usize,
         mut take: impl FnMut(&Member<Identity>) -> bool,
     ) {
         for group in (first..first + GROUPS).map(|group| group % GROUPS).filter(|group| asked[*group]) {
-            let here = self.facts.range(first_of(group)..).take_while(|(place, _)| group_of(place) == group);
-            for ((_, address), fact) in here {
+            let here = || self.facts.range(first_of(group)..).take_while(|(place, _)| group_of(place) == group);
+            let turn = skipped % here().count().max(1);
+            for ((_, address), fact) in here().skip(turn).chain(here().take(turn)) {
                 if !take(&fact.member(*address)) {
                     return;
                 }

@@ -86,6 +86,10 @@ impl BroadcastHandler<Identity> for Notices {
 
     fn receive_item(&mut self, data: &[u8], _sender: Option<&Identity>) -> Result<Option<Place>, WireError> {
         let notice: Notice = wire::decode(data)?;
+        if notice.payload.len() > PAYLOAD_BYTES_MAX {
+            // Nobody may tell so much: it would fit into no datagram of ours, and wait for ever.
+            return Ok(None);
+        }
         let order = (notice.generation, notice.ordinal);
         let mut board = self.board();
         if board.said.get(&notice.node).is_some_and(|said| said.order >= order) {

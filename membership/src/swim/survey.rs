@@ -82,17 +82,19 @@ fn mix(number: u64) -> u64 {
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     from: Identity,
+    to: Identity,
     /// The marks, each little endian.
     marks: Vec<u8>,
 }
 
-pub(super) fn encode(from: Identity, marks: &Marks) -> Option<Vec<u8>> {
+pub(super) fn encode(from: Identity, to: Identity, marks: &Marks) -> Option<Vec<u8>> {
     let marks = marks.0.iter().flat_map(|mark| mark.to_le_bytes()).collect();
-    wire::encode(&Question { from, marks }).ok()
+    wire::encode(&Question { from, to, marks }).ok()
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Option<(Identity, Marks)> {
-    let Question { from, marks } = wire::decode(bytes).ok()?;
+/// Who asks, whom, and with which marks.
+pub(super) fn decode(bytes: &[u8]) -> Option<(Identity, Identity, Marks)> {
+    let Question { from, to, marks } = wire::decode(bytes).ok()?;
     if marks.len() != GROUPS * MARK_BYTES {
         return None;
     }
@@ -100,7 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Identity, Marks)> {
     for (mark, bytes) in read.0.iter_mut().zip(marks.chunks_exact(MARK_BYTES)) {
         *mark = u32::from_le_bytes(bytes.try_into().ok()?);
     }
-    Some((from, read))
+    Some((from, to, read))
 }
 
 #[cfg(test)]
@@ -126,8 +128,8 @@ mod tests {
         let differing = ours.differing(&theirs);
         assert_eq!(differing.iter().filter(|differs| **differs).count(), 1);
         assert!(differing[group_of(&place(identity(7, 1).address))], "another life stands in the same group");
-        let (from, read) = decode(&encode(identity(7, 2), &theirs).unwrap()).unwrap();
-        assert_eq!((from, read), (identity(7, 2), theirs));
+        let read = decode(&encode(identity(7, 2), identity(8, 1), &theirs).unwrap()).unwrap();
+        assert_eq!(read, (identity(7, 2), identity(8, 1), theirs));
     }
 
     #[test]
