@@ -22,6 +22,7 @@ pub mod invariants;
 pub mod minimize;
 pub mod network;
 pub mod panics;
+mod queue;
 pub mod random;
 pub mod run;
 pub mod scale;

@@ -229,7 +229,7 @@ impl Sending {
         if voters > 1 && acknowledged == 1 {
             context.env.reached(Rare::OneOfMany);
         }
-        if context.agreement.status().leader.is_none() {
+        if context.agreement.leader().is_none() {
             context.env.reached(Rare::WrittenWithoutCatalog);
         }
     }

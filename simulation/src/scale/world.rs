@@ -1,7 +1,5 @@
 //! Many nodes' gossip on one queue of events: no runtime, no task and no socket for any of them.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -13,6 +11,7 @@ use shoal_membership::swim::protocol::{Core, Effects, Identity, SEAL_BYTES};
 
 use super::traffic::Traffic;
 use super::views::Views;
+use crate::queue::EventQueue;
 use crate::random::{Stream, draw};
 
 /// The port of every node; each has an address of its own.
@@ -47,39 +46,6 @@ enum What {
     Arrive { from: usize, to: usize, body: Box<[u8]> },
 }
 
-/// Events happen by time, then in the order in which they were planned.
-struct Event {
-    at: u64,
-    ordinal: u64,
-    what: What,
-}
-
-impl Event {
-    fn order(&self) -> (u64, u64) {
-        (self.at, self.ordinal)
-    }
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl Eq for Event {}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
 struct Node {
     /// None before it starts and after it has crashed.
     core: Option<Core>,
@@ -94,8 +60,7 @@ pub(super) struct World {
     weather: Weather,
     /// Virtual microseconds since the start.
     now: u64,
-    ordinal: u64,
-    queue: BinaryHeap<Reverse<Event>>,
+    queue: EventQueue<What>,
     nodes: Vec<Node>,
     halved: bool,
     way: Stream,
@@ -129,8 +94,7 @@ impl World {
             seeds: (0..seeds.min(nodes)).map(address).collect(),
             weather,
             now: 0,
-            ordinal: 0,
-            queue: BinaryHeap::new(),
+            queue: EventQueue::default(),
             nodes: (0..nodes).map(|_| Node { core: None, wake_at: None }).collect(),
             halved: false,
             way: Stream::new(seed, "scale way", 0),
@@ -156,7 +120,7 @@ impl World {
 
     /// A node starts at that time, in virtual microseconds.
     pub(super) fn start_at(&mut self, node: usize, at: u64) {
-        self.plan(at, What::Start(node));
+        self.queue.plan(at, What::Start(node));
     }
 
     /// A node ends without a word.
@@ -180,20 +144,13 @@ impl World {
             if holds(self) {
                 return Ok(true);
             }
-            if self.queue.peek().is_none_or(|Reverse(next)| next.at > until) {
+            let Some((at, what)) = self.queue.pop_until(until) else {
                 self.now = until;
                 return Ok(false);
-            }
-            if let Some(Reverse(event)) = self.queue.pop() {
-                self.now = event.at;
-                self.happen(event.what)?;
-            }
+            };
+            self.now = at;
+            self.happen(what)?;
         }
-    }
-
-    fn plan(&mut self, at: u64, what: What) {
-        self.ordinal += 1;
-        self.queue.push(Reverse(Event { at, ordinal: self.ordinal, what }));
     }
 
     fn happen(&mut self, what: What) -> Result<()> {
@@ -248,7 +205,7 @@ impl World {
             let late = if self.way.chance(10) { self.way.below(jitter_micros_max) } else { 0 };
             let at = self.now + self.way.between(latency_micros_min, latency_micros_max) + late;
             if let Some(to) = node_at(to).filter(|to| !lost && *to < self.nodes.len()) {
-                self.plan(at, What::Arrive { from: node, to, body: body.into() });
+                self.queue.plan(at, What::Arrive { from: node, to, body: body.into() });
             }
         }
         self.wake(node);
@@ -262,7 +219,7 @@ impl World {
         let micros = u64::try_from(at.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX).max(now);
         if known.wake_at.is_none_or(|planned| micros < planned) {
             known.wake_at = Some(micros);
-            self.plan(micros, What::Wake(node));
+            self.queue.plan(micros, What::Wake(node));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What all hosts share: time, the heap of events, the network's state, the trace.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -14,6 +13,7 @@ use shoal_kernel::Rare;
 use super::{CrashKind, HostId};
 use crate::entropy;
 use crate::network::NetworkState;
+use crate::queue::EventQueue;
 use crate::trace::{Kind, Trace};
 
 /// Something that happens at a moment.
@@ -32,30 +32,8 @@ pub(crate) enum Target {
 }
 
 pub(crate) struct Event {
-    at_micros: u64,
-    ordinal: u64,
     pub(crate) target: Target,
     pub(crate) action: Action,
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.ordinal == other.ordinal
-    }
-}
-
-impl Eq for Event {}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at_micros, self.ordinal).cmp(&(other.at_micros, other.ordinal))
-    }
 }
 
 /// A host, as the others see it.
@@ -82,8 +60,7 @@ pub(crate) struct HostState {
 pub(crate) struct Core {
     pub(crate) seed: u64,
     pub(crate) now_micros: u64,
-    ordinal: u64,
-    events: BinaryHeap<Reverse<Event>>,
+    events: EventQueue<Event>,
     pub(crate) hosts: Vec<HostState>,
     pub(crate) network: NetworkState,
     trace: Trace,
@@ -107,23 +84,18 @@ impl Core {
     }
 
     pub(crate) fn schedule(&mut self, at_micros: u64, target: Target, action: Action) {
-        let ordinal = self.ordinal;
-        self.ordinal += 1;
-        self.events.push(Reverse(Event { at_micros: at_micros.max(self.now_micros), ordinal, target, action }));
+        self.events.plan(at_micros.max(self.now_micros), Event { target, action });
     }
 
     pub(crate) fn next_at(&self) -> Option<u64> {
-        self.events.peek().map(|Reverse(event)| event.at_micros)
+        self.events.next_at()
     }
 
     pub(crate) fn pop_due(&mut self) -> Option<Event> {
-        if self.next_at()? > self.now_micros {
-            return None;
-        }
-        self.events.pop().map(|Reverse(event)| event)
+        self.events.pop_until(self.now_micros).map(|(_, event)| event)
     }
 
-    pub(super) fn take_events(&mut self) -> BinaryHeap<Reverse<Event>> {
+    pub(super) fn take_events(&mut self) -> EventQueue<Event> {
         std::mem::take(&mut self.events)
     }
 
@@ -156,8 +128,7 @@ impl Shared {
         Self(Mutex::new(Core {
             seed,
             now_micros: 0,
-            ordinal: 0,
-            events: BinaryHeap::new(),
+            events: EventQueue::default(),
             hosts: Vec::new(),
             network: NetworkState::default(),
             trace,
