@@ -20,6 +20,27 @@ pub struct ScanSpec {
     pub predicates: Vec<ColumnPredicate>,
     /// More rows than this are not needed. Only set where no filter stands above the scan.
     pub limit: Option<u64>,
+    /// Only this share of the rows. The slices of one snapshot have no row in common and are together the whole.
+    pub slice: Slice,
+}
+
+/// A share of a scan, so that several tasks may read one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Which one, below `of`.
+    pub index: u32,
+    /// How many there are, at least 1.
+    pub of: u32,
+}
+
+impl Slice {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// All shares of a scan, of about equal size.
+    pub fn all(of: u32) -> impl Iterator<Item = Self> {
+        (0..of.max(1)).map(move |index| Self { index, of: of.max(1) })
+    }
 }
 
 /// A condition on one column. A NULL in the column satisfies only [`ColumnPredicate::IsNull`].
@@ -41,6 +62,17 @@ pub enum ColumnPredicate {
         /// The constants.
         values: Vec<Datum>,
     },
+    /// `column LIKE pattern`, for text: `%` stands for any characters, `_` for one, a backslash takes both their meaning.
+    Like {
+        /// The column.
+        column: ColumnId,
+        /// The pattern.
+        pattern: String,
+        /// `NOT LIKE`
+        negated: bool,
+        /// `ILIKE`
+        ignore_case: bool,
+    },
     /// `column IS NULL`.
     IsNull {
         /// The column.
@@ -59,6 +91,7 @@ impl ColumnPredicate {
         match self {
             Self::Compare { column, .. }
             | Self::In { column, .. }
+            | Self::Like { column, .. }
             | Self::IsNull { column }
             | Self::IsNotNull { column } => *column,
         }

@@ -31,7 +31,7 @@ mod window;
 pub use error::{error_from_datafusion, error_to_datafusion};
 pub use explain::describe;
 pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExtension, TaskSpec};
-pub use planner::{PlanOptions, Planner, RowCounts};
+pub use planner::{PlanOptions, Planner, RowCounts, Slicing};
 pub use router::EdgeRouter;
 pub use sql::split_statements;
 pub use statement::{ExplainKind, InsertSource, PlannedQuery, Statement};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
@@ -20,12 +21,33 @@ use crate::graph::{Edge, Fragment, FragmentGraph, TaskInputs};
 use crate::router::EdgeRouter;
 use crate::session;
 use crate::sql::{Parsed, parse};
+use crate::table::slices_of;
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{explain, insert, show, unknown, window};
 
 /// The rows of a partition, as far as somebody knows. Used to choose between plans, never for an answer.
 pub type RowCounts = Arc<dyn Fn(PartitionId) -> Option<u64> + Send + Sync>;
+
+/// Into how many tasks the scan of a partition is split, so that one node's cores share the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slicing {
+    /// Slices at most. A node's cores are a good number; at least 1.
+    pub slices_max: u32,
+    /// Rows that make a slice worth a task of its own.
+    pub slice_rows_min: u64,
+}
+
+impl Slicing {
+    /// Every partition is read by one task.
+    pub const NONE: Self = Self { slices_max: 1, slice_rows_min: u64::MAX };
+
+    /// Slices of a partition of so many rows.
+    pub(crate) fn slices(&self, rows: Option<u64>) -> u32 {
+        let worth = rows.unwrap_or(0) / self.slice_rows_min.max(1);
+        u32::try_from(worth).unwrap_or(u32::MAX).clamp(1, self.slices_max.max(1))
+    }
+}
 
 /// How one statement is planned.
 #[derive(Clone)]
@@ -40,11 +62,20 @@ pub struct PlanOptions {
     pub now_micros: u64,
     /// Statistics.
     pub row_counts: RowCounts,
+    /// How scans are split.
+    pub slicing: Slicing,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { target_partitions: 1, batch_rows: 8192, read_only: false, now_micros: 0, row_counts: Arc::new(|_| None) }
+        Self {
+            target_partitions: 1,
+            batch_rows: 8192,
+            read_only: false,
+            now_micros: 0,
+            row_counts: Arc::new(|_| None),
+            slicing: Slicing::NONE,
+        }
     }
 }
 
@@ -55,6 +86,7 @@ impl fmt::Debug for PlanOptions {
             .field("batch_rows", &self.batch_rows)
             .field("read_only", &self.read_only)
             .field("now_micros", &self.now_micros)
+            .field("slicing", &self.slicing)
             .finish_non_exhaustive()
     }
 }
@@ -175,10 +207,34 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     }
     let logical = window::portable(logical.clone()).map_err(error_from_datafusion)?;
     let logical = state.optimize(&logical).map_err(error_from_datafusion)?;
+    let wide;
+    let state = match widest_scan(&logical).map_err(error_from_datafusion)? {
+        0 | 1 => state,
+        slices => {
+            // What many tasks read is also worth merging in as many.
+            let mut wider = state.clone();
+            let config = wider.config_mut().options_mut();
+            config.execution.target_partitions *= slices as usize;
+            wide = wider;
+            &wide
+        }
+    };
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
     Ok(Planned { logical, physical, graph })
+}
+
+/// The most slices that a partition of any table in the plan is read in.
+fn widest_scan(logical: &LogicalPlan) -> datafusion::error::Result<u32> {
+    let mut widest = 1;
+    logical.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            widest = widest.max(slices_of(&scan.source)?);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(widest)
 }
 
 fn refuse_writes(parsed: &Parsed) -> Result<()> {

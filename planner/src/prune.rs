@@ -56,7 +56,9 @@ fn ranges(predicate: &ColumnPredicate) -> Option<Vec<KeyRange>> {
         }
         ColumnPredicate::In { values, .. } => values.iter().map(|value| prefix(value.encode())).collect(),
         ColumnPredicate::IsNull { .. } => vec![prefix(Datum::Null.encode())],
-        ColumnPredicate::IsNotNull { .. } => vec![from(after_prefix(Datum::Null.encode())?)],
+        ColumnPredicate::IsNotNull { .. } | ColumnPredicate::Like { .. } => {
+            vec![from(after_prefix(Datum::Null.encode())?)]
+        }
     })
 }
 

@@ -73,7 +73,7 @@ pub(crate) fn session(template: &SessionState, catalog: &Arc<Catalog>, options: 
         .ok_or_else(|| Error::new(ErrorCode::Internal, "the clock is beyond what a timestamp can hold"))?;
     state.execution_props_mut().query_execution_start_time = Some(now.and_utc());
     let database = MemoryCatalogProvider::new();
-    let schema = CatalogSchema::new(Arc::clone(catalog), Arc::clone(&options.row_counts));
+    let schema = CatalogSchema::new(Arc::clone(catalog), Arc::clone(&options.row_counts), options.slicing);
     database.register_schema(SCHEMA, Arc::new(schema)).map_err(error_from_datafusion)?;
     let list = MemoryCatalogProviderList::new();
     list.register_catalog(CATALOG.into(), Arc::new(database));

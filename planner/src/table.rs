@@ -6,15 +6,16 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
+use datafusion::datasource::source_as_provider;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableSource, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use shoal_catalog::{Catalog, Table};
-use shoal_kernel::{ColumnPredicate, CompareOp, Datum, ScanSpec, TableId, TableSchema};
+use shoal_kernel::{ColumnPredicate, CompareOp, Datum, ScanSpec, Slice, TableId, TableSchema};
 
 use crate::node::LeafScanExec;
-use crate::planner::RowCounts;
+use crate::planner::{RowCounts, Slicing};
 use crate::predicate;
 use crate::prune::prune;
 
@@ -22,11 +23,12 @@ use crate::prune::prune;
 pub(crate) struct CatalogSchema {
     catalog: Arc<Catalog>,
     rows: RowCounts,
+    slicing: Slicing,
 }
 
 impl CatalogSchema {
-    pub(crate) fn new(catalog: Arc<Catalog>, rows: RowCounts) -> Self {
-        Self { catalog, rows }
+    pub(crate) fn new(catalog: Arc<Catalog>, rows: RowCounts, slicing: Slicing) -> Self {
+        Self { catalog, rows, slicing }
     }
 }
 
@@ -51,6 +53,7 @@ impl SchemaProvider for CatalogSchema {
                 id: table.id,
                 schema: table.schema.arrow(),
                 rows: Arc::clone(&self.rows),
+                slicing: self.slicing,
             }) as _
         }))
     }
@@ -66,6 +69,7 @@ struct ShoalTable {
     id: TableId,
     schema: SchemaRef,
     rows: RowCounts,
+    slicing: Slicing,
 }
 
 impl ShoalTable {
@@ -75,6 +79,14 @@ impl ShoalTable {
             .get(&self.id)
             .ok_or_else(|| DataFusionError::Internal(format!("table {} left a catalog that never changes", self.id)))
     }
+}
+
+/// The most slices that a partition of the table is read in; 1 for what is no table of ours.
+pub(crate) fn slices_of(source: &Arc<dyn TableSource>) -> Result<u32> {
+    let provider = source_as_provider(source)?;
+    let Some(table) = (provider.as_ref() as &dyn std::any::Any).downcast_ref::<ShoalTable>() else { return Ok(1) };
+    let partitions = table.catalog.partitions_of(table.definition()?);
+    Ok(partitions.map(|partition| table.slicing.slices((table.rows)(partition.id))).max().unwrap_or(1))
 }
 
 impl fmt::Debug for ShoalTable {
@@ -123,17 +135,21 @@ impl TableProvider for ShoalTable {
         let limit = limit.filter(|_| filters.is_empty()).map(|limit| limit as u64);
         let columns: Vec<_> = projection.iter().filter_map(|place| table.schema.columns.get(*place)).collect();
         let words = words(&table.schema, &columns, &predicates, limit);
-        let rows = partitions.iter().map(|partition| (self.rows)(partition.id)).collect();
-        let scans = partitions
-            .iter()
-            .map(|partition| ScanSpec {
+        let (mut scans, mut rows) = (Vec::new(), Vec::new());
+        for partition in partitions {
+            let all = (self.rows)(partition.id);
+            // A limit is met by the first rows that come.
+            let slices = if limit.is_some() { 1 } else { self.slicing.slices(all) };
+            rows.extend(std::iter::repeat_n(all.map(|rows| rows / u64::from(slices)), slices as usize));
+            scans.extend(Slice::all(slices).map(|slice| ScanSpec {
                 table: table.id,
                 partition: partition.id,
                 columns: columns.iter().map(|column| column.id).collect(),
                 predicates: predicates.clone(),
                 limit,
-            })
-            .collect();
+                slice,
+            }));
+        }
         Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))
     }
 }
@@ -174,6 +190,11 @@ fn condition(schema: &TableSchema, predicate: &ColumnPredicate) -> String {
         ColumnPredicate::In { values, .. } => {
             let values: Vec<_> = values.iter().map(constant).collect();
             format!("{name} IN ({})", values.join(", "))
+        }
+        ColumnPredicate::Like { pattern, negated, ignore_case, .. } => {
+            let not = if *negated { "NOT " } else { "" };
+            let like = if *ignore_case { "ILIKE" } else { "LIKE" };
+            format!("{name} {not}{like} '{pattern}'")
         }
         ColumnPredicate::IsNull { .. } => format!("{name} IS NULL"),
         ColumnPredicate::IsNotNull { .. } => format!("{name} IS NOT NULL"),

@@ -87,7 +87,7 @@ impl Cursor {
             // What was written before a column was dropped or widened is in the order of its own time.
             let keys = match layout.schema.is_upsert() || segment.is_current() {
                 true => crate::rows::identities(layout, &content.batch)?,
-                false => segment.page_keys(number)?.keys.clone(),
+                false => segment.read_identities(number)?,
             };
             let is_wanted = |row: &usize| {
                 content.positions[*row] > self.after_position

@@ -21,8 +21,8 @@ pub struct StoreOptions {
     pub token_keep: Duration,
     /// Writes with a new token are refused as overload while so many are remembered.
     pub tokens_max: usize,
-    /// Decoded keys of segment pages kept for finding the row that a write replaces.
-    pub key_cache_bytes_max: usize,
+    /// What is kept of segments in decoded form: dictionaries, and keys for finding the row that a write replaces.
+    pub cache_bytes_max: usize,
     /// This many segments of about one size are merged into one.
     pub compaction_fan_in: usize,
     /// Segments are not merged beyond this many rows.
@@ -41,7 +41,7 @@ impl Default for StoreOptions {
             wal_segment_bytes_max: 64 << 20,
             token_keep: Duration::from_secs(24 * 3600),
             tokens_max: 4 << 20,
-            key_cache_bytes_max: 16 << 20,
+            cache_bytes_max: 64 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
             planted: None,

@@ -5,11 +5,11 @@ use std::mem::discriminant;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, Scalar, StringArray,
-    UInt64Array,
+    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, LargeStringArray, Scalar,
+    StringArray, UInt64Array,
 };
 use arrow::compute::kernels::cmp;
-use arrow::compute::{cast, or, prep_null_mask_filter};
+use arrow::compute::{cast, ilike, like, nilike, nlike, or, prep_null_mask_filter};
 use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{ColumnPredicate, CompareOp, Datum, Error, Result};
@@ -87,7 +87,7 @@ fn upper_bound(value: Datum) -> Option<Datum> {
 pub(crate) fn may_match(predicate: &ColumnPredicate, zone: &Zone) -> bool {
     match predicate {
         ColumnPredicate::IsNull { .. } => zone.nulls > 0,
-        ColumnPredicate::IsNotNull { .. } => zone.nulls < zone.rows,
+        ColumnPredicate::IsNotNull { .. } | ColumnPredicate::Like { .. } => zone.nulls < zone.rows,
         ColumnPredicate::Compare { op, value, .. } => may_compare(*op, value, zone),
         ColumnPredicate::In { values, .. } => values.iter().any(|value| may_compare(CompareOp::Eq, value, zone)),
     }
@@ -120,6 +120,7 @@ fn may_compare(op: CompareOp, value: &Datum, zone: &Zone) -> bool {
 pub(crate) enum Evaluator {
     Compare(CompareOp, Scalar<ArrayRef>),
     In(Vec<Scalar<ArrayRef>>),
+    Like { pattern: Scalar<ArrayRef>, negated: bool, ignore_case: bool },
     Null(bool),
 }
 
@@ -132,8 +133,24 @@ impl Evaluator {
                 Some(Self::In(values.iter().map(|value| scalar(value, data_type)).collect::<Option<_>>()?))
             }
             ColumnPredicate::In { .. } => None,
+            ColumnPredicate::Like { pattern, negated, ignore_case, .. } => {
+                let pattern: ArrayRef = match data_type {
+                    DataType::Utf8 => Arc::new(StringArray::from(vec![pattern.as_str()])),
+                    DataType::LargeUtf8 => Arc::new(LargeStringArray::from(vec![pattern.as_str()])),
+                    _ => return None,
+                };
+                Some(Self::Like { pattern: Scalar::new(pattern), negated: *negated, ignore_case: *ignore_case })
+            }
             ColumnPredicate::IsNull { .. } => Some(Self::Null(true)),
             ColumnPredicate::IsNotNull { .. } => Some(Self::Null(false)),
+        }
+    }
+
+    /// Whether only being NULL or not counts: `Some(true)` asks for NULLs.
+    pub(crate) fn of_nulls(&self) -> Option<bool> {
+        match self {
+            Self::Null(wanted) => Some(*wanted),
+            _ => None,
         }
     }
 
@@ -153,6 +170,12 @@ impl Evaluator {
                 let nothing = BooleanArray::from(vec![false; array.len()]);
                 values.iter().try_fold(nothing, |found, value| or(&found, &prep(cmp::eq(array, value)?)))
             }
+            Self::Like { pattern, negated, ignore_case } => match (negated, ignore_case) {
+                (false, false) => like(array, pattern),
+                (true, false) => nlike(array, pattern),
+                (false, true) => ilike(array, pattern),
+                (true, true) => nilike(array, pattern),
+            },
             Self::Null(true) => arrow::compute::is_null(array),
             Self::Null(false) => arrow::compute::is_not_null(array),
         };

@@ -1,20 +1,21 @@
 //! Scans: rows minus masks, pruned by zone maps, filtered as early as possible.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::buffer::BooleanBuffer;
-use arrow::compute::FilterBuilder;
+use arrow::compute::{FilterBuilder, take};
 use arrow::datatypes::{Schema, SchemaRef};
 use roaring::RoaringBitmap;
-use shoal_kernel::{ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec};
+use shoal_kernel::{ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
 
+use crate::encoding::Dictionary;
 use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
 use crate::predicate::{Evaluator, may_match};
-use crate::segment::PAGE_ROWS;
+use crate::segment::{PAGE_ROWS, PageCodes, Segment};
 use crate::state::{SegmentView, Snapshot};
 
 /// Pages that one call of `next` reads at most before it gives control back, with an empty batch if nothing was found.
@@ -38,6 +39,45 @@ struct Condition {
     predicate: ColumnPredicate,
     /// Absent if it can only prune.
     evaluator: Option<Evaluator>,
+    /// Which values of the dictionary that was met last match.
+    verdict: Option<Verdict>,
+}
+
+struct Verdict {
+    dictionary: Arc<Dictionary>,
+    matches: BooleanBuffer,
+}
+
+impl Condition {
+    /// Which of the rows match, judged by the values that their codes stand for.
+    fn judge(&mut self, codes: &PageCodes) -> Result<Option<BooleanBuffer>> {
+        let Some(evaluator) = &self.evaluator else { return Ok(None) };
+        let valid = |matches: BooleanBuffer| match &codes.nulls {
+            Some(nulls) => &matches & nulls.inner(),
+            None => matches,
+        };
+        if let Some(null_wanted) = evaluator.of_nulls() {
+            let all = valid(BooleanBuffer::new_set(codes.codes.len()));
+            return Ok(Some(if null_wanted { !&all } else { all }));
+        }
+        let known = self.verdict.take().filter(|verdict| Arc::ptr_eq(&verdict.dictionary, &codes.dictionary));
+        let verdict = match known {
+            Some(verdict) => verdict,
+            None => {
+                let matches = evaluator.evaluate(codes.dictionary.values())?.values().clone();
+                Verdict { dictionary: codes.dictionary.clone(), matches }
+            }
+        };
+        let matches = match verdict.matches.has_true() {
+            false => BooleanBuffer::new_unset(codes.codes.len()),
+            true => BooleanBuffer::collect_bool(codes.codes.len(), |row| {
+                // Codes were held against the dictionary when they were decoded.
+                verdict.matches.value(codes.codes[row] as usize)
+            }),
+        };
+        self.verdict = Some(verdict);
+        Ok(Some(valid(matches)))
+    }
 }
 
 /// A piece of work that gives at most one batch.
@@ -56,6 +96,17 @@ enum Unit {
     },
 }
 
+impl Unit {
+    /// Rows that it looks at.
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Count(rows) => *rows,
+            Self::Rows { rows, .. } => rows.len() as u64,
+            Self::Page { view, page } => view.segment.page_rows(*page).len() as u64,
+        }
+    }
+}
+
 impl Scan {
     pub(crate) fn new(snapshot: &Snapshot, spec: &ScanSpec) -> Result<Self> {
         let (state, layout) = (&snapshot.state, snapshot.layout.clone());
@@ -68,7 +119,7 @@ impl Scan {
         let condition = |predicate: &ColumnPredicate| {
             let column = place(predicate.column())?;
             let evaluator = Evaluator::new(predicate, &layout.schema.columns[column].data_type);
-            Ok(Condition { column, predicate: predicate.clone(), evaluator })
+            Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
         };
         let conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
         let fields = columns.iter().map(|&column| layout.visible.field(column).clone()).collect::<Vec<_>>();
@@ -83,12 +134,24 @@ impl Scan {
         };
         state.segments.values().for_each(|view| scan.plan_segment(view));
         state.memtables.iter().for_each(|view| scan.plan_memtable(view));
+        scan.keep_slice(spec.slice);
         Ok(scan)
     }
 
     /// The schema of every batch: the wanted columns with the table's names and types.
     pub fn schema(&self) -> SchemaRef {
         self.schema.clone()
+    }
+
+    /// Keeps the units that begin in this share of the rows.
+    fn keep_slice(&mut self, slice: Slice) {
+        let total: u64 = self.units.iter().map(Unit::rows).sum();
+        let mut start = 0;
+        self.units.retain(|unit| {
+            let share = u128::from(start) * u128::from(slice.of.max(1)) / u128::from(total.max(1));
+            start += unit.rows();
+            share == u128::from(slice.index)
+        });
     }
 
     fn counts_only(&self) -> bool {
@@ -152,75 +215,127 @@ impl Scan {
     }
 
     /// Reads one unit; `None` if it has no row to show.
-    fn read(&self, unit: &Unit) -> Result<Option<RecordBatch>> {
+    fn read(&mut self, unit: &Unit) -> Result<Option<RecordBatch>> {
         match unit {
+            Unit::Count(0) => Ok(None),
             Unit::Count(rows) => {
                 let rows = usize::try_from(*rows).map_err(|_| Error::internal("more rows than memory"))?;
-                if rows == 0 { Ok(None) } else { self.finish(rows, None, &|_| Err(Error::internal("no column"))) }
+                self.batch(Vec::new(), rows).map(Some)
             }
             Unit::Rows { dead, tombstones, chunk, rows } => {
                 let first = chunk.first_row + rows.start as u32;
-                let visible = match visibility(first..first + rows.len() as u32, &[dead, tombstones]) {
-                    Visible::None => return Ok(None),
-                    Visible::All => None,
-                    Visible::Some(mask) => Some(mask),
-                };
-                self.finish(rows.len(), visible, &|column| Ok(chunk.batch.column(column).slice(rows.start, rows.len())))
+                let visible = visibility(first..first + rows.len() as u32, &[dead, tombstones]);
+                self.finish(rows.len(), visible, &MemRows { chunk, rows: rows.clone() })
             }
             Unit::Page { view, page } => {
                 let rows = view.segment.page_rows(*page);
-                let visible = match visibility(rows.clone(), &[&view.dead, view.segment.tombstones()]) {
-                    Visible::None => return Ok(None),
-                    Visible::All => None,
-                    Visible::Some(mask) => Some(mask),
-                };
-                self.finish(rows.len(), visible, &|column| {
-                    view.segment.read_column(&self.layout.schema.columns[column], *page)
-                })
+                let visible = visibility(rows.clone(), &[&view.dead, view.segment.tombstones()]);
+                let layout = self.layout.clone();
+                self.finish(rows.len(), visible, &SegmentPage { layout: &layout, segment: &view.segment, page: *page })
             }
         }
     }
 
-    /// Evaluates conditions on their columns, then loads and filters the others.
-    fn finish(
-        &self,
-        rows: usize,
-        visible: Option<BooleanBuffer>,
-        load: &dyn Fn(usize) -> Result<ArrayRef>,
-    ) -> Result<Option<RecordBatch>> {
-        let mut loaded: Vec<Option<ArrayRef>> = vec![None; self.layout.schema.columns.len()];
-        let mut get = |column: usize| -> Result<ArrayRef> {
-            match &loaded[column] {
-                Some(array) => Ok(array.clone()),
-                None => Ok(loaded[column].insert(load(column)?).clone()),
-            }
+    /// Evaluates conditions on their columns, then loads of the others only the rows that are left.
+    fn finish(&mut self, rows: usize, visible: Visible, source: &dyn Source) -> Result<Option<RecordBatch>> {
+        let mut selected = match visible {
+            Visible::None => return Ok(None),
+            Visible::All => None,
+            Visible::Some(mask) => Some(mask),
         };
-        let mut selected = visible;
-        for condition in &self.conditions {
+        let mut loaded: BTreeMap<usize, ArrayRef> = BTreeMap::new();
+        for condition in &mut self.conditions {
             let Some(evaluator) = &condition.evaluator else { continue };
-            let matches = evaluator.evaluate(&get(condition.column)?)?;
+            let codes = match loaded.contains_key(&condition.column) {
+                true => None,
+                false => source.codes(condition.column)?,
+            };
+            let matches = match codes {
+                Some(codes) => condition.judge(&codes)?.unwrap_or_else(|| BooleanBuffer::new_set(rows)),
+                None => {
+                    let array = match loaded.get(&condition.column) {
+                        Some(array) => array.clone(),
+                        None => loaded.entry(condition.column).or_insert(source.load(condition.column, None)?).clone(),
+                    };
+                    evaluator.evaluate(&array)?.values().clone()
+                }
+            };
             let both = match selected {
-                Some(selected) => &selected & matches.values(),
-                None => matches.values().clone(),
+                Some(selected) => &selected & &matches,
+                None => matches,
             };
             if !both.has_true() {
                 return Ok(None);
             }
             selected = Some(both);
         }
-        let selected = selected.filter(BooleanBuffer::has_false).map(|selected| BooleanArray::new(selected, None));
-        let count = selected.as_ref().map_or(rows, BooleanArray::true_count);
-        let arrays = self.columns.iter().map(|&column| get(column)).collect::<Result<Vec<_>>>()?;
-        let failed = |error| Error::internal(format!("a scanned batch does not fit the table: {error}"));
-        let arrays = match &selected {
-            None => arrays,
-            Some(mask) => {
-                let filter = FilterBuilder::new(mask).optimize().build();
-                arrays.iter().map(|array| filter.filter(array)).collect::<Result<_, _>>().map_err(failed)?
-            }
+        let Some(selected) = selected.filter(BooleanBuffer::has_false) else {
+            let load = |column: &usize| match loaded.get(column) {
+                Some(array) => Ok(array.clone()),
+                None => source.load(*column, None),
+            };
+            let arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+            return self.batch(arrays, rows).map(Some);
         };
-        let options = RecordBatchOptions::new().with_row_count(Some(count));
-        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map(Some).map_err(failed)
+        let wanted: Vec<u32> = selected.set_indices_u32().collect();
+        let filter = FilterBuilder::new(&BooleanArray::new(selected, None)).optimize().build();
+        let load = |column: &usize| match loaded.get(column) {
+            Some(array) => filter.filter(array).map_err(|error| Error::internal(error.to_string())),
+            None => source.load(*column, Some(&wanted)),
+        };
+        let arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+        self.batch(arrays, wanted.len()).map(Some)
+    }
+
+    fn batch(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
+            .map_err(|error| Error::internal(format!("a scanned batch does not fit the table: {error}")))
+    }
+}
+
+/// The rows of a unit, column by column; columns are places in the table's schema.
+trait Source {
+    /// All rows, or the wanted ones (ascending).
+    fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef>;
+
+    /// The codes of the rows, if that is how they are stored.
+    fn codes(&self, column: usize) -> Result<Option<PageCodes>>;
+}
+
+struct MemRows<'a> {
+    chunk: &'a Chunk,
+    rows: Range<usize>,
+}
+
+impl Source for MemRows<'_> {
+    fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        let all = self.chunk.batch.column(column).slice(self.rows.start, self.rows.len());
+        match wanted {
+            None => Ok(all),
+            Some(wanted) => take(&all, &UInt32Array::from(wanted.to_vec()), None)
+                .map_err(|error| Error::internal(format!("cannot pick rows of a memtable: {error}"))),
+        }
+    }
+
+    fn codes(&self, _: usize) -> Result<Option<PageCodes>> {
+        Ok(None)
+    }
+}
+
+struct SegmentPage<'a> {
+    layout: &'a Layout,
+    segment: &'a Segment,
+    page: u32,
+}
+
+impl Source for SegmentPage<'_> {
+    fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        self.segment.read_column(&self.layout.schema.columns[column], self.page, wanted)
+    }
+
+    fn codes(&self, column: usize) -> Result<Option<PageCodes>> {
+        self.segment.read_codes(&self.layout.schema.columns[column], self.page)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_catalog::{Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Planted, QueryId, ReadLevel, Result};
-use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Statement};
+use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Slicing, Statement};
 
 use super::Inner;
 use crate::query::RunOptions;
@@ -77,10 +77,14 @@ impl Inner {
 
     /// Plans on what this node knows; a table that it does not know may have been made elsewhere a moment ago.
     async fn plan(&self, request: &SqlRequest) -> Result<Statement> {
+        let config = &self.context.config;
+        let directory = self.directory.clone();
         let options = PlanOptions {
             target_partitions: self.context.liveness.alive().len().clamp(1, TARGET_PARTITIONS_MAX),
             read_only: request.read_only,
             now_micros: self.context.env.wall_micros(),
+            row_counts: Arc::new(move |partition| directory.get(partition).ok()?.rows()),
+            slicing: Slicing { slices_max: u32::try_from(config.scan_slices_max).unwrap_or(u32::MAX), slice_rows_min: config.scan_slice_rows_min },
             ..PlanOptions::default()
         };
         let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();

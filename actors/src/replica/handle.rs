@@ -134,6 +134,11 @@ impl ReplicaHandle {
         Ok((running, snapshot))
     }
 
+    /// How many rows the replica shows, if it is running.
+    pub(crate) fn rows(&self) -> Option<u64> {
+        self.running().ok().map(|running| running.store.rows())
+    }
+
     /// Waits for room, then hands a gateway's write to the actor and waits for its commit.
     pub(crate) async fn write(&self, epoch: Epoch, bytes: u64, write: shoal_storage::Write) -> Result<Written> {
         let _room = self.admit(bytes)?;

@@ -34,6 +34,10 @@ pub struct NodeConfig {
     pub queries_max: usize,
     /// Queries that may wait; further ones are refused.
     pub queries_queued_max: usize,
+    /// Tasks that the scan of one partition is split into at most: the node's cores, for want of a better number.
+    pub scan_slices_max: usize,
+    /// Rows that make such a task worth its while.
+    pub scan_slice_rows_min: u64,
     /// The deadline of a request that names none, in milliseconds.
     pub request_timeout_ms: u64,
     /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
@@ -60,6 +64,8 @@ impl NodeConfig {
             query_memory_bytes_max: 2 << 30,
             queries_max: 32,
             queries_queued_max: 256,
+            scan_slices_max: 2,
+            scan_slice_rows_min: 128 << 10,
             request_timeout_ms: 300_000,
             planted: None,
         }

@@ -78,24 +78,29 @@ impl StartArguments {
         Ok(layer)
     }
 
-    fn resolve(&self) -> Result<StartConfig, Exit> {
+    /// The settings, and variables of the environment that were passed over.
+    fn resolve(&self) -> Result<(StartConfig, Vec<String>), Exit> {
         let mut layers = vec![self.layer()?];
         // A variable that is not text cannot be one of ours.
         let variables =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        layers.push(config::from_environment(variables).map_err(Exit::usage)?);
+        let (environment, strangers) = config::from_environment(variables).map_err(Exit::usage)?;
+        layers.push(environment);
         if let Some(path) = &self.config {
             let text =
                 std::fs::read_to_string(path).map_err(|error| Exit::usage(format!("{}: {error}", path.display())))?;
             layers.push(config::from_file(path, &text).map_err(Exit::usage)?);
         }
-        config::resolve(&layers).map_err(Exit::usage)
+        Ok((config::resolve(&layers).map_err(Exit::usage)?, strangers))
     }
 }
 
 pub(super) fn run(arguments: StartArguments) -> Result<(), Exit> {
-    let config = arguments.resolve()?;
+    let (config, strangers) = arguments.resolve()?;
     log_to_stderr(&config.log, config.log_json)?;
+    for variable in strangers {
+        tracing::warn!(variable, "is no setting of a node and was passed over");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("shoal-node")

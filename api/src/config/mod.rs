@@ -62,12 +62,16 @@ pub struct StartConfig {
     pub log_json: bool,
 }
 
-/// The layer that the environment gives.
+/// The layer that the environment gives, and variables that begin with `SHOAL_` and mean nothing here: other programs may
+/// have use for them.
 ///
 /// # Errors
-/// A variable begins with `SHOAL_` and is none of ours.
-pub fn from_environment(variables: impl IntoIterator<Item = (String, String)>) -> Result<Layer, ConfigError> {
+/// Such a variable looks like one of ours with a slip of the finger in it.
+pub fn from_environment(
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<(Layer, Vec<String>), ConfigError> {
     let mut layer = Layer::new();
+    let mut strangers = Vec::new();
     for (name, value) in variables {
         let Some(key) = name.strip_prefix("SHOAL_") else {
             continue;
@@ -77,13 +81,15 @@ pub fn from_environment(variables: impl IntoIterator<Item = (String, String)>) -
         if matches!(key.as_str(), "config" | "url") {
             continue;
         }
-        let setting = Setting::find(&key).ok_or_else(|| {
-            ConfigError::new(name.clone(), "no such setting")
-                .with_help(shoal_kernel::suggest::help(&key, setting::names()))
-        })?;
-        layer.insert(setting.name, Given { value, place: name });
+        match (Setting::find(&key), shoal_kernel::suggest::closest(&key, setting::names())) {
+            (Some(setting), _) => drop(layer.insert(setting.name, Given { value, place: name })),
+            (None, Some(meant)) => {
+                return Err(ConfigError::new(name, "no such setting").with_help(format!("did you mean '{meant}'?")));
+            }
+            (None, None) => strangers.push(name),
+        }
     }
-    Ok(layer)
+    Ok((layer, strangers))
 }
 
 /// The layer that a file gives.
@@ -123,6 +129,10 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.size("query_memory_bytes_max", 1 << 20, &mut node.query_memory_bytes_max)?;
     values.size("queries_max", 1, &mut node.queries_max)?;
     values.size("queries_queued_max", 0, &mut node.queries_queued_max)?;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    node.scan_slices_max = cores.clamp(1, 32);
+    values.size("scan_slices_max", 1, &mut node.scan_slices_max)?;
+    values.number("scan_slice_rows_min", 1, &mut node.scan_slice_rows_min)?;
     values.number("request_timeout_ms", 1, &mut node.request_timeout_ms)?;
 
     let mut server = ServerOptions::new(http);

@@ -5,7 +5,7 @@ fn layer(pairs: &[(&'static str, &str)], place: &str) -> Layer {
 }
 
 fn environment(pairs: &[(&str, &str)]) -> Result<Layer, ConfigError> {
-    from_environment(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    from_environment(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).map(|(layer, _)| layer)
 }
 
 fn file(text: &str) -> Result<Layer, ConfigError> {
@@ -36,7 +36,7 @@ fn flags_win_over_environment_over_file_over_default() {
 fn every_default_in_the_table_is_the_default() {
     let defaults: Layer = SETTINGS
         .iter()
-        .filter(|setting| !matches!(setting.name, "http_workers" | "data_dir"))
+        .filter(|setting| !matches!(setting.name, "http_workers" | "scan_slices_max" | "data_dir"))
         .map(|setting| (setting.name, Given { value: setting.default.into(), place: setting.name.into() }))
         .collect();
     let dir = layer(&[("data_dir", "/x")], "--data-dir");
@@ -64,6 +64,14 @@ fn unknown_keys_are_named_with_their_place() {
     refused(file("data_dir = 'x'\nhttp ="), "shoal.toml:2:7", &[]);
     refused(file("queries_max = [1]"), "shoal.toml:1:15", &["takes a number"]);
     refused(environment(&[("SHOAL_DATADIR", "x")]), "SHOAL_DATADIR", &["did you mean 'data_dir'"]);
+}
+
+#[test]
+fn a_variable_of_another_program_is_passed_over_and_named() {
+    let variables = [("SHOAL_BIN", "/opt/shoal"), ("SHOAL_QUERIES_MAX", "2"), ("PATH", "/bin")];
+    let (layer, strangers) = from_environment(variables.map(|(name, value)| (name.into(), value.into()))).unwrap();
+    assert_eq!(layer.into_keys().collect::<Vec<_>>(), ["queries_max"]);
+    assert_eq!(strangers, ["SHOAL_BIN"]);
 }
 
 #[test]

@@ -1,27 +1,41 @@
 //! Pages: the values of one column for a run of rows, encoded by what makes them small and quick to decode.
 //!
-//! A page is self-contained given its Arrow type and its number of rows. The same form serves segments (with every effort
-//! to be small) and the log (cheap encodings only). Byte layouts are in `FORMAT.md`. Decoding trusts nothing: bytes that
-//! passed their checksum and still make no sense are an error, never a panic.
+//! A page is self-contained given its Arrow type, its number of rows and, if its column chunk has one, the dictionary. The
+//! same form serves segments (with every effort to be small) and the log (cheap encodings only). Byte layouts are in
+//! `FORMAT.md`. Decoding trusts nothing: bytes that passed their checksum and still make no sense are an error, never a panic.
 
 mod blob;
 mod bytes;
+mod decimal;
+mod dictionary;
 mod words;
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayData, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, make_array};
+use arrow::array::{
+    Array, ArrayData, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array, make_array, new_null_array,
+};
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use shoal_kernel::{Error, ErrorCode, Result};
+
+pub(crate) use dictionary::Dictionary;
 
 const TAG_WORDS: u8 = 1;
 const TAG_BITS: u8 = 2;
 const TAG_BYTES: u8 = 3;
 const TAG_IPC: u8 = 4;
 const TAG_FIXED: u8 = 5;
+/// Codes into the chunk's dictionary.
+const TAG_CODES: u8 = 6;
+const TAG_DECIMALS: u8 = 7;
+const TAG_NULLS: u8 = 8;
+
+/// Plain pages of fewer bits per row gain nothing from a dictionary.
+const DICTIONARY_BITS_MIN: usize = 10;
 
 const FLAG_VALIDITY: u8 = 1;
 
@@ -80,69 +94,202 @@ pub(crate) fn malformed(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Corruption, format!("malformed page: {what}"))
 }
 
-/// Encodes the values of an array.
-pub(crate) fn encode_page(array: &ArrayRef, effort: Effort) -> Result<Vec<u8>> {
-    let kind = physical(array.data_type());
-    let mut out = Vec::new();
-    if kind == Physical::Other {
-        out.extend_from_slice(&[TAG_IPC, 0]);
-        blob::write(&ipc_bytes(array)?, effort, &mut out)?;
-        return Ok(out);
+/// A column of one row group, encoded.
+#[derive(Debug)]
+pub(crate) struct EncodedChunk {
+    /// What the codes of the pages stand for, if it was worth it.
+    pub(crate) dictionary: Option<Vec<u8>>,
+    pub(crate) pages: Vec<Vec<u8>>,
+}
+
+/// Encodes the pages of a column chunk in the form that measures smallest.
+pub(crate) fn encode_chunk(arrays: &[ArrayRef]) -> Result<EncodedChunk> {
+    let plain = || arrays.iter().map(|array| encode_page(array, Effort::Full)).collect::<Result<Vec<_>>>();
+    let is_text = arrays.first().is_some_and(|array| matches!(physical(array.data_type()), Physical::Bytes { .. }));
+    if is_text {
+        // Codes are also what is quickest to compare and to group by, so text is measured only where it hardly repeats.
+        return match dictionary::encode(arrays)? {
+            Some(coded) => coded_chunk(arrays, coded),
+            None => Ok(EncodedChunk { dictionary: None, pages: plain()? }),
+        };
     }
-    let validity = array.nulls().filter(|nulls| nulls.null_count() > 0);
-    let tag = match kind {
-        Physical::Words { .. } => TAG_WORDS,
-        Physical::Bits => TAG_BITS,
-        Physical::Bytes { .. } => TAG_BYTES,
-        Physical::Fixed { .. } | Physical::Other => TAG_FIXED,
+    let pages = plain()?;
+    let bytes: usize = pages.iter().map(Vec::len).sum();
+    let rows: usize = arrays.iter().map(|array| array.len()).sum();
+    if bytes * 8 > rows * DICTIONARY_BITS_MIN
+        && let Some(coded) = dictionary::encode(arrays)?
+    {
+        let chunk = coded_chunk(arrays, coded)?;
+        let coded_bytes = chunk.pages.iter().chain(&chunk.dictionary).map(Vec::len).sum::<usize>();
+        if coded_bytes < bytes / 8 * 7 {
+            return Ok(chunk);
+        }
+    }
+    Ok(EncodedChunk { dictionary: None, pages })
+}
+
+fn coded_chunk(arrays: &[ArrayRef], coded: dictionary::Coded) -> Result<EncodedChunk> {
+    let page = |(array, codes): (&ArrayRef, &Vec<u64>)| {
+        let mut out = Vec::new();
+        let validity = start_page(TAG_CODES, array, &mut out);
+        words::write(codes, validity, false, Effort::Full, &mut out);
+        out
     };
+    let pages = arrays.iter().zip(&coded.codes).map(page).collect();
+    Ok(EncodedChunk { dictionary: Some(coded.dictionary), pages })
+}
+
+/// Writes kind, flags and validity; gives the validity if it is one to mind.
+fn start_page<'a>(tag: u8, array: &'a ArrayRef, out: &mut Vec<u8>) -> Option<&'a NullBuffer> {
+    let validity = array.nulls().filter(|nulls| nulls.null_count() > 0);
     out.extend_from_slice(&[tag, if validity.is_some() { FLAG_VALIDITY } else { 0 }]);
     if let Some(nulls) = validity {
-        write_bits(nulls.inner(), &mut out);
+        write_bits(nulls.inner(), out);
+    }
+    validity
+}
+
+/// Encodes the values of an array.
+pub(crate) fn encode_page(array: &ArrayRef, effort: Effort) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    if effort == Effort::Full && !array.is_empty() && array.null_count() == array.len() {
+        return Ok(vec![TAG_NULLS, 0]);
     }
     let data = array.to_data();
-    match kind {
+    match physical(array.data_type()) {
         Physical::Words { width, signed } => {
-            words::write(&words_of(&data, width, signed), validity, signed, effort, &mut out)
+            let words = words_of(&data, width, signed);
+            let write = match array.data_type() {
+                DataType::Float64 => Some(decimal::write::<u64> as fn(&[u64], Option<&NullBuffer>, &mut Vec<u8>) -> bool),
+                DataType::Float32 => Some(decimal::write::<u32> as _),
+                _ => None,
+            };
+            if let Some(write) = write.filter(|_| effort == Effort::Full) {
+                let validity = start_page(TAG_DECIMALS, array, &mut out);
+                if write(&words, validity, &mut out) {
+                    return Ok(out);
+                }
+                out.clear();
+            }
+            let validity = start_page(TAG_WORDS, array, &mut out);
+            words::write(&words, validity, signed, effort, &mut out);
         }
         Physical::Bits => {
+            start_page(TAG_BITS, array, &mut out);
             let bits = arrow::array::cast::AsArray::as_boolean(array).values().clone();
             write_bits(&bits, &mut out);
         }
-        Physical::Bytes { wide_offsets } => bytes::write(&data, wide_offsets, effort, &mut out)?,
+        Physical::Bytes { wide_offsets } => {
+            start_page(TAG_BYTES, array, &mut out);
+            bytes::write(bytes::values(&data, wide_offsets), effort, &mut out)?;
+        }
         Physical::Fixed { width } => {
+            start_page(TAG_FIXED, array, &mut out);
             let start = data.offset() * width;
             blob::write(&data.buffers()[0].as_slice()[start..start + data.len() * width], effort, &mut out)?;
         }
-        Physical::Other => {}
+        Physical::Other => {
+            out.extend_from_slice(&[TAG_IPC, 0]);
+            blob::write(&ipc_bytes(array)?, effort, &mut out)?;
+        }
     }
     Ok(out)
 }
 
-/// Decodes what [`encode_page`] made of an array of that type and length.
-pub(crate) fn decode_page(page: &[u8], data_type: &DataType, rows: usize) -> Result<ArrayRef> {
+/// Kind and validity of a page, and where its body begins.
+fn open_page<'a>(page: &'a [u8], rows: usize) -> Result<(u8, Option<NullBuffer>, Input<'a>)> {
     let mut input = Input(page);
     let (tag, flags) = (input.u8()?, input.u8()?);
     if flags & !FLAG_VALIDITY != 0 {
         return Err(malformed(format_args!("unknown flags {flags:#x}")));
     }
-    if tag == TAG_IPC {
-        return from_ipc_bytes(&blob::read(&mut input)?, data_type, rows);
-    }
     let nulls = match flags & FLAG_VALIDITY {
         0 => None,
         _ => Some(NullBuffer::new(read_bits(&mut input, rows)?)),
     };
+    Ok((tag, nulls, input))
+}
+
+/// The codes of a page, if it has any: by row, all within the dictionary; and which rows are not NULL.
+pub(crate) fn decode_codes(
+    page: &[u8],
+    rows: usize,
+    dictionary: &Dictionary,
+) -> Result<Option<(Vec<u32>, Option<NullBuffer>)>> {
+    let (tag, nulls, mut input) = open_page(page, rows)?;
+    if tag != TAG_CODES {
+        return Ok(None);
+    }
+    let codes: Vec<u32> = words::read(&mut input, rows)?;
+    match codes.iter().fold(0, |most, &code| most.max(code)) as usize >= dictionary.len() {
+        true => Err(malformed("code outside the dictionary")),
+        false => Ok(Some((codes, nulls))),
+    }
+}
+
+/// Decodes what [`encode_page`] or [`encode_chunk`] made of an array of that type and length: all of its rows, or the wanted
+/// ones (ascending).
+pub(crate) fn decode_page(
+    page: &[u8],
+    data_type: &DataType,
+    rows: usize,
+    dictionary: Option<&Dictionary>,
+    wanted: Option<&[u32]>,
+) -> Result<ArrayRef> {
+    if let Some(dictionary) = dictionary
+        && let Some((codes, nulls)) = decode_codes(page, rows, dictionary)?
+    {
+        return match wanted {
+            None => from_codes(codes.into_iter(), nulls, data_type, dictionary),
+            Some(wanted) => {
+                let nulls = nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect());
+                from_codes(wanted.iter().map(|&row| codes[row as usize]), nulls, data_type, dictionary)
+            }
+        };
+    }
+    let all = decode_plain(page, data_type, rows)?;
+    match wanted {
+        None => Ok(all),
+        Some(wanted) => take(&all, &UInt32Array::from(wanted.to_vec()), None).map_err(malformed),
+    }
+}
+
+/// The values that checked codes stand for.
+fn from_codes(
+    codes: impl ExactSizeIterator<Item = u32>,
+    nulls: Option<NullBuffer>,
+    data_type: &DataType,
+    dictionary: &Dictionary,
+) -> Result<ArrayRef> {
+    let Physical::Bytes { wide_offsets } = physical(data_type) else {
+        let indices = UInt32Array::new(codes.collect::<Vec<_>>().into(), nulls);
+        return take(dictionary.values(), &indices, None).map_err(malformed);
+    };
+    let builder = ArrayData::builder(data_type.clone()).len(codes.len()).nulls(nulls);
+    let (bounds, bytes) = bytes::gather(codes, dictionary)?;
+    let data = builder.add_buffer(bytes::offsets(bounds, wide_offsets)?).add_buffer(Buffer::from_vec(bytes));
+    // SAFETY: the offsets ascend from zero to the length of the bytes, and each value is one of the dictionary's, which were
+    // validated as a whole when it was decoded.
+    Ok(make_array(unsafe { data.build_unchecked() }))
+}
+
+fn decode_plain(page: &[u8], data_type: &DataType, rows: usize) -> Result<ArrayRef> {
+    let (tag, nulls, mut input) = open_page(page, rows)?;
     let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls.clone());
     let data = match (tag, physical(data_type)) {
-        (TAG_WORDS, Physical::Words { width, .. }) => {
-            let values = words::read(&mut input, rows)?;
-            builder.add_buffer(narrow(values, width)).build()
+        (TAG_NULLS, _) => return Ok(new_null_array(data_type, rows)),
+        (TAG_IPC, _) => return from_ipc_bytes(&blob::read(&mut input)?, data_type, rows),
+        (TAG_WORDS, Physical::Words { width, .. }) => builder.add_buffer(narrow(&mut input, width, rows)?).build(),
+        (TAG_DECIMALS, Physical::Words { width: 4, .. }) => {
+            builder.add_buffer(Buffer::from_vec(decimal::read::<u32>(&mut input, rows)?)).build()
+        }
+        (TAG_DECIMALS, Physical::Words { width: 8, .. }) => {
+            builder.add_buffer(Buffer::from_vec(decimal::read::<u64>(&mut input, rows)?)).build()
         }
         (TAG_BITS, Physical::Bits) => return Ok(Arc::new(BooleanArray::new(read_bits(&mut input, rows)?, nulls))),
         (TAG_BYTES, Physical::Bytes { wide_offsets }) => {
-            let (offsets, values) = bytes::read(&mut input, rows, wide_offsets)?;
-            builder.add_buffer(offsets).add_buffer(values).build()
+            let (bounds, bytes) = bytes::read(&mut input, rows)?;
+            builder.add_buffer(bytes::offsets(bounds, wide_offsets)?).add_buffer(Buffer::from_vec(bytes)).build()
         }
         (TAG_FIXED, Physical::Fixed { width }) => {
             let values = blob::read(&mut input)?;
@@ -178,13 +325,14 @@ fn words_of(data: &ArrayData, width: usize, signed: bool) -> Vec<u64> {
     }
 }
 
-fn narrow(words: Vec<u64>, width: usize) -> Buffer {
-    match width {
-        1 => Buffer::from_vec(words.into_iter().map(|word| word as u8).collect::<Vec<_>>()),
-        2 => Buffer::from_vec(words.into_iter().map(|word| word as u16).collect::<Vec<_>>()),
-        4 => Buffer::from_vec(words.into_iter().map(|word| word as u32).collect::<Vec<_>>()),
-        _ => Buffer::from_vec(words),
-    }
+/// Reads numbers of that width in bytes.
+fn narrow(input: &mut Input<'_>, width: usize, rows: usize) -> Result<Buffer> {
+    Ok(match width {
+        1 => Buffer::from_vec(words::read::<u8>(input, rows)?),
+        2 => Buffer::from_vec(words::read::<u16>(input, rows)?),
+        4 => Buffer::from_vec(words::read::<u32>(input, rows)?),
+        _ => Buffer::from_vec(words::read::<u64>(input, rows)?),
+    })
 }
 
 fn write_bits(bits: &BooleanBuffer, out: &mut Vec<u8>) {

@@ -1,5 +1,5 @@
 use arrow::array::{
-    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int8Array, Int32Array, Int64Array,
+    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array,
     LargeStringArray, ListArray, NullArray, StringArray, StructArray, TimestampMicrosecondArray, UInt64Array,
 };
 use arrow::datatypes::Int32Type;
@@ -10,18 +10,50 @@ use super::*;
 fn round_trip(array: ArrayRef) {
     for effort in [Effort::Quick, Effort::Full] {
         let page = encode_page(&array, effort).unwrap();
-        let back = decode_page(&page, array.data_type(), array.len()).unwrap();
+        let back = decode_page(&page, array.data_type(), array.len(), None, None).unwrap();
         assert_eq!(&back, &array, "{effort:?}");
         // A slice must not drag its parent along, nor be read from the wrong place.
         if array.len() > 3 {
             let slice = array.slice(1, array.len() - 2);
             let page = encode_page(&slice, effort).unwrap();
-            assert_eq!(&decode_page(&page, slice.data_type(), slice.len()).unwrap(), &slice);
+            assert_eq!(&decode_page(&page, slice.data_type(), slice.len(), None, None).unwrap(), &slice);
         }
         for cut in 0..page.len().min(64) {
-            let _ = decode_page(&page[..cut], array.data_type(), array.len());
+            let _ = decode_page(&page[..cut], array.data_type(), array.len(), None, None);
         }
     }
+}
+
+/// Encodes an array as a chunk of pages, and reads it back whole and in part.
+fn chunk_round_trip(array: &ArrayRef) -> bool {
+    const PAGE_ROWS: usize = 100;
+    let pages: Vec<ArrayRef> = (0..array.len())
+        .step_by(PAGE_ROWS)
+        .map(|start| array.slice(start, PAGE_ROWS.min(array.len() - start)))
+        .collect();
+    let chunk = encode_chunk(&pages).unwrap();
+    let data_type = array.data_type();
+    let dictionary = chunk.dictionary.as_ref().map(|bytes| Dictionary::decode(bytes, data_type).unwrap());
+    if let Some(bytes) = &chunk.dictionary {
+        (0..bytes.len().min(64)).for_each(|cut| drop(Dictionary::decode(&bytes[..cut], data_type)));
+    }
+    for (page, bytes) in pages.iter().zip(&chunk.pages) {
+        let decode = |wanted| decode_page(bytes, data_type, page.len(), dictionary.as_ref(), wanted).unwrap();
+        assert_eq!(&decode(None), page);
+        let wanted: Vec<u32> = (0..page.len() as u32).step_by(3).collect();
+        assert_eq!(&decode(Some(&wanted)), &take(page, &UInt32Array::from(wanted.clone()), None).unwrap());
+        assert_eq!(decode(Some(&[])).len(), 0);
+        for cut in 0..bytes.len().min(64) {
+            let _ = decode_page(&bytes[..cut], data_type, page.len(), dictionary.as_ref(), None);
+        }
+        if let Some(dictionary) = &dictionary
+            && let Some((codes, nulls)) = decode_codes(bytes, page.len(), dictionary).unwrap()
+        {
+            let codes = UInt32Array::new(codes.into(), nulls);
+            assert_eq!(&take(dictionary.values(), &codes, None).unwrap(), page);
+        }
+    }
+    chunk.dictionary.is_some()
 }
 
 proptest! {
@@ -62,6 +94,40 @@ proptest! {
     }
 
     #[test]
+    fn chunks(
+        picks in prop::collection::vec(prop::option::weighted(0.8, 0usize..40), 1..450),
+        values in prop::collection::vec(any::<i64>(), 40),
+        floats in prop::collection::vec(any::<f64>(), 40),
+    ) {
+        let number = |pick: &Option<usize>| pick.map(|pick| values[pick]);
+        let text = |pick: &Option<usize>| pick.map(|pick| "päge/".repeat(pick % 5) + &values[pick].to_string());
+        let float = |pick: &Option<usize>| pick.map(|pick| if floats[pick].is_nan() { 0.5 } else { floats[pick] });
+        chunk_round_trip(&(Arc::new(Int64Array::from_iter(picks.iter().map(number))) as _));
+        chunk_round_trip(&(Arc::new(StringArray::from_iter(picks.iter().map(text))) as _));
+        chunk_round_trip(&(Arc::new(LargeStringArray::from_iter(picks.iter().map(text))) as _));
+        chunk_round_trip(&(Arc::new(Float64Array::from_iter(picks.iter().map(float))) as _));
+        chunk_round_trip(&(Arc::new(BooleanArray::from_iter(picks.iter().map(|pick| pick.map(|pick| pick > 7)))) as _));
+    }
+
+    #[test]
+    fn decimals(units in prop::collection::vec(prop::option::of(-1_000_000i64..1_000_000), 1..300), digits in 0i32..7) {
+        let value = |units: &Option<i64>| units.map(|units| units as f64 / 10f64.powi(digits));
+        round_trip(Arc::new(Float64Array::from_iter(units.iter().map(value))));
+        round_trip(Arc::new(Float32Array::from_iter(units.iter().map(|units| value(units).map(|value| value as f32)))));
+    }
+
+    #[test]
+    fn steps_with_outliers(steps in prop::collection::vec((0u8..30, any::<i32>()), 1..900)) {
+        // A series after the other: regular steps, and a jump now and then.
+        let mut at = 0i64;
+        let step = |&(kind, far): &(u8, i32)| {
+            at = at.wrapping_add(if kind == 0 { i64::from(far) << 20 } else { 10_000_000 + i64::from(kind % 2) });
+            at
+        };
+        round_trip(Arc::new(Int64Array::from_iter_values(steps.iter().map(step))));
+    }
+
+    #[test]
     fn bits_and_floats(values in prop::collection::vec(prop::option::of(any::<f64>()), 0..100)) {
         let values: Vec<_> = values.into_iter().map(|value| value.filter(|value| !value.is_nan())).collect();
         round_trip(Arc::new(BooleanArray::from_iter(values.iter().map(|value| value.map(|value| value > 0.0)))));
@@ -72,7 +138,7 @@ proptest! {
     fn arbitrary_bytes_are_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), tag in 0u8..7, rows in 0usize..40) {
         for data_type in [DataType::Int64, DataType::Utf8, DataType::Boolean, DataType::Decimal128(10, 2)] {
             let page: Vec<u8> = [tag, 0].into_iter().chain(bytes.iter().copied()).collect();
-            let _ = decode_page(&page, &data_type, rows);
+            let _ = decode_page(&page, &data_type, rows, None, None);
         }
     }
 }
@@ -101,8 +167,23 @@ fn small_forms_are_found() {
         "packed"
     );
     assert!(size(Arc::new(Int64Array::from_iter_values((0..8192).map(|row| row * 1_000_000)))) < 64, "delta");
+    let series = Int64Array::from_iter_values((0..8192).map(|row| row % 655 * 10_000_000));
+    assert!(size(Arc::new(series)) < 400, "steps with a jump back now and then");
+    let walk = (0..8192).scan(50i64, |at, row| {
+        *at = (*at + row * 31 % 7 - 3).clamp(0, 100);
+        Some(*at)
+    });
+    assert!(size(Arc::new(Int64Array::from_iter_values(walk))) < 8192 * 3 / 8 + 600, "steps of a walk");
+    let squares = Int64Array::from_iter_values((0..8192).map(|row| row * row));
+    assert!(size(Arc::new(squares)) < 64, "steps of steps");
+    let runs = Int64Array::from_iter_values((0..8192).map(|row| row / 500 * 7919 % 1000));
+    assert!(size(Arc::new(runs)) < 200, "runs");
+    let prices = Float64Array::from_iter_values((0..8192).map(|row| f64::from(row * 7919 % 10_000) / 100.0));
+    assert!(size(Arc::new(prices)) < 8192 * 14 / 8 + 64, "decimals");
+    assert_eq!(size(new_null_array(&DataType::Utf8, 8192)), 2, "NULLs");
     let names = StringArray::from_iter_values((0..8192).map(|row| format!("airport number {}", row * 7 % 50)));
-    assert!(size(Arc::new(names)) < 8192 * 6 / 8 + 800, "dictionary");
+    let chunk = encode_chunk(&[Arc::new(names) as ArrayRef]).unwrap();
+    assert!(chunk.pages[0].len() < 8192 * 6 / 8 + 32 && chunk.dictionary.is_some_and(|bytes| bytes.len() < 1000));
     let long = StringArray::from_iter_values((0..8192).map(|row| format!("{row} came with the rain and went with it")));
     assert!(size(Arc::new(long)) < 8192 * 20, "lz4");
 }

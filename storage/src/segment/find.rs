@@ -1,15 +1,15 @@
 //! Finding rows by key: page bounds, then the filter, then the sorted keys of one page.
 
-use std::sync::Arc;
+use std::cmp::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::ArrayRef;
-use shoal_kernel::{ColumnId, Result};
+use shoal_kernel::{ColumnId, Result, Version};
 
-use super::bloom::Bloom;
-use super::cache::PageKeys;
+use super::cache::{Identities, PageKeys};
 use super::{GROUP_PAGES, Place, Segment};
 use crate::hash::content_hashes;
-use crate::key::EncodedKeys;
+use crate::key::{EncodedKeys, Values};
 use crate::rows::identities;
 use crate::state::{Location, SegmentView, SourceId};
 
@@ -25,34 +25,44 @@ impl Segment {
             return None;
         }
         let page = self.footer.first_keys.partition_point(|first| first.as_slice() <= key).checked_sub(1)?;
-        self.blooms[page / GROUP_PAGES].may_hold(Bloom::hash(key)).then_some(page as u32)
+        self.filters[page / GROUP_PAGES].may_hold(key).then_some(page as u32)
     }
 
-    /// Identities and versions of a page's rows.
-    pub(crate) fn page_keys(&self, page: u32) -> Result<Arc<PageKeys>> {
-        self.context.page_keys(self.id, page, || {
-            Ok(PageKeys { keys: self.read_identities(page)?, versions: self.read_versions(page)? })
+    /// Identities of a page's rows.
+    fn page_keys(&self, page: u32) -> Result<Arc<PageKeys>> {
+        let layout = &self.context.layout;
+        self.context.page_keys(self.id, page, self.page_rows(page).len(), || {
+            let identities = match layout.schema.is_upsert() {
+                true => {
+                    let column = |&place: &usize| self.read_column(&layout.schema.columns[place], page, None);
+                    Identities::Columns(layout.key.iter().map(column).collect::<Result<_>>()?)
+                }
+                false => Identities::Encoded(self.read_identities(page)?),
+            };
+            Ok(PageKeys { identities, versions: OnceLock::new() })
         })
     }
 
-    fn read_identities(&self, page: u32) -> Result<EncodedKeys> {
+    fn version_at(&self, keys: &PageKeys, page: u32, row: usize) -> Result<Version> {
+        if let Some(versions) = keys.versions.get() {
+            return Ok(versions[row]);
+        }
+        let versions = self.read_versions(page)?;
+        Ok(keys.versions.get_or_init(|| versions)[row])
+    }
+
+    /// What identifies the rows of an event table's page, in the order in which they were sorted.
+    pub(crate) fn read_identities(&self, page: u32) -> Result<EncodedKeys> {
         let layout = &self.context.layout;
-        if layout.schema.is_upsert() || self.is_current() {
-            let rows = self.page_rows(page).len();
-            let column = |(place, column): (usize, &shoal_kernel::Column)| {
-                // The content of an upsert table's row has no part in its identity.
-                if layout.schema.is_upsert() && !layout.key.contains(&place) {
-                    return Ok(arrow::array::new_null_array(&column.data_type, rows));
-                }
-                self.read_column(column, page)
-            };
-            let columns = layout.schema.columns.iter().enumerate().map(column).collect::<Result<_>>()?;
-            return identities(layout, &layout.batch(columns, rows)?);
+        if self.is_current() {
+            let column = |column| self.read_column(column, page, None);
+            let columns = layout.schema.columns.iter().map(column).collect::<Result<_>>()?;
+            return identities(layout, &layout.batch(columns, self.page_rows(page).len())?);
         }
         // Sorted by the content as it was when the file was written, so it is searched by that.
         let rows = self.page_rows(page).len();
         let stored = (0..self.footer.columns.len())
-            .map(|place| Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page)?)))
+            .map(|place| Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page, None)?)))
             .collect::<Result<Vec<(ColumnId, ArrayRef)>>>()?;
         let keys = crate::key::encode_keys(&layout.adapt(&stored, rows)?, &layout.key)?;
         let contents = content_hashes(&stored, rows)?;
@@ -78,12 +88,14 @@ impl SegmentView {
             let page = same_page[0].0;
             let first_row = self.segment.page_rows(page).start;
             let content = self.segment.page_keys(page)?;
+            let mut search = Search::of(&content.identities, self.segment.page_rows(page).len())?;
             for &(_, row) in same_page {
-                let Some(at) = search(&content.keys, keys.get(row)) else { continue };
+                let Some(at) = search.find(keys.get(row)) else { continue };
                 let found = first_row + at as u32;
                 if !self.dead.contains(found) {
                     let source = SourceId::Segment(self.segment.id());
-                    met[row] = Some(Location { source, row: found, version: content.versions[at] });
+                    let version = self.segment.version_at(&content, page, at)?;
+                    met[row] = Some(Location { source, row: found, version });
                 }
             }
         }
@@ -91,15 +103,48 @@ impl SegmentView {
     }
 }
 
-fn search(keys: &EncodedKeys, key: &[u8]) -> Option<usize> {
-    let (mut low, mut high) = (0, keys.len());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match keys.get(middle).cmp(key) {
-            std::cmp::Ordering::Less => low = middle + 1,
-            std::cmp::Ordering::Equal => return Some(middle),
-            std::cmp::Ordering::Greater => high = middle,
-        }
+/// A search among the sorted identities of a page.
+struct Search<'a> {
+    rows: usize,
+    identities: Sorted<'a>,
+    scratch: Vec<u8>,
+}
+
+enum Sorted<'a> {
+    Columns(Vec<Values<'a>>),
+    Encoded(&'a EncodedKeys),
+}
+
+impl<'a> Search<'a> {
+    fn of(identities: &'a Identities, rows: usize) -> Result<Self> {
+        let identities = match identities {
+            Identities::Columns(columns) => {
+                Sorted::Columns(columns.iter().map(|column| Values::of(column)).collect::<Result<_>>()?)
+            }
+            Identities::Encoded(keys) => Sorted::Encoded(keys),
+        };
+        Ok(Self { rows, identities, scratch: Vec::new() })
     }
-    None
+
+    /// The row of that identity.
+    fn find(&mut self, key: &[u8]) -> Option<usize> {
+        let (mut low, mut high) = (0, self.rows);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let order = match &self.identities {
+                Sorted::Columns(columns) => {
+                    self.scratch.clear();
+                    columns.iter().for_each(|column| column.encode(middle, &mut self.scratch));
+                    self.scratch.as_slice().cmp(key)
+                }
+                Sorted::Encoded(keys) => keys.get(middle).cmp(key),
+            };
+            match order {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
 }

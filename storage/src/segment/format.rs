@@ -9,7 +9,7 @@ use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
 pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 pub(crate) const HEADER_BYTES: u64 = head::HEAD_BYTES as u64;
 pub(crate) const TRAILER_BYTES: u64 = 16;
 
@@ -17,6 +17,8 @@ pub(crate) const TRAILER_BYTES: u64 = 16;
 pub(crate) const PAGE_ROWS: usize = 8192;
 /// Pages of a row group.
 pub(crate) const GROUP_PAGES: usize = 8;
+/// Versions (two halves) and positions.
+pub(crate) const HIDDEN_COLUMNS: usize = 3;
 
 /// A run of bytes in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ pub(crate) struct Extent {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ColumnIndex {
     pub(crate) column: StoredColumn,
+    /// What the codes of a row group's pages stand for, by row group.
+    pub(crate) dictionaries: Vec<Option<Extent>>,
     pub(crate) pages: Vec<Extent>,
     pub(crate) zones: Vec<Zone>,
 }
@@ -39,20 +43,17 @@ pub(crate) struct ColumnIndex {
 pub(crate) struct Footer {
     pub(crate) rows: u32,
     pub(crate) columns: Vec<ColumnIndex>,
-    /// The high halves of the versions (time), per page.
-    pub(crate) version_high: Vec<Extent>,
-    /// The low halves (node, ordinal).
-    pub(crate) version_low: Vec<Extent>,
-    /// Accept positions.
-    pub(crate) positions: Vec<Extent>,
+    /// Of every row, beside the table's columns: the high half of its version (time), the low half (node, ordinal), and its
+    /// accept position; per page.
+    pub(crate) hidden: [Vec<Extent>; HIDDEN_COLUMNS],
     /// Smallest and greatest accept position, per page.
     pub(crate) position_ranges: Vec<(u64, u64)>,
     /// The identity of the first row, per page.
     pub(crate) first_keys: Vec<Vec<u8>>,
     /// The identity of the last row.
     pub(crate) last_key: Vec<u8>,
-    /// Bloom filter of identities, per row group.
-    pub(crate) blooms: Vec<Extent>,
+    /// Filter of identities, per row group.
+    pub(crate) filters: Vec<Extent>,
     /// Which rows are tombstones (a serialised roaring bitmap).
     pub(crate) tombstones: Vec<u8>,
     pub(crate) version_range: (Version, Version),
@@ -66,12 +67,14 @@ impl Footer {
     /// Whether all parts speak of the same number of pages and rows: what follows may index without looking.
     fn is_consistent(&self) -> bool {
         let pages = (self.rows as usize).div_ceil(PAGE_ROWS);
-        let hidden =
-            [self.version_high.len(), self.version_low.len(), self.positions.len(), self.position_ranges.len()];
+        let groups = pages.div_ceil(GROUP_PAGES);
         self.first_keys.len() == pages
-            && self.blooms.len() == pages.div_ceil(GROUP_PAGES)
-            && hidden.iter().all(|&len| len == pages)
-            && self.columns.iter().all(|column| column.pages.len() == pages && column.zones.len() == pages)
+            && self.position_ranges.len() == pages
+            && self.filters.len() == groups
+            && self.hidden.iter().all(|extents| extents.len() == pages)
+            && self.columns.iter().all(|column| {
+                column.pages.len() == pages && column.zones.len() == pages && column.dictionaries.len() == groups
+            })
     }
 }
 

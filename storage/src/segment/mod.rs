@@ -2,6 +2,7 @@
 
 mod bloom;
 mod cache;
+mod filter;
 mod find;
 mod format;
 mod writer;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::cast::AsArray;
 use arrow::array::types::UInt64Type;
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
@@ -23,10 +25,12 @@ pub(crate) use cache::SegmentContext;
 pub(crate) use format::PAGE_ROWS;
 pub(crate) use writer::{SegmentRows, SegmentWriter};
 
-use bloom::Bloom;
-use format::{Extent, Footer, GROUP_PAGES, HEADER_BYTES, TRAILER_BYTES, check_header, parse_footer, parse_trailer};
+use filter::KeyFilter;
+use format::{
+    Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, TRAILER_BYTES, check_header, parse_footer, parse_trailer,
+};
 
-use crate::encoding::decode_page;
+use crate::encoding::{Dictionary, decode_codes, decode_page};
 use crate::layout::convert;
 use crate::predicate::Zone;
 use crate::state::{Problem, SegmentView};
@@ -50,7 +54,7 @@ pub(crate) struct Segment {
     bytes: u64,
     file: Arc<dyn DiskFile>,
     footer: Footer,
-    blooms: Vec<Bloom>,
+    filters: Vec<KeyFilter>,
     tombstones: RoaringBitmap,
     /// Of each stored column: its place in the footer, and what is in it.
     columns: BTreeMap<ColumnId, (usize, Zone)>,
@@ -72,9 +76,21 @@ impl std::fmt::Debug for Segment {
 enum Place {
     /// A column, by its number in the file.
     Column(usize),
-    VersionsHigh,
-    VersionsLow,
-    Positions,
+    /// The dictionary of a column, by its number in the file; its pages are row groups.
+    Dictionary(usize),
+    /// What every row has beside the table's columns.
+    Hidden(usize),
+}
+
+const VERSIONS_HIGH: Place = Place::Hidden(0);
+const VERSIONS_LOW: Place = Place::Hidden(1);
+const POSITIONS: Place = Place::Hidden(HIDDEN_COLUMNS - 1);
+
+/// The codes of a page's rows, what they stand for, and which rows are not NULL.
+pub(crate) struct PageCodes {
+    pub(crate) dictionary: Arc<Dictionary>,
+    pub(crate) codes: Vec<u32>,
+    pub(crate) nulls: Option<NullBuffer>,
 }
 
 /// A page's rows, whole.
@@ -115,11 +131,8 @@ impl Segment {
         let mut footer = vec![0; length as usize];
         file.read_exact_at(&mut footer, start.ok_or_else(|| corrupt("the footer is longer than the file"))?)?;
         let footer = parse_footer(&footer, crc)?;
-        let bloom = |extent: &Extent| {
-            let bytes = read_extent(&*file, *extent)?;
-            Bloom::from_bytes(&bytes).ok_or_else(|| corrupt("a key filter has an impossible length"))
-        };
-        let blooms = footer.blooms.iter().map(bloom).collect::<Result<_>>()?;
+        let filter = |extent: &Extent| KeyFilter::from_bytes(&read_extent(&*file, *extent)?);
+        let filters = footer.filters.iter().map(filter).collect::<Result<_>>()?;
         let tombstones = RoaringBitmap::deserialize_from(footer.tombstones.as_slice())
             .map_err(|_| corrupt("the bitmap of tombstones is damaged"))?;
         let zone = |place: usize| {
@@ -132,7 +145,7 @@ impl Segment {
             id,
             bytes,
             file,
-            blooms,
+            filters,
             tombstones,
             columns: columns.collect(),
             footer,
@@ -178,7 +191,7 @@ impl Segment {
         let damage = || self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         let noted: Vec<(Place, u32)> = damage().keys().copied().collect();
         for (place, page) in noted {
-            if self.read_page(place, page).is_ok() {
+            if self.read_page(place, page, None).is_ok() {
                 damage().remove(&(place, page));
             }
         }
@@ -226,56 +239,101 @@ impl Segment {
         }
     }
 
-    /// Reads a page of a column of the table: NULLs if it came later, converted if it was widened.
-    pub(crate) fn read_column(&self, column: &Column, page: u32) -> Result<ArrayRef> {
+    /// Reads a page of a column of the table: NULLs if it came later, converted if it was widened. All rows, or the wanted
+    /// ones (ascending, counted from the page's first).
+    pub(crate) fn read_column(&self, column: &Column, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
         match self.columns.get(&column.id) {
-            Some((place, _)) => convert(&self.read_noting(Place::Column(*place), page)?, &column.data_type),
-            None => Ok(new_null_array(&column.data_type, self.page_rows(page).len())),
+            Some((place, _)) => convert(&self.read_noting(Place::Column(*place), page, wanted)?, &column.data_type),
+            None => {
+                let rows = wanted.map_or_else(|| self.page_rows(page).len(), <[u32]>::len);
+                Ok(new_null_array(&column.data_type, rows))
+            }
         }
+    }
+
+    /// The codes of a page of a column of the table, if it is stored as such and of the table's type.
+    pub(crate) fn read_codes(&self, column: &Column, page: u32) -> Result<Option<PageCodes>> {
+        let Some((number, _)) = self.columns.get(&column.id) else { return Ok(None) };
+        if self.footer.columns[*number].column.data_type != column.data_type {
+            return Ok(None);
+        }
+        let Some(dictionary) = self.noting(Place::Dictionary(*number), page, |segment| segment.dictionary(*number, page))?
+        else {
+            return Ok(None);
+        };
+        let place = Place::Column(*number);
+        let codes = self.noting(place, page, |segment| {
+            decode_codes(&segment.page_bytes(place, page)?, segment.page_rows(page).len(), &dictionary)
+        })?;
+        Ok(codes.map(|(codes, nulls)| PageCodes { dictionary, codes, nulls }))
     }
 
     /// Reads all of a page.
     pub(crate) fn read_rows(&self, page: u32) -> Result<PageRows> {
         let layout = &self.context.layout;
-        let columns = layout.schema.columns.iter().map(|column| self.read_column(column, page));
+        let columns = layout.schema.columns.iter().map(|column| self.read_column(column, page, None));
         let batch = layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())?;
-        let positions = self.read_noting(Place::Positions, page)?;
+        let positions = self.read_noting(POSITIONS, page, None)?;
         let positions = positions.as_primitive::<UInt64Type>().values().to_vec();
         Ok(PageRows { batch, versions: self.read_versions(page)?, positions })
     }
 
     fn read_versions(&self, page: u32) -> Result<Vec<Version>> {
-        let high = self.read_noting(Place::VersionsHigh, page)?;
-        let low = self.read_noting(Place::VersionsLow, page)?;
+        let high = self.read_noting(VERSIONS_HIGH, page, None)?;
+        let low = self.read_noting(VERSIONS_LOW, page, None)?;
         Ok(join_versions(&high, &low))
     }
 
-    fn read_page(&self, place: Place, page: u32) -> Result<ArrayRef> {
-        let (extents, data_type) = match place {
-            Place::Column(number) => {
-                let index = &self.footer.columns[number];
-                (&index.pages, &index.column.data_type)
-            }
-            Place::VersionsHigh => (&self.footer.version_high, &DataType::UInt64),
-            Place::VersionsLow => (&self.footer.version_low, &DataType::UInt64),
-            Place::Positions => (&self.footer.positions, &DataType::UInt64),
+    fn page_bytes(&self, place: Place, page: u32) -> Result<Vec<u8>> {
+        let extents = match place {
+            Place::Column(number) => &self.footer.columns[number].pages,
+            Place::Hidden(number) => &self.footer.hidden[number],
+            Place::Dictionary(_) => return Err(Error::internal("a dictionary is no page of rows")),
         };
         let extent = extents[page as usize];
-        let bytes = if self.context.planted == Some(Planted::NoPageChecksum) {
-            read_unchecked(&*self.file, extent)?
-        } else {
-            read_extent(&*self.file, extent)?
+        match self.context.planted == Some(Planted::NoPageChecksum) {
+            true => read_unchecked(&*self.file, extent),
+            false => read_extent(&*self.file, extent),
+        }
+    }
+
+    /// The dictionary that the codes of a page refer to, if its column chunk has one.
+    fn dictionary(&self, number: usize, page: u32) -> Result<Option<Arc<Dictionary>>> {
+        let column = &self.footer.columns[number];
+        let group = page as usize / GROUP_PAGES;
+        let Some(extent) = column.dictionaries[group] else { return Ok(None) };
+        let read = || Dictionary::decode(&read_extent(&*self.file, extent)?, &column.column.data_type);
+        self.context.dictionary(self.id, number, group, read).map(Some)
+    }
+
+    fn read_page(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        let rows = self.page_rows(page).len();
+        let (dictionary, data_type) = match place {
+            Place::Column(number) => (self.dictionary(number, page)?, &self.footer.columns[number].column.data_type),
+            Place::Dictionary(number) => {
+                return Ok(match self.dictionary(number, page)? {
+                    Some(dictionary) => dictionary.values().clone(),
+                    None => new_null_array(&DataType::Null, 0),
+                });
+            }
+            Place::Hidden(_) => (None, &DataType::UInt64),
         };
-        decode_page(&bytes, data_type, self.page_rows(page).len())
+        decode_page(&self.page_bytes(place, page)?, data_type, rows, dictionary.as_deref(), wanted)
+    }
+
+    fn read_noting(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        self.noting(place, page, |segment| segment.read_page(place, page, wanted))
     }
 
     /// Reads; if that fails, says where the damage is, and remembers it.
-    fn read_noting(&self, place: Place, page: u32) -> Result<ArrayRef> {
-        self.read_page(place, page).map_err(|error| {
+    fn noting<T>(&self, place: Place, page: u32, read: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        read(self).map_err(|error| {
+            let column = |number: usize| self.footer.columns[number].column.id.0;
             let error = error.context(match place {
-                Place::Column(number) => format!("page {page} of column {}", self.footer.columns[number].column.id.0),
-                Place::VersionsHigh | Place::VersionsLow => format!("page {page} of versions"),
-                Place::Positions => format!("page {page} of positions"),
+                Place::Column(number) => format!("page {page} of column {}", column(number)),
+                Place::Dictionary(number) => format!("dictionary before page {page} of column {}", column(number)),
+                POSITIONS => format!("page {page} of positions"),
+                Place::Hidden(_) => format!("page {page} of versions"),
             });
             if matches!(error.code(), ErrorCode::Corruption | ErrorCode::Io) {
                 let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -293,12 +351,13 @@ impl Segment {
                 problems.push(Problem { file: segment_file(self.id), message: error.message().to_owned() });
             }
         };
+        // What was read before is read again.
+        self.context.forget(self.id);
         check(Self::open(&self.context, dir, self.id, self.bytes).map(drop));
         for page in 0..self.pages() {
-            (0..self.footer.columns.len())
-                .for_each(|place| check(self.read_noting(Place::Column(place), page).map(drop)));
-            check(self.read_versions(page).map(drop));
-            check(self.read_noting(Place::Positions, page).map(drop));
+            let columns = (0..self.footer.columns.len()).map(Place::Column);
+            let hidden = (0..HIDDEN_COLUMNS).map(Place::Hidden);
+            columns.chain(hidden).for_each(|place| check(self.read_noting(place, page, None).map(drop)));
         }
         problems
     }

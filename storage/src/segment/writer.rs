@@ -8,10 +8,12 @@ use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
 use shoal_kernel::{Error, Planted, Result, SegmentId, Version};
 
-use super::bloom::Bloom;
-use super::format::{ColumnIndex, Extent, Footer, GROUP_PAGES, HEADER_BYTES, PAGE_ROWS, footer_bytes, header};
+use super::filter::FilterBuilder;
+use super::format::{
+    ColumnIndex, Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, PAGE_ROWS, footer_bytes, header,
+};
 use super::{Segment, SegmentContext, segment_file};
-use crate::encoding::{Effort, encode_page};
+use crate::encoding::{Effort, encode_chunk, encode_page};
 use crate::key::EncodedKeys;
 use crate::predicate::Zone;
 use crate::wal::split_versions;
@@ -36,13 +38,10 @@ pub(crate) struct SegmentWriter {
     footer: Footer,
     tombstones: RoaringBitmap,
     /// Pages of the row group that is being collected, per column, hidden ones last.
-    group: Vec<Vec<Vec<u8>>>,
-    group_hashes: Vec<u64>,
+    group: Vec<Vec<ArrayRef>>,
+    filter: FilterBuilder,
     finished: bool,
 }
-
-/// Versions (two halves) and positions stand behind the table's columns.
-const HIDDEN_COLUMNS: usize = 3;
 
 impl SegmentWriter {
     pub(crate) fn create(context: &Arc<SegmentContext>, dir: &Path, id: SegmentId) -> Result<Self> {
@@ -51,7 +50,7 @@ impl SegmentWriter {
         let named = |error: std::io::Error| Error::from(error).context(format_args!("creating {}", path.display()));
         let file = context.disk.open(&path, OpenMode::CreateNew).map_err(named)?;
         let group = vec![Vec::new(); columns.len() + HIDDEN_COLUMNS];
-        let column = |column| ColumnIndex { column, pages: Vec::new(), zones: Vec::new() };
+        let column = |column| ColumnIndex { column, dictionaries: Vec::new(), pages: Vec::new(), zones: Vec::new() };
         let writer = Self {
             context: context.clone(),
             dir: dir.to_owned(),
@@ -61,19 +60,17 @@ impl SegmentWriter {
             footer: Footer {
                 rows: 0,
                 columns: columns.into_iter().map(column).collect(),
-                version_high: Vec::new(),
-                version_low: Vec::new(),
-                positions: Vec::new(),
+                hidden: Default::default(),
                 position_ranges: Vec::new(),
                 first_keys: Vec::new(),
                 last_key: Vec::new(),
-                blooms: Vec::new(),
+                filters: Vec::new(),
                 tombstones: Vec::new(),
                 version_range: (Version(u128::MAX), Version(0)),
             },
             tombstones: RoaringBitmap::new(),
             group,
-            group_hashes: Vec::new(),
+            filter: FilterBuilder::default(),
             finished: false,
         };
         writer.file.write_all_at(&header(), 0).map_err(named)?;
@@ -93,9 +90,9 @@ impl SegmentWriter {
         }
         let (high, low) = split_versions(&rows.versions);
         let positions: ArrayRef = Arc::new(UInt64Array::from(rows.positions.clone()));
-        let hidden = [&high, &low, &positions];
-        for (column, array) in self.group.iter_mut().zip(rows.batch.columns().iter().chain(hidden)) {
-            column.push(encode_page(array, Effort::Full)?);
+        let hidden = [high, low, positions];
+        for (column, array) in self.group.iter_mut().zip(rows.batch.columns().iter().cloned().chain(hidden)) {
+            column.push(array);
         }
         for (index, array) in self.footer.columns.iter_mut().zip(rows.batch.columns()) {
             index.zones.push(Zone::of(array));
@@ -112,7 +109,7 @@ impl SegmentWriter {
         }
         self.footer.first_keys.push(rows.keys.get(0).to_vec());
         self.footer.last_key = rows.keys.get(count - 1).to_vec();
-        self.group_hashes.extend(rows.keys.iter().map(Bloom::hash));
+        self.filter.push(&self.context.layout, rows)?;
         self.footer.rows += count as u32;
         if self.footer.pages().is_multiple_of(GROUP_PAGES) {
             self.write_group()?;
@@ -121,27 +118,32 @@ impl SegmentWriter {
     }
 
     fn write_group(&mut self) -> Result<()> {
-        if self.group_hashes.is_empty() {
+        if self.filter.is_empty() {
             return Ok(());
         }
         let mut bytes = Vec::new();
         let start = self.offset;
-        let mut extent_of = |content: &[u8]| -> Result<Extent> {
+        let mut put = |content: &[u8]| -> Result<Extent> {
             let length = u32::try_from(content.len()).map_err(|_| Error::internal("a page of more than 4 GiB"))?;
             let extent = Extent { offset: start + bytes.len() as u64, bytes: length, crc: crc32fast::hash(content) };
             bytes.extend_from_slice(content);
             Ok(extent)
         };
         let footer = &mut self.footer;
-        let hidden = [&mut footer.version_high, &mut footer.version_low, &mut footer.positions];
-        let indexes = footer.columns.iter_mut().map(|index| &mut index.pages).chain(hidden);
-        for (pages, extents) in self.group.iter_mut().zip(indexes) {
-            for page in pages.drain(..) {
-                extents.push(extent_of(&page)?);
+        let mut columns = self.group.iter_mut().map(std::mem::take);
+        for (index, pages) in footer.columns.iter_mut().zip(&mut columns) {
+            let chunk = encode_chunk(&pages)?;
+            index.dictionaries.push(chunk.dictionary.as_deref().map(&mut put).transpose()?);
+            for page in &chunk.pages {
+                index.pages.push(put(page)?);
             }
         }
-        footer.blooms.push(extent_of(&Bloom::of(&self.group_hashes).to_bytes())?);
-        self.group_hashes.clear();
+        for (extents, pages) in footer.hidden.iter_mut().zip(columns) {
+            for page in &pages {
+                extents.push(put(&encode_page(page, Effort::Full)?)?);
+            }
+        }
+        footer.filters.push(put(&std::mem::take(&mut self.filter).finish()?)?);
         self.file.write_all_at(&bytes, self.offset).map_err(|error| self.named(error))?;
         self.offset += bytes.len() as u64;
         Ok(())

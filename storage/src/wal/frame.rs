@@ -147,15 +147,15 @@ pub(super) fn read_entries(
 fn read_entry(layout: &Layout, columns: &[StoredColumn], input: &mut Input<'_>) -> Result<Incoming> {
     let head: EntryHead = wire::decode(take(input)?)?;
     let rows = head.rows as usize;
-    let high = decode_page(take(input)?, &DataType::UInt64, rows)?;
-    let low = decode_page(take(input)?, &DataType::UInt64, rows)?;
+    let high = decode_page(take(input)?, &DataType::UInt64, rows, None, None)?;
+    let low = decode_page(take(input)?, &DataType::UInt64, rows, None, None)?;
     let tombstones = match head.has_tombstones {
-        true => Some(decode_page(take(input)?, &DataType::Boolean, rows)?.as_boolean().values().clone()),
+        true => Some(decode_page(take(input)?, &DataType::Boolean, rows, None, None)?.as_boolean().values().clone()),
         false => None,
     };
     let stored = columns
         .iter()
-        .map(|column| Ok((column.id, decode_page(take(input)?, &column.data_type, rows)?)))
+        .map(|column| Ok((column.id, decode_page(take(input)?, &column.data_type, rows, None, None)?)))
         .collect::<Result<Vec<_>>>()?;
     Incoming::assemble(layout, layout.adapt(&stored, rows)?, join_versions(&high, &low), tombstones, head.tokens)
 }

@@ -23,7 +23,7 @@ use crate::head;
 use crate::layout::StoredColumn;
 
 const FILE_MAGIC: &[u8; 8] = b"SHOALWAL";
-const FILE_VERSION: u32 = 1;
+const FILE_VERSION: u32 = 2;
 
 /// What a log file says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ const KEYS: i64 = 50;
 
 #[test]
 fn a_snapshot_shows_whole_commits_only() {
-    let small = StoreOptions { compaction_fan_in: 2, key_cache_bytes_max: 4000, ..options() };
+    let small = StoreOptions { compaction_fan_in: 2, cache_bytes_max: 4000, ..options() };
     let (store, _) = open_with(&MemoryDisk::default().shared(), &upsert_schema(), small, 1).unwrap();
     let generation = |n: i64| rows(&(0..KEYS).map(|key| (key, None, n)).collect::<Vec<_>>());
     commit(&store, put(1, generation(0)));

@@ -10,7 +10,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, TableId, TableKind, TableSchema, Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema, Version,
 };
 use shoal_storage::{Accepted, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
 
@@ -114,6 +114,7 @@ pub fn scan_all(columns: &[u32]) -> ScanSpec {
         columns: columns.iter().map(|&id| ColumnId(id)).collect(),
         predicates: Vec::new(),
         limit: None,
+        slice: Slice::WHOLE,
     }
 }
 

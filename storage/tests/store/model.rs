@@ -109,7 +109,7 @@ pub fn pull_all(from: &Store, into: &Store, cursor: &mut PullCursor, bytes_max: 
 }
 
 fn small_options() -> StoreOptions {
-    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, key_cache_bytes_max: 2000, ..options() }
+    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, cache_bytes_max: 2000, ..options() }
 }
 
 fn run(steps: Vec<Step>) {

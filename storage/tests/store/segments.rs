@@ -6,7 +6,7 @@ use arrow::array::cast::AsArray;
 use arrow::array::types::{Int32Type, Int64Type};
 use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int64Array, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Field};
-use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, TableKind, TableSchema};
+use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, Slice, TableKind, TableSchema};
 use shoal_storage::{Snapshot, StoreOptions};
 
 use crate::disk::{Loss, MemoryDisk};
@@ -112,6 +112,86 @@ fn predicates_prune_and_never_lose_a_row() {
     assert_eq!(rows, 10_000);
     let unknown = snapshot.scan(&scan_all(&[9])).err().unwrap();
     assert_eq!(unknown.code(), ErrorCode::UnknownColumn);
+}
+
+#[test]
+fn slices_are_together_the_whole() {
+    let (store, _) = open(&MemoryDisk::default().shared());
+    for (time, from) in [(1, 0), (2, 40_000), (3, 50_000)] {
+        let batch: Vec<_> = (from..from + 30_000).map(|id| (id, Some("x"), id % 7)).collect();
+        commit(&store, put(time, rows(&batch)));
+        if time < 3 {
+            store.flush().unwrap();
+        }
+    }
+    let snapshot = store.snapshot();
+    let third = ColumnPredicate::Compare { column: ColumnId(3), op: CompareOp::Eq, value: Datum::Int(3) };
+    for predicates in [Vec::new(), vec![third]] {
+        let whole = ids(&snapshot, predicates.clone());
+        for of in [1, 2, 3, 7, 100] {
+            let slice = |slice| {
+                let spec = shoal_kernel::ScanSpec { slice, predicates: predicates.clone(), ..scan_all(&[1]) };
+                let batches = snapshot.scan(&spec).unwrap().map(Result::unwrap);
+                batches.flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect::<Vec<_>>()
+            };
+            let slices: Vec<Vec<i64>> = Slice::all(of).map(slice).collect();
+            let most = slices.iter().map(Vec::len).max().unwrap_or(0);
+            assert!(of > 7 || most < whole.len() / of as usize + 10_000, "{of} slices, one of {most} rows");
+            let mut all = slices.concat();
+            all.sort_unstable();
+            assert_eq!(all, whole, "{of} slices");
+        }
+        let counted = |slice| {
+            let spec = shoal_kernel::ScanSpec { slice, ..scan_all(&[]) };
+            snapshot.scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum::<usize>()
+        };
+        assert_eq!(Slice::all(3).map(counted).sum::<usize>(), 70_000);
+    }
+}
+
+/// Conditions on text are judged by the dictionary's values where a page holds codes, else row by row.
+#[test]
+fn text_is_compared_alike_in_codes_in_plain_pages_and_in_memory() {
+    let (store, _) = open(&MemoryDisk::default().shared());
+    let few = |id: i64| if id % 10 == 0 { None } else { Some(format!("Page/{}_%/checkout", id % 50)) };
+    let many = |id: i64| Some(format!("{id} of many"));
+    let table = |ids: std::ops::Range<i64>, name: &dyn Fn(i64) -> Option<String>| {
+        let names: Vec<_> = ids.map(|id| (id, name(id))).collect();
+        rows(&names.iter().map(|(id, name)| (*id, name.as_deref(), 0)).collect::<Vec<_>>())
+    };
+    commit(&store, put(1, table(0..20_000, &few)));
+    commit(&store, put(2, table(100_000..110_000, &many)));
+    store.flush().unwrap();
+    commit(&store, put(3, table(200_000..200_500, &few)));
+    let name_of = |id: i64| if (100_000..110_000).contains(&id) { many(id) } else { few(id) };
+    let snapshot = store.snapshot();
+    let all = ids(&snapshot, Vec::new());
+    let like = |pattern: &str, negated, ignore_case| ColumnPredicate::Like {
+        column: ColumnId(2),
+        pattern: pattern.into(),
+        negated,
+        ignore_case,
+    };
+    let compare = |op, text: &str| ColumnPredicate::Compare { column: ColumnId(2), op, value: Datum::Text(text.into()) };
+    type Judge<'a> = Box<dyn Fn(&str) -> bool + 'a>;
+    let cases: Vec<(ColumnPredicate, Judge<'_>)> = vec![
+        (like("%/checkout", false, false), Box::new(|name| name.ends_with("/checkout"))),
+        (like("page/7\\_%", false, true), Box::new(|name| name.starts_with("Page/7_"))),
+        (like("Page/_\\_\\%%", false, false), Box::new(|name| name.len() == "Page/7_%/checkout".len() && name.starts_with("Page"))),
+        (like("%many", true, false), Box::new(|name| !name.ends_with("many"))),
+        (compare(CompareOp::Eq, "Page/3_%/checkout"), Box::new(|name| name == "Page/3_%/checkout")),
+        (compare(CompareOp::Lt, "Page/3"), Box::new(|name| name < "Page/3")),
+        (compare(CompareOp::NotEq, "100001 of many"), Box::new(|name| name != "100001 of many")),
+    ];
+    for (predicate, judge) in cases {
+        let wanted: Vec<i64> =
+            all.iter().copied().filter(|&id| name_of(id).is_some_and(|name| judge(&name))).collect();
+        assert_eq!(ids(&snapshot, vec![predicate.clone()]), wanted, "{predicate:?}");
+    }
+    let nulls = ids(&snapshot, vec![ColumnPredicate::IsNull { column: ColumnId(2) }]);
+    assert_eq!(nulls.len(), 2_050);
+    let both = vec![ColumnPredicate::IsNotNull { column: ColumnId(2) }, like("%9\\_%", false, false)];
+    assert_eq!(ids(&snapshot, both).len(), all.iter().filter(|&&id| id < 100_000 || id >= 200_000).filter(|&&id| id % 10 == 9).count());
 }
 
 /// Were a mask on disk before the row that caused it, losing the log would lose the key altogether.
