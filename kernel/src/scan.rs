@@ -22,6 +22,23 @@ pub struct ScanSpec {
     pub limit: Option<u64>,
     /// Only this share of the rows. The slices of one snapshot have no row in common and are together the whole.
     pub slice: Slice,
+    /// Whether a last column, [`ADDRESS_COLUMN`], says where each row lies: a [`FetchSpec`] on the same snapshot finds it
+    /// again there.
+    pub addresses: bool,
+}
+
+/// Name of the column of row addresses (UInt64). They mean something within one snapshot only.
+pub const ADDRESS_COLUMN: &str = "_address";
+
+/// More columns of rows that a scan of the same snapshot found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FetchSpec {
+    /// The table.
+    pub table: TableId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Columns wanted, in this order.
+    pub columns: Vec<ColumnId>,
 }
 
 /// A share of a scan, so that several tasks may read one partition.

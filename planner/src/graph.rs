@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{FragmentId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{FetchSpec, FragmentId, PartitionId, Result, ScanSpec};
 
 /// A plan cut into fragments.
 #[derive(Debug, Clone)]
@@ -99,6 +101,12 @@ pub trait TaskInputs: Send + Sync + fmt::Debug {
     /// # Errors
     /// This node holds no such replica, or it does not count.
     fn scan(&self, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream>;
+
+    /// More columns of rows that a scan of this task, on this partition, gave the addresses of; in the order of the addresses.
+    ///
+    /// # Errors
+    /// As of the scan; an address is none.
+    fn fetch(&self, spec: FetchSpec, addresses: Vec<u64>) -> BoxFuture<'static, Result<RecordBatch>>;
 
     /// Rows that producer task `task` of `fragment` put into this consumer's slot.
     ///

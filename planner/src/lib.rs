@@ -14,6 +14,7 @@ mod error;
 mod explain;
 mod graph;
 mod insert;
+mod late;
 mod node;
 mod planner;
 mod predicate;

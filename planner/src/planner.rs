@@ -18,11 +18,12 @@ use crate::constant::materialise;
 use crate::cut::cut;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, TaskInputs};
+use crate::late::fetch_late;
 use crate::router::EdgeRouter;
 use crate::session;
 use crate::sql::{Parsed, parse};
-use crate::table::slices_of;
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
+use crate::table::slices_of;
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{explain, insert, show, unknown, window};
 
@@ -221,6 +222,7 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     };
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
+    let physical = fetch_late(physical).map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
     Ok(Planned { logical, physical, graph })
 }

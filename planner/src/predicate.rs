@@ -54,7 +54,11 @@ fn collect(filter: &Expr, schema: &TableSchema, out: &mut Vec<ColumnPredicate>) 
         }
         Expr::Like(like) if like.escape_char.is_none() => {
             let pattern = match literal(&like.pattern) {
-                Some(ScalarValue::Utf8(Some(text)) | ScalarValue::LargeUtf8(Some(text)) | ScalarValue::Utf8View(Some(text))) => text,
+                Some(
+                    ScalarValue::Utf8(Some(text))
+                    | ScalarValue::LargeUtf8(Some(text))
+                    | ScalarValue::Utf8View(Some(text)),
+                ) => text,
                 _ => return,
             };
             out.extend(column(&like.expr, schema).filter(|column| column.data_type == DataType::Utf8).map(|column| {

@@ -148,6 +148,7 @@ impl TableProvider for ShoalTable {
                 predicates: predicates.clone(),
                 limit,
                 slice,
+                addresses: false,
             }));
         }
         Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{
+    ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array,
+};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::{FilterBuilder, take};
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use roaring::RoaringBitmap;
-use shoal_kernel::{ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
+use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
 
 use crate::encoding::Dictionary;
 use crate::layout::Layout;
@@ -30,6 +32,7 @@ pub struct Scan {
     conditions: Vec<Condition>,
     units: VecDeque<Unit>,
     rows_left: Option<u64>,
+    addresses: bool,
     failed: bool,
 }
 
@@ -85,12 +88,14 @@ enum Unit {
     /// So many rows, of which nothing but the number is wanted.
     Count(u64),
     Rows {
+        source: u32,
         dead: Arc<RoaringBitmap>,
         tombstones: Arc<RoaringBitmap>,
         chunk: Arc<Chunk>,
         rows: Range<usize>,
     },
     Page {
+        source: u32,
         view: SegmentView,
         page: u32,
     },
@@ -102,7 +107,7 @@ impl Unit {
         match self {
             Self::Count(rows) => *rows,
             Self::Rows { rows, .. } => rows.len() as u64,
-            Self::Page { view, page } => view.segment.page_rows(*page).len() as u64,
+            Self::Page { view, page, .. } => view.segment.page_rows(*page).len() as u64,
         }
     }
 }
@@ -122,18 +127,23 @@ impl Scan {
             Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
         };
         let conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
-        let fields = columns.iter().map(|&column| layout.visible.field(column).clone()).collect::<Vec<_>>();
+        let mut fields = columns.iter().map(|&column| layout.visible.field(column).clone()).collect::<Vec<_>>();
+        if spec.addresses {
+            fields.push(Field::new(ADDRESS_COLUMN, DataType::UInt64, false));
+        }
         let mut scan = Self {
             schema: Arc::new(Schema::new(fields)),
             columns,
             conditions,
             units: VecDeque::new(),
             rows_left: spec.limit,
+            addresses: spec.addresses,
             failed: false,
             layout,
         };
-        state.segments.values().for_each(|view| scan.plan_segment(view));
-        state.memtables.iter().for_each(|view| scan.plan_memtable(view));
+        let (segments, memtables) = (state.segments.values(), &state.memtables);
+        (0..).zip(segments).for_each(|(source, view)| scan.plan_segment(source, view));
+        (state.segments.len() as u32..).zip(memtables).for_each(|(source, view)| scan.plan_memtable(source, view));
         scan.keep_slice(spec.slice);
         Ok(scan)
     }
@@ -155,10 +165,10 @@ impl Scan {
     }
 
     fn counts_only(&self) -> bool {
-        self.columns.is_empty() && self.conditions.is_empty()
+        self.columns.is_empty() && self.conditions.is_empty() && !self.addresses
     }
 
-    fn plan_segment(&mut self, view: &SegmentView) {
+    fn plan_segment(&mut self, source: u32, view: &SegmentView) {
         if self.counts_only() {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
@@ -176,7 +186,7 @@ impl Scan {
                 may_match(&condition.predicate, &view.segment.page_zone(column, page))
             });
             if may_hold && point.as_ref().is_none_or(|key| view.segment.may_hold_key(key, page)) {
-                self.units.push_back(Unit::Page { view: view.clone(), page });
+                self.units.push_back(Unit::Page { source, view: view.clone(), page });
             }
         }
     }
@@ -201,7 +211,7 @@ impl Scan {
         Some(key)
     }
 
-    fn plan_memtable(&mut self, view: &MemView) {
+    fn plan_memtable(&mut self, source: u32, view: &MemView) {
         if self.counts_only() {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
@@ -209,7 +219,7 @@ impl Scan {
             for start in (0..chunk.rows()).step_by(PAGE_ROWS) {
                 let rows = start..chunk.rows().min(start + PAGE_ROWS);
                 let (dead, tombstones) = (view.dead.clone(), view.tombstones.clone());
-                self.units.push_back(Unit::Rows { dead, tombstones, chunk: chunk.clone(), rows });
+                self.units.push_back(Unit::Rows { source, dead, tombstones, chunk: chunk.clone(), rows });
             }
         }
     }
@@ -222,22 +232,31 @@ impl Scan {
                 let rows = usize::try_from(*rows).map_err(|_| Error::internal("more rows than memory"))?;
                 self.batch(Vec::new(), rows).map(Some)
             }
-            Unit::Rows { dead, tombstones, chunk, rows } => {
+            Unit::Rows { source, dead, tombstones, chunk, rows } => {
                 let first = chunk.first_row + rows.start as u32;
-                let visible = visibility(first..first + rows.len() as u32, &[dead, tombstones]);
-                self.finish(rows.len(), visible, &MemRows { chunk, rows: rows.clone() })
+                let numbers = first..first + rows.len() as u32;
+                let visible = visibility(numbers.clone(), &[dead, tombstones]);
+                self.finish(*source, numbers, visible, &MemRows { chunk, rows: rows.clone() })
             }
-            Unit::Page { view, page } => {
+            Unit::Page { source, view, page } => {
                 let rows = view.segment.page_rows(*page);
                 let visible = visibility(rows.clone(), &[&view.dead, view.segment.tombstones()]);
                 let layout = self.layout.clone();
-                self.finish(rows.len(), visible, &SegmentPage { layout: &layout, segment: &view.segment, page: *page })
+                let pages = SegmentPage { layout: &layout, segment: &view.segment, page: *page };
+                self.finish(*source, rows, visible, &pages)
             }
         }
     }
 
     /// Evaluates conditions on their columns, then loads of the others only the rows that are left.
-    fn finish(&mut self, rows: usize, visible: Visible, source: &dyn Source) -> Result<Option<RecordBatch>> {
+    fn finish(
+        &mut self,
+        number: u32,
+        numbers: Range<u32>,
+        visible: Visible,
+        source: &dyn Source,
+    ) -> Result<Option<RecordBatch>> {
+        let rows = numbers.len();
         let mut selected = match visible {
             Visible::None => return Ok(None),
             Visible::All => None,
@@ -274,7 +293,8 @@ impl Scan {
                 Some(array) => Ok(array.clone()),
                 None => source.load(*column, None),
             };
-            let arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+            let mut arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+            arrays.extend(self.addresses.then(|| addresses(number, numbers)));
             return self.batch(arrays, rows).map(Some);
         };
         let wanted: Vec<u32> = selected.set_indices_u32().collect();
@@ -283,7 +303,9 @@ impl Scan {
             Some(array) => filter.filter(array).map_err(|error| Error::internal(error.to_string())),
             None => source.load(*column, Some(&wanted)),
         };
-        let arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let mut arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let places = wanted.iter().map(|row| numbers.start + row);
+        arrays.extend(self.addresses.then(|| addresses(number, places)));
         self.batch(arrays, wanted.len()).map(Some)
     }
 
@@ -292,6 +314,12 @@ impl Scan {
         RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
             .map_err(|error| Error::internal(format!("a scanned batch does not fit the table: {error}")))
     }
+}
+
+/// Where rows lie: the number of their source in the snapshot, and their number in it.
+fn addresses(source: u32, rows: impl Iterator<Item = u32>) -> ArrayRef {
+    let address = |row| (u64::from(source) << 32) | u64::from(row);
+    Arc::new(UInt64Array::from_iter_values(rows.map(address)))
 }
 
 /// The rows of a unit, column by column; columns are places in the table's schema.

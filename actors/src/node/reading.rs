@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use shoal_kernel::{NodeId, PartitionId, Planted, Result, ScanSpec};
+use arrow::record_batch::RecordBatch;
+use shoal_kernel::{Error, FetchSpec, NodeId, PartitionId, Planted, Result, ScanSpec};
 use shoal_storage::Snapshot;
 
 use super::context::NodeContext;
@@ -69,6 +70,10 @@ impl PartitionSnapshot for Nothing {
     fn scan(&self, _: &ScanSpec) -> Result<BatchIterator> {
         Ok(Box::new(std::iter::empty()))
     }
+
+    fn fetch(&self, _: &FetchSpec, _: &[u64]) -> Result<RecordBatch> {
+        Err(Error::internal("nothing was scanned, so nothing can be fetched"))
+    }
 }
 
 /// A snapshot that tells its replica of damage.
@@ -82,6 +87,10 @@ impl PartitionSnapshot for Pinned {
         let scan = self.snapshot.scan(spec).inspect_err(|error| self.replica.blame(error))?;
         let replica = self.replica.clone();
         Ok(Box::new(scan.map(move |batch| batch.inspect_err(|error| replica.blame(error)))))
+    }
+
+    fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {
+        self.snapshot.fetch(spec, addresses).inspect_err(|error| self.replica.blame(error))
     }
 }
 

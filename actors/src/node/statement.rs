@@ -84,7 +84,10 @@ impl Inner {
             read_only: request.read_only,
             now_micros: self.context.env.wall_micros(),
             row_counts: Arc::new(move |partition| directory.get(partition).ok()?.rows()),
-            slicing: Slicing { slices_max: u32::try_from(config.scan_slices_max).unwrap_or(u32::MAX), slice_rows_min: config.scan_slice_rows_min },
+            slicing: Slicing {
+                slices_max: u32::try_from(config.scan_slices_max).unwrap_or(u32::MAX),
+                slice_rows_min: config.scan_slice_rows_min,
+            },
             ..PlanOptions::default()
         };
         let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();

@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::StreamExt;
-use shoal_kernel::{Error, FragmentId, FragmentKey, NodeId, Result, ScanSpec};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use shoal_kernel::{Error, FetchSpec, FragmentId, FragmentKey, NodeId, Result, ScanSpec};
 use shoal_planner::TaskInputs;
 
 use super::edge::codec::{OpenEdge, with_schema};
@@ -57,6 +59,10 @@ impl fmt::Debug for Inputs {
 impl TaskInputs for Inputs {
     fn scan(&self, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
         super::scan::scan(&self.group, spec, schema)
+    }
+
+    fn fetch(&self, spec: FetchSpec, addresses: Vec<u64>) -> BoxFuture<'static, Result<RecordBatch>> {
+        super::scan::fetch(self.group.clone(), spec, addresses).boxed()
     }
 
     fn exchange(&self, fragment: FragmentId, task: u32, schema: SchemaRef) -> Result<SendableRecordBatchStream> {

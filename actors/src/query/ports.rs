@@ -7,7 +7,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
-use shoal_kernel::{NodeId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{FetchSpec, NodeId, PartitionId, Result, ScanSpec};
 use shoal_planner::{Edge, Fragment, TaskInputs};
 
 /// Rows of a scan, batch by batch; each step may block on the disk.
@@ -20,6 +20,12 @@ pub trait PartitionSnapshot: Send + Sync {
     /// # Errors
     /// A file cannot be read or is corrupted.
     fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator>;
+
+    /// More columns of rows that a scan gave the addresses of, in the order of the addresses. May block on the disk.
+    ///
+    /// # Errors
+    /// As of a scan; an address is none.
+    fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch>;
 }
 
 /// The replicas of this node.

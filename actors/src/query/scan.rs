@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
-use shoal_kernel::{Env, Error, ErrorCode, Result, ScanSpec};
+use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, Result, ScanSpec};
 use tokio::sync::mpsc;
 
 use super::edge::codec::with_schema;
@@ -67,6 +67,29 @@ pub(super) fn scan(group: &Arc<TaskGroup>, spec: &ScanSpec, schema: SchemaRef) -
         Some((result.map_err(to_datafusion), (receiver, group, expected, failed)))
     });
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows.boxed())))
+}
+
+/// Reads more columns of rows that a scan of a pinned partition found.
+///
+/// # Errors
+/// This node holds no such replica, or what it holds cannot be read.
+pub(super) async fn fetch(group: Arc<TaskGroup>, spec: FetchSpec, addresses: Vec<u64>) -> Result<RecordBatch> {
+    let partition = spec.partition;
+    let reading = async {
+        let snapshot = group.snapshot(partition)?;
+        // Known to the group, so that letting go waits for it.
+        let fetching = group.node.env.blocking(move || snapshot.fetch(&spec, &addresses));
+        group.scans.track_future(fetching).await?
+    };
+    let fetched = reading.await;
+    match &fetched {
+        Ok(batch) => group.count_scanned(0, batch_bytes(batch)),
+        Err(error) => {
+            let replica = blames_replica(error.code()).then_some((partition, group.node.id));
+            group.note_failure(Failure { error: error.clone(), lost: None, replica });
+        }
+    }
+    fetched
 }
 
 /// Whether another replica may well do better.

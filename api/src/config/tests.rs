@@ -5,7 +5,8 @@ fn layer(pairs: &[(&'static str, &str)], place: &str) -> Layer {
 }
 
 fn environment(pairs: &[(&str, &str)]) -> Result<Layer, ConfigError> {
-    from_environment(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))).map(|(layer, _)| layer)
+    from_environment(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+        .map(|(layer, _)| layer)
 }
 
 fn file(text: &str) -> Result<Layer, ConfigError> {

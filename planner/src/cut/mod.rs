@@ -27,7 +27,7 @@ use shoal_kernel::{Error, FragmentId};
 
 use crate::error::error_to_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place, TaskSpec};
-use crate::node::{ExchangeExec, ExchangeSource, LeafScanExec, ShoalCodec, plan_to_bytes};
+use crate::node::{ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ShoalCodec, plan_to_bytes};
 use placement::{Placement, is_partition_wise, reads_subquery};
 
 /// Tasks that one query may have; a plan with more is refused rather than admitted in part.
@@ -93,6 +93,10 @@ impl Cutter {
         if let Some(placement) = self.joint_placement(&plan, &parts)? {
             let children = parts.into_iter().map(|part| part.plan).collect();
             return Ok(Part { plan: replace_children_if_necessary(plan, children)?, placement });
+        }
+        if plan.is::<LateFetchExec>() {
+            // Addresses mean nothing away from the snapshot that they are of.
+            return Err(error_to_datafusion(Error::internal("rows would be fetched far from where they were found")));
         }
         let fetch = plan.downcast_ref::<CoalescePartitionsExec>().and_then(ExecutionPlan::fetch);
         let mut children = Vec::new();

@@ -20,6 +20,7 @@ use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use shoal_kernel::PartitionId;
 
 use crate::graph::Place;
+use crate::node::LateFetchExec;
 
 /// Where a part of a plan runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub(super) fn is_partition_wise(plan: &Arc<dyn ExecutionPlan>, single: bool) -> 
         || plan.is::<CooperativeExec>()
         || plan.is::<SortMergeJoinExec>()
         || plan.is::<InterleaveExec>()
+        || plan.is::<LateFetchExec>()
     {
         return true;
     }

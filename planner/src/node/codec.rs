@@ -23,7 +23,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, FragmentId};
 
-use super::{ExchangeExec, ExchangeSource, LeafScanExec, ReplayExec};
+use super::{ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ReplayExec};
 use crate::error::error_to_datafusion;
 
 /// Encodes what datafusion-proto hands to its extension codec.
@@ -33,6 +33,7 @@ pub(crate) struct ShoalCodec;
 #[derive(Serialize, Deserialize)]
 enum Node {
     Leaf(Vec<u8>),
+    Fetch(Vec<u8>),
     Exchange(Exchange),
     Replay,
     Recursive { name: String, schema: SchemaRef, is_distinct: bool },
@@ -167,6 +168,9 @@ impl PhysicalExtensionCodec for ShoalCodec {
         let node: Node = shoal_kernel::wire::decode(buf).map_err(|error| error_to_datafusion(error.into()))?;
         Ok(match (node, inputs) {
             (Node::Leaf(bytes), []) => Arc::new(LeafScanExec::decode(&bytes).map_err(error_to_datafusion)?),
+            (Node::Fetch(bytes), [input]) => {
+                Arc::new(LateFetchExec::decode(&bytes, Arc::clone(input)).map_err(error_to_datafusion)?)
+            }
             (Node::Exchange(exchange), []) => Arc::new(self.decode_exchange(&exchange, ctx)?),
             (Node::Replay, [input]) => Arc::new(ReplayExec::new(Arc::clone(input))),
             (Node::Recursive { name, schema, is_distinct }, [first, next]) => {
@@ -186,6 +190,8 @@ impl PhysicalExtensionCodec for ShoalCodec {
     ) -> Result<()> {
         let message = if let Some(leaf) = node.downcast_ref::<LeafScanExec>() {
             Node::Leaf(leaf.encode().map_err(error_to_datafusion)?)
+        } else if let Some(fetch) = node.downcast_ref::<LateFetchExec>() {
+            Node::Fetch(fetch.encode().map_err(error_to_datafusion)?)
         } else if let Some(exchange) = node.downcast_ref::<ExchangeExec>() {
             Node::Exchange(self.encode_exchange(exchange)?)
         } else if node.is::<ReplayExec>() {

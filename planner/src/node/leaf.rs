@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::Statistics;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -15,7 +15,7 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Sched
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, PartitionId, ScanSpec};
+use shoal_kernel::{ADDRESS_COLUMN, ColumnId, Error, PartitionId, ScanSpec, TableId};
 
 use crate::error::error_to_datafusion;
 
@@ -64,6 +64,34 @@ impl LeafScanExec {
     /// The partitions it reads, by output partition.
     pub(crate) fn partitions(&self) -> Vec<PartitionId> {
         self.body.scans.iter().map(|scan| scan.partition).collect()
+    }
+
+    /// The table's columns that it gives, by id, in the order of its schema; `None` if some scan gives fewer rows than there
+    /// are.
+    pub(crate) fn columns(&self) -> Option<&[ColumnId]> {
+        let first = self.body.scans.first()?;
+        self.body.scans.iter().all(|scan| scan.limit.is_none() && !scan.addresses).then_some(&first.columns)
+    }
+
+    /// The table that it reads.
+    pub(crate) fn table(&self) -> Option<TableId> {
+        self.body.scans.first().map(|scan| scan.table)
+    }
+
+    /// The same rows with only these columns (places in its schema), and behind them the addresses of the rows.
+    pub(crate) fn addressed(&self, places: &[usize]) -> Result<Self> {
+        let mut fields = self.body.schema.project(places)?.fields().to_vec();
+        fields.push(Arc::new(Field::new(ADDRESS_COLUMN, DataType::UInt64, false)));
+        let mut body = self.body.clone();
+        for scan in &mut body.scans {
+            scan.columns = places.iter().filter_map(|place| scan.columns.get(*place).copied()).collect();
+            scan.addresses = true;
+        }
+        let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+        let conditions = body.words.find(", where=").map_or("", |at| &body.words[at..]);
+        body.words = format!(", columns=[{}]{conditions}", names.join(", "));
+        body.schema = Arc::new(Schema::new(fields));
+        Ok(Self::from_body(body, self.rows.clone()))
     }
 
     pub(super) fn encode(&self) -> shoal_kernel::Result<Vec<u8>> {

@@ -2,12 +2,14 @@
 
 mod codec;
 mod exchange;
+mod fetch;
 mod leaf;
 mod replay;
 mod stable;
 
 pub(crate) use codec::ShoalCodec;
 pub(crate) use exchange::{ExchangeExec, ExchangeSource};
+pub(crate) use fetch::{LateFetchExec, Output};
 pub(crate) use leaf::LeafScanExec;
 pub(crate) use replay::ReplayExec;
 pub(crate) use stable::plan_to_bytes;

@@ -1,8 +1,11 @@
 //! Distributed answers are those of DataFusion alone over the same rows.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
-use shoal_planner::PlanOptions;
+use shoal_planner::{PlanOptions, Slicing};
 
 use crate::runner::query;
 use crate::world::World;
@@ -35,10 +38,12 @@ fn is_ordered(sql: &str) -> bool {
     })
 }
 
-async fn same_answers(tasks: usize) {
+async fn same_answers(tasks: usize, slicing: Slicing) {
     let world = World::new().await;
     let reference = world.reference();
-    let options = PlanOptions { target_partitions: tasks, ..PlanOptions::default() };
+    let counts: BTreeMap<_, _> = world.rows.iter().map(|(id, rows)| (*id, rows.num_rows() as u64)).collect();
+    let row_counts = Arc::new(move |partition| counts.get(&partition).copied());
+    let options = PlanOptions { target_partitions: tasks, slicing, row_counts, ..PlanOptions::default() };
     let mut wrong = Vec::new();
     for sql in shoal_planner::split_statements(QUERIES).unwrap() {
         let expected = reference.sql(&sql).await.unwrap().collect().await.unwrap();
@@ -68,15 +73,20 @@ async fn same_answers(tasks: usize) {
 
 #[tokio::test]
 async fn answers_are_the_same_with_one_merge_task() {
-    same_answers(1).await;
+    same_answers(1, Slicing::NONE).await;
 }
 
 #[tokio::test]
 async fn answers_are_the_same_with_three_merge_tasks() {
-    same_answers(3).await;
+    same_answers(3, Slicing::NONE).await;
+}
+
+#[tokio::test]
+async fn answers_are_the_same_when_partitions_are_read_in_slices() {
+    same_answers(1, Slicing { slices_max: 3, slice_rows_min: 1 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_the_same_on_several_threads() {
-    same_answers(4).await;
+    same_answers(4, Slicing { slices_max: 2, slice_rows_min: 10 }).await;
 }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use datafusion::arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions};
-use datafusion::arrow::compute::filter_record_batch;
+use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt64Array};
+use datafusion::arrow::compute::{filter_record_batch, take_record_batch};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::future::BoxFuture;
 use futures::{TryStreamExt, stream};
-use shoal_kernel::{ColumnPredicate, CompareOp, Datum, Error, FragmentId, Result, ScanSpec};
+use shoal_kernel::{ColumnPredicate, CompareOp, Datum, Error, FetchSpec, FragmentId, Result, ScanSpec};
 use shoal_planner::{
     Edge, FragmentGraph, Place, PlanOptions, Statement, TaskInputs, TaskMemory, error_from_datafusion,
 };
@@ -48,15 +49,32 @@ impl TaskInputs for Inputs {
         let keep: BooleanArray = (0..all.num_rows())
             .map(|row| Some(used.iter().all(|predicate| holds(predicate, &datum(column(predicate.column()), row)))))
             .collect();
+        let in_slice = |row: usize| row * spec.slice.of as usize / all.num_rows().max(1) == spec.slice.index as usize;
+        let keep: BooleanArray =
+            keep.values().iter().enumerate().map(|(row, keep)| Some(keep && in_slice(row))).collect();
         let kept = filter_record_batch(all, &keep).unwrap();
         let count = kept.num_rows().min(spec.limit.map_or(usize::MAX, |limit| limit as usize));
         let places: Vec<usize> = spec.columns.iter().map(|id| table.index_of(*id).unwrap()).collect();
-        let columns = places.iter().map(|place| kept.column(*place).slice(0, count)).collect();
+        let mut columns: Vec<ArrayRef> = places.iter().map(|place| kept.column(*place).slice(0, count)).collect();
+        if spec.addresses {
+            let rows = keep.values().set_indices().take(count);
+            columns.push(Arc::new(UInt64Array::from_iter_values(rows.map(|row| row as u64))));
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(count));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options).unwrap();
         // Small batches, so that limits and merges meet their ends.
         let batches = (0..count).step_by(7).map(|start| batch.slice(start, 7.min(count - start))).collect();
         Ok(rows_of(schema, batches))
+    }
+
+    fn fetch(&self, spec: FetchSpec, addresses: Vec<u64>) -> BoxFuture<'static, Result<RecordBatch>> {
+        assert_eq!(self.place, Place::Replica(spec.partition), "fetched far from where it was found");
+        let table = &self.schemas[&spec.table];
+        let places: Vec<usize> = spec.columns.iter().map(|id| table.index_of(*id).unwrap()).collect();
+        let wanted = self.rows[&spec.partition].project(&places).unwrap();
+        let fetched = take_record_batch(&wanted, &UInt64Array::from(addresses))
+            .map_err(|error| Error::internal(error.to_string()));
+        Box::pin(async move { fetched })
     }
 
     fn exchange(&self, fragment: FragmentId, task: u32, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
@@ -77,6 +95,8 @@ fn holds(predicate: &ColumnPredicate, value: &Datum) -> bool {
         ColumnPredicate::IsNull { .. } => *value == Datum::Null,
         ColumnPredicate::IsNotNull { .. } => *value != Datum::Null,
         _ if *value == Datum::Null => false,
+        // Left to the filter above, as an engine may.
+        ColumnPredicate::Like { .. } => true,
         ColumnPredicate::In { values, .. } => values.contains(value),
         ColumnPredicate::Compare { op, value: constant, .. } => match op {
             CompareOp::Eq => value == constant,

@@ -70,7 +70,10 @@ fn too_long() -> Error {
 const COPY_BYTES: usize = 16;
 
 /// The values that codes stand for: bounds and bytes. Codes have been checked.
-pub(super) fn gather(codes: impl ExactSizeIterator<Item = u32>, dictionary: &Dictionary) -> Result<(Vec<u32>, Vec<u8>)> {
+pub(super) fn gather(
+    codes: impl ExactSizeIterator<Item = u32>,
+    dictionary: &Dictionary,
+) -> Result<(Vec<u32>, Vec<u8>)> {
     let (bounds, bytes) = (dictionary.bounds(), dictionary.bytes());
     let mut offsets = Vec::with_capacity(codes.len() + 1);
     offsets.push(0u32);

@@ -60,7 +60,8 @@ pub(super) fn write<T: Float>(bits: &[u64], nulls: Option<&NullBuffer>, out: &mu
     let step = (bits.len() / SAMPLE_ROWS).max(1);
     let sample: Vec<u64> = (0..bits.len()).step_by(step).filter(valid).map(|row| bits[row]).collect();
     let fitting = |power: &f64| sample.iter().filter(|&&bits| units::<T>(bits, *power).is_some()).count();
-    let Some((exponent, fits)) = POWERS.iter().map(fitting).enumerate().max_by_key(|(exponent, fits)| (*fits, -(*exponent as i64)))
+    let Some((exponent, fits)) =
+        POWERS.iter().map(fitting).enumerate().max_by_key(|(exponent, fits)| (*fits, -(*exponent as i64)))
     else {
         return false;
     };

@@ -160,7 +160,9 @@ pub(crate) fn encode_page(array: &ArrayRef, effort: Effort) -> Result<Vec<u8>> {
         Physical::Words { width, signed } => {
             let words = words_of(&data, width, signed);
             let write = match array.data_type() {
-                DataType::Float64 => Some(decimal::write::<u64> as fn(&[u64], Option<&NullBuffer>, &mut Vec<u8>) -> bool),
+                DataType::Float64 => {
+                    Some(decimal::write::<u64> as fn(&[u64], Option<&NullBuffer>, &mut Vec<u8>) -> bool)
+                }
                 DataType::Float32 => Some(decimal::write::<u32> as _),
                 _ => None,
             };

@@ -1,6 +1,7 @@
 use arrow::array::{
-    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array,
-    LargeStringArray, ListArray, NullArray, StringArray, StructArray, TimestampMicrosecondArray, UInt64Array,
+    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array, Int8Array,
+    Int32Array, Int64Array, LargeStringArray, ListArray, NullArray, StringArray, StructArray,
+    TimestampMicrosecondArray, UInt64Array,
 };
 use arrow::datatypes::Int32Type;
 use proptest::prelude::*;

@@ -229,8 +229,7 @@ impl Frame {
 /// Writes the numbers at that width, and beside them those that need more.
 fn write_patched(numbers: impl Iterator<Item = u64> + Clone, width: u8, out: &mut Vec<u8>) {
     let fits = |number: u64| bits_of(number) <= width;
-    let exceptions: Vec<(u64, u64)> =
-        (0..).zip(numbers.clone()).filter(|(_, number)| !fits(*number)).collect();
+    let exceptions: Vec<(u64, u64)> = (0..).zip(numbers.clone()).filter(|(_, number)| !fits(*number)).collect();
     out.extend_from_slice(&(exceptions.len() as u32).to_le_bytes());
     pack(numbers.map(|number| if fits(number) { number } else { 0 }), width, out);
     if !exceptions.is_empty() {

@@ -62,7 +62,9 @@ impl Segment {
         // Sorted by the content as it was when the file was written, so it is searched by that.
         let rows = self.page_rows(page).len();
         let stored = (0..self.footer.columns.len())
-            .map(|place| Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page, None)?)))
+            .map(|place| {
+                Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page, None)?))
+            })
             .collect::<Result<Vec<(ColumnId, ArrayRef)>>>()?;
         let keys = crate::key::encode_keys(&layout.adapt(&stored, rows)?, &layout.key)?;
         let contents = content_hashes(&stored, rows)?;

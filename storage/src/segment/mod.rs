@@ -257,7 +257,8 @@ impl Segment {
         if self.footer.columns[*number].column.data_type != column.data_type {
             return Ok(None);
         }
-        let Some(dictionary) = self.noting(Place::Dictionary(*number), page, |segment| segment.dictionary(*number, page))?
+        let Some(dictionary) =
+            self.noting(Place::Dictionary(*number), page, |segment| segment.dictionary(*number, page))?
         else {
             return Ok(None);
         };

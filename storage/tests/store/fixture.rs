@@ -10,7 +10,8 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema, Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema,
+    Version,
 };
 use shoal_storage::{Accepted, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
 
@@ -115,6 +116,7 @@ pub fn scan_all(columns: &[u32]) -> ScanSpec {
         predicates: Vec::new(),
         limit: None,
         slice: Slice::WHOLE,
+        addresses: false,
     }
 }
 

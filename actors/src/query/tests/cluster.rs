@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, Int64Array, StringArray};
+use arrow::array::{Array, ArrayRef, Int64Array, StringArray, UInt64Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::datasource::MemTable;
@@ -14,8 +16,8 @@ use datafusion::prelude::SessionContext;
 use shoal_catalog::{Catalog, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table, TableOptions};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{
-    Column, ColumnId, Datum, Env, Epoch, Error, ErrorCode, NodeId, PartitionId, QueryId, Result, ScanSpec, TableId,
-    TableKind, TableSchema,
+    Column, ColumnId, Datum, Env, Epoch, Error, ErrorCode, FetchSpec, NodeId, PartitionId, QueryId, Result, ScanSpec,
+    TableId, TableKind, TableSchema,
 };
 use shoal_planner::{FragmentGraph, PlanOptions, Planner, Statement};
 
@@ -130,8 +132,34 @@ impl PartitionSnapshot for Snapshot {
                 _ => Ok(batch),
             }
         });
-        Ok(Box::new(all))
+        let mut first = 0u64;
+        let addressed = move |batch: RecordBatch| {
+            let rows = batch.num_rows() as u64;
+            let addresses: ArrayRef = Arc::new(UInt64Array::from_iter_values(first..first + rows));
+            first += rows;
+            with_column(&batch, shoal_kernel::ADDRESS_COLUMN, addresses)
+        };
+        match spec.addresses {
+            true => Ok(Box::new(all.scan(addressed, |addressed, batch| Some(batch.map(addressed))))),
+            false => Ok(Box::new(all)),
+        }
     }
+
+    fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {
+        let rows = self.world.rows.get(&self.partition).ok_or_else(|| Error::internal("no such partition"))?;
+        let places: Vec<usize> =
+            spec.columns.iter().map(|id| rows.columns.iter().position(|column| column == id).unwrap()).collect();
+        let all = concat_batches(&rows.batches[0].schema(), &rows.batches).unwrap();
+        let wanted = UInt64Array::from(addresses.to_vec());
+        Ok(take_record_batch(&project(&all, &places), &wanted).unwrap())
+    }
+}
+
+fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
+    let field = Arc::new(Field::new(name, column.data_type().clone(), false));
+    let fields: Vec<_> = batch.schema().fields().iter().cloned().chain([field]).collect();
+    let columns = batch.columns().iter().cloned().chain([column]).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
 fn project(batch: &RecordBatch, places: &[usize]) -> RecordBatch {
