@@ -4,16 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::sql::parser::Statement as SqlStatement;
 use shoal_catalog::Catalog;
-use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
+use shoal_kernel::{Error, ErrorCode, Result, ScanSpec};
 use sqlparser::ast;
 
+use crate::cache::PlanCache;
 use crate::constant::materialise;
 use crate::cut::cut;
 use crate::error::error_from_datafusion;
@@ -27,8 +28,8 @@ use crate::table::slices_of;
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{explain, insert, show, unknown, window};
 
-/// The rows of a partition, as far as somebody knows. Used to choose between plans, never for an answer.
-pub type RowCounts = Arc<dyn Fn(PartitionId) -> Option<u64> + Send + Sync>;
+/// The rows that a scan looks at, as far as somebody knows. Used to choose between plans, never for an answer.
+pub type RowCounts = Arc<dyn Fn(&ScanSpec) -> Option<u64> + Send + Sync>;
 
 /// Into how many tasks the scan of a partition is split, so that one node's cores share the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +44,12 @@ impl Slicing {
     /// Every partition is read by one task.
     pub const NONE: Self = Self { slices_max: 1, slice_rows_min: u64::MAX };
 
-    /// Slices of a partition of so many rows.
-    pub(crate) fn slices(&self, rows: Option<u64>) -> u32 {
+    /// Slices of a scan that looks at so many rows.
+    pub(crate) fn of_scan(&self, scan: &ScanSpec, rows: Option<u64>) -> u32 {
+        if scan.limit.is_some() {
+            // It is met by the first rows that come.
+            return 1;
+        }
         let worth = rows.unwrap_or(0) / self.slice_rows_min.max(1);
         u32::try_from(worth).unwrap_or(u32::MAX).clamp(1, self.slices_max.max(1))
     }
@@ -96,6 +101,7 @@ impl fmt::Debug for PlanOptions {
 #[derive(Clone)]
 pub struct Planner {
     template: Arc<SessionState>,
+    plans: Arc<PlanCache>,
 }
 
 impl Default for Planner {
@@ -113,7 +119,7 @@ impl fmt::Debug for Planner {
 impl Planner {
     /// A planner with all built-in functions.
     pub fn new() -> Self {
-        Self { template: Arc::new(session::template()) }
+        Self { template: Arc::new(session::template()), plans: Arc::default() }
     }
 
     /// Plans the one statement of `sql` against the tables of `catalog`.
@@ -122,14 +128,25 @@ impl Planner {
     /// The text does not parse, names something unknown, makes no sense, or asks for what is refused or not built. Places
     /// in the text come with the error where they are known.
     pub async fn plan(&self, sql: &str, catalog: &Arc<Catalog>, options: &PlanOptions) -> Result<Statement> {
+        let query = |graph, explain| Statement::Query(PlannedQuery { graph, explain });
+        if let Some(graph) = self.plans.get(sql, catalog, options) {
+            return Ok(query(graph, None));
+        }
         let parsed = parse(sql)?;
         if options.read_only {
             refuse_writes(&parsed)?;
         }
         let state = session::session(&self.template, catalog, options)?;
-        let query = |graph, explain| Statement::Query(PlannedQuery { graph, explain });
         Ok(match parsed {
-            Parsed::Query(statement) => query(self.query(&state, catalog, *statement).await?.graph, None),
+            Parsed::Query(statement) => {
+                let logical = logical_plan(&state, catalog, *statement).await?;
+                let lasts = is_lasting(&logical).map_err(error_from_datafusion)?;
+                let planned = physical_plan(&state, &logical).await?;
+                if lasts {
+                    self.plans.put(sql, catalog, options, &planned);
+                }
+                query(planned.graph, None)
+            }
             Parsed::Explain { statement, analyze } => {
                 let planned = self.query(&state, catalog, *statement).await?;
                 match analyze {
@@ -227,12 +244,27 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     Ok(Planned { logical, physical, graph })
 }
 
+/// Whether the plan is the same whenever it is made: no function in it depends on the moment, or on chance.
+fn is_lasting(logical: &LogicalPlan) -> datafusion::error::Result<bool> {
+    let mut lasting = true;
+    logical.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            lasting &= !expr.exists(|inner| {
+                Ok(matches!(inner, Expr::ScalarFunction(call)
+                    if call.func.signature().volatility != Volatility::Immutable))
+            })?;
+            Ok(TreeNodeRecursion::Continue)
+        })
+    })?;
+    Ok(lasting)
+}
+
 /// The most slices that a partition of any table in the plan is read in.
 fn widest_scan(logical: &LogicalPlan) -> datafusion::error::Result<u32> {
     let mut widest = 1;
     logical.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node {
-            widest = widest.max(slices_of(&scan.source)?);
+            widest = widest.max(slices_of(scan)?);
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

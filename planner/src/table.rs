@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
 use datafusion::datasource::source_as_provider;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableSource, TableType};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use shoal_catalog::{Catalog, Table};
@@ -81,12 +81,13 @@ impl ShoalTable {
     }
 }
 
-/// The most slices that a partition of the table is read in; 1 for what is no table of ours.
-pub(crate) fn slices_of(source: &Arc<dyn TableSource>) -> Result<u32> {
-    let provider = source_as_provider(source)?;
+/// The most slices that a partition is read in; 1 for what is no table of ours.
+pub(crate) fn slices_of(scan: &TableScan) -> Result<u32> {
+    let provider = source_as_provider(&scan.source)?;
     let Some(table) = (provider.as_ref() as &dyn std::any::Any).downcast_ref::<ShoalTable>() else { return Ok(1) };
-    let partitions = table.catalog.partitions_of(table.definition()?);
-    Ok(partitions.map(|partition| table.slicing.slices((table.rows)(partition.id))).max().unwrap_or(1))
+    let definition = table.definition()?;
+    let (scans, _) = table.scans(definition, &[], &scan.filters, scan.fetch)?;
+    Ok(scans.iter().map(|scan| scan.slice.of).max().unwrap_or(1))
 }
 
 impl fmt::Debug for ShoalTable {
@@ -125,33 +126,45 @@ impl TableProvider for ShoalTable {
         let all: Vec<usize> = (0..table.schema.columns.len()).collect();
         let projection = projection.unwrap_or(&all);
         let schema = Arc::new(self.schema.project(projection)?);
+        let columns: Vec<_> = projection.iter().filter_map(|place| table.schema.columns.get(*place)).collect();
+        let (scans, rows) = self.scans(table, &columns, filters, limit)?;
+        let Some(first) = scans.first() else { return Ok(Arc::new(EmptyExec::new(schema))) };
+        let words = words(&table.schema, &columns, &first.predicates, first.limit);
+        Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))
+    }
+}
+
+impl ShoalTable {
+    /// The scans of the partitions that may hold wanted rows, and the rows that each looks at.
+    fn scans(
+        &self,
+        table: &Table,
+        columns: &[&shoal_kernel::Column],
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<(Vec<ScanSpec>, Vec<Option<u64>>)> {
         let predicates: Vec<ColumnPredicate> =
             filters.iter().flat_map(|filter| predicate::lower(filter, &table.schema)).collect();
         let partitions = prune(&self.catalog, table, &predicates);
-        if partitions.is_empty() {
-            return Ok(Arc::new(EmptyExec::new(schema)));
-        }
         // A filter above would take rows away after the limit had counted them.
         let limit = limit.filter(|_| filters.is_empty()).map(|limit| limit as u64);
-        let columns: Vec<_> = projection.iter().filter_map(|place| table.schema.columns.get(*place)).collect();
-        let words = words(&table.schema, &columns, &predicates, limit);
         let (mut scans, mut rows) = (Vec::new(), Vec::new());
         for partition in partitions {
-            let all = (self.rows)(partition.id);
-            // A limit is met by the first rows that come.
-            let slices = if limit.is_some() { 1 } else { self.slicing.slices(all) };
-            rows.extend(std::iter::repeat_n(all.map(|rows| rows / u64::from(slices)), slices as usize));
-            scans.extend(Slice::all(slices).map(|slice| ScanSpec {
+            let whole = ScanSpec {
                 table: table.id,
                 partition: partition.id,
                 columns: columns.iter().map(|column| column.id).collect(),
                 predicates: predicates.clone(),
                 limit,
-                slice,
+                slice: Slice::WHOLE,
                 addresses: false,
-            }));
+            };
+            let all = (self.rows)(&whole);
+            let slices = self.slicing.of_scan(&whole, all);
+            rows.extend(std::iter::repeat_n(all.map(|rows| rows / u64::from(slices)), slices as usize));
+            scans.extend(Slice::all(slices).map(|slice| ScanSpec { slice, ..whole.clone() }));
         }
-        Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))
+        Ok((scans, rows))
     }
 }
 

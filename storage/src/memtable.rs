@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, Result, Version};
+use shoal_kernel::{ColumnPredicate, Error, Result, Version};
 
 use crate::layout::Layout;
+use crate::predicate::{Zone, may_match};
 use crate::store::Digest;
 
 /// Small neighbouring chunks grow together up to this many rows.
@@ -24,6 +25,8 @@ pub(crate) struct Chunk {
     pub(crate) versions: Vec<Version>,
     /// Accept position of each row, ascending.
     pub(crate) positions: Vec<u64>,
+    /// What is in a column, by its place in the schema: looked at when a scan first asks.
+    pub(crate) zones: Mutex<BTreeMap<usize, Zone>>,
     /// Its digest, with the number of dead rows that it was computed for: rows never come back to life.
     pub(crate) digest: Mutex<Option<(u64, Digest)>>,
 }
@@ -35,6 +38,17 @@ impl Chunk {
 
     pub(crate) fn end_row(&self) -> u32 {
         self.first_row + self.versions.len() as u32
+    }
+
+    /// Whether a row may satisfy a condition on that column.
+    pub(crate) fn may_match(&self, column: usize, predicate: &ColumnPredicate) -> bool {
+        let array = self.batch.column(column);
+        // Text is looked at row by row anyway, and its bounds cost as much as that.
+        if !array.data_type().is_primitive() {
+            return true;
+        }
+        let mut zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
+        may_match(predicate, zones.entry(column).or_insert_with(|| Zone::of(array)))
     }
 }
 
@@ -112,6 +126,7 @@ fn merge(before: &Chunk, after: &Chunk) -> Result<Chunk> {
         batch,
         versions: [before.versions.as_slice(), &after.versions].concat(),
         positions: [before.positions.as_slice(), &after.positions].concat(),
+        zones: Mutex::default(),
         digest: Mutex::default(),
     })
 }

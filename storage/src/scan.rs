@@ -23,6 +23,9 @@ use crate::state::{SegmentView, Snapshot};
 /// Pages that one call of `next` reads at most before it gives control back, with an empty batch if nothing was found.
 const PAGES_PER_CALL_MAX: usize = 8;
 
+/// If fewer rows than one in so many are left, conditions look at these alone.
+const FEW_ONE_IN: usize = 4;
+
 /// A running scan. Each step reads a bounded number of pages. A failed step ends it.
 pub struct Scan {
     schema: SchemaRef,
@@ -126,7 +129,9 @@ impl Scan {
             let evaluator = Evaluator::new(predicate, &layout.schema.columns[column].data_type);
             Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
         };
-        let conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
+        let mut conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
+        // What is cheap to judge spares the others work.
+        conditions.sort_by_key(|condition| !layout.schema.columns[condition.column].data_type.is_primitive());
         let mut fields = columns.iter().map(|&column| layout.visible.field(column).clone()).collect::<Vec<_>>();
         if spec.addresses {
             fields.push(Field::new(ADDRESS_COLUMN, DataType::UInt64, false));
@@ -153,9 +158,14 @@ impl Scan {
         self.schema.clone()
     }
 
+    /// Rows that the scan looks at, before conditions judge them one by one.
+    pub(crate) fn rows(&self) -> u64 {
+        self.units.iter().map(Unit::rows).sum()
+    }
+
     /// Keeps the units that begin in this share of the rows.
     fn keep_slice(&mut self, slice: Slice) {
-        let total: u64 = self.units.iter().map(Unit::rows).sum();
+        let total = self.rows();
         let mut start = 0;
         self.units.retain(|unit| {
             let share = u128::from(start) * u128::from(slice.of.max(1)) / u128::from(total.max(1));
@@ -215,7 +225,10 @@ impl Scan {
         if self.counts_only() {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
-        for chunk in &view.chunks {
+        let may_hold = |chunk: &Chunk| {
+            self.conditions.iter().all(|condition| chunk.may_match(condition.column, &condition.predicate))
+        };
+        for chunk in view.chunks.iter().filter(|chunk| may_hold(chunk)) {
             for start in (0..chunk.rows()).step_by(PAGE_ROWS) {
                 let rows = start..chunk.rows().min(start + PAGE_ROWS);
                 let (dead, tombstones) = (view.dead.clone(), view.tombstones.clone());
@@ -271,13 +284,25 @@ impl Scan {
             };
             let matches = match codes {
                 Some(codes) => condition.judge(&codes)?.unwrap_or_else(|| BooleanBuffer::new_set(rows)),
-                None => {
-                    let array = match loaded.get(&condition.column) {
-                        Some(array) => array.clone(),
-                        None => loaded.entry(condition.column).or_insert(source.load(condition.column, None)?).clone(),
-                    };
-                    evaluator.evaluate(&array)?.values().clone()
-                }
+                None => match few(selected.as_ref()) {
+                    Some(wanted) if !loaded.contains_key(&condition.column) => {
+                        let matches = evaluator.evaluate(&source.load(condition.column, Some(&wanted))?)?;
+                        let mut all = BooleanBufferBuilder::new(rows);
+                        all.append_n(rows, false);
+                        let matching = wanted.iter().zip(matches.values().iter()).filter(|(_, matches)| *matches);
+                        matching.for_each(|(row, _)| all.set_bit(*row as usize, true));
+                        all.finish()
+                    }
+                    _ => {
+                        let array = match loaded.get(&condition.column) {
+                            Some(array) => array.clone(),
+                            None => {
+                                loaded.entry(condition.column).or_insert(source.load(condition.column, None)?).clone()
+                            }
+                        };
+                        evaluator.evaluate(&array)?.values().clone()
+                    }
+                },
             };
             let both = match selected {
                 Some(selected) => &selected & &matches,
@@ -314,6 +339,12 @@ impl Scan {
         RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
             .map_err(|error| Error::internal(format!("a scanned batch does not fit the table: {error}")))
     }
+}
+
+/// The selected rows, if they are so few that the others are better not looked at.
+fn few(selected: Option<&BooleanBuffer>) -> Option<Vec<u32>> {
+    let selected = selected.filter(|selected| selected.count_set_bits() * FEW_ONE_IN < selected.len())?;
+    Some(selected.set_indices_u32().collect())
 }
 
 /// Where rows lie: the number of their source in the snapshot, and their number in it.

@@ -120,6 +120,14 @@ impl Snapshot {
         self.state.visible_rows()
     }
 
+    /// How many rows a scan has to look at: those that no statistics exclude.
+    ///
+    /// # Errors
+    /// As of the scan.
+    pub fn estimate(&self, spec: &ScanSpec) -> Result<u64> {
+        Ok(self.scan(spec)?.rows())
+    }
+
     /// Starts a scan. Rows come in no particular order.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ impl Inner {
             target_partitions: self.context.liveness.alive().len().clamp(1, TARGET_PARTITIONS_MAX),
             read_only: request.read_only,
             now_micros: self.context.env.wall_micros(),
-            row_counts: Arc::new(move |partition| directory.get(partition).ok()?.rows()),
+            row_counts: Arc::new(move |scan| directory.get(scan.partition).ok()?.estimate(scan)),
             slicing: Slicing {
                 slices_max: u32::try_from(config.scan_slices_max).unwrap_or(u32::MAX),
                 slice_rows_min: config.scan_slice_rows_min,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ractor::ActorRef;
-use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, Version};
+use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, ScanSpec, Version};
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -134,9 +134,9 @@ impl ReplicaHandle {
         Ok((running, snapshot))
     }
 
-    /// How many rows the replica shows, if it is running.
-    pub(crate) fn rows(&self) -> Option<u64> {
-        self.running().ok().map(|running| running.store.rows())
+    /// How many rows a scan would look at, if the replica is running.
+    pub(crate) fn estimate(&self, spec: &ScanSpec) -> Option<u64> {
+        self.running().ok()?.store.snapshot().estimate(spec).ok()
     }
 
     /// Waits for room, then hands a gateway's write to the actor and waits for its commit.

@@ -73,6 +73,11 @@ impl LeafScanExec {
         self.body.scans.iter().all(|scan| scan.limit.is_none() && !scan.addresses).then_some(&first.columns)
     }
 
+    /// What it reads, by output partition.
+    pub(crate) fn scans(&self) -> &[ScanSpec] {
+        &self.body.scans
+    }
+
     /// The table that it reads.
     pub(crate) fn table(&self) -> Option<TableId> {
         self.body.scans.first().map(|scan| scan.table)

@@ -42,7 +42,7 @@ async fn same_answers(tasks: usize, slicing: Slicing) {
     let world = World::new().await;
     let reference = world.reference();
     let counts: BTreeMap<_, _> = world.rows.iter().map(|(id, rows)| (*id, rows.num_rows() as u64)).collect();
-    let row_counts = Arc::new(move |partition| counts.get(&partition).copied());
+    let row_counts = Arc::new(move |scan: &shoal_kernel::ScanSpec| counts.get(&scan.partition).copied());
     let options = PlanOptions { target_partitions: tasks, slicing, row_counts, ..PlanOptions::default() };
     let mut wrong = Vec::new();
     for sql in shoal_planner::split_statements(QUERIES).unwrap() {

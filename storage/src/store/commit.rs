@@ -309,7 +309,8 @@ impl Store {
             if rows > 0 {
                 let positions = vec![position; rows];
                 let (batch, versions) = (incoming.batch, incoming.versions);
-                chunks.push(Chunk { first_row, batch, versions, positions, digest: Mutex::default() });
+                let (zones, digest) = (Mutex::default(), Mutex::default());
+                chunks.push(Chunk { first_row, batch, versions, positions, zones, digest });
             }
         }
 

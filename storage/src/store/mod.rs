@@ -87,11 +87,6 @@ impl Store {
         Snapshot { state: Arc::new(lock(&self.state).clone()), layout: self.layout.clone() }
     }
 
-    /// Exact number of visible rows. Cheap.
-    pub fn rows(&self) -> u64 {
-        lock(&self.state).visible_rows()
-    }
-
     /// What is known of a token that was seen within [`StoreOptions::token_keep`].
     pub fn token(&self, token: &str) -> Option<TokenRecord> {
         if self.has(Planted::TokensForgotten) {
