@@ -333,9 +333,9 @@ async fn changes() {
         UPDATE flights SET ts = NULL
             invalid_rows: column 'ts' is NOT NULL @1:25-1:29
         UPDATE flights SET delay = 'late'
-            evaluation_error: Cannot cast string 'late' to value of Int32 type
+            evaluation_error: Cannot cast string 'late' to value of Int32 type @1:28-1:34
         UPDATE flights SET delay = TIMESTAMP '2001-01-01 00:00:00'
-            evaluation_error: Can't cast value 978307200000000000 to type Int32
+            evaluation_error: Can't cast value 978307200000000000 to type Int32 @1:38-1:59
         UPDATE flights SET delay = dely + 1
             unknown_column: there is no column 'dely' @1:28-1:32 [did you mean 'delay'?]
         UPDATE flights SET delay = frobnicate(delay)
