@@ -76,7 +76,7 @@ impl Gateway {
         let began = self.context.env.monotonic();
         let own = Version::new(self.context.clock.tick_above(change.read, deadline).await?, self.context.node, 0);
         let own = match self.context.config.has(Planted::DeleteBelowVersion) && change.deletes {
-            true => Version::new(Hlc::from_micros(own.time().micros() - BELOW_MICROS), own.node(), 0),
+            true => Version::new(Hlc::from_micros(own.time().micros().saturating_sub(BELOW_MICROS)), own.node(), 0),
             false => own,
         };
         let until = began + deadline;

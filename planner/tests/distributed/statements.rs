@@ -147,6 +147,17 @@ async fn updated_rows_are_whole_and_of_the_tables_types() {
 }
 
 #[tokio::test]
+async fn how_changed_rows_are_read_can_be_explained() {
+    let world = World::new().await;
+    for sql in ["EXPLAIN DELETE FROM flights WHERE id = 7", "EXPLAIN UPDATE flights SET delay = 0 WHERE id = 7"] {
+        let Statement::Query(planned) = plan(&world, sql).await else { panic!("not a query") };
+        assert_eq!(planned.explain, Some(ExplainKind::Plan));
+        let text = lines(&run(&world, &planned.graph).await.unwrap()).join("\n");
+        assert!(text.contains("where=[id = 7]"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn upkeep() {
     let world = World::new().await;
     assert!(matches!(plan(&world, "flush").await, Statement::Flush { table: None }));
