@@ -70,6 +70,8 @@ planted! {
     NoCatchUp = "no-catch-up";
     /// Catch-up goes on behind rows that could not be committed.
     CursorBeforeRows = "cursor-before-rows";
+    /// Catch-up passes over tombstones.
+    TombstonesNotPulled = "tombstones-not-pulled";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
     // Gateways.

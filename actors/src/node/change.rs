@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
-use shoal_kernel::{Error, ErrorCode, QueryId, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, QueryId, Result};
 use shoal_planner::FragmentGraph;
 
 use super::Inner;
 use crate::gateway::Change;
 use crate::service::{CommandDone, SqlRequest, WriteRequest};
+
+/// Bytes of rows that are written at once.
+const PART_BYTES: usize = 8 << 20;
 
 /// A statement that changes the rows that it finds.
 pub(super) struct FoundRows {
@@ -53,21 +56,55 @@ impl Inner {
         if !deletes {
             check_not_null(&table, &batches)?;
         }
-        let write = WriteRequest {
-            table: table.name.clone(),
-            batches,
-            level: request.write_level,
-            token: None,
-            timeout: Some(left()),
-        };
-        let report = self.gateway.change(table, write, Change { deletes, read }).await?;
-        Ok(CommandDone {
-            tag: tag.into(),
-            rows: Some(report.rows),
-            level: Some(report.level),
-            version: Some(report.version),
-        })
+        let mut done = CommandDone { tag: tag.into(), rows: Some(0), level: None, version: None };
+        let mut rows_before = 0;
+        for batches in parts(batches) {
+            let write = WriteRequest {
+                table: table.name.clone(),
+                batches,
+                level: request.write_level,
+                token: None,
+                timeout: Some(left()),
+            };
+            let report = self.gateway.change(table.clone(), write, Change { deletes, read }).await;
+            let report = report.map_err(|error| after(tag, rows_before, error))?;
+            rows_before += report.rows;
+            done = CommandDone {
+                rows: Some(rows_before),
+                level: Some(report.level),
+                version: done.version.max(Some(report.version)),
+                ..done
+            };
+        }
+        Ok(done)
     }
+}
+
+/// Cuts rows into writes that each have a version and a deadline of their own: a version must not be old when it arrives.
+/// There is always one, so that a statement that found nothing names its level, too.
+fn parts(batches: Vec<RecordBatch>) -> Vec<Vec<RecordBatch>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for batch in batches {
+        let more = batch.get_array_memory_size();
+        if bytes > 0 && bytes + more > PART_BYTES {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += more;
+        if let Some(part) = parts.last_mut() {
+            part.push(batch);
+        }
+    }
+    parts
+}
+
+/// The error of a part, with what the parts before it have done.
+fn after(tag: &str, rows: u64, error: Error) -> Error {
+    if rows == 0 {
+        return error;
+    }
+    error.context(format_args!("{tag} had changed {rows} rows before")).with_applied(Applied::Unknown)
 }
 
 fn check_not_null(table: &Arc<Table>, batches: &[RecordBatch]) -> Result<()> {

@@ -15,6 +15,8 @@ use crate::state::{SourceId, State};
 const TIER_BYTES_MIN: u64 = 64 << 10;
 /// Sizes within this factor (as a power of two) are about one size.
 const TIER_FACTOR_BITS: u32 = 2;
+/// Full segments that one round of optimising writes: what it has done stays if it is stopped later.
+const ROUND_SEGMENTS: u64 = 4;
 
 impl Store {
     /// Merges segments, if that is worth it; says whether it was. Commits, reads and flushes go on meanwhile.
@@ -49,16 +51,22 @@ impl Store {
         self.flush()?;
         let _one_at_a_time = lock(&self.compacting);
         lock(&self.writer).check_sound()?;
-        let groups = {
-            let state = lock(&self.state);
-            state.check_whole()?;
-            self.optimisation_inputs(&state)
-        };
-        for ids in &groups {
-            self.rewrite(ids, self.options.segment_rows_max, goes_on)?;
+        // Each round leaves fewer segments that are not full, or fewer with dead rows. Writers that go on make new ones: this
+        // ends all the same.
+        let rounds_max = 2 * lock(&self.state).segments.len() + 2;
+        let mut written = 0;
+        for _ in 0..rounds_max {
+            let picked = {
+                let state = lock(&self.state);
+                state.check_whole()?;
+                self.optimisation_inputs(&state)
+            };
+            let Some(ids) = picked else { break };
+            self.rewrite(&ids, self.options.segment_rows_max, goes_on)?;
+            self.sweep();
+            written += ids.len();
         }
-        self.sweep();
-        Ok(groups.iter().map(Vec::len).sum())
+        Ok(written)
     }
 
     /// Puts new segments of at most so many rows, in whole pages, in the place of these.
@@ -148,38 +156,40 @@ impl Store {
         Ok(ended)
     }
 
-    /// The segments that must be written again before there are as few of them as can be, without dead rows: each group
-    /// by itself.
-    fn optimisation_inputs(&self, state: &State) -> Vec<Vec<SegmentId>> {
-        // Segments are written in whole pages.
-        let page_rows = (PAGE_ROWS as u32).min(self.options.segment_rows_max).max(1);
-        let full = u64::from(self.options.segment_rows_max / page_rows * page_rows).max(1);
-        let (mut groups, mut open, mut live) = (Vec::new(), Vec::new(), 0);
+    /// The next segments to be written again before there are as few of them as can be, without dead rows.
+    fn optimisation_inputs(&self, state: &State) -> Option<Vec<SegmentId>> {
+        let rows_max = u64::from(self.options.segment_rows_max).max(1);
+        // Segments are written in whole pages, and only the last one may end within a page.
+        let page_rows = rows_max.min(PAGE_ROWS as u64);
+        let full = rows_max / page_rows * page_rows;
+        let fewest = |live: u64| live.saturating_sub(rows_max - full).max(u64::from(live > 0)).div_ceil(full);
+        // What is not as it should be: which, rows that stay, whether some are dead.
+        let mut open: Vec<(SegmentId, u64, bool)> = Vec::new();
         for (id, view) in &state.segments {
-            let rows = u64::from(view.segment.rows());
+            let (rows, has_dead) = (u64::from(view.segment.rows()), view.old_dead > 0);
             // See `compaction_inputs`.
-            let mergeable = self.layout.schema.is_upsert() || view.segment.is_current();
-            if !mergeable && view.old_dead > 0 {
-                groups.push(vec![*id]);
-            } else if mergeable && (view.old_dead > 0 || rows < full) {
-                let left = rows.saturating_sub(view.old_dead);
-                // Rows are counted in 32 bits through all that a merge writes.
-                if live + left < u64::from(u32::MAX) {
-                    live += left;
-                    open.push((*id, view.old_dead > 0));
+            if !self.layout.schema.is_upsert() && !view.segment.is_current() {
+                if has_dead {
+                    return Some(vec![*id]);
                 }
+            } else if has_dead || rows < full {
+                open.push((*id, rows.saturating_sub(view.old_dead), has_dead));
             }
         }
-        // The last one may end within a page.
-        let slack = u64::from(self.options.segment_rows_max).saturating_sub(full);
-        if open.len() as u64 <= live.saturating_sub(slack).max(u64::from(live > 0)).div_ceil(full) {
+        if open.len() as u64 <= fewest(open.iter().map(|(_, live, _)| live).sum()) {
             // No merge makes them fewer.
-            open.retain(|(_, has_dead)| *has_dead);
+            open.retain(|(_, _, has_dead)| *has_dead);
         }
-        if !open.is_empty() {
-            groups.push(open.into_iter().map(|(id, _)| id).collect());
+        let (mut picked, mut live) = (Vec::new(), 0);
+        for (id, rows, _) in open {
+            live += rows;
+            // Rows are counted in 32 bits through all that a merge writes.
+            if picked.len() > 1 && live > full * ROUND_SEGMENTS || live >= u64::from(u32::MAX) && !picked.is_empty() {
+                break;
+            }
+            picked.push(id);
         }
-        groups
+        (!picked.is_empty()).then_some(picked)
     }
 
     /// The segments that are worth merging now.
