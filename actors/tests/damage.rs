@@ -509,3 +509,75 @@ async fn a_second_start_on_one_directory_is_refused_by_name() {
     settled(&hosts).await;
     assert_eq!(hosts[0].numbers("SELECT count(*) FROM t").await.unwrap(), [10]);
 }
+
+/// Waits until every replica has so many segments on its disk: files go once nobody reads them.
+async fn have_segments(hosts: &[Host], wanted: usize) {
+    let partitions = settled(hosts).await;
+    eventually("segments are as many as wanted", || async {
+        let mut counts = Vec::new();
+        for partition in &partitions {
+            counts.extend(hosts.iter().map(|host| host.segments(partition.id).len()));
+        }
+        if counts == vec![wanted; 6] { Ok(()) } else { Err(Error::internal(format!("{counts:?}"))) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upkeep_reaches_every_replica_or_names_it_and_what_was_deleted_stays_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hosts = hosts(dir.path(), 3).await;
+    create(&hosts[0], "HASH (id) PARTITIONS 2").await;
+    for round in 0..3 {
+        hosts[round].write(rows(0..100, |id| id + round as i64), WriteLevel::All).await.unwrap();
+        hosts[0].sql("FLUSH").await.unwrap();
+    }
+    // Each flush has made one of each replica.
+    have_segments(&hosts, 3).await;
+    hosts[1].sql("OPTIMIZE TABLE t").await.unwrap();
+    have_segments(&hosts, 1).await;
+
+    // A key would promise what these cannot keep.
+    for sql in ["DELETE FROM t WHERE id < 10", "UPDATE t SET v = 0"] {
+        let request = SqlRequest { token: Some("once".into()), ..SqlRequest::new(sql) };
+        let refused = hosts[0].run(|node| async move { node.sql(request).await.map(drop) }).await.unwrap_err();
+        assert_eq!((refused.code(), refused.applied()), (ErrorCode::Unsupported, Applied::False));
+        assert!(refused.help().is_some());
+    }
+
+    let away = hosts[2].node().id();
+    hosts[2].kill();
+    let error = hosts[0].sql("FLUSH TABLE t").await.unwrap_err();
+    assert_eq!((error.code(), error.applied()), (ErrorCode::NotEnoughReplicas, Applied::Unknown));
+    assert!(error.message().contains("2 of 6 replicas") && error.message().contains(&format!("on {away}")), "{error}");
+    assert!(!error.message().contains(&format!("on {}", hosts[1].node().id())), "{error}");
+    let alone = |level, sql: &str| SqlRequest { write_level: Some(level), ..SqlRequest::new(sql) };
+    let request = alone(WriteLevel::All, "DELETE FROM t WHERE id >= 90");
+    let error = hosts[1].run(|node| async move { node.sql(request).await.map(drop) }).await.unwrap_err();
+    assert_eq!((error.code(), error.applied()), (ErrorCode::NotEnoughReplicas, Applied::Unknown));
+    hosts[1].sql("DELETE FROM t WHERE id < 50 OR id >= 90").await.unwrap();
+    hosts[0].sql("UPDATE t SET v = -1 WHERE id = 50").await.unwrap();
+    for host in &hosts[..2] {
+        eventually("the rows are gone", || async {
+            match host.numbers("SELECT count(*), min(id), min(v) FROM t").await?[..] {
+                [40, 50, -1] => Ok(()),
+                ref other => Err(Error::internal(format!("{other:?}"))),
+            }
+        })
+        .await;
+    }
+    // Without the dead rows, and with the tombstones that the one who is away has not seen.
+    for host in &hosts[..2] {
+        let _ = host.sql("OPTIMIZE TABLE t").await.unwrap_err();
+    }
+    hosts[2].revive().await;
+    settled(&hosts).await;
+    for host in &hosts {
+        assert_eq!(host.numbers("SELECT count(*), min(id), min(v) FROM t").await.unwrap(), [40, 50, -1]);
+    }
+    hosts[2].sql("OPTIMIZE TABLE t").await.unwrap();
+    have_segments(&hosts, 1).await;
+    for host in &hosts {
+        assert_eq!(host.numbers("SELECT count(*), min(id), min(v) FROM t").await.unwrap(), [40, 50, -1]);
+    }
+}

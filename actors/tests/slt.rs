@@ -35,8 +35,9 @@ impl AsyncDB for Cluster {
     async fn run(&mut self, sql: &str) -> Result<DBOutput<Self::ColumnType>, Error> {
         let mut answers = Vec::new();
         for node in &self.nodes {
-            let (schema, batches, _) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
-            let Some(schema) = schema else { return Ok(DBOutput::StatementComplete(0)) };
+            let (schema, batches, done) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
+            let rows = done.and_then(|done| done.rows).unwrap_or_default();
+            let Some(schema) = schema else { return Ok(DBOutput::StatementComplete(rows)) };
             let rows: Vec<Vec<String>> = batches.iter().flat_map(text_rows).collect();
             answers.push((schema.fields().len(), rows));
         }
@@ -141,12 +142,22 @@ async fn flights(count: usize, spread: &str) {
     let schema = last.table("airports").await.unwrap().schema.arrow();
     load(last, "airports", csv(&data.join("airports.csv"), schema)).await;
 
+    run(nodes, "flights.slt").await;
+}
+
+async fn changes(count: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    run(start(dir.path(), count).await, "changes.slt").await;
+}
+
+/// Runs a file, then stops the nodes.
+async fn run(nodes: Vec<Node>, file: &str) {
     let cluster = nodes.clone();
     let mut runner = Runner::new(move || {
         let nodes = cluster.clone();
         async move { Ok(Cluster { nodes }) }
     });
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/flights.slt");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt").join(file);
     runner.run_file_async(file).await.unwrap();
     for node in &nodes {
         node.shutdown().await;
@@ -161,4 +172,14 @@ async fn flights_on_one_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn flights_on_three_nodes() {
     flights(3, "PARTITION BY HASH (id) PARTITIONS 6").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_on_one_node() {
+    changes(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_on_three_nodes() {
+    changes(3).await;
 }

@@ -41,6 +41,8 @@ planted! {
     WrongTieBreak = "wrong-tie-break";
     /// A compaction leaves out its last page.
     CompactionDropsPage = "compaction-drops-page";
+    /// A compaction leaves out tombstones, whatever older rows of their keys lie elsewhere.
+    TombstoneDropped = "tombstone-dropped";
     /// Catch-up hands out all rows of a record but the last.
     PullGap = "pull-gap";
     /// Checksums of segment pages are not looked at.
@@ -68,6 +70,8 @@ planted! {
     NoCatchUp = "no-catch-up";
     /// Catch-up goes on behind rows that could not be committed.
     CursorBeforeRows = "cursor-before-rows";
+    /// Catch-up passes over tombstones.
+    TombstonesNotPulled = "tombstones-not-pulled";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
     // Gateways.
@@ -77,6 +81,8 @@ planted! {
     NewTimeOnRetry = "new-time-on-retry";
     /// Errors of writes say that nothing was applied, whatever they know.
     NotAppliedLies = "not-applied-lies";
+    /// A tombstone is stamped with a time from before the rows that it deletes were read.
+    DeleteBelowVersion = "delete-below-version";
     /// Rows of every partition go to the first one.
     WrongPartition = "wrong-partition";
     // Queries.

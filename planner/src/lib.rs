@@ -8,6 +8,7 @@
 //! [`RunnableTask`]; [`Planner::router`] splits a task's output over the slots of its edge.
 
 mod cache;
+mod change;
 mod constant;
 mod cut;
 mod datum;

@@ -22,11 +22,11 @@ use crate::graph::{Edge, Fragment, FragmentGraph, TaskInputs};
 use crate::late::fetch_late;
 use crate::router::EdgeRouter;
 use crate::session;
-use crate::sql::{Parsed, parse};
+use crate::sql::{Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::table::slices_of;
 use crate::task::{self, RunnableTask, TaskMemory};
-use crate::{explain, insert, show, unknown, window};
+use crate::{change, explain, insert, show, unknown, window};
 
 /// The rows that a scan looks at, as far as somebody knows. Used to choose between plans, never for an answer.
 pub type RowCounts = Arc<dyn Fn(&ScanSpec) -> Option<u64> + Send + Sync>;
@@ -148,7 +148,10 @@ impl Planner {
                 query(planned.graph, None)
             }
             Parsed::Explain { statement, analyze } => {
-                let planned = self.query(&state, catalog, *statement).await?;
+                let planned = match statement.as_ref() {
+                    ast::Statement::Query(_) => self.query(&state, catalog, *statement).await?,
+                    _ => change::plan(&state, catalog, *statement).await?.planned,
+                };
                 match analyze {
                     true => query(planned.graph, Some(ExplainKind::Analyze)),
                     false => query(explain::rows(&planned)?, Some(ExplainKind::Plan)),
@@ -157,6 +160,9 @@ impl Planner {
             Parsed::CreateTable(table) => Statement::CreateTable(table),
             Parsed::DropTable { name, if_exists } => Statement::DropTable { name, if_exists },
             Parsed::Insert(statement) => insert::plan(&state, catalog, *statement).await?,
+            Parsed::Change(statement) => change::plan(&state, catalog, *statement).await?.into(),
+            Parsed::Flush(name) => Statement::Flush { table: name.map(|name| known(catalog, name)).transpose()? },
+            Parsed::Optimize(name) => Statement::Optimize { table: known(catalog, name)? },
             Parsed::ShowTables => query(show::tables(catalog)?, None),
             Parsed::Describe(name) => query(show::columns(catalog, &name)?, None),
             Parsed::ShowPartitions(name) => query(show::partitions(catalog, &name)?, None),
@@ -271,11 +277,25 @@ fn widest_scan(logical: &LogicalPlan) -> datafusion::error::Result<u32> {
     Ok(widest)
 }
 
+/// The name of a table that exists.
+fn known(catalog: &Catalog, name: TableName) -> Result<String> {
+    match catalog.table(&name.name) {
+        Some(table) => Ok(table.name.clone()),
+        None => Err(at(unknown::unknown_table(catalog, &name.name), name.span)),
+    }
+}
+
 fn refuse_writes(parsed: &Parsed) -> Result<()> {
     let what = match parsed {
         Parsed::CreateTable(_) => "CREATE TABLE",
         Parsed::DropTable { .. } => "DROP TABLE",
         Parsed::Insert(_) => "INSERT",
+        Parsed::Change(statement) => match statement.as_ref() {
+            ast::Statement::Update(_) => "UPDATE",
+            _ => "DELETE",
+        },
+        Parsed::Flush(_) => "FLUSH",
+        Parsed::Optimize(_) => "OPTIMIZE TABLE",
         Parsed::Query(_)
         | Parsed::Explain { .. }
         | Parsed::ShowTables

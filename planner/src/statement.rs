@@ -26,6 +26,30 @@ pub enum Statement {
         /// Where they come from.
         source: InsertSource,
     },
+    /// Rows of a table with a primary key are to go.
+    Delete {
+        /// The table's name.
+        table: String,
+        /// Their keys: the key's columns, with the table's names and types.
+        keys: FragmentGraph,
+    },
+    /// Rows of a table with a primary key are to be replaced.
+    Update {
+        /// The table's name.
+        table: String,
+        /// The rows as they are to be: the table's columns, with its types. Columns that are NOT NULL may hold NULLs yet.
+        rows: FragmentGraph,
+    },
+    /// What has been written is to go into segments.
+    Flush {
+        /// The table; all if absent.
+        table: Option<String>,
+    },
+    /// A table is to have as few segments as can be.
+    Optimize {
+        /// Its name.
+        table: String,
+    },
 }
 
 impl Statement {
@@ -37,6 +61,10 @@ impl Statement {
             Self::CreateTable(_) => "CREATE TABLE",
             Self::DropTable { .. } => "DROP TABLE",
             Self::Insert { .. } => "INSERT",
+            Self::Delete { .. } => "DELETE",
+            Self::Update { .. } => "UPDATE",
+            Self::Flush { .. } => "FLUSH",
+            Self::Optimize { .. } => "OPTIMIZE TABLE",
         }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Delivery {
     pub(super) context: Arc<NodeContext>,
     pub(super) table: Arc<Table>,
     pub(super) level: WriteLevel,
+    /// The pieces hold keys, whose rows are deleted.
+    pub(super) deletes: bool,
     /// The deadline, on the monotonic clock.
     pub(super) until: Duration,
     /// The claim on the client's token, which lasts as long as anything is under way.
@@ -88,7 +90,14 @@ impl Delivery {
         })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let mut sending = Sending {
-            call: WriteCall { partition: piece.partition, epoch: Epoch::default(), version, token, rows },
+            call: WriteCall {
+                partition: piece.partition,
+                epoch: Epoch::default(),
+                version,
+                token,
+                deletes: self.deletes,
+                rows,
+            },
             delivery: self,
             // Shared by the sends that go on after the answer; given back when the last of them ends.
             room: Arc::new(room),

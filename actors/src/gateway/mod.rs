@@ -36,6 +36,18 @@ const PERMIT_BYTES: usize = 1024;
 /// Pieces of one request under way at once.
 const PIECES_AT_ONCE: usize = 8;
 
+/// How far [`Planted::DeleteBelowVersion`] is behind.
+const BELOW_MICROS: u64 = 3_000_000;
+
+/// What becomes of the rows of a request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Change {
+    /// They are keys, whose rows are deleted.
+    pub(crate) deletes: bool,
+    /// They come from rows of the table that were not newer than this; each must beat the one that it comes from.
+    pub(crate) read: Hlc,
+}
+
 /// The gateway of a node.
 #[derive(Clone)]
 pub(crate) struct Gateway {
@@ -52,13 +64,25 @@ impl Gateway {
 
     /// Writes rows; see the module.
     pub(crate) async fn write(&self, table: Arc<Table>, request: WriteRequest) -> Result<WriteReport> {
+        self.change(table, request, Change::default()).await
+    }
+
+    /// Writes or deletes rows that were chosen by reading the table; see the module.
+    pub(crate) async fn change(&self, table: Arc<Table>, request: WriteRequest, change: Change) -> Result<WriteReport> {
         let level = request.level.unwrap_or(table.options.write_level);
         let deadline = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
         let held = request.token.as_deref().map(|token| self.hold(&table, token)).transpose()?.map(Arc::new);
-        let until = self.context.env.monotonic() + deadline.min(WRITE_DEADLINE);
+        let deadline = deadline.min(WRITE_DEADLINE);
+        let began = self.context.env.monotonic();
+        let own = Version::new(self.context.clock.tick_above(change.read, deadline).await?, self.context.node, 0);
+        let own = match self.context.config.has(Planted::DeleteBelowVersion) && change.deletes {
+            true => Version::new(Hlc::from_micros(own.time().micros().saturating_sub(BELOW_MICROS)), own.node(), 0),
+            false => own,
+        };
+        let until = began + deadline;
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
-        let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, until, held };
-        let own = Version::new(self.context.clock.tick().await?, self.context.node, 0);
+        let deletes = change.deletes;
+        let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, deletes, until, held };
         let Reservation { version: base, fresh } = match &request.token {
             // Their time is part of what identifies the rows: a resend must find the same.
             Some(token)
@@ -79,7 +103,10 @@ impl Gateway {
         };
         let (mut batches, mut first_row) = (Vec::with_capacity(request.batches.len()), 0);
         for batch in &request.batches {
-            batches.push(route::shape(&table, batch, &stamp, first_row)?);
+            batches.push(match deletes {
+                true => route::keys(&table, batch)?,
+                false => route::shape(&table, batch, &stamp, first_row)?,
+            });
             first_row += batch.num_rows();
         }
         if rows == 0 {

@@ -87,6 +87,19 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
     RecordBatch::try_new(schema, columns).map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))
 }
 
+/// The key's columns of a batch of keys.
+pub(super) fn keys(table: &Table, batch: &RecordBatch) -> Result<RecordBatch> {
+    let schema = table.schema.arrow();
+    let places = table.schema.key_indices();
+    let key = Arc::new(schema.project(&places).map_err(internal)?);
+    let columns = key.fields().iter().map(|field| match batch.column_by_name(field.name()) {
+        Some(column) if column.data_type() == field.data_type() && column.null_count() == 0 => Ok(column.clone()),
+        _ => Err(Error::new(ErrorCode::InvalidRows, format!("the keys have no column '{}' of its type", field.name()))),
+    });
+    let columns = columns.collect::<Result<_>>()?;
+    RecordBatch::try_new(key, columns).map_err(internal)
+}
+
 fn fill_time(column: &ArrayRef, micros: i64) -> Result<ArrayRef> {
     let times = column
         .as_any()
@@ -111,10 +124,12 @@ fn fill_dedup(column: &ArrayRef, dedup: &str, first_row: usize) -> Result<ArrayR
 
 /// Cuts rows by partition, and into pieces that one write may hold. The order of rows with one key is kept.
 pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -> Result<Vec<Piece>> {
-    let key_columns: Vec<usize> =
-        table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column)).collect();
+    let names = table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column));
+    let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
     let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
     for batch in batches {
+        let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
+        let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
         let keys = encode_keys(batch, &key_columns)?;
         let mut rows: BTreeMap<PartitionId, Vec<u32>> = BTreeMap::new();
         for row in 0..batch.num_rows() {

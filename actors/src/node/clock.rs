@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use shoal_kernel::{Env, Hlc, HlcClock, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Result, wire};
 
 /// How far ahead of the time given out the bound is persisted. A restart waits until the wall has passed the bound, so it
 /// is kept short; a busy node writes its small file this often.
@@ -26,6 +26,8 @@ pub(crate) struct NodeClock {
 struct Core {
     clock: HlcClock,
     bound: Hlc,
+    /// No replica of this node holds a version above this or above the clock.
+    held: Hlc,
 }
 
 impl NodeClock {
@@ -39,20 +41,27 @@ impl NodeClock {
         let path = Self::path(data_dir);
         let (disk, at) = (env.disk(), path.clone());
         let floor = env
-            .blocking(move || -> Result<Hlc> {
-                if disk.exists(&at)? { Ok(wire::unseal(&disk.read(&at)?)?) } else { Ok(Hlc::default()) }
+            .blocking(move || -> Result<Option<Hlc>> {
+                if disk.exists(&at)? { Ok(Some(wire::unseal(&disk.read(&at)?)?)) } else { Ok(None) }
             })
             .await??;
+        // What others wrote was not kept beside the bound. It was at most the skew ahead of a clock that was at most the skew
+        // ahead of this one.
+        let skew_max_micros = skew_max_ms.saturating_mul(1000);
+        let reach = 2 * skew_max_micros;
+        let held =
+            floor.map_or_else(Hlc::default, |floor| Hlc::from_micros(floor.micros().max(env.wall_micros()) + reach));
+        let floor = floor.unwrap_or_default();
         let behind = floor.micros().saturating_sub(env.wall_micros());
         if behind > 0 {
             // A bound further off than this means that the wall went back: then the hybrid part carries on from the bound.
             env.sleep(Duration::from_micros(behind.min(2 * AHEAD_MICROS))).await;
         }
-        let clock = HlcClock::new(floor, skew_max_ms.saturating_mul(1000));
+        let clock = HlcClock::new(floor, skew_max_micros);
         Ok(Self {
             env: env.clone(),
             path,
-            core: Mutex::new(Core { clock, bound: floor }),
+            core: Mutex::new(Core { clock, bound: floor, held }),
             persist: tokio::sync::Mutex::new(()),
         })
     }
@@ -72,6 +81,44 @@ impl NodeClock {
                 next
             };
             self.extend(next).await?;
+        }
+    }
+
+    /// The same, above a version that was read; waits until this node's wall has passed it, so that no replica finds the new
+    /// version too far ahead.
+    ///
+    /// # Errors
+    /// [`ErrorCode::ClockSkew`]: the version lies further ahead than there is patience.
+    pub(crate) async fn tick_above(&self, read: Hlc, patience: Duration) -> Result<Hlc> {
+        let until = self.env.monotonic() + patience;
+        loop {
+            let ahead = Duration::from_micros(read.micros().saturating_sub(self.env.wall_micros()));
+            if ahead.is_zero() {
+                break;
+            }
+            if self.env.monotonic() + ahead > until {
+                let message = format!("rows that were read may be {} ms ahead of this node's clock", ahead.as_millis());
+                return Err(Error::new(ErrorCode::ClockSkew, message)
+                    .with_help("send it again, or at another node; synchronise the clocks of the nodes (NTP)"));
+            }
+            self.env.sleep(ahead).await;
+        }
+        self.observe(read)?;
+        self.tick().await
+    }
+
+    /// No replica of this node holds a version above this one.
+    pub(crate) fn ceiling(&self) -> Hlc {
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        core.clock.last().max(core.held)
+    }
+
+    /// Moves past the time of a row that is accepted here. History is taken however far ahead it is, and then the clock does
+    /// not follow it.
+    pub(crate) fn hold(&self, stamp: Hlc) {
+        if self.observe(stamp).is_err() {
+            let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+            core.held = core.held.max(stamp);
         }
     }
 
@@ -105,7 +152,7 @@ impl NodeClock {
     pub(crate) fn observe(&self, stamp: Hlc) -> Result<()> {
         let wall = self.env.wall_micros();
         self.core.lock().unwrap_or_else(PoisonError::into_inner).clock.observe(stamp, wall).map_err(|skew| {
-            shoal_kernel::Error::new(shoal_kernel::ErrorCode::ClockSkew, skew.to_string())
+            Error::new(ErrorCode::ClockSkew, skew.to_string())
                 .with_help("synchronise the clocks of the nodes (NTP), or raise clock_skew_max_ms")
         })
     }

@@ -4,10 +4,12 @@
 //! the reverse: requests are refused, queries end, actors stop (their stores stay recoverable at any moment), the lock goes
 //! last. A crash at any point is the same as a stop, but for time.
 
+mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
 mod identity;
 pub(crate) mod liveness;
+mod maintain;
 mod reading;
 mod rpc;
 mod statement;
@@ -117,7 +119,7 @@ impl Node {
             &context.env,
             context.transport.clone(),
             Arc::new(planner.clone()),
-            Arc::new(Replicas::new(directory.clone(), &context.config)),
+            Arc::new(Replicas::new(directory.clone(), context.clock.clone(), &context.config)),
             Arc::new(Places(context.clone())),
             QueryLimits::of(&context.config),
             Some(root.get_cell()),

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::record_batch::RecordBatch;
-use shoal_kernel::{Error, FetchSpec, NodeId, PartitionId, Planted, Result, ScanSpec};
+use shoal_kernel::{Error, FetchSpec, Hlc, NodeId, PartitionId, Planted, Result, ScanSpec};
 use shoal_storage::Snapshot;
 
+use super::clock::NodeClock;
 use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement};
 use crate::replica::directory::ReplicaDirectory;
@@ -16,6 +17,7 @@ use crate::service::NodeConfig;
 /// The replicas of this node, as shards read them.
 pub(super) struct Replicas {
     directory: Arc<ReplicaDirectory>,
+    clock: Arc<NodeClock>,
     /// Only with [`Planted::StaleSnapshot`].
     stale: Option<Mutex<BTreeMap<PartitionId, Shown>>>,
     /// [`Planted::SilentPartial`].
@@ -29,9 +31,10 @@ type Shown = (u32, Arc<dyn PartitionSnapshot>);
 const STALE_READS: u32 = 10;
 
 impl Replicas {
-    pub(super) fn new(directory: Arc<ReplicaDirectory>, config: &NodeConfig) -> Self {
+    pub(super) fn new(directory: Arc<ReplicaDirectory>, clock: Arc<NodeClock>, config: &NodeConfig) -> Self {
         Self {
             directory,
+            clock,
             stale: config.has(Planted::StaleSnapshot).then(Mutex::default),
             silent: config.has(Planted::SilentPartial),
         }
@@ -46,6 +49,10 @@ impl Replicas {
 }
 
 impl LocalReplicas for Replicas {
+    fn newest(&self) -> Hlc {
+        self.clock.ceiling()
+    }
+
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
         if let Some(shown) = self.stale(partition) {
             return Ok(shown);

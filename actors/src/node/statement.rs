@@ -3,19 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::record_batch::RecordBatch;
 use shoal_catalog::{Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
-use shoal_kernel::{Applied, Error, ErrorCode, Planted, QueryId, ReadLevel, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, ReadLevel, Result};
 use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Slicing, Statement};
 
 use super::Inner;
+use super::change::FoundRows;
 use crate::query::RunOptions;
+use crate::replica::message::MaintenanceTask;
 use crate::service::{CommandDone, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
 
 /// How long a node that does not know a table asks the catalog's leader whether it exists.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of rows that `INSERT … SELECT` may hold; it is validated whole before its first row is sent.
-const INSERT_SELECT_BYTES_MAX: usize = 256 << 20;
+pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of rows that a statement which writes what it reads may hold; it is validated whole before its first row is sent.
+const FOUND_BYTES_MAX: usize = 256 << 20;
 /// Consumer tasks of a hash edge at most.
 const TARGET_PARTITIONS_MAX: usize = 8;
 
@@ -54,7 +57,7 @@ impl Inner {
             Statement::Insert { table, source } => {
                 let batches = match source {
                     InsertSource::Rows(batches) => batches,
-                    InsertSource::Query(graph) => self.collect(graph, id, left()).await?,
+                    InsertSource::Query(graph) => self.collect("INSERT … SELECT", graph, id, left()).await?.0,
                 };
                 let write = WriteRequest {
                     table: table.clone(),
@@ -70,6 +73,24 @@ impl Inner {
                     level: Some(report.level),
                     version: Some(report.version),
                 };
+                Ok(self.done(id, done, started))
+            }
+            Statement::Delete { table, keys } => {
+                let found = FoundRows { tag: "DELETE", table, graph: keys, deletes: true };
+                let done = self.change(&request, found, id, left).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::Update { table, rows } => {
+                let found = FoundRows { tag: "UPDATE", table, graph: rows, deletes: false };
+                let done = self.change(&request, found, id, left).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::Flush { table } => {
+                let done = self.maintain("FLUSH", table.as_deref(), MaintenanceTask::Flush, left()).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::Optimize { table } => {
+                let done = self.maintain("OPTIMIZE TABLE", Some(&table), MaintenanceTask::Optimize, left()).await?;
                 Ok(self.done(id, done, started))
             }
         }
@@ -151,28 +172,30 @@ impl Inner {
         Ok(CommandDone { tag: tag.to_owned(), rows: None, level: None, version: None })
     }
 
-    async fn collect(
+    /// All rows of a query, and the time that none of them is newer than, if that is known.
+    pub(super) async fn collect(
         &self,
+        tag: &str,
         graph: FragmentGraph,
         id: QueryId,
         timeout: Duration,
-    ) -> Result<Vec<arrow::record_batch::RecordBatch>> {
+    ) -> Result<(Vec<RecordBatch>, Option<Hlc>)> {
         let mut stream = self.queries.run(graph, id, RunOptions::new(timeout)).await?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
         while let Some(event) = stream.next().await {
             match event {
                 QueryEvent::Batch(batch) => {
                     bytes += batch.get_array_memory_size();
-                    if bytes > INSERT_SELECT_BYTES_MAX {
+                    if bytes > FOUND_BYTES_MAX {
                         return Err(Error::new(
                             ErrorCode::LimitExceeded,
-                            format!("INSERT … SELECT would write more than {INSERT_SELECT_BYTES_MAX} bytes at once"),
+                            format!("{tag} would write more than {FOUND_BYTES_MAX} bytes at once"),
                         )
-                        .with_help("insert in several parts, with a WHERE for each"));
+                        .with_help("do it in several parts, with a WHERE for each"));
                     }
                     batches.push(batch);
                 }
-                QueryEvent::End(_) => return Ok(batches),
+                QueryEvent::End(summary) => return Ok((batches, summary.newest)),
                 QueryEvent::Error(error) => return Err(error),
                 QueryEvent::Schema(_) | QueryEvent::Progress(_) | QueryEvent::Done(_) => {}
             }

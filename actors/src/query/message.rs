@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, ErrorCode, FragmentId, NodeId, PartitionId, QueryId};
+use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, QueryId};
 use shoal_planner::Fragment;
 
 /// A call.
@@ -122,6 +122,8 @@ pub(crate) struct Report {
     pub(crate) rows_scanned: u64,
     /// Bytes of Arrow memory read from replicas.
     pub(crate) bytes_scanned: u64,
+    /// No row of the replicas that are read there is newer.
+    pub(crate) newest: Option<Hlc>,
     /// What failed, first things first.
     pub(crate) failures: Vec<Failure>,
     /// The tasks, for EXPLAIN ANALYZE; complete only in the last report.

@@ -7,7 +7,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
-use shoal_kernel::{FetchSpec, NodeId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{FetchSpec, Hlc, NodeId, PartitionId, Result, ScanSpec};
 use shoal_planner::{Edge, Fragment, TaskInputs};
 
 /// Rows of a scan, batch by batch; each step may block on the disk.
@@ -36,6 +36,9 @@ pub trait LocalReplicas: Send + Sync {
     /// [`PartitionUnavailable`](shoal_kernel::ErrorCode::PartitionUnavailable): this node holds no such replica, or it does
     /// not count (it joins, is quarantined, or is not caught up).
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>>;
+
+    /// No row that a snapshot taken before this call shows is newer.
+    fn newest(&self) -> Hlc;
 }
 
 /// Who can serve what, as this node sees it.

@@ -9,10 +9,12 @@ use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, ScanSpec
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
+use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
 use super::state::QUEUE_BYTES_MAX;
 
+/// Tasks that one replica may have been asked for and not have carried out.
+const MAINTENANCE_WAITING_MAX: usize = 16;
 /// Bytes one admission permit stands for.
 const PERMIT_BYTES: u64 = 1024;
 
@@ -44,6 +46,7 @@ pub(crate) struct ReplicaHandle {
     lag: Mutex<Option<u64>>,
     problem: Mutex<Option<Error>>,
     admission: Arc<Semaphore>,
+    maintenance: Semaphore,
 }
 
 impl ReplicaHandle {
@@ -57,6 +60,7 @@ impl ReplicaHandle {
             lag: Mutex::new(None),
             problem: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
+            maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
         }
     }
 
@@ -172,6 +176,18 @@ impl ReplicaHandle {
 
     pub(crate) async fn recent(&self, log_id: LogId, after: u64) -> Result<RecentAnswer> {
         self.ask(|answer| ReplicaMessage::Recent { log_id, after, answer }).await
+    }
+
+    /// Has a task carried out, and waits for its end. If nobody waits any more, it is given up where that can be.
+    pub(crate) async fn maintain(&self, task: MaintenanceTask) -> Result<()> {
+        let _place = self.maintenance.try_acquire().map_err(|_| {
+            Error::new(
+                ErrorCode::Overloaded,
+                format!("the replica of {} is being flushed and optimised already", self.partition),
+            )
+            .with_retry_after_ms(1_000)
+        })?;
+        self.ask(|answer| ReplicaMessage::Maintain { task, answer }).await?
     }
 
     pub(crate) async fn report(&self) -> Result<CoreReport> {

@@ -1,16 +1,20 @@
-//! Flushes and compacts one replica's store, one step at a time, on threads for blocking work.
+//! Flushes and compacts one replica's store, one step at a time, on threads for blocking work; and does so when it is asked.
 //!
-//! Owned by the replica actor; holds nothing that a restart could lose. Damage is the replica's to judge; any other error of
-//! the store ends it, and with it the replica, which is then opened anew.
+//! Owned by the replica actor; holds nothing that a restart could lose: who has asked for something is told that the replica
+//! failed. Damage is the replica's to judge; any other error of the store ends it, and with it the replica, which is then
+//! opened anew. To optimise a store takes long, so it runs beside the mailbox: the memtable is flushed meanwhile.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_kernel::{Env, ErrorCode};
+use shoal_kernel::{Env, Error, ErrorCode, Result};
 use shoal_storage::Store;
+use tokio::sync::oneshot;
 
-use super::message::ReplicaMessage;
+use super::message::{MaintenanceTask, ReplicaMessage};
 use crate::later::later;
 
 /// How often the age of the memtable and the need for compaction are looked at.
@@ -33,11 +37,41 @@ pub(super) enum MaintainerMessage {
     Committed,
     /// A turn.
     Turn,
+    /// Somebody wants a task carried out. How many may wait is the handle's to bound.
+    Asked(MaintenanceTask, oneshot::Sender<Result<()>>),
+    /// The store was optimised, or not.
+    Optimised(Result<()>),
+}
+
+pub(super) struct State {
+    env: Env,
+    store: Arc<Store>,
+    replica: ActorRef<ReplicaMessage>,
+    optimising: bool,
+    /// Who wants the store optimised after that.
+    waiting: VecDeque<oneshot::Sender<Result<()>>>,
+    /// Nobody owns the store any more.
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Also when the actor fails: whoever closes the store waits for the merge that is under way.
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What an error of the store asks for.
+enum Verdict {
+    /// It passes: leave the store alone for so long.
+    Pause(Duration),
+    /// Open it anew.
+    End(Error),
 }
 
 impl Actor for Maintainer {
     type Msg = MaintainerMessage;
-    type State = Arguments;
+    type State = State;
     type Arguments = Arguments;
 
     async fn pre_start(
@@ -45,8 +79,9 @@ impl Actor for Maintainer {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        later(&arguments.env, "maintainer turn", &myself, TURN, MaintainerMessage::Turn);
-        Ok(arguments)
+        let Arguments { env, store, replica } = arguments;
+        later(&env, "maintainer turn", &myself, TURN, MaintainerMessage::Turn);
+        Ok(State { env, store, replica, optimising: false, waiting: VecDeque::new(), ended: Arc::default() })
     }
 
     async fn handle(
@@ -55,36 +90,86 @@ impl Actor for Maintainer {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let compacts = matches!(message, MaintainerMessage::Turn);
         let store = state.store.clone();
-        let step = state
-            .env
-            .blocking(move || {
-                if store.maintenance_due() {
-                    store.flush()?;
-                }
-                if compacts {
-                    store.recheck();
-                    store.compact()?;
-                }
-                Ok(())
-            })
-            .await
-            .map_err(shoal_kernel::Error::from)
-            .and_then(|done| done);
-        let pause = match step {
-            Ok(()) => TURN,
-            // Reads go on; there may be room again later.
-            Err(error) if error.code() == ErrorCode::DiskFull => DISK_FULL_PAUSE,
-            Err(error) if error.code() == ErrorCode::Corruption => {
-                let _ = state.replica.cast(ReplicaMessage::Damaged(error));
-                DAMAGE_PAUSE
+        let done = match message {
+            MaintainerMessage::Committed => state.blocking(move || flush_if_due(&store)).await,
+            MaintainerMessage::Turn => {
+                let compacts = !state.optimising;
+                let done = state.blocking(move || flush_if_due(&store).and_then(|()| turn(&store, compacts))).await;
+                let verdict = done.err().map(|error| state.judge(error));
+                let pause = match verdict {
+                    None => TURN,
+                    Some(Verdict::Pause(pause)) => pause,
+                    Some(Verdict::End(error)) => return Err(error.into()),
+                };
+                later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
+                return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            MaintainerMessage::Asked(MaintenanceTask::Flush, answer) => {
+                let done = state.blocking(move || store.flush().map(drop)).await;
+                let _ = answer.send(done.clone());
+                done
+            }
+            MaintainerMessage::Asked(MaintenanceTask::Optimize, answer) => {
+                state.waiting.push_back(answer);
+                Ok(())
+            }
+            MaintainerMessage::Optimised(done) => {
+                state.optimising = false;
+                done
+            }
         };
-        if compacts {
-            later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
+        state.optimise_next(&myself);
+        match done.map_err(|error| state.judge(error)) {
+            Err(Verdict::End(error)) => Err(error.into()),
+            Ok(()) | Err(Verdict::Pause(_)) => Ok(()),
         }
-        Ok(())
     }
+}
+
+impl State {
+    async fn blocking(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.env.blocking(work).await.map_err(Error::from).and_then(|done| done)
+    }
+
+    fn judge(&self, error: Error) -> Verdict {
+        match error.code() {
+            // Reads go on; there may be room again later.
+            ErrorCode::DiskFull => Verdict::Pause(DISK_FULL_PAUSE),
+            ErrorCode::Corruption => {
+                let _ = self.replica.cast(ReplicaMessage::Damaged(error));
+                Verdict::Pause(DAMAGE_PAUSE)
+            }
+            ErrorCode::Cancelled => Verdict::Pause(TURN),
+            _ => Verdict::End(error),
+        }
+    }
+
+    /// Starts on the next wish, if the one before has ended.
+    fn optimise_next(&mut self, myself: &ActorRef<MaintainerMessage>) {
+        if self.optimising {
+            return;
+        }
+        let Some(answer) = self.waiting.pop_front() else { return };
+        self.optimising = true;
+        let (env, store, ended, myself) = (self.env.clone(), self.store.clone(), self.ended.clone(), myself.clone());
+        self.env.spawn("optimise", async move {
+            let work = env.blocking(move || {
+                let done = store.optimize(&|| !ended.load(Ordering::Relaxed) && !answer.is_closed()).map(drop);
+                let _ = answer.send(done.clone());
+                done
+            });
+            let done = work.await.map_err(Error::from).and_then(|done| done);
+            let _ = myself.cast(MaintainerMessage::Optimised(done));
+        });
+    }
+}
+
+fn flush_if_due(store: &Store) -> Result<()> {
+    if store.maintenance_due() { store.flush().map(drop) } else { Ok(()) }
+}
+
+fn turn(store: &Store, compacts: bool) -> Result<()> {
+    store.recheck();
+    if compacts { store.compact().map(drop) } else { Ok(()) }
 }

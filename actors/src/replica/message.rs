@@ -30,6 +30,17 @@ pub(crate) enum ReplicaCall {
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
     /// How are your replicas?
     Status,
+    /// Carry out a task on each of these replicas.
+    Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
+}
+
+/// What a replica can be asked to do for its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MaintenanceTask {
+    /// Everything that was accepted before goes into segments.
+    Flush,
+    /// That, and then into as few segments as can be.
+    Optimize,
 }
 
 /// Rows for one partition, all of one version.
@@ -40,6 +51,8 @@ pub(crate) struct WriteCall {
     /// Row `i` gets ordinal `i`.
     pub(crate) version: Version,
     pub(crate) token: Option<String>,
+    /// The rows are keys, and each of them is deleted.
+    pub(crate) deletes: bool,
     /// One batch, as an Arrow IPC stream.
     #[serde(with = "serde_bytes")]
     pub(crate) rows: Vec<u8>,
@@ -77,6 +90,8 @@ pub(crate) enum ReplicaAnswer {
     Recent(RecentAnswer),
     Pulled(PulledAnswer),
     Status(Vec<ReplicaReport>),
+    /// Replicas on which the task was not carried out, and why.
+    Maintained(Vec<(PartitionId, Error)>),
 }
 
 /// A write is on this replica's disk.
@@ -168,6 +183,8 @@ pub(crate) enum ReplicaMessage {
     Damaged(Error),
     /// Something that the actor had others do has failed for good.
     Failed(Error),
+    /// Carry out a task; answered once it is done.
+    Maintain { task: MaintenanceTask, answer: oneshot::Sender<Result<()>> },
     /// Whether it may answer reads, and why not.
     Report { answer: oneshot::Sender<CoreReport> },
 }

@@ -232,6 +232,10 @@ impl Actor for ReplicaActor {
                 Told::Core => Event::Persisted(meta),
                 Told::Nobody => return Ok(()),
             },
+            ReplicaMessage::Maintain { task, answer } => {
+                let _ = shell.maintainer.cast(MaintainerMessage::Asked(task, answer));
+                return Ok(());
+            }
             ReplicaMessage::Report { answer } => {
                 let _ = answer.send(shell.report());
                 return Ok(());
@@ -365,8 +369,7 @@ impl ReplicaShell {
             .filter_map(|ticket| self.in_hand.get_mut(ticket).and_then(|in_hand| in_hand.write.take()))
             .collect();
         for write in &writes {
-            // Pulled rows are history and are taken whatever their time, but a clock that is too far ahead is not followed.
-            let _ = self.context.clock.observe(write.version.time());
+            self.context.clock.hold(write.version.time());
         }
         let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
         let now_micros = env.wall_micros();

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, FixedSizeBinaryArray};
+use arrow::array::{Array, AsArray, FixedSizeBinaryArray};
+use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::Partition;
-use shoal_kernel::schema::VERSION_COLUMN;
+use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
 use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Rare, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
 
@@ -197,7 +198,11 @@ impl State {
         for (number, bytes) in batches.iter().enumerate() {
             // A token vouches for its rows, so it comes with the last of them.
             let tokens = if number == last { tokens.take() } else { None };
-            let accepted = self.accept(batch::decode(bytes)?, tokens.unwrap_or_default(), bytes.len() as u64).await;
+            let mut rows = batch::decode(bytes)?;
+            if self.context.config.has(Planted::TombstonesNotPulled) {
+                rows = without_tombstones(&rows)?;
+            }
+            let accepted = self.accept(rows, tokens.unwrap_or_default(), bytes.len() as u64).await;
             if !self.context.config.has(Planted::CursorBeforeRows) {
                 accepted?;
             }
@@ -227,6 +232,14 @@ impl State {
     async fn call(&self, peer: NodeId, call: &ReplicaCall) -> Result<ReplicaAnswer> {
         serve::call(&self.context, peer, call, CALL_TIMEOUT).await
     }
+}
+
+/// What [`Planted::TombstonesNotPulled`] leaves of pulled rows.
+fn without_tombstones(rows: &RecordBatch) -> Result<RecordBatch> {
+    let missing = || Error::new(ErrorCode::Corruption, "pulled rows do not say which are tombstones");
+    let tombstones = rows.column_by_name(TOMBSTONE_COLUMN).and_then(|column| column.as_boolean_opt());
+    let live = arrow::compute::not(tombstones.ok_or_else(missing)?);
+    live.and_then(|live| filter_record_batch(rows, &live)).map_err(|error| Error::internal(error.to_string()))
 }
 
 /// The writes that pulled rows belong to, ascending.

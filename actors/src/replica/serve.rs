@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use serde_bytes::ByteBuf;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, wire};
@@ -20,6 +21,9 @@ use crate::transport::{Handler, Route};
 
 /// How long a request waits for a replica that the catalog has placed here just now.
 const PLACE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Replicas of a node that flush or merge their segments at once because somebody asked: each takes a thread.
+const MAINTAINED_AT_ONCE: usize = 2;
 
 /// Answers for all replicas of a node.
 pub(crate) struct ReplicaService {
@@ -80,6 +84,16 @@ impl ReplicaService {
                 }))
             }
             ReplicaCall::Status => Ok(ReplicaAnswer::Status(self.status().await)),
+            ReplicaCall::Maintain { partitions, task } => {
+                let mut failures = Vec::new();
+                for partitions in partitions.chunks(MAINTAINED_AT_ONCE) {
+                    let one = async |id: PartitionId| self.replica(id).await?.maintain(task).await;
+                    let done = join_all(partitions.iter().map(|id| one(*id))).await;
+                    let failed = partitions.iter().zip(done).filter_map(|(id, done)| Some((*id, done.err()?)));
+                    failures.extend(failed);
+                }
+                Ok(ReplicaAnswer::Maintained(failures))
+            }
         }
     }
 
@@ -91,8 +105,9 @@ impl ReplicaService {
             observed => observed?,
         }
         let rows = batch::decode(&call.rows)?;
+        let rows = if call.deletes { Rows::Delete(rows) } else { Rows::Put(rows) };
         let bytes = call.rows.len() as u64;
-        let mut write = Write { version: call.version, token: call.token, rows: Rows::Put(rows) };
+        let mut write = Write { version: call.version, token: call.token, rows };
         if self.context.config.has(Planted::OrderByArrival) {
             write.version = Version::new(self.context.clock.tick().await?, self.context.node, 0);
         }

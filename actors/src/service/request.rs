@@ -7,7 +7,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, Planted, QueryId, ReadLevel, Version, WriteLevel};
+use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, Version, WriteLevel};
 
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ pub struct SqlRequest {
     pub read_level: ReadLevel,
     /// The level of its writes; the table's default if absent.
     pub write_level: Option<WriteLevel>,
-    /// Makes an INSERT harmless to send again.
+    /// Makes an INSERT harmless to send again. Statements that find their rows themselves are refused with one.
     pub token: Option<String>,
     /// Refuse anything that changes data or tables.
     pub read_only: bool,
@@ -142,7 +142,7 @@ pub struct Progress {
 /// What a statement without rows did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandDone {
-    /// `CREATE TABLE`, `INSERT`, …
+    /// `CREATE TABLE`, `INSERT`, `DELETE`, …
     pub tag: String,
     /// Rows written, if it writes rows.
     pub rows: Option<u64>,
@@ -163,6 +163,9 @@ pub struct QuerySummary {
     pub restarts: u32,
     /// What was read.
     pub progress: Progress,
+    /// No row that was read is newer, if all who read could say so. For statements that write what they have read.
+    #[serde(skip)]
+    pub newest: Option<Hlc>,
 }
 
 /// A running query. Dropping it cancels the query.

@@ -208,6 +208,15 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
     }
     let insert = "CREATE TABLE notes (id BIGINT NOT NULL, text VARCHAR, PRIMARY KEY (id)); INSERT INTO notes VALUES (1, 'a'), (2, 'b')";
     nodes[0].client.sql_json(insert, None).unwrap();
+    let change = "INSERT INTO notes VALUES (3, 'c'); DELETE FROM notes WHERE id = 3; UPDATE notes SET text = upper(text) WHERE id = 2";
+    let done = nodes[2].client.sql_json(change, None).unwrap();
+    let told: Vec<(&Value, &Value)> =
+        done["results"].as_array().unwrap().iter().map(|entry| (&entry["tag"], &entry["rows"])).collect();
+    let one = json!(1);
+    assert_eq!(told, [(&json!("INSERT"), &one), (&json!("DELETE"), &one), (&json!("UPDATE"), &one)]);
+    // Nobody is passed over in silence.
+    let error = nodes[0].client.sql_json("FLUSH TABLE notes", None).unwrap_err().to_string();
+    assert!(error.contains("1 of 3 replicas"), "{error}");
 
     nodes[1].again();
     until("the lost node has caught up", || {
@@ -219,7 +228,17 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
                 })
             })
     });
-    assert_eq!(rows(&nodes[1].client, "SELECT text FROM notes ORDER BY id").unwrap(), [[json!("a")], [json!("b")]]);
+    assert_eq!(rows(&nodes[1].client, "SELECT text FROM notes ORDER BY id").unwrap(), [[json!("a")], [json!("B")]]);
+    let statements = "DELETE FROM notes WHERE id = 1; FLUSH; OPTIMIZE TABLE notes";
+    let shell = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .args(["sql", "--url", nodes[1].client.url(), "-e", statements])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&shell.stdout);
+    assert!(shell.status.success(), "{said}{}", String::from_utf8_lossy(&shell.stderr));
+    for line in ["DELETE 1 at quorum", "FLUSH", "OPTIMIZE TABLE"] {
+        assert!(said.lines().any(|said| said == line), "{line} is not in {said}");
+    }
     for node in nodes {
         assert_eq!(node.terminate(), Some(0));
     }

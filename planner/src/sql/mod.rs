@@ -7,7 +7,7 @@ mod text;
 mod types;
 
 pub use text::split_statements;
-pub(crate) use text::{at, first_words, only_statement};
+pub(crate) use text::{DIALECT, at, first_words, only_statement};
 
 use std::ops::ControlFlow;
 
@@ -19,16 +19,26 @@ use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::session::{CATALOG, SCHEMA, SQL_NESTING_MAX};
-use text::{DIALECT, check_chains, syntax_error};
+use text::{check_chains, syntax_error};
 
 /// A statement, parsed and not yet planned.
 #[derive(Debug)]
 pub(crate) enum Parsed {
     Query(Box<ast::Statement>),
-    Explain { statement: Box<ast::Statement>, analyze: bool },
+    Explain {
+        statement: Box<ast::Statement>,
+        analyze: bool,
+    },
     CreateTable(NewTable),
-    DropTable { name: String, if_exists: bool },
+    DropTable {
+        name: String,
+        if_exists: bool,
+    },
     Insert(Box<ast::Statement>),
+    /// DELETE or UPDATE.
+    Change(Box<ast::Statement>),
+    Flush(Option<TableName>),
+    Optimize(TableName),
     ShowTables,
     Describe(TableName),
     ShowPartitions(TableName),
@@ -57,8 +67,19 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
             parser.next_token();
             // FROM may stand before the name.
             let _ = parser.parse_keyword(Keyword::FROM);
-            let name = parser.parse_object_name(false).map_err(|error| syntax_error(error, &tokens))?;
-            Parsed::ShowPartitions(table_name(&name)?)
+            Parsed::ShowPartitions(parse_table_name(&mut parser, &tokens)?)
+        }
+        ["FLUSH", ..] => {
+            parser.next_token();
+            match parser.parse_keyword(Keyword::TABLE) {
+                true => Parsed::Flush(Some(parse_table_name(&mut parser, &tokens)?)),
+                false => Parsed::Flush(None),
+            }
+        }
+        ["OPTIMIZE", ..] => {
+            parser.next_token();
+            parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
+            Parsed::Optimize(parse_table_name(&mut parser, &tokens)?)
         }
         _ => {
             let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
@@ -71,6 +92,11 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
         return Err(at(Error::new(ErrorCode::Syntax, message), rest.span));
     }
     Ok(parsed)
+}
+
+fn parse_table_name(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result<TableName> {
+    let name = parser.parse_object_name(false).map_err(|error| syntax_error(error, tokens))?;
+    table_name(&name)
 }
 
 /// Refuses what would open the server's files or change the server.
@@ -93,15 +119,13 @@ fn refuse(words: &[&str], tokens: &[TokenWithSpan]) -> Result<()> {
         ["SET" | "RESET", ..] => {
             (ErrorCode::Unsupported, "there are no session settings", "give options with the request")
         }
-        ["DELETE" | "TRUNCATE", ..] => (
+        ["TRUNCATE", ..] => {
+            (ErrorCode::Unsupported, "TRUNCATE does not exist", "use DELETE, or drop the table and create it again")
+        }
+        ["MERGE", ..] => (
             ErrorCode::Unsupported,
-            "rows cannot be deleted yet",
-            "drop the table, or insert the key again to replace a row",
-        ),
-        ["UPDATE" | "MERGE", ..] => (
-            ErrorCode::Unsupported,
-            "rows cannot be updated in place yet",
-            "insert the key again: the newest version of a key is the row",
+            "MERGE does not exist",
+            "use INSERT: a row with an existing key replaces the older one by itself",
         ),
         _ => return Ok(()),
     };
@@ -153,7 +177,12 @@ fn classify(statement: ast::Statement) -> Result<Parsed> {
         }
         ast::Statement::Explain { analyze, statement, .. } => match *statement {
             ast::Statement::Query(_) => Parsed::Explain { statement, analyze },
-            _ => return Err(at(unsupported("only queries can be explained"), span)),
+            ast::Statement::Delete(_) | ast::Statement::Update(_) if !analyze => Parsed::Explain { statement, analyze },
+            ast::Statement::Delete(_) | ast::Statement::Update(_) => {
+                let error = unsupported("EXPLAIN ANALYZE would have to change the rows");
+                return Err(at(error.with_help("EXPLAIN shows how they are read"), span));
+            }
+            _ => return Err(at(unsupported("only queries, DELETE and UPDATE can be explained"), span)),
         },
         ast::Statement::ExplainTable { table_name: name, .. } => Parsed::Describe(table_name(&name)?),
         ast::Statement::ShowTables { .. } => Parsed::ShowTables,
@@ -164,6 +193,7 @@ fn classify(statement: ast::Statement) -> Result<Parsed> {
             }
         }
         ast::Statement::Insert(_) => Parsed::Insert(Box::new(statement)),
+        ast::Statement::Delete(_) | ast::Statement::Update(_) => Parsed::Change(Box::new(statement)),
         ast::Statement::Drop { object_type: ObjectType::Table, if_exists, names, .. } => match names.as_slice() {
             [name] => Parsed::DropTable { name: table_name(name)?.name, if_exists },
             _ => return Err(at(unsupported("one table can be dropped at a time"), span)),

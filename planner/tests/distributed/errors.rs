@@ -196,8 +196,8 @@ async fn what_is_not_done() {
         "COPY flights TO 'out.csv'",
         "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
         "SET datafusion.execution.batch_size = 1",
-        "DELETE FROM flights WHERE id = 1",
-        "UPDATE flights SET delay = 0",
+        "TRUNCATE flights",
+        "MERGE INTO flights USING airports ON true WHEN MATCHED THEN DELETE",
         "CREATE VIEW v AS SELECT 1",
         "DROP VIEW v",
         "EXPLAIN INSERT INTO pairs VALUES (1, 'a', 1)",
@@ -221,16 +221,16 @@ async fn what_is_not_done() {
             forbidden: CREATE EXTERNAL TABLE would open files of the server @1:1-1:7 [create a table and import the file]
         SET datafusion.execution.batch_size = 1
             unsupported: there are no session settings @1:1-1:4 [give options with the request]
-        DELETE FROM flights WHERE id = 1
-            unsupported: rows cannot be deleted yet @1:1-1:7 [drop the table, or insert the key again to replace a row]
-        UPDATE flights SET delay = 0
-            unsupported: rows cannot be updated in place yet @1:1-1:7 [insert the key again: the newest version of a key is the row]
+        TRUNCATE flights
+            unsupported: TRUNCATE does not exist @1:1-1:9 [use DELETE, or drop the table and create it again]
+        MERGE INTO flights USING airports ON true WHEN MATCHED THEN DELETE
+            unsupported: MERGE does not exist @1:1-1:6 [use INSERT: a row with an existing key replaces the older one by itself]
         CREATE VIEW v AS SELECT 1
             unsupported: 'CREATE VIEW' is not a statement that Shoal carries out @1:13-1:26
         DROP VIEW v
             unsupported: 'DROP VIEW' is not a statement that Shoal carries out
         EXPLAIN INSERT INTO pairs VALUES (1, 'a', 1)
-            unsupported: only queries can be explained
+            unsupported: only queries, DELETE and UPDATE can be explained
         INSERT INTO fligts VALUES (1)
             unknown_table: there is no table 'fligts' @1:13-1:19 [did you mean 'flights'?]
         INSERT INTO airports (iata, ctiy) VALUES ('X', 'Y')
@@ -259,10 +259,123 @@ async fn what_is_not_done() {
 }
 
 #[tokio::test]
+async fn changes() {
+    let world = World::new().await;
+    let statements = [
+        "DELETE FROM fligths",
+        "DELETE FROM flights WHERE dely > 3",
+        "DELETE FROM flights WHERE delay",
+        "DELETE FROM readings WHERE value > 3",
+        "DELETE FROM flights USING airports WHERE origin = iata",
+        "DELETE FROM flights JOIN airports ON origin = iata",
+        "DELETE FROM flights, airports",
+        "DELETE FROM flights LIMIT 5",
+        "DELETE FROM flights ORDER BY id",
+        "DELETE FROM flights RETURNING id",
+        "DELETE flights WHERE id = 1",
+        "DELETE FROM (SELECT 1)",
+        "UPDATE fligths SET delay = 0",
+        "UPDATE flights SET dely = 0",
+        "UPDATE flights SET id = id + 1",
+        "UPDATE pairs SET c = 1, B = 'x'",
+        "UPDATE flights SET delay = 0, delay = 1",
+        "UPDATE flights SET ts = NULL",
+        "UPDATE flights SET delay = 'late'",
+        "UPDATE flights SET delay = TIMESTAMP '2001-01-01 00:00:00'",
+        "UPDATE flights SET delay = dely + 1",
+        "UPDATE flights SET delay = frobnicate(delay)",
+        "UPDATE flights SET (delay, distance) = (1, 2)",
+        "UPDATE flights SET delay = 0 FROM airports WHERE origin = iata",
+        "UPDATE flights SET delay = 0 RETURNING id",
+        "UPDATE readings SET value = 0",
+        "EXPLAIN ANALYZE DELETE FROM flights",
+        "FLUSH flights",
+        "FLUSH TABLE fligths",
+        "OPTIMIZE flights",
+        "OPTIMIZE TABLE",
+        "OPTIMIZE TABLE flights FINAL",
+    ];
+    check(&world, &statements, expect![[r#"
+        DELETE FROM fligths
+            unknown_table: there is no table 'fligths' @1:13-1:20 [did you mean 'flights'?]
+        DELETE FROM flights WHERE dely > 3
+            unknown_column: there is no column 'dely' @1:27-1:31 [did you mean 'delay'?]
+        DELETE FROM flights WHERE delay
+            invalid_statement: Cannot create filter with non-boolean predicate 'flights.delay' returning Int32
+        DELETE FROM readings WHERE value > 3
+            unsupported: 'readings' is a table of events, and DELETE needs a table with a primary key @1:13-1:21 [events have no key to be changed or deleted by; they stay until the table is dropped]
+        DELETE FROM flights USING airports WHERE origin = iata
+            unsupported: DELETE does not support USING @1:1-1:55 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM flights JOIN airports ON origin = iata
+            unsupported: DELETE does not support joins @1:26-1:51 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM flights, airports
+            unsupported: DELETE does not support more than one table @1:1-1:30 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM flights LIMIT 5
+            unsupported: DELETE does not support LIMIT @1:27-1:28 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM flights ORDER BY id
+            unsupported: DELETE does not support ORDER BY @1:30-1:32 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM flights RETURNING id
+            unsupported: DELETE does not support RETURNING @1:1-1:33 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE flights WHERE id = 1
+            unsupported: DELETE does not support deleting without FROM @1:1-1:28 [say which rows are meant with WHERE, which may hold subqueries]
+        DELETE FROM (SELECT 1)
+            unsupported: DELETE does not support anything but a table @1:14-1:22 [say which rows are meant with WHERE, which may hold subqueries]
+        UPDATE fligths SET delay = 0
+            unknown_table: there is no table 'fligths' @1:8-1:15 [did you mean 'flights'?]
+        UPDATE flights SET dely = 0
+            unknown_column: there is no column 'dely' in 'flights' @1:20-1:24 [did you mean 'delay'?]
+        UPDATE flights SET id = id + 1
+            invalid_statement: column 'id' is part of the key of 'flights', which cannot be changed @1:20-1:22 [insert the row under its new key, and delete the old one]
+        UPDATE pairs SET c = 1, B = 'x'
+            invalid_statement: column 'b' is part of the key of 'pairs', which cannot be changed @1:25-1:26 [insert the row under its new key, and delete the old one]
+        UPDATE flights SET delay = 0, delay = 1
+            invalid_statement: column 'delay' is set twice @1:31-1:36
+        UPDATE flights SET ts = NULL
+            invalid_rows: column 'ts' is NOT NULL @1:25-1:29
+        UPDATE flights SET delay = 'late'
+            evaluation_error: Cannot cast string 'late' to value of Int32 type @1:28-1:34
+        UPDATE flights SET delay = TIMESTAMP '2001-01-01 00:00:00'
+            evaluation_error: Can't cast value 978307200000000000 to type Int32 @1:38-1:59
+        UPDATE flights SET delay = dely + 1
+            unknown_column: there is no column 'dely' @1:28-1:32 [did you mean 'delay'?]
+        UPDATE flights SET delay = frobnicate(delay)
+            unknown_function: there is no function 'frobnicate' @1:28-1:38
+        UPDATE flights SET (delay, distance) = (1, 2)
+            unsupported: UPDATE does not support setting several columns at once @1:21-1:36 [say which rows are meant with WHERE, which may hold subqueries]
+        UPDATE flights SET delay = 0 FROM airports WHERE origin = iata
+            unsupported: UPDATE does not support FROM @1:35-1:43 [say which rows are meant with WHERE, which may hold subqueries]
+        UPDATE flights SET delay = 0 RETURNING id
+            unsupported: UPDATE does not support RETURNING @1:1-1:42 [say which rows are meant with WHERE, which may hold subqueries]
+        UPDATE readings SET value = 0
+            unsupported: 'readings' is a table of events, and UPDATE needs a table with a primary key @1:8-1:16 [events have no key to be changed or deleted by; they stay until the table is dropped]
+        EXPLAIN ANALYZE DELETE FROM flights
+            unsupported: EXPLAIN ANALYZE would have to change the rows [EXPLAIN shows how they are read]
+        FLUSH flights
+            syntax_error: expected: end of statement, found: flights @1:7-1:14
+        FLUSH TABLE fligths
+            unknown_table: there is no table 'fligths' @1:13-1:20 [did you mean 'flights'?]
+        OPTIMIZE flights
+            syntax_error: expected: TABLE, found: flights @1:10-1:17
+        OPTIMIZE TABLE
+            syntax_error: expected: identifier, found: EOF @1:15-1:15
+        OPTIMIZE TABLE flights FINAL
+            syntax_error: expected: end of statement, found: FINAL @1:24-1:29
+    "#]]).await;
+}
+
+#[tokio::test]
 async fn a_reader_may_only_read() {
     let world = World::new().await;
     let options = PlanOptions { read_only: true, ..PlanOptions::default() };
-    for sql in ["INSERT INTO pairs VALUES (1, 'a', 1)", "DROP TABLE pairs", "CREATE TABLE t (a INT PRIMARY KEY)"] {
+    for sql in [
+        "INSERT INTO pairs VALUES (1, 'a', 1)",
+        "DROP TABLE pairs",
+        "CREATE TABLE t (a INT PRIMARY KEY)",
+        "DELETE FROM pairs",
+        "UPDATE pairs SET c = 1",
+        "FLUSH",
+        "OPTIMIZE TABLE pairs",
+    ] {
         assert!(refusal(&world, sql, &options).await.starts_with("forbidden"), "{sql}");
     }
     for sql in ["SELECT 1", "SHOW TABLES", "DESCRIBE flights", "EXPLAIN SELECT 1", "SHOW PARTITIONS flights"] {

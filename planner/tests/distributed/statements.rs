@@ -112,6 +112,65 @@ async fn insert_from_a_query_is_distributed() {
     assert_eq!(graph.schema.field(2).data_type(), &world.catalog.table("pairs").unwrap().schema.columns[2].data_type);
 }
 
+#[tokio::test]
+async fn deleted_rows_are_read_by_their_keys() {
+    let world = World::new().await;
+    let sql = "DELETE FROM Flights f WHERE f.id < 3 AND origin IN (SELECT iata FROM airports)";
+    let Statement::Delete { table, keys } = plan(&world, sql).await else { panic!("not a delete") };
+    assert_eq!(table, "flights");
+    let mut rows = lines(&run(&world, &keys).await.unwrap());
+    rows.sort_unstable();
+    assert_eq!(rows, ["0", "1", "2"].map(String::from).to_vec());
+    let Statement::Delete { keys, .. } = plan(&world, "DELETE FROM public.pairs").await else { panic!("not a delete") };
+    let names: Vec<_> =
+        keys.schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect();
+    assert_eq!(names, ["a Int32", "b Utf8"]);
+    assert_eq!(run(&world, &keys).await.unwrap().iter().map(|batch| batch.num_rows()).sum::<usize>(), 60);
+}
+
+#[tokio::test]
+async fn updated_rows_are_whole_and_of_the_tables_types() {
+    let world = World::new().await;
+    let sql = "UPDATE pairs AS p SET C = p.a * 2 + (SELECT count(*) FROM airports) WHERE b = 'b7'";
+    let Statement::Update { table, rows } = plan(&world, sql).await else { panic!("not an update") };
+    assert_eq!(table, "pairs");
+    let columns = |schema: &datafusion::arrow::datatypes::Schema| -> Vec<String> {
+        schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect()
+    };
+    assert_eq!(columns(&rows.schema), columns(&world.catalog.table("pairs").unwrap().schema.arrow()));
+    assert_eq!(lines(&run(&world, &rows).await.unwrap()), ["7|b7|21.00"]);
+    let Statement::Update { rows, .. } = plan(&world, "UPDATE pairs SET c = NULL WHERE a = 7 AND b = 'b7'").await
+    else {
+        panic!("not an update")
+    };
+    assert_eq!(lines(&run(&world, &rows).await.unwrap()), ["7|b7|NULL"]);
+}
+
+#[tokio::test]
+async fn how_changed_rows_are_read_can_be_explained() {
+    let world = World::new().await;
+    for sql in ["EXPLAIN DELETE FROM flights WHERE id = 7", "EXPLAIN UPDATE flights SET delay = 0 WHERE id = 7"] {
+        let Statement::Query(planned) = plan(&world, sql).await else { panic!("not a query") };
+        assert_eq!(planned.explain, Some(ExplainKind::Plan));
+        let text = lines(&run(&world, &planned.graph).await.unwrap()).join("\n");
+        assert!(text.contains("where=[id = 7]"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn upkeep() {
+    let world = World::new().await;
+    assert!(matches!(plan(&world, "flush").await, Statement::Flush { table: None }));
+    let Statement::Flush { table } = plan(&world, "FLUSH TABLE Flights").await else { panic!("not a flush") };
+    assert_eq!(table.as_deref(), Some("flights"));
+    let Statement::Optimize { table } = plan(&world, "OPTIMIZE TABLE public.flights").await else { panic!("another") };
+    assert_eq!(table, "flights");
+    let tags = ["DELETE FROM pairs", "UPDATE pairs SET c = 1", "FLUSH", "OPTIMIZE TABLE pairs"];
+    for (sql, tag) in tags.iter().zip(["DELETE", "UPDATE", "FLUSH", "OPTIMIZE TABLE"]) {
+        assert_eq!(plan(&world, sql).await.tag(), tag);
+    }
+}
+
 async fn shows(world: &World, sql: &str, expected: Expect) {
     let (_, rows) = query(world, sql, &PlanOptions::default()).await.unwrap();
     expected.assert_eq(&lines(&rows).join("\n"));

@@ -264,6 +264,15 @@ pub(super) struct Client {
     haste: u64,
 }
 
+/// Through which door a write goes, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Rows,
+    Insert,
+    Update,
+    Delete,
+}
+
 /// A write as it is sent.
 struct Sending {
     id: OperationId,
@@ -271,7 +280,7 @@ struct Sending {
     rows: Vec<(i64, i64)>,
     level: WriteLevel,
     tokened: bool,
-    as_rows: bool,
+    door: Door,
     again_after_ms: Option<u64>,
 }
 
@@ -307,9 +316,21 @@ impl Client {
     async fn carry_out(&self, operation: Operation) {
         let Operation { id, node, work, later, .. } = operation;
         match work {
-            Work::Write { target, rows, level, tokened, as_rows, again_after_ms } => {
-                self.send(node, Sending { id, target, rows, level, tokened, as_rows, again_after_ms }, later).await;
+            Work::Write { target, rows, level, tokened, as_rows, updates, again_after_ms } => {
+                let door = match (updates, as_rows) {
+                    (true, _) => Door::Update,
+                    (false, true) => Door::Rows,
+                    (false, false) => Door::Insert,
+                };
+                self.send(node, Sending { id, target, rows, level, tokened, door, again_after_ms }, later).await;
             }
+            Work::Delete { low, high, level } => {
+                let rows = (low..=high).map(|key| (key, 0)).collect();
+                let (target, door) = (Target::Deletes, Door::Delete);
+                let sending = Sending { id, target, rows, level, tokened: false, door, again_after_ms: None };
+                self.send(node, sending, later).await;
+            }
+            Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
             Work::Ask { question, manner } => {
                 ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
             }
@@ -320,8 +341,9 @@ impl Client {
     /// Sends a write, again and elsewhere while its outcome is unknown and it has a token.
     async fn send(&self, node: u16, sending: Sending, mut later: Stream) {
         let begun = self.office.shared.now_micros();
-        let Sending { id, target, rows, level, tokened, as_rows, again_after_ms } = sending;
-        self.office.trace(id, format_args!("begins: {rows:?} into {target:?} at {level} through {}", HostId(node)));
+        let Sending { id, target, rows, level, tokened, door, again_after_ms } = sending;
+        let to = HostId(node);
+        self.office.trace(id, format_args!("begins: {door:?} of {rows:?}, {target:?} at {level} through {to}"));
         let token = tokened.then(|| format!("client-{}-{}", id.client, id.number));
         let mut write = Write {
             id,
@@ -333,6 +355,7 @@ impl Client {
             sent: begun,
             attempts: 0,
             outcome: Outcome::Unknown,
+            partial: false,
         };
         // Written down before it is sent: a read that ends before the answer arrives may already see it.
         let place = {
@@ -344,14 +367,18 @@ impl Client {
             write.sent = self.office.shared.now_micros();
             write.attempts += 1;
             let first = write.attempts == 1;
-            let attempt = self.send_once(&write, level, token.clone(), as_rows);
+            let attempt = self.send_once(&write, level, token.clone(), door);
             let outcome = match again_after_ms.filter(|_| first) {
-                None => self.heard(&write, attempt.await),
+                None => {
+                    let answer = attempt.await;
+                    write.partial = matches!(&answer, Ok(report) if report.rows < write.rows.len() as u64);
+                    self.heard(&write, answer)
+                }
                 Some(after_ms) => {
                     let twin = Write { node: operation::pick_node(&mut later, self.office.nodes), ..write.clone() };
                     let second = async {
                         self.env.sleep(Duration::from_millis(after_ms)).await;
-                        self.send_once(&twin, level, token.clone(), as_rows).await
+                        self.send_once(&twin, level, token.clone(), door).await
                     };
                     let (one, other) = tokio::join!(attempt, second);
                     write.attempts += 1;
@@ -371,6 +398,8 @@ impl Client {
             write.node = operation::pick_node(&mut later, self.office.nodes);
         }
         let word = match write.outcome {
+            Outcome::Acknowledged { .. } if door == Door::Update => "updates acknowledged",
+            Outcome::Acknowledged { .. } if door == Door::Delete => "deletes acknowledged",
             Outcome::Acknowledged { .. } => "writes acknowledged",
             Outcome::NotApplied => "writes not applied",
             Outcome::Unknown => "writes of unknown outcome",
@@ -386,12 +415,13 @@ impl Client {
     /// What the answer to an attempt says of the write.
     fn heard(&self, write: &Write, answer: Result<WriteReport, Failed>) -> Outcome {
         let (outcome, word) = match answer {
+            Ok(report) if report.rows == 0 => (Outcome::NotApplied, "no row was found".to_owned()),
             Ok(report) => {
                 if report.duplicate {
                     self.office.shared.sometimes(Rare::ResendRecognised);
                 }
                 let outcome = Outcome::Acknowledged { level: report.level, version: report.version };
-                (outcome, format!("acknowledged at {} as {}", report.level, report.version))
+                (outcome, format!("{} rows acknowledged at {} as {}", report.rows, report.level, report.version))
             }
             Err(failed) => (failed.outcome(), failed.word()),
         };
@@ -419,16 +449,16 @@ impl Client {
         write: &Write,
         level: WriteLevel,
         token: Option<String>,
-        as_rows: bool,
+        door: Door,
     ) -> Result<WriteReport, Failed> {
         let (table, columns) = match write.target {
-            Target::Upserts => ("kv", ["k", "v"]),
+            Target::Upserts | Target::Deletes => ("kv", ["k", "v"]),
             Target::Events => ("ev", ["id", "amount"]),
         };
         // The same in every attempt.
         let at_micros = i64::try_from(EPOCH_MICROS + write.begun).unwrap_or(i64::MAX);
         let at_micros = (write.target == Target::Events && self.office.event_times).then_some(at_micros);
-        if as_rows {
+        if door == Door::Rows {
             let batch = batch(columns, &write.rows, at_micros)
                 .map_err(|error| Failed::Error(Error::internal(error.to_string())))?;
             let request = WriteRequest {
@@ -447,7 +477,17 @@ impl Client {
         let values: Vec<String> =
             write.rows.iter().map(|(first, second)| format!("({first}, {second}{time})")).collect();
         let [first, second] = columns;
-        let text = format!("INSERT INTO {table} ({first}, {second}{time_column}) VALUES {}", values.join(", "));
+        let ends = write.rows.first().zip(write.rows.last());
+        let text = match (door, ends) {
+            (Door::Update, Some(((key, value), _))) => format!("UPDATE {table} SET v = {value} WHERE k = {key}"),
+            (Door::Delete, Some(((key, _), (last, _)))) if key == last => {
+                format!("DELETE FROM {table} WHERE k = {key}")
+            }
+            (Door::Delete, Some(((low, _), (high, _)))) => {
+                format!("DELETE FROM {table} WHERE k >= {low} AND k <= {high}")
+            }
+            _ => format!("INSERT INTO {table} ({first}, {second}{time_column}) VALUES {}", values.join(", ")),
+        };
         let request = SqlRequest { write_level: Some(level), token, ..SqlRequest::new(text) };
         let (_, done) = self.office.sql_in(&self.env, write.node, label(write.id), request, Manner::Whole).await?;
         match done {
@@ -455,9 +495,19 @@ impl Client {
                 Ok(WriteReport { rows: rows.unwrap_or(0), level, version, duplicate: false })
             }
             other => Err(Failed::Error(
-                Error::internal(format!("an INSERT ended with {other:?}")).with_applied(Applied::Unknown),
+                Error::internal(format!("a write ended with {other:?}")).with_applied(Applied::Unknown),
             )),
         }
+    }
+
+    /// Has every replica of the upsert table write its segments.
+    async fn upkeep(&self, id: OperationId, node: u16, merging: bool) {
+        let text = if merging { "OPTIMIZE TABLE kv" } else { "FLUSH" };
+        self.office.trace(id, format_args!("begins: {text} through {}", HostId(node)));
+        let outcome = self.office.sql_in(&self.env, node, label(id), SqlRequest::new(text), Manner::Whole).await;
+        let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
+        self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
+        self.office.history.count(if outcome.is_ok() { "flushes and merges" } else { "flushes and merges not whole" });
     }
 
     /// Asks another node about a table that has been created.
@@ -578,21 +628,29 @@ pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target,
     let id = OperationId { client: PROBES, number: number.unsigned_abs() };
     let client = Client::new(office.clone(), env.clone(), id.client, 1);
     let value = 1_000_000_000 + number;
-    let row = match target {
-        Target::Upserts => (number % KEYS, value),
-        Target::Events => (value, 0),
+    let (row, door) = match target {
+        Target::Upserts if number % 2 == 0 => ((number % KEYS, value), Door::Rows),
+        Target::Upserts => ((number % KEYS, value), Door::Insert),
+        Target::Events if number % 2 == 0 => ((value, 0), Door::Rows),
+        Target::Events => ((value, 0), Door::Insert),
+        Target::Deletes => ((number % KEYS, 0), Door::Delete),
     };
     let sending = Sending {
         id,
         target,
         rows: vec![row],
         level: WriteLevel::Quorum,
-        tokened: true,
-        as_rows: number % 2 == 0,
+        tokened: door != Door::Delete,
+        door,
         again_after_ms: None,
     };
     client.send(node, sending, Stream::new(office.seed, "probe", id.number)).await;
     let facts = office.history.facts();
-    let sent = facts.writes.iter().rev().find(|write| write.rows == [row]);
-    sent.is_some_and(|write| matches!(write.outcome, Outcome::Acknowledged { .. }))
+    let sent = facts.writes.iter().rev().find(|write| write.id == id);
+    sent.is_some_and(|write| match write.outcome {
+        Outcome::Acknowledged { .. } => true,
+        // There may be no row to delete.
+        Outcome::NotApplied => target == Target::Deletes && write.partial,
+        Outcome::Unknown => false,
+    })
 }

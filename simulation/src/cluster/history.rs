@@ -31,6 +31,8 @@ pub enum Target {
     Upserts,
     /// The event table: rows are (id, amount), each id belongs to one write.
     Events,
+    /// The upsert table, from which keys are deleted: rows are (key, 0).
+    Deletes,
 }
 
 /// A write, with all its resends.
@@ -52,8 +54,10 @@ pub struct Write {
     pub sent: u64,
     /// How often it was sent.
     pub attempts: u32,
-    /// The outcome.
+    /// The outcome. What found no row to change is refused without effect.
     pub outcome: Outcome,
+    /// Some of the keys were not found, and so not deleted; nobody knows which.
+    pub partial: bool,
 }
 
 impl Write {

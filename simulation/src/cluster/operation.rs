@@ -12,6 +12,8 @@ const HOT_KEYS: u64 = 6;
 /// Shortest and longest wait of a client between the moments at which it would begin two operations.
 const THINK_MS: (u64, u64) = (20, 400);
 const ROWS_MAX: u64 = 5;
+/// Keys that a DELETE may name.
+const DELETED_MAX: u64 = 4;
 /// Unique values that each operation may give; more than its rows.
 const VALUES: i64 = 10;
 /// Operations that a client may number.
@@ -68,8 +70,20 @@ pub(super) enum Work {
         tokened: bool,
         /// Through the door for rows, not as an INSERT.
         as_rows: bool,
+        /// As an UPDATE of the one row: if there is none, nothing is written.
+        updates: bool,
         /// Without waiting for an answer, it is sent to another node as well, after so many milliseconds.
         again_after_ms: Option<u64>,
+    },
+    /// Rows of the upsert table whose keys lie between two, both included.
+    Delete {
+        low: i64,
+        high: i64,
+        level: WriteLevel,
+    },
+    Upkeep {
+        /// Segments are merged; else only written.
+        merging: bool,
     },
     Ask {
         question: Question,
@@ -105,21 +119,33 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
     let number = i64::try_from(id.number).unwrap_or(i64::MAX) % OPERATIONS_MAX;
     let first_value = (i64::try_from(id.client).unwrap_or(0) * OPERATIONS_MAX + number) * VALUES + 1;
     let work = match stream.below(100) {
-        0..=34 => {
+        0..=27 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
             let (level, tokened) = (level(&mut stream), stream.chance(500));
             let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, tokened));
-            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows, again_after_ms }
+            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows, updates: false, again_after_ms }
         }
-        35..=54 => {
+        28..=34 => {
+            let rows = vec![(key(&mut stream), first_value)];
+            let (target, level) = (Target::Upserts, level(&mut stream));
+            Work::Write { target, rows, level, tokened: false, as_rows: false, updates: true, again_after_ms: None }
+        }
+        35..=43 => {
+            let low = key(&mut stream);
+            let more = if stream.chance(700) { 0 } else { stream.below(DELETED_MAX).cast_signed() };
+            Work::Delete { low, high: (low + more).min(KEYS - 1), level: level(&mut stream) }
+        }
+        44..=57 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (first_value + row, key(&mut stream))).collect();
             let level = level(&mut stream);
             let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, true));
-            Work::Write { target: Target::Events, rows, level, tokened: true, as_rows, again_after_ms }
+            let target = Target::Events;
+            Work::Write { target, rows, level, tokened: true, as_rows, updates: false, again_after_ms }
         }
-        55..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
+        58 => Work::Upkeep { merging: stream.chance(500) },
+        59..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
         _ => Work::Table { dropping: stream.chance(500) },
     };
     Operation { id, think_ms, node, work, later: Stream::new(seed, "retries", place) }

@@ -340,7 +340,7 @@ impl Phases<'_> {
         ];
         let mut number = 0;
         for node in self.core() {
-            for target in [Target::Upserts, Target::Events] {
+            for target in [Target::Upserts, Target::Events, Target::Deletes] {
                 let mut succeeded = false;
                 while !succeeded && self.now() < deadline_micros {
                     number += 1;
@@ -351,7 +351,7 @@ impl Phases<'_> {
                     self.pause_unless(succeeded, deadline_micros);
                 }
                 if !succeeded {
-                    self.evidence.dead.push(format!("writes to the table of {target:?} through {}", HostId(node)));
+                    self.evidence.dead.push(format!("writes, {target:?}, through {}", HostId(node)));
                 }
             }
             for question in questions {

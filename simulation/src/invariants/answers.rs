@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::WriteLevel;
 
 use super::Evidence;
-use super::writes::{by_key, pairs};
+use super::writes::{by_key, deletions, is_certain, may_beat, pairs};
 use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
 use crate::world::HostId;
 
 /// Rows that an answer can hold.
 struct Model<'a> {
     keys: BTreeMap<i64, Vec<(i64, &'a Write)>>,
+    deletions: BTreeMap<i64, Vec<&'a Write>>,
     /// Who wrote an event.
     events: BTreeMap<i64, (i64, &'a Write)>,
 }
@@ -27,22 +28,27 @@ impl<'a> Model<'a> {
     fn new(evidence: &'a Evidence) -> Self {
         let events = evidence.facts.writes.iter().filter(|write| write.target == Target::Events);
         let events = events.flat_map(|write| write.rows.iter().map(move |(id, amount)| (*id, (*amount, write))));
-        Self { keys: by_key(evidence), events: events.collect() }
+        Self { keys: by_key(evidence), deletions: deletions(evidence), events: events.collect() }
     }
 
     /// What the key can show to a question: anything written before its end, but nothing older than what every replica
-    /// had acknowledged before its beginning.
+    /// had acknowledged before its beginning; and nothing at all if a deletion may have beaten that.
     fn possible(&self, key: i64, read: &Read) -> Possible {
         let writes = self.keys.get(&key).map_or(&[][..], Vec::as_slice);
+        let deletions = self.deletions.get(&key).map_or(&[][..], Vec::as_slice);
         let everywhere = || writes.iter().filter(|(_, write)| on_all(write, read));
-        let floor = everywhere().filter_map(|(_, write)| write.version_at_least()).max();
+        let deleted = deletions.iter().filter(|deletion| is_certain(deletion) && on_all(deletion, read));
+        let everything = everywhere().map(|(_, write)| write).chain(deleted);
+        let floor = everything.filter_map(|write| write.version_at_least()).max();
         let shown = |(_, write): &&(i64, &Write)| {
             write.begun < read.ended
                 && write.outcome != Outcome::NotApplied
                 && floor.is_none_or(|floor| write.version().is_none_or(|version| version >= floor))
         };
         let values = writes.iter().filter(shown).map(|(value, _)| *value).collect();
-        Possible { values, certain: everywhere().next().is_some() }
+        let begun = || deletions.iter().filter(|deletion| deletion.begun < read.ended);
+        let certain = everywhere().any(|(_, write)| !begun().any(|deletion| may_beat(deletion, write)));
+        Possible { values, certain }
     }
 
     fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {

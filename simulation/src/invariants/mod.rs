@@ -60,7 +60,7 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant {
         name: "no_acknowledged_write_lost",
         text: "After the heal, and after a later loss of power of all nodes, every acknowledged row is there, or a newer one of \
-               its key. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
+               its key, or the key was deleted. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
                acknowledged.",
         check: writes::no_acknowledged_write_lost,
     },
@@ -68,6 +68,17 @@ pub const INVARIANTS: &[Invariant] = &[
         name: "newest_wins",
         text: "Of two acknowledged rows of one key, the one with the greater version is shown, whichever came first.",
         check: writes::newest_wins,
+    },
+    Invariant {
+        name: "deleted_rows_stay_deleted",
+        text: "A key that was deleted shows no row that is older than its deletion: none that is known to be older at rest, and \
+               before that not once every replica has acknowledged the deletion.",
+        check: writes::deleted_rows_stay_deleted,
+    },
+    Invariant {
+        name: "deletes_beat_what_they_read",
+        text: "The version of a deletion is above that of every row that it can have found.",
+        check: writes::deletes_beat_what_they_read,
     },
     Invariant {
         name: "versions_go_up",

@@ -22,6 +22,28 @@ pub(super) fn by_key(evidence: &Evidence) -> BTreeMap<i64, Vec<(i64, &Write)>> {
     keys
 }
 
+/// Deletions that may have had an effect, by key.
+pub(super) fn deletions(evidence: &Evidence) -> BTreeMap<i64, Vec<&Write>> {
+    let mut keys: BTreeMap<i64, Vec<&Write>> = BTreeMap::new();
+    let writes = evidence.facts.writes.iter();
+    for write in writes.filter(|write| write.target == Target::Deletes && write.outcome != Outcome::NotApplied) {
+        for (key, _) in &write.rows {
+            keys.entry(*key).or_default().push(write);
+        }
+    }
+    keys
+}
+
+/// Whether it certainly deleted each of its keys.
+pub(super) fn is_certain(deletion: &Write) -> bool {
+    matches!(deletion.outcome, Outcome::Acknowledged { .. }) && !deletion.partial
+}
+
+/// Whether a deletion of its key may have beaten a row.
+pub(super) fn may_beat(deletion: &Write, row: &Write) -> bool {
+    deletion.version().zip(row.version_at_least()).is_none_or(|(deletion, row)| deletion > row)
+}
+
 /// Whole scans of the upsert table at rest, as (key, value).
 fn scans(evidence: &Evidence) -> impl Iterator<Item = (&Read, BTreeMap<i64, i64>)> {
     let whole = |read: &&Read| read.at_rest && matches!(read.question, Question::Range { .. });
@@ -61,14 +83,16 @@ fn tell(write: &Write) -> String {
 
 pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let keys = by_key(evidence);
+    let (keys, deletions) = (by_key(evidence), deletions(evidence));
     for (read, shown) in scans(evidence) {
         for (key, writes) in &keys {
+            let deleted =
+                |write: &Write| deletions.get(key).is_some_and(|all| all.iter().any(|one| may_beat(one, write)));
             let seen = shown.get(key);
             let source = seen.and_then(|value| writes.iter().find(|(written, _)| written == value));
             for (value, write) in writes.iter().filter(|(_, write)| survives(evidence, write)) {
                 let lost = match (seen, source) {
-                    (None, _) => true,
+                    (None, _) => !deleted(write),
                     // An older row, from a write that had ended before this one began.
                     (Some(_), Some((_, other))) => {
                         let older = other.version().zip(write.version_at_least());
@@ -124,6 +148,55 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
                     tell(source),
                     tell(write)
                 ));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn deleted_rows_stay_deleted(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let (keys, deletions) = (by_key(evidence), deletions(evidence));
+    let whole =
+        |read: &&Read| matches!(read.question, Question::Point { .. } | Question::Range { .. } | Question::Join);
+    for read in evidence.facts.reads.iter().filter(whole) {
+        for (key, value) in pairs(&read.rows) {
+            let writes = keys.get(&key).map_or(&[][..], Vec::as_slice);
+            let Some((_, source)) = writes.iter().find(|(written, _)| *written == value) else { continue };
+            let Some(version) = source.version() else { continue };
+            let holds = |deletion: &&&Write| match read.at_rest {
+                true => survives(evidence, deletion),
+                false => deletion.level() == Some(WriteLevel::All) && deletion.ended < read.begun,
+            };
+            let mut of_key = deletions.get(&key).into_iter().flatten().filter(|deletion| is_certain(deletion));
+            if let Some(deletion) = of_key.find(|one| holds(one) && one.version_at_least() > Some(version)) {
+                let (node, id) = (HostId(read.node), read.id);
+                found.push(format!(
+                    "key {key} through {node} (operation {id}): {value}, {}; deleted by {}",
+                    tell(source),
+                    tell(deletion)
+                ));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn deletes_beat_what_they_read(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    let keys = by_key(evidence);
+    for (key, deletions) in deletions(evidence) {
+        let writes = keys.get(&key).map_or(&[][..], Vec::as_slice);
+        for deletion in deletions.into_iter().filter(|deletion| is_certain(deletion)) {
+            // What every replica had before: none of them can have shown it an older row.
+            let everywhere = writes
+                .iter()
+                .filter(|(_, write)| write.level() == Some(WriteLevel::All) && write.ended < deletion.begun);
+            let newest = everywhere.max_by_key(|(_, write)| write.version_at_least());
+            if let Some((value, write)) = newest
+                && write.version_at_least() > deletion.version()
+            {
+                found.push(format!("key {key} = {value}, {}; deleted by {}", tell(write), tell(deletion)));
             }
         }
     }

@@ -34,7 +34,7 @@ pub struct FlushReport {
 /// Rows of a source and where they went.
 pub(super) struct Moved {
     pub(super) source: SourceId,
-    /// The new row of each old one.
+    /// The new row of each old one, counted through all new segments.
     places: Vec<u32>,
 }
 
@@ -121,14 +121,14 @@ impl Store {
             sealed.map(|(_, index)| index.clone()).ok_or_else(|| Error::internal("a sealed memtable has no index"))?
         };
         let mut moved = Moved::new(source, view.rows());
-        let segment = if index.is_empty() { None } else { Some(self.write_memtable(view, &index, &mut moved)?) };
-        let written = segment.as_ref().map_or((0, 0), |segment| (u64::from(segment.rows()), segment.bytes()));
+        let segments = if index.is_empty() { Vec::new() } else { vec![self.write_memtable(view, &index, &mut moved)?] };
+        let written = segments.first().map_or((0, 0), |segment| (u64::from(segment.rows()), segment.bytes()));
 
         let retired = {
             let mut maintenance = lock(&self.maintenance);
             let ahead = self.has(Planted::FlushedAhead);
             let flushed = view.last_position + u64::from(ahead);
-            self.replace_sources(&mut maintenance, vec![moved], segment, flushed)?;
+            self.replace_sources(&mut maintenance, vec![moved], segments, flushed)?;
             let mut writer = lock(&self.writer);
             let retired = writer.wal.retire_through(flushed);
             lock(&self.state).wal_bytes = writer.wal.bytes();
@@ -176,13 +176,13 @@ impl Store {
         id
     }
 
-    /// Puts a new segment in the place of the sources that it was made from: first on disk, then for readers, all at once.
-    /// Rows that died meanwhile are dead in the new segment too.
+    /// Puts new segments in the place of the sources that they were made from: first on disk, then for readers, all at once.
+    /// Rows that died meanwhile are dead in the new segments too.
     pub(super) fn replace_sources(
         &self,
         maintenance: &mut Maintenance,
         moved: Vec<Moved>,
-        segment: Option<Arc<Segment>>,
+        segments: Vec<Arc<Segment>>,
         flushed: u64,
     ) -> Result<()> {
         let next_segment = maintenance.next_segment;
@@ -190,12 +190,12 @@ impl Store {
             let writer = lock(&self.writer);
             let mut state = lock(&self.state).clone();
             let mut young = writer.young.clone();
-            install(&mut state, &mut young, &moved, segment.as_ref(), flushed);
+            install(&mut state, &mut young, &moved, &segments, flushed);
             self.manifest_of(&state, &young, flushed, next_segment)?
         };
         if let Err(error) = manifest.write(&self.disk, &self.dir) {
-            // Old or new, either manifest may be there now: the new file stays until the next one is certain.
-            maintenance.unnamed.extend(segment.map(|segment| segment.id()));
+            // Old or new, either manifest may be there now: the new files stay until the next one is certain.
+            maintenance.unnamed.extend(segments.iter().map(|segment| segment.id()));
             return Err(error);
         }
         for id in maintenance.unnamed.drain(..) {
@@ -213,7 +213,7 @@ impl Store {
                 SourceId::Memtable(number) => sealed.retain(|(sealed, _)| *sealed != number),
             }
         }
-        install(&mut state, young, &moved, segment.as_ref(), flushed);
+        install(&mut state, young, &moved, &segments, flushed);
         Ok(())
     }
 
@@ -291,11 +291,24 @@ fn install(
     state: &mut State,
     young: &mut BTreeMap<SourceId, Vec<(u64, u32)>>,
     moved: &[Moved],
-    segment: Option<&Arc<Segment>>,
+    segments: &[Arc<Segment>],
     flushed: u64,
 ) {
-    let mut dead = RoaringBitmap::new();
-    let mut new_young = Vec::new();
+    // Where each new segment begins, in rows counted through all of them.
+    let starts: Vec<u32> = segments
+        .iter()
+        .scan(0, |next: &mut u32, segment| {
+            let start = *next;
+            *next = next.saturating_add(segment.rows());
+            Some(start)
+        })
+        .collect();
+    let place = |row: u32| {
+        let at = starts.partition_point(|start| *start <= row).checked_sub(1)?;
+        Some((at, row - starts[at]))
+    };
+    let mut dead = vec![RoaringBitmap::new(); segments.len()];
+    let mut new_young = vec![Vec::new(); segments.len()];
     for gone in moved {
         let old_dead = match gone.source {
             SourceId::Segment(id) => state.segments.remove(&id).map(|view| view.dead),
@@ -304,11 +317,17 @@ fn install(
                 place.map(|place| state.memtables.remove(place).dead)
             }
         };
-        dead.extend(old_dead.iter().flat_map(|dead| dead.iter()).filter_map(|row| gone.get(row)));
-        let stamps = young.remove(&gone.source).into_iter().flatten();
-        new_young.extend(stamps.filter_map(|(position, row)| Some((position, gone.get(row)?))));
+        let kept = |row: u32| gone.get(row).and_then(place);
+        for (at, row) in old_dead.iter().flat_map(|dead| dead.iter()).filter_map(kept) {
+            dead[at].insert(row);
+        }
+        for (position, row) in young.remove(&gone.source).into_iter().flatten() {
+            if let Some((at, row)) = kept(row) {
+                new_young[at].push((position, row));
+            }
+        }
     }
-    if let Some(segment) = segment {
+    for ((segment, dead), new_young) in segments.iter().zip(dead).zip(new_young) {
         young.insert(SourceId::Segment(segment.id()), new_young);
         let view = SegmentView { segment: segment.clone(), dead: Arc::new(dead), old_dead: 0 };
         state.segments.insert(segment.id(), view);

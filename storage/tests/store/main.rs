@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod fixture;
 mod model;
+mod optimize;
 mod pull;
 mod segments;
 mod writes;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, ErrorCode, FragmentKey, NodeId, Planted, QueryId, Rare, Result};
+use shoal_kernel::{Error, ErrorCode, FragmentKey, Hlc, NodeId, Planted, QueryId, Rare, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
@@ -390,6 +390,13 @@ impl QueryState {
         progress
     }
 
+    /// No row that the attempt has read is newer; nothing if some node that may have read some has not said so.
+    fn newest(&self) -> Option<Hlc> {
+        let nodes = self.assignment.nodes();
+        let mut said = nodes.iter().map(|node| self.reports.get(node).and_then(|report| report.newest));
+        said.try_fold(Hlc::default(), |newest, said| Some(newest.max(said?)))
+    }
+
     fn tell_progress(&mut self) {
         let progress = self.progress();
         locked(&self.view).progress = progress;
@@ -425,6 +432,7 @@ impl QueryState {
                     elapsed_micros,
                     restarts: self.core.attempt(),
                     progress: self.progress(),
+                    newest: self.newest(),
                 };
                 if self.options.analyze {
                     let text = explain::analyzed(&self.graph, &self.assignment, &self.reports, &summary);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use shoal_kernel::{NodeId, PartitionId, QueryId, Result};
+use shoal_kernel::{Hlc, NodeId, PartitionId, QueryId, Result};
 use tokio_util::task::TaskTracker;
 
 use crate::query::locked;
@@ -27,6 +27,7 @@ pub(crate) struct TaskGroup {
     rows_scanned: AtomicU64,
     bytes_scanned: AtomicU64,
     tasks_done: AtomicU32,
+    newest: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     tasks: Mutex<Vec<TaskReport>>,
 }
@@ -43,6 +44,7 @@ impl TaskGroup {
             rows_scanned: AtomicU64::new(0),
             bytes_scanned: AtomicU64::new(0),
             tasks_done: AtomicU32::new(0),
+            newest: AtomicU64::new(0),
             failures: Mutex::default(),
             tasks: Mutex::default(),
         })
@@ -58,6 +60,8 @@ impl TaskGroup {
             return Ok(snapshot.clone());
         }
         let snapshot = self.node.replicas.snapshot(partition)?;
+        // Asked afterwards: it holds for everything that the snapshot shows.
+        self.newest.fetch_max(self.node.replicas.newest().0, Ordering::Relaxed);
         snapshots.insert(partition, snapshot.clone());
         Ok(snapshot)
     }
@@ -95,6 +99,7 @@ impl TaskGroup {
             tasks_done: self.tasks_done.load(Ordering::Relaxed),
             rows_scanned: self.rows_scanned.load(Ordering::Relaxed),
             bytes_scanned: self.bytes_scanned.load(Ordering::Relaxed),
+            newest: Some(Hlc(self.newest.load(Ordering::Relaxed))),
             failures: locked(&self.failures).clone(),
             tasks: locked(&self.tasks).clone(),
         }

@@ -93,6 +93,10 @@ struct Snapshot {
 }
 
 impl LocalReplicas for Replicas {
+    fn newest(&self) -> shoal_kernel::Hlc {
+        shoal_kernel::Hlc::default()
+    }
+
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
         let fault = locked(&self.0.faults).get(&(partition, self.1)).copied();
         let held = self.0.holders.get(&partition).is_some_and(|nodes| nodes.contains(&self.1));

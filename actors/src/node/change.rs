@@ -1,0 +1,122 @@
+//! DELETE and UPDATE: rows are read by an ordinary query, then written through the gateway.
+//!
+//! Nothing is written before everything has been read and checked, so that no part of the statement sees what another has
+//! done, and an error before the first row is `applied: false`. What is written beats what was read, for its version lies
+//! above everything that the readers held. It also beats whatever came between, unless that came later: a concurrent write
+//! may be lost, as the newest version of a row wins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::record_batch::RecordBatch;
+use shoal_catalog::Table;
+use shoal_kernel::{Applied, Error, ErrorCode, QueryId, Result};
+use shoal_planner::FragmentGraph;
+
+use super::Inner;
+use crate::gateway::Change;
+use crate::service::{CommandDone, SqlRequest, WriteRequest};
+
+/// Bytes of rows that are written at once.
+const PART_BYTES: usize = 8 << 20;
+
+/// A statement that changes the rows that it finds.
+pub(super) struct FoundRows {
+    /// Its words.
+    pub(super) tag: &'static str,
+    pub(super) table: String,
+    /// Reads the rows as they are to be, or their keys.
+    pub(super) graph: FragmentGraph,
+    pub(super) deletes: bool,
+}
+
+impl Inner {
+    pub(super) async fn change(
+        &self,
+        request: &SqlRequest,
+        found: FoundRows,
+        id: QueryId,
+        left: impl Fn() -> Duration,
+    ) -> Result<CommandDone> {
+        let FoundRows { tag, table, graph, deletes } = found;
+        if request.token.is_some() {
+            let message =
+                format!("{tag} takes no idempotency key: sent again, it may find other rows than the first time");
+            return Err(Error::new(ErrorCode::Unsupported, message).with_help(
+                "leave the key out; after an error that says 'applied: unknown' look first, or write conditions that hold \
+                 only once",
+            ));
+        }
+        // Of before the read: if the table is dropped and made anew meanwhile, nothing is written to the new one.
+        let table = self.table(&table)?;
+        let (batches, newest) = self.collect(tag, graph, id, left()).await?;
+        let read = newest.ok_or_else(|| {
+            Error::new(ErrorCode::NodeLost, "a node that was read is gone, and nobody can say how new its rows are")
+        })?;
+        if !deletes {
+            check_not_null(&table, &batches)?;
+        }
+        let mut done = CommandDone { tag: tag.into(), rows: Some(0), level: None, version: None };
+        let mut rows_before = 0;
+        for batches in parts(batches) {
+            let write = WriteRequest {
+                table: table.name.clone(),
+                batches,
+                level: request.write_level,
+                token: None,
+                timeout: Some(left()),
+            };
+            let report = self.gateway.change(table.clone(), write, Change { deletes, read }).await;
+            let report = report.map_err(|error| after(tag, rows_before, error))?;
+            rows_before += report.rows;
+            done = CommandDone {
+                rows: Some(rows_before),
+                level: Some(report.level),
+                version: done.version.max(Some(report.version)),
+                ..done
+            };
+        }
+        Ok(done)
+    }
+}
+
+/// Cuts rows into writes that each have a version and a deadline of their own: a version must not be old when it arrives.
+/// There is always one, so that a statement that found nothing names its level, too.
+fn parts(batches: Vec<RecordBatch>) -> Vec<Vec<RecordBatch>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for batch in batches {
+        let more = batch.get_array_memory_size();
+        if bytes > 0 && bytes + more > PART_BYTES {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += more;
+        if let Some(part) = parts.last_mut() {
+            part.push(batch);
+        }
+    }
+    parts
+}
+
+/// The error of a part, with what the parts before it have done.
+fn after(tag: &str, rows: u64, error: Error) -> Error {
+    if rows == 0 {
+        return error;
+    }
+    error.context(format_args!("{tag} had changed {rows} rows before")).with_applied(Applied::Unknown)
+}
+
+fn check_not_null(table: &Arc<Table>, batches: &[RecordBatch]) -> Result<()> {
+    for column in table.schema.columns.iter().filter(|column| !column.nullable) {
+        let nulls =
+            batches.iter().filter_map(|batch| batch.column_by_name(&column.name)).map(|array| array.null_count());
+        let nulls: usize = nulls.sum();
+        if nulls > 0 {
+            let message = format!("column '{}' is NOT NULL, and its new value is NULL in {nulls} rows", column.name);
+            return Err(Error::new(ErrorCode::InvalidRows, message)
+                .with_help("use coalesce, or leave these rows out with WHERE"));
+        }
+    }
+    Ok(())
+}
