@@ -25,6 +25,8 @@ pub struct ScanSpec {
     /// Whether a last column, [`ADDRESS_COLUMN`], says where each row lies: a [`FetchSpec`] on the same snapshot finds it
     /// again there.
     pub addresses: bool,
+    /// Text columns that are wanted as dictionaries (`Dictionary(UInt32, Utf8)`): cheap where they are stored so.
+    pub coded: Vec<ColumnId>,
 }
 
 /// Name of the column of row addresses (UInt64). They mean something within one snapshot only.

@@ -9,12 +9,14 @@
 
 mod cache;
 mod change;
+mod coded;
 mod constant;
 mod cut;
 mod datum;
 mod error;
 mod explain;
 mod graph;
+mod groups;
 mod insert;
 mod late;
 mod node;

@@ -158,6 +158,7 @@ impl ShoalTable {
                 limit,
                 slice: Slice::WHOLE,
                 addresses: false,
+                coded: Vec::new(),
             };
             let all = (self.rows)(&whole);
             let slices = self.slicing.of_scan(&whole, all);

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array,
+    ArrayRef, BooleanArray, BooleanBufferBuilder, DictionaryArray, RecordBatch, RecordBatchOptions, UInt32Array,
+    UInt64Array,
 };
 use arrow::buffer::BooleanBuffer;
-use arrow::compute::{FilterBuilder, take};
+use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use roaring::RoaringBitmap;
 use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
@@ -31,12 +32,19 @@ pub struct Scan {
     schema: SchemaRef,
     layout: Arc<Layout>,
     /// Places of the wanted columns in the table's schema.
-    columns: Vec<usize>,
+    columns: Vec<Wanted>,
     conditions: Vec<Condition>,
     units: VecDeque<Unit>,
     rows_left: Option<u64>,
     addresses: bool,
     failed: bool,
+}
+
+/// A wanted column: its place in the table's schema, and whether it is wanted as a dictionary.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    column: usize,
+    coded: bool,
 }
 
 struct Condition {
@@ -123,7 +131,12 @@ impl Scan {
             let unknown = || Error::new(ErrorCode::UnknownColumn, format!("the table has no column with id {}", id.0));
             layout.schema.index_of(id).ok_or_else(unknown)
         };
-        let columns: Vec<usize> = spec.columns.iter().map(|&id| place(id)).collect::<Result<_>>()?;
+        let wanted = |&id: &ColumnId| {
+            let column = place(id)?;
+            let coded = spec.coded.contains(&id) && layout.schema.columns[column].data_type == DataType::Utf8;
+            Ok(Wanted { column, coded })
+        };
+        let columns: Vec<Wanted> = spec.columns.iter().map(wanted).collect::<Result<_>>()?;
         let condition = |predicate: &ColumnPredicate| {
             let column = place(predicate.column())?;
             let evaluator = Evaluator::new(predicate, &layout.schema.columns[column].data_type);
@@ -132,7 +145,11 @@ impl Scan {
         let mut conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
         // What is cheap to judge spares the others work.
         conditions.sort_by_key(|condition| !layout.schema.columns[condition.column].data_type.is_primitive());
-        let mut fields = columns.iter().map(|&column| layout.visible.field(column).clone()).collect::<Vec<_>>();
+        let field = |wanted: &Wanted| {
+            let field = layout.visible.field(wanted.column).clone();
+            if wanted.coded { field.with_data_type(coded_text()) } else { field }
+        };
+        let mut fields = columns.iter().map(field).collect::<Vec<_>>();
         if spec.addresses {
             fields.push(Field::new(ADDRESS_COLUMN, DataType::UInt64, false));
         }
@@ -314,9 +331,10 @@ impl Scan {
             selected = Some(both);
         }
         let Some(selected) = selected.filter(BooleanBuffer::has_false) else {
-            let load = |column: &usize| match loaded.get(column) {
+            let load = |wanted: &Wanted| match loaded.get(&wanted.column).filter(|_| !wanted.coded) {
                 Some(array) => Ok(array.clone()),
-                None => source.load(*column, None),
+                None if wanted.coded => load_coded(source, wanted.column, None),
+                None => source.load(wanted.column, None),
             };
             let mut arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
             arrays.extend(self.addresses.then(|| addresses(number, numbers)));
@@ -324,9 +342,10 @@ impl Scan {
         };
         let wanted: Vec<u32> = selected.set_indices_u32().collect();
         let filter = FilterBuilder::new(&BooleanArray::new(selected, None)).optimize().build();
-        let load = |column: &usize| match loaded.get(column) {
+        let load = |column: &Wanted| match loaded.get(&column.column).filter(|_| !column.coded) {
             Some(array) => filter.filter(array).map_err(|error| Error::internal(error.to_string())),
-            None => source.load(*column, Some(&wanted)),
+            None if column.coded => load_coded(source, column.column, Some(&wanted)),
+            None => source.load(column.column, Some(&wanted)),
         };
         let mut arrays = self.columns.iter().map(load).collect::<Result<Vec<_>>>()?;
         let places = wanted.iter().map(|row| numbers.start + row);
@@ -351,6 +370,28 @@ fn few(selected: Option<&BooleanBuffer>) -> Option<Vec<u32>> {
 fn addresses(source: u32, rows: impl Iterator<Item = u32>) -> ArrayRef {
     let address = |row| (u64::from(source) << 32) | u64::from(row);
     Arc::new(UInt64Array::from_iter_values(rows.map(address)))
+}
+
+/// The type of text that is wanted as a dictionary.
+fn coded_text() -> DataType {
+    DataType::Dictionary(Box::new(DataType::UInt32), Box::new(DataType::Utf8))
+}
+
+/// Text as a dictionary: the stored one where there is one, so that pages of one row group share it.
+fn load_coded(source: &dyn Source, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+    let failed = |error| Error::internal(format!("cannot give a column as a dictionary: {error}"));
+    let Some(PageCodes { dictionary, codes, nulls }) = source.codes(column)? else {
+        return cast(&source.load(column, wanted)?, &coded_text()).map_err(failed);
+    };
+    let (codes, nulls) = match wanted {
+        None => (codes, nulls),
+        Some(wanted) => (
+            wanted.iter().map(|&row| codes[row as usize]).collect(),
+            nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect()),
+        ),
+    };
+    let codes = UInt32Array::new(codes.into(), nulls);
+    Ok(Arc::new(DictionaryArray::try_new(codes, dictionary.values().clone()).map_err(failed)?))
 }
 
 /// The rows of a unit, column by column; columns are places in the table's schema.

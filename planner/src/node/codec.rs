@@ -23,7 +23,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, FragmentId};
 
-use super::{ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ReplayExec};
+use super::{CodedAggregateExec, ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ReplayExec};
 use crate::error::error_to_datafusion;
 
 /// Encodes what datafusion-proto hands to its extension codec.
@@ -34,6 +34,7 @@ pub(crate) struct ShoalCodec;
 enum Node {
     Leaf(Vec<u8>),
     Fetch(Vec<u8>),
+    Coded(SchemaRef),
     Exchange(Exchange),
     Replay,
     Recursive { name: String, schema: SchemaRef, is_distinct: bool },
@@ -171,6 +172,7 @@ impl PhysicalExtensionCodec for ShoalCodec {
             (Node::Fetch(bytes), [input]) => {
                 Arc::new(LateFetchExec::decode(&bytes, Arc::clone(input)).map_err(error_to_datafusion)?)
             }
+            (Node::Coded(schema), [aggregate]) => Arc::new(CodedAggregateExec::decode(schema, Arc::clone(aggregate))),
             (Node::Exchange(exchange), []) => Arc::new(self.decode_exchange(&exchange, ctx)?),
             (Node::Replay, [input]) => Arc::new(ReplayExec::new(Arc::clone(input))),
             (Node::Recursive { name, schema, is_distinct }, [first, next]) => {
@@ -192,6 +194,8 @@ impl PhysicalExtensionCodec for ShoalCodec {
             Node::Leaf(leaf.encode().map_err(error_to_datafusion)?)
         } else if let Some(fetch) = node.downcast_ref::<LateFetchExec>() {
             Node::Fetch(fetch.encode().map_err(error_to_datafusion)?)
+        } else if node.is::<CodedAggregateExec>() {
+            Node::Coded(node.schema())
         } else if let Some(exchange) = node.downcast_ref::<ExchangeExec>() {
             Node::Exchange(self.encode_exchange(exchange)?)
         } else if node.is::<ReplayExec>() {

@@ -99,6 +99,21 @@ impl LeafScanExec {
         Ok(Self::from_body(body, self.rows.clone()))
     }
 
+    /// The same rows with these text columns (places in its schema) as dictionaries.
+    pub(crate) fn coded(&self, places: &[usize]) -> Self {
+        let coded = DataType::Dictionary(Box::new(DataType::UInt32), Box::new(DataType::Utf8));
+        let fields = self.body.schema.fields().iter().enumerate().map(|(place, field)| match places.contains(&place) {
+            true => Arc::new(field.as_ref().clone().with_data_type(coded.clone())),
+            false => Arc::clone(field),
+        });
+        let mut body = self.body.clone();
+        body.schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        for scan in &mut body.scans {
+            scan.coded = places.iter().filter_map(|place| scan.columns.get(*place).copied()).collect();
+        }
+        Self::from_body(body, self.rows.clone())
+    }
+
     pub(super) fn encode(&self) -> shoal_kernel::Result<Vec<u8>> {
         Ok(shoal_kernel::wire::encode(&self.body)?)
     }

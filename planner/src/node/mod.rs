@@ -1,6 +1,7 @@
 //! Plan nodes of our own: plain data that finds its rows, when it runs, through [`TaskInputs`](crate::TaskInputs).
 
 mod codec;
+mod coded;
 mod exchange;
 mod fetch;
 mod leaf;
@@ -8,6 +9,7 @@ mod replay;
 mod stable;
 
 pub(crate) use codec::ShoalCodec;
+pub(crate) use coded::CodedAggregateExec;
 pub(crate) use exchange::{ExchangeExec, ExchangeSource};
 pub(crate) use fetch::{LateFetchExec, Output};
 pub(crate) use leaf::LeafScanExec;

@@ -135,30 +135,32 @@ async fn aggregates_and_order() {
         &world,
         "SELECT origin, avg(delay) FROM flights GROUP BY origin",
         expect![[r#"
-        f2 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f1 from 2 tasks
-        f1 on 2 x anywhere -> gather
-          AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
-            ExchangeExec: hash f0 from 4 tasks into 2
-        f0 on [p2, p3, p4, p5] -> hash into 2
-          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]"#]],
+            f2 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f1 from 2 tasks
+            f1 on 2 x anywhere -> gather
+              AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                ExchangeExec: hash f0 from 4 tasks into 2
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]"#]],
     )
     .await;
     check(
         &world,
         "SELECT DISTINCT origin FROM flights",
         expect![[r#"
-        f2 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f1 from 2 tasks
-        f1 on 2 x anywhere -> gather
-          AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
-            ExchangeExec: hash f0 from 4 tasks into 2
-        f0 on [p2, p3, p4, p5] -> hash into 2
-          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+            f2 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f1 from 2 tasks
+            f1 on 2 x anywhere -> gather
+              AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
+                ExchangeExec: hash f0 from 4 tasks into 2
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
     )
     .await;
     check(
@@ -177,17 +179,18 @@ async fn aggregates_and_order() {
         &world,
         "SELECT origin, count(*) AS n FROM flights GROUP BY origin ORDER BY n DESC LIMIT 3",
         expect![[r#"
-        f2 on [coordinator] -> gather
-          SortPreservingMergeExec: [n@1 DESC], fetch=3
-            ExchangeExec: gather f1 from 2 tasks, ordered by [n@1 DESC]
-        f1 on 2 x anywhere -> gather
-          ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as n]
-            SortExec: TopK(fetch=3), expr=[count(Int64(1))@1 DESC], preserve_partitioning=[true]
-              AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-                ExchangeExec: hash f0 from 4 tasks into 2
-        f0 on [p2, p3, p4, p5] -> hash into 2
-          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+            f2 on [coordinator] -> gather
+              SortPreservingMergeExec: [n@1 DESC], fetch=3
+                ExchangeExec: gather f1 from 2 tasks, ordered by [n@1 DESC]
+            f1 on 2 x anywhere -> gather
+              ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as n]
+                SortExec: TopK(fetch=3), expr=[count(Int64(1))@1 DESC], preserve_partitioning=[true]
+                  AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                    ExchangeExec: hash f0 from 4 tasks into 2
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
     )
     .await;
     check(&world, "SELECT id, rank() OVER (PARTITION BY origin ORDER BY delay) FROM flights", expect![[r#"
@@ -205,17 +208,18 @@ async fn aggregates_and_order() {
         &world,
         "SELECT origin, count(*) FROM flights WHERE id < 100 GROUP BY origin",
         expect![[r#"
-        f2 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f1 from 2 tasks
-        f1 on 2 x anywhere -> gather
-          ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as count(*)]
-            AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-              ExchangeExec: hash f0 from 1 tasks into 2
-        f0 on [p2] -> hash into 2
-          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-            FilterExec: id@0 < 100, projection=[origin@1]
-              LeafScanExec: table=flights, partitions=[p2], columns=[id, origin], where=[id < 100]"#]],
+            f2 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f1 from 2 tasks
+            f1 on 2 x anywhere -> gather
+              ProjectionExec: expr=[origin@0 as origin, count(Int64(1))@1 as count(*)]
+                AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                  ExchangeExec: hash f0 from 1 tasks into 2
+            f0 on [p2] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                  FilterExec: id@0 < 100, projection=[origin@1]
+                    LeafScanExec: table=flights, partitions=[p2], columns=[id, origin], where=[id < 100]"#]],
     )
     .await;
 }

@@ -105,3 +105,14 @@ SELECT d, max(n) FROM (SELECT destination AS d, origin AS o, count(*) AS n FROM 
 SELECT origin, max(ts) FROM flights WHERE id < 90 GROUP BY origin ORDER BY max(ts) DESC, origin LIMIT 4;
 SELECT distinct_delay FROM (SELECT DISTINCT delay AS distinct_delay FROM flights) ORDER BY distinct_delay DESC NULLS LAST LIMIT 7;
 SELECT a.iata, b.iata, c.iata FROM airports a, airports b, airports c WHERE a.state = b.state AND b.state = c.state AND a.iata < b.iata;
+SELECT origin, destination, count(*), avg(delay), min(ts), max(distance) FROM flights GROUP BY origin, destination ORDER BY origin, destination;
+SELECT destination, count(DISTINCT id), sum(distance) FROM flights WHERE delay > 0 GROUP BY destination ORDER BY destination;
+SELECT origin, delay % 3 AS part, count(*) FROM flights GROUP BY origin, delay % 3 ORDER BY origin, part;
+SELECT origin, id % 2 = 0 AS even, count(*) FROM flights GROUP BY origin, id % 2 = 0 ORDER BY origin, even;
+SELECT origin, max(origin), count(*) FROM flights GROUP BY origin ORDER BY origin;
+SELECT date_trunc('hour', ts) AS h, destination, count(*), stddev(delay) FROM flights GROUP BY h, destination ORDER BY h, destination;
+SELECT origin, count(*) FROM flights WHERE origin <> 'JFK' GROUP BY origin ORDER BY origin;
+SELECT origin, count(*) FILTER (WHERE delay > 10) FROM flights GROUP BY origin ORDER BY origin;
+SELECT origin, array_agg(id ORDER BY id) FROM flights WHERE id < 40 GROUP BY origin ORDER BY origin;
+SELECT v, count(*) FROM nothing GROUP BY v;
+SELECT upper(origin) AS u, destination, count(*) FROM flights GROUP BY u, destination ORDER BY u, destination;

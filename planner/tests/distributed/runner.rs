@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt64Array};
-use datafusion::arrow::compute::{filter_record_batch, take_record_batch};
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::compute::{cast, filter_record_batch, take_record_batch};
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -56,6 +56,10 @@ impl TaskInputs for Inputs {
         let count = kept.num_rows().min(spec.limit.map_or(usize::MAX, |limit| limit as usize));
         let places: Vec<usize> = spec.columns.iter().map(|id| table.index_of(*id).unwrap()).collect();
         let mut columns: Vec<ArrayRef> = places.iter().map(|place| kept.column(*place).slice(0, count)).collect();
+        for (column, id) in columns.iter_mut().zip(&spec.columns).filter(|(_, id)| spec.coded.contains(id)) {
+            let coded = DataType::Dictionary(Box::new(DataType::UInt32), Box::new(DataType::Utf8));
+            *column = cast(column, &coded).unwrap_or_else(|error| panic!("{id:?}: {error}"));
+        }
         if spec.addresses {
             let rows = keep.values().set_indices().take(count);
             columns.push(Arc::new(UInt64Array::from_iter_values(rows.map(|row| row as u64))));

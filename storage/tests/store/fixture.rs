@@ -117,6 +117,7 @@ pub fn scan_all(columns: &[u32]) -> ScanSpec {
         limit: None,
         slice: Slice::WHOLE,
         addresses: false,
+        coded: Vec::new(),
     }
 }
 

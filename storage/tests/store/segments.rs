@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::cast::AsArray;
-use arrow::array::types::{Int32Type, Int64Type, UInt64Type};
+use arrow::array::types::{Int32Type, Int64Type, UInt32Type, UInt64Type};
 use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int64Array, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Field};
 use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, Slice, TableKind, TableSchema};
@@ -200,6 +200,48 @@ fn rows_are_fetched_by_their_addresses() {
     assert_eq!(snapshot.fetch(&spec, &[]).unwrap().num_rows(), 0);
     for stray in [u64::from(u32::MAX), 9 << 32, (2 << 32) | 90_000] {
         assert_eq!(snapshot.fetch(&spec, &[stray]).unwrap_err().code(), ErrorCode::InvalidRequest);
+    }
+}
+
+/// Text that is wanted as a dictionary comes as one, whatever form it has: codes, plain pages, or memory.
+#[test]
+fn text_comes_as_a_dictionary_where_that_is_wanted() {
+    let (store, _) = open(&MemoryDisk::default().shared());
+    let name = |id: i64| match id {
+        _ if id % 9 == 0 => None,
+        10_000..20_000 => Some(format!("{id} of many")),
+        _ => Some(format!("few {}", id % 4)),
+    };
+    let table = |ids: std::ops::Range<i64>| {
+        let names: Vec<_> = ids.map(|id| (id, name(id))).collect();
+        rows(&names.iter().map(|(id, name)| (*id, name.as_deref(), 0)).collect::<Vec<_>>())
+    };
+    for (time, ids) in [(1, 0..10_000), (2, 10_000..20_000), (3, 20_000..20_100)] {
+        commit(&store, put(time, table(ids)));
+        if time < 3 {
+            store.flush().unwrap();
+        }
+    }
+    let snapshot = store.snapshot();
+    let odd =
+        ColumnPredicate::In { column: ColumnId(1), values: [3, 12, 9_999, 10_005, 20_007].map(Datum::Int).to_vec() };
+    for predicates in [Vec::new(), vec![odd]] {
+        let spec = shoal_kernel::ScanSpec { predicates, coded: vec![ColumnId(2)], ..scan_all(&[1, 2]) };
+        let mut seen = 0;
+        let scan = snapshot.scan(&spec).unwrap();
+        let schema = scan.schema();
+        for batch in scan {
+            let batch = batch.unwrap();
+            assert_eq!(batch.schema(), schema);
+            let ids = batch.column(0).as_primitive::<Int64Type>();
+            let names = batch.column(1).as_dictionary::<UInt32Type>();
+            let names = names.downcast_dict::<arrow::array::StringArray>().unwrap();
+            for (id, found) in ids.values().iter().zip(names) {
+                assert_eq!(found.map(str::to_owned), name(*id), "{id}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, if spec.predicates.is_empty() { 20_100 } else { 5 });
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Int64Array, StringArray, UInt64Array};
-use arrow::compute::{concat_batches, take_record_batch};
-use arrow::datatypes::{Field, Schema};
+use arrow::compute::{cast, concat_batches, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::datasource::MemTable;
@@ -119,7 +119,12 @@ impl PartitionSnapshot for Snapshot {
         let rows = self.world.rows.get(&self.partition).ok_or_else(|| Error::internal("no such partition"))?;
         let places: Vec<usize> =
             spec.columns.iter().map(|id| rows.columns.iter().position(|column| column == id).unwrap()).collect();
-        let batches: Vec<RecordBatch> = rows.batches.iter().map(|batch| project(batch, &places)).collect();
+        let coded = |batch| {
+            spec.coded
+                .iter()
+                .fold(batch, |batch, id| with_coded(&batch, spec.columns.iter().position(|column| column == id)))
+        };
+        let batches: Vec<RecordBatch> = rows.batches.iter().map(|batch| coded(project(batch, &places))).collect();
         let times = match self.fault {
             Some(Fault::Endless) => usize::MAX,
             Some(Fault::Repeat(times)) => times,
@@ -157,6 +162,16 @@ impl PartitionSnapshot for Snapshot {
         let wanted = UInt64Array::from(addresses.to_vec());
         Ok(take_record_batch(&project(&all, &places), &wanted).unwrap())
     }
+}
+
+fn with_coded(batch: &RecordBatch, place: Option<usize>) -> RecordBatch {
+    let place = place.unwrap();
+    let coded = DataType::Dictionary(Box::new(DataType::UInt32), Box::new(DataType::Utf8));
+    let mut columns = batch.columns().to_vec();
+    columns[place] = cast(&columns[place], &coded).unwrap();
+    let mut fields = batch.schema().fields().to_vec();
+    fields[place] = Arc::new(fields[place].as_ref().clone().with_data_type(coded));
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
 fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {

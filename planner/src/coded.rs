@@ -1,0 +1,72 @@
+//! Grouping by text without decoding it: where a partial aggregation reads a scan, the text that it groups by comes as codes.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::error::Result;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::utils::collect_columns;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::filter::FilterExec;
+
+use crate::groups::is_key;
+use crate::node::{CodedAggregateExec, LeafScanExec};
+
+/// Rewrites every partial aggregation whose groups can be told apart by codes.
+pub(crate) fn group_by_codes(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    plan.transform_up(|node| {
+        Ok(match rewrite(&node)? {
+            Some(rewritten) => Transformed::yes(rewritten),
+            None => Transformed::no(node),
+        })
+    })
+    .data()
+}
+
+fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    let Some(aggregate) = plan.downcast_ref::<AggregateExec>() else { return Ok(None) };
+    let simple = *aggregate.mode() == AggregateMode::Partial
+        && aggregate.group_expr().is_single()
+        && aggregate.limit_options().is_none()
+        && aggregate.filter_expr().iter().all(Option::is_none)
+        && aggregate
+            .aggr_expr()
+            .iter()
+            .all(|call| call.groups_accumulator_supported() && !call.is_distinct() && call.order_bys().is_empty());
+    if !simple {
+        return Ok(None);
+    }
+    let filter = aggregate.input().downcast_ref::<FilterExec>();
+    let below = filter.map_or(aggregate.input(), |filter| filter.input());
+    let Some(leaf) = below.downcast_ref::<LeafScanExec>() else { return Ok(None) };
+    let (input_schema, leaf_schema) = (aggregate.input().schema(), leaf.schema());
+
+    let (mut coded, mut others): (Vec<String>, Vec<&Arc<dyn PhysicalExpr>>) = (Vec::new(), Vec::new());
+    for (expr, _) in aggregate.group_expr().expr() {
+        let data_type = expr.data_type(&input_schema)?;
+        match expr.downcast_ref::<Column>() {
+            Some(column) if data_type == DataType::Utf8 => coded.push(column.name().to_owned()),
+            _ if is_key(&data_type) => others.push(expr),
+            _ => return Ok(None),
+        }
+    }
+    let arguments: Vec<Arc<dyn PhysicalExpr>> =
+        aggregate.aggr_expr().iter().flat_map(|call| call.expressions()).collect();
+    let judged = others.into_iter().chain(&arguments).chain(filter.map(FilterExec::predicate));
+    // What is computed with must stay what it is.
+    let computed: Vec<String> = judged.flat_map(collect_columns).map(|column| column.name().to_owned()).collect();
+    if coded.is_empty() || coded.iter().any(|name| computed.contains(name)) {
+        return Ok(None);
+    }
+    let places = coded.iter().map(|name| Ok(leaf_schema.index_of(name)?)).collect::<Result<Vec<_>>>()?;
+    let mut input: Arc<dyn ExecutionPlan> = Arc::new(leaf.coded(&places));
+    if filter.is_some() {
+        input = replace_children_if_necessary(Arc::clone(aggregate.input()), vec![input])?;
+    }
+    let template = replace_children_if_necessary(Arc::clone(plan), vec![input])?;
+    Ok(Some(Arc::new(CodedAggregateExec::new(template, plan.properties()))))
+}
