@@ -1,9 +1,11 @@
 //! Fragment graphs as snapshots: what runs where, and what travels.
 
+use std::sync::Arc;
+
 use datafusion_proto::protobuf::PhysicalPlanNode;
 use expect_test::{Expect, expect};
 use prost::Message;
-use shoal_planner::{PlanOptions, Statement, describe};
+use shoal_planner::{PlanOptions, Slicing, Statement, describe};
 
 use crate::world::World;
 
@@ -295,8 +297,9 @@ async fn joins_sets_and_subqueries() {
             f1 on [p7, p8, p9] -> hash into 2
               LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
             f0 on [p2, p3, p4, p5] -> hash into 2
-              AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
     )
     .await;
     check(
@@ -317,19 +320,20 @@ async fn joins_sets_and_subqueries() {
         &world,
         "SELECT origin FROM flights INTERSECT SELECT iata FROM airports",
         expect![[r#"
-        f3 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f2 from 2 tasks
-        f2 on 2 x anywhere -> gather
-          HashJoinExec: mode=Partitioned, join_type=LeftSemi, on=[(origin@0, iata@0)], NullsEqual: true
-            AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
-              ExchangeExec: hash f0 from 4 tasks into 2
-            ExchangeExec: hash f1 from 3 tasks into 2
-        f1 on [p7, p8, p9] -> hash into 2
-          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
-        f0 on [p2, p3, p4, p5] -> hash into 2
-          AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
+            f3 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f2 from 2 tasks
+            f2 on 2 x anywhere -> gather
+              HashJoinExec: mode=Partitioned, join_type=LeftSemi, on=[(origin@0, iata@0)], NullsEqual: true
+                AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[]
+                  ExchangeExec: hash f0 from 4 tasks into 2
+                ExchangeExec: hash f1 from 3 tasks into 2
+            f1 on [p7, p8, p9] -> hash into 2
+              LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata]
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]"#]],
     )
     .await;
     check(
@@ -365,8 +369,9 @@ async fn joins_sets_and_subqueries() {
                   AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(g.delay)]
                     ExchangeExec: hash f1 from 4 tasks into 2
             f1 on [p2, p3, p4, p5] -> hash into 2
-              AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(g.delay)]
-                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(g.delay)]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]
             f0 on [p2, p3, p4, p5] -> hash into 2
               LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin, delay]"#]],
     )
@@ -417,5 +422,62 @@ async fn the_same_statement_gives_the_same_bytes() {
             let other = first.lines().zip(again.lines()).find(|(first, again)| first != again);
             assert_eq!(other, None);
         }
+    }
+}
+
+/// What decides is read first; what is wide is fetched for the rows that are left. Large partitions are read by several tasks.
+#[tokio::test]
+async fn wide_rows_and_large_partitions() {
+    let world = World::new().await;
+    check(
+        &world,
+        "SELECT * FROM flights WHERE delay > 5 AND origin LIKE 'J%' ORDER BY distance DESC LIMIT 3",
+        expect![[r#"
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [distance@5 DESC], fetch=3
+                ExchangeExec: gather f0 from 4 tasks, ordered by [distance@5 DESC]
+            f0 on [p2, p3, p4, p5] -> gather
+              LateFetchExec: columns=[id, ts, destination]
+                SortExec: TopK(fetch=3), expr=[distance@2 DESC], preserve_partitioning=[true]
+                  FilterExec: delay@1 > 5 AND origin@0 LIKE J%
+                    LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay, distance, _address], where=[delay > 5, origin LIKE 'J%']"#]],
+    )
+    .await;
+    let options = PlanOptions {
+        target_partitions: 1,
+        slicing: Slicing { slices_max: 2, slice_rows_min: 1_000 },
+        row_counts: Arc::new(|scan| Some(if scan.predicates.is_empty() { 5_000 } else { 500 })),
+        ..PlanOptions::default()
+    };
+    for (sql, expected) in [
+        (
+            "SELECT origin, avg(delay) FROM flights WHERE id < 100 GROUP BY origin",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              ExchangeExec: gather f0 from 1 tasks
+            f0 on [p2] -> gather
+              AggregateExec: mode=Single, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                FilterExec: id@0 < 100, projection=[origin@1, delay@2]
+                  LeafScanExec: table=flights, partitions=[p2], columns=[id, origin, delay], where=[id < 100]"#]],
+        ),
+        (
+            "SELECT origin, avg(delay) FROM flights GROUP BY origin",
+            expect![[r#"
+            f2 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f1 from 2 tasks
+            f1 on 2 x anywhere -> gather
+              AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                ExchangeExec: hash f0 from 8 tasks into 2
+            f0 on [p2, p2, p3, p3, p4, p4, p5, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                  LeafScanExec: table=flights, partitions=[p2, p2, p3, p3, p4, p4, p5, p5], columns=[origin, delay]"#]],
+        ),
+    ] {
+        let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
+            panic!("not a query")
+        };
+        expected.assert_eq(&describe(&planned.graph));
     }
 }
