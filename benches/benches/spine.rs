@@ -54,6 +54,8 @@ async fn spine(copies: usize) -> BenchResult<()> {
             "group by two columns",
             "SELECT origin, destination, avg(delay) FROM flights GROUP BY origin, destination".to_owned(),
         ),
+        ("LIKE", "SELECT count(*) FROM flights WHERE destination LIKE '%A%'".to_owned()),
+        ("ten of the longest delays, whole rows", "SELECT * FROM flights ORDER BY delay DESC, id LIMIT 10".to_owned()),
         ("newest 20 rows", "SELECT * FROM flights ORDER BY id DESC LIMIT 20".to_owned()),
         ("point read by key", format!("SELECT * FROM flights WHERE id = {point}")),
     ] {
@@ -116,8 +118,9 @@ async fn ingest(node: &Node, dir: &Path, batches: &[RecordBatch], rows: usize) -
         writer.into_inner()?.sync_all()?;
     }
     let theirs = started.elapsed();
-    // Flushes follow the last write.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let started = Instant::now();
+    run(node, "OPTIMIZE TABLE flights").await?;
+    let merged = started.elapsed();
     let own_bytes = bytes_below(&dir.join("node/replicas"))?;
     let their_bytes = std::fs::metadata(dir.join("flights.parquet"))?.len();
     let rate = |time: Duration| rows as f64 / time.as_secs_f64() / 1e3;
@@ -127,6 +130,7 @@ async fn ingest(node: &Node, dir: &Path, batches: &[RecordBatch], rows: usize) -
         println!("  per batch: p50 {:.2} ms, p99 {:.2} ms", p50.as_secs_f64() * 1e3, p99.as_secs_f64() * 1e3);
     }
     println!("  on disk, log included: {:.1} bytes/row (Parquet: {:.1})", per_row(own_bytes), per_row(their_bytes));
+    println!("  OPTIMIZE TABLE after it: {:.2} s", merged.as_secs_f64());
     println!("  last id {}", batches.last().map(last_id).unwrap_or_default());
     Ok(())
 }

@@ -53,6 +53,10 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
 
+/// How long a request waits for a node that is starting, and how often it looks.
+const JOINING_PATIENCE: Duration = Duration::from_secs(3);
+const JOINING_GLANCE: Duration = Duration::from_millis(20);
+
 struct Inner {
     context: Arc<NodeContext>,
     directory: Arc<ReplicaDirectory>,
@@ -187,7 +191,7 @@ impl Node {
     /// # Errors
     /// The text does not parse or plan, or the node is overloaded.
     pub async fn sql(&self, request: SqlRequest) -> Result<QueryStream> {
-        self.0.takes_requests()?;
+        self.0.admit().await?;
         self.0.sql(request).await
     }
 
@@ -204,7 +208,7 @@ impl Node {
     /// # Errors
     /// No such table; suggests names that are close.
     pub async fn table(&self, name: &str) -> Result<Arc<Table>> {
-        self.0.takes_requests()?;
+        self.0.admit().await?;
         self.0.table_refreshed(name).await
     }
 
@@ -221,7 +225,7 @@ impl Node {
     /// # Errors
     /// Each says whether anything was applied.
     pub async fn write(&self, request: WriteRequest) -> Result<WriteReport> {
-        self.0.takes_requests()?;
+        self.0.admit().await?;
         let table = self.0.table_refreshed(&request.table).await?;
         self.0.gateway.write(table, request).await
     }
@@ -285,6 +289,20 @@ pub struct InHand {
 }
 
 impl Inner {
+    /// Lets a request in; one that comes a moment before the node has joined waits for that.
+    async fn admit(&self) -> Result<()> {
+        let env = &self.context.env;
+        let until = env.monotonic() + JOINING_PATIENCE;
+        loop {
+            match self.takes_requests() {
+                Err(_) if !self.stopping.load(Ordering::Acquire) && env.monotonic() < until => {
+                    env.sleep(JOINING_GLANCE).await;
+                }
+                admitted => return admitted,
+            }
+        }
+    }
+
     fn takes_requests(&self) -> Result<()> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Error::new(ErrorCode::NotReady, "the node is stopping"));
