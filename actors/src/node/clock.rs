@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Rare, Result, wire};
 
 /// How far ahead of the time given out the bound is persisted. A restart waits until the wall has passed the bound, so it
 /// is kept short; a busy node writes its small file this often.
@@ -101,6 +101,7 @@ impl NodeClock {
                 return Err(Error::new(ErrorCode::ClockSkew, message)
                     .with_help("send it again, or at another node; synchronise the clocks of the nodes (NTP)"));
             }
+            self.env.reached(Rare::WaitedForClock);
             self.env.sleep(ahead).await;
         }
         self.observe(read)?;
