@@ -158,3 +158,39 @@ impl NodeClock {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails in the scaffolding fails the test")]
+mod tests {
+    use shoal_kernel::env::real::{RealOptions, env};
+
+    use super::*;
+
+    const SKEW_MAX_MS: u64 = 500;
+    const AHEAD: Duration = Duration::from_millis(60);
+
+    #[tokio::test]
+    async fn what_is_written_beats_what_was_read_or_is_refused() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), env(&RealOptions::default()).unwrap());
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        assert_eq!(clock.ceiling(), Hlc::default(), "a new node holds nothing");
+        let ahead = |time: Duration| Hlc::from_micros(env.wall_micros() + time.as_micros() as u64);
+
+        let read = Hlc(ahead(AHEAD).0 + 7);
+        let written = clock.tick_above(read, Duration::from_secs(5)).await.unwrap();
+        assert!(written > read && read.micros() <= env.wall_micros(), "{written} after {read}");
+        let error = clock.tick_above(ahead(AHEAD), AHEAD / 10).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::ClockSkew);
+
+        // History from far ahead is held, and not followed.
+        let far = ahead(Duration::from_secs(60));
+        clock.hold(far);
+        assert!(clock.ceiling() >= far && clock.tick().await.unwrap() < far);
+        // After a restart, whatever others may have stamped in time.
+        let near = ahead(Duration::from_millis(SKEW_MAX_MS));
+        clock.hold(near);
+        drop(clock);
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        assert!(clock.ceiling() >= near);
+    }
+}
