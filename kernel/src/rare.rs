@@ -56,6 +56,7 @@ rare! {
     AskedAgain = "a write asked a replica again that had not been ready";
     ReservationAdopted = "a reservation took over what an earlier attempt had left";
     ReservationRefused = "a reservation met a higher ballot";
+    WaitedForClock = "a change of rows waited until its clock had passed what it had read";
     // Replicas.
     TailCut = "a torn end of a log was cut off";
     LogInDoubt = "the end of a log was in doubt";

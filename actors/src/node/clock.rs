@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Rare, Result, wire};
 
 /// How far ahead of the time given out the bound is persisted. A restart waits until the wall has passed the bound, so it
 /// is kept short; a busy node writes its small file this often.
@@ -101,6 +101,7 @@ impl NodeClock {
                 return Err(Error::new(ErrorCode::ClockSkew, message)
                     .with_help("send it again, or at another node; synchronise the clocks of the nodes (NTP)"));
             }
+            self.env.reached(Rare::WaitedForClock);
             self.env.sleep(ahead).await;
         }
         self.observe(read)?;
@@ -155,5 +156,41 @@ impl NodeClock {
             Error::new(ErrorCode::ClockSkew, skew.to_string())
                 .with_help("synchronise the clocks of the nodes (NTP), or raise clock_skew_max_ms")
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what fails in the scaffolding fails the test")]
+mod tests {
+    use shoal_kernel::env::real::{RealOptions, env};
+
+    use super::*;
+
+    const SKEW_MAX_MS: u64 = 500;
+    const AHEAD: Duration = Duration::from_millis(60);
+
+    #[tokio::test]
+    async fn what_is_written_beats_what_was_read_or_is_refused() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), env(&RealOptions::default()).unwrap());
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        assert_eq!(clock.ceiling(), Hlc::default(), "a new node holds nothing");
+        let ahead = |time: Duration| Hlc::from_micros(env.wall_micros() + time.as_micros() as u64);
+
+        let read = Hlc(ahead(AHEAD).0 + 7);
+        let written = clock.tick_above(read, Duration::from_secs(5)).await.unwrap();
+        assert!(written > read && read.micros() <= env.wall_micros(), "{written} after {read}");
+        let error = clock.tick_above(ahead(AHEAD), AHEAD / 10).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::ClockSkew);
+
+        // History from far ahead is held, and not followed.
+        let far = ahead(Duration::from_secs(60));
+        clock.hold(far);
+        assert!(clock.ceiling() >= far && clock.tick().await.unwrap() < far);
+        // After a restart, whatever others may have stamped in time.
+        let near = ahead(Duration::from_millis(SKEW_MAX_MS));
+        clock.hold(near);
+        drop(clock);
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        assert!(clock.ceiling() >= near);
     }
 }

@@ -328,3 +328,81 @@ pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_kernel::{Hlc, NodeId, Version};
+
+    use super::*;
+    use crate::cluster::{Facts, OperationId};
+
+    const KEY: i64 = 7;
+
+    /// A write at level all that took a tenth of a second from its begin; its version is of this time.
+    fn write(target: Target, begun_ms: u64, version_ms: u64, value: i64) -> Write {
+        let version = Version::new(Hlc::from_micros(version_ms * 1_000), NodeId(1), 0);
+        Write {
+            id: OperationId { client: 1, number: begun_ms },
+            target,
+            rows: vec![(KEY, value)],
+            begun: begun_ms * 1_000,
+            ended: begun_ms * 1_000 + 100_000,
+            node: 0,
+            sent: begun_ms * 1_000,
+            attempts: 1,
+            outcome: Outcome::Acknowledged { level: WriteLevel::All, version },
+            partial: false,
+        }
+    }
+
+    fn evidence(writes: Vec<Write>, shown: Option<i64>, at_rest: bool) -> Evidence {
+        let rows = shown.map(|value| vec![Cell::Int(KEY), Cell::Int(value)]);
+        let read = Read {
+            id: OperationId { client: 2, number: 0 },
+            question: Question::Range { low: 0, high: 9 },
+            node: 0,
+            begun: 900_000,
+            ended: 950_000,
+            rows: rows.into_iter().collect(),
+            at_rest,
+        };
+        Evidence { facts: Facts { writes, reads: vec![read], ..Facts::default() }, ..Evidence::default() }
+    }
+
+    #[test]
+    fn a_row_that_has_come_back_is_found() {
+        let (put, gone) = (write(Target::Upserts, 100, 100, 1), write(Target::Deletes, 300, 300, 0));
+        for at_rest in [false, true] {
+            let shown = |writes: &[&Write], value| {
+                let evidence = evidence(writes.iter().map(|write| (*write).clone()).collect(), value, at_rest);
+                (deleted_rows_stay_deleted(&evidence).len(), no_acknowledged_write_lost(&evidence).len())
+            };
+            assert_eq!(shown(&[&put, &gone], Some(1)), (1, 0));
+            assert_eq!(shown(&[&put, &gone], None), (0, 0));
+            let newer = write(Target::Upserts, 310, 310, 2);
+            assert_eq!(shown(&[&put, &gone, &newer], Some(2)), (0, 0));
+            assert_eq!(shown(&[&put, &gone, &newer], None), (0, usize::from(at_rest)), "nothing deletes the newer row");
+            let partly = Write { partial: true, ..gone.clone() };
+            assert_eq!(shown(&[&put, &partly], Some(1)), (0, 0), "this key may not have been found");
+            assert_eq!(shown(&[&put, &partly], None), (0, 0));
+            let unknown = Write { outcome: Outcome::Unknown, ended: u64::MAX, ..gone.clone() };
+            assert_eq!(shown(&[&put, &unknown], Some(1)), (0, 0));
+            assert_eq!(shown(&[&put, &unknown], None), (0, 0));
+            let refused = Write { outcome: Outcome::NotApplied, ..gone.clone() };
+            assert_eq!(shown(&[&put, &refused], None), (0, usize::from(at_rest)));
+        }
+    }
+
+    #[test]
+    fn a_tombstone_that_is_older_than_what_was_read_is_found() {
+        let put = write(Target::Upserts, 100, 100, 1);
+        for (version_ms, cases) in [(99, 1), (101, 0)] {
+            let gone = write(Target::Deletes, 300, version_ms, 0);
+            let evidence = evidence(vec![put.clone(), gone], None, true);
+            assert_eq!(deletes_beat_what_they_read(&evidence).len(), cases);
+        }
+        // It may have read what was there before.
+        let gone = write(Target::Deletes, 150, 99, 0);
+        assert!(deletes_beat_what_they_read(&evidence(vec![put, gone], None, true)).is_empty());
+    }
+}
