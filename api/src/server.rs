@@ -22,6 +22,8 @@ const SHUTDOWN_SECONDS: u64 = 10;
 
 /// Time a closed or half-closed connection gets to go away.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long a connection may rest between two requests: longer than most pools of clients keep one.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How often histograms give up what they no longer show.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -125,6 +127,7 @@ impl Server {
                         .configure(http::routes)
                 })
                 .workers(workers)
+                .keep_alive(KEEP_ALIVE)
                 .max_connections(connections_max.div_ceil(workers))
                 // A client that goes away must stop its query, and all we see of that is the end of its half.
                 .h1_allow_half_closed(false)
