@@ -1,5 +1,6 @@
 //! What a reader wants of one partition: the one message that the planner writes and the storage engine understands.
 
+use arrow_schema::DataType;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{PartitionId, TableId};
@@ -15,8 +16,9 @@ pub struct ScanSpec {
     pub partition: PartitionId,
     /// Columns wanted, in this order. Empty: only the number of rows matters (batches without columns).
     pub columns: Vec<ColumnId>,
-    /// All of these hold for every row that the reader cares about. The engine may use them to leave rows out; it may also
-    /// return rows that break them, so the reader filters again.
+    /// All of these hold for every row that the reader cares about. The engine must leave out every row that breaks one which
+    /// is judged exactly ([`ColumnPredicate::is_exact_on`]): the reader does not look again. Of the others it may return rows
+    /// that break them, so the reader filters again.
     pub predicates: Vec<ColumnPredicate>,
     /// More rows than this are not needed. Only set where no filter stands above the scan.
     pub limit: Option<u64>,
@@ -104,7 +106,30 @@ pub enum ColumnPredicate {
     },
 }
 
+/// Longer lists are for leaving out what statistics exclude, not for judging rows one by one.
+const EXACT_VALUES_MAX: usize = 16;
+
 impl ColumnPredicate {
+    /// Whether a scan judges this condition row by row on a column of that type, exactly as SQL does. Floats are left to the
+    /// reader: NaN and the two zeros have an order of their own there.
+    pub fn is_exact_on(&self, data_type: &DataType) -> bool {
+        let fits = |value: &Datum| match value {
+            Datum::Bool(_) => *data_type == DataType::Boolean,
+            Datum::Int(_) => {
+                data_type.is_signed_integer() || matches!(data_type, DataType::Date32 | DataType::Timestamp(_, _))
+            }
+            Datum::UInt(_) => data_type.is_unsigned_integer(),
+            Datum::Text(_) => *data_type == DataType::Utf8,
+            Datum::Null | Datum::Float(_) | Datum::Decimal(_) | Datum::Bytes(_) => false,
+        };
+        match self {
+            Self::Compare { value, .. } => fits(value),
+            Self::In { values, .. } => values.len() <= EXACT_VALUES_MAX && values.iter().all(fits),
+            Self::Like { .. } => *data_type == DataType::Utf8,
+            Self::IsNull { .. } | Self::IsNotNull { .. } => true,
+        }
+    }
+
     /// The column it looks at.
     pub fn column(&self) -> ColumnId {
         match self {

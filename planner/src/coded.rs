@@ -7,13 +7,14 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::FilterExec;
 
-use crate::groups::is_key;
+use crate::groups::{KEY_COLUMNS_MAX, is_key};
 use crate::node::{CodedAggregateExec, LeafScanExec};
 
 /// Rewrites every partial aggregation whose groups can be told apart by codes.
@@ -31,6 +32,7 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     let Some(aggregate) = plan.downcast_ref::<AggregateExec>() else { return Ok(None) };
     let simple = *aggregate.mode() == AggregateMode::Partial
         && aggregate.group_expr().is_single()
+        && aggregate.group_expr().expr().len() <= KEY_COLUMNS_MAX
         && aggregate.limit_options().is_none()
         && aggregate.filter_expr().iter().all(Option::is_none)
         && aggregate
@@ -56,9 +58,17 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     }
     let arguments: Vec<Arc<dyn PhysicalExpr>> =
         aggregate.aggr_expr().iter().flat_map(|call| call.expressions()).collect();
-    let judged = others.into_iter().chain(&arguments).chain(filter.map(FilterExec::predicate));
+    let judged: Vec<&Arc<dyn PhysicalExpr>> =
+        others.into_iter().chain(&arguments).chain(filter.map(FilterExec::predicate)).collect();
+    for expr in &judged {
+        // It has to be computed where the subquery ran, and dictionaries are not for travelling.
+        if expr.exists(|inner| Ok(inner.is::<ScalarSubqueryExpr>()))? {
+            return Ok(None);
+        }
+    }
     // What is computed with must stay what it is.
-    let computed: Vec<String> = judged.flat_map(collect_columns).map(|column| column.name().to_owned()).collect();
+    let computed: Vec<String> =
+        judged.into_iter().flat_map(collect_columns).map(|column| column.name().to_owned()).collect();
     if coded.is_empty() || coded.iter().any(|name| computed.contains(name)) {
         return Ok(None);
     }

@@ -13,6 +13,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::error_to_datafusion;
 
+/// As many as one word has bits to tell which of them are NULL.
+pub(crate) const KEY_COLUMNS_MAX: usize = 63;
 /// Says that a place has not been given away yet.
 const NONE: u32 = u32::MAX;
 
@@ -42,6 +44,8 @@ pub(crate) struct Groups {
     /// Of a single column of text: the group of each text.
     by_text: Vec<u32>,
     groups: usize,
+    /// Bytes of text in the key columns of all groups, written out.
+    text_bytes: usize,
     indices: Vec<usize>,
     scratch: Vec<u64>,
 }
@@ -64,6 +68,11 @@ struct Texts {
 impl Texts {
     fn get(&self, number: u32) -> &[u8] {
         text(&self.bytes, &self.ends, number)
+    }
+
+    /// Bytes of the text of that number.
+    fn bytes_of(&self, number: u64) -> usize {
+        if number == 0 { 0 } else { self.get(number as u32).len() }
     }
 
     fn number(&mut self, value: &str) -> Result<u32> {
@@ -153,6 +162,7 @@ impl Groups {
             by_words: HashTable::new(),
             by_text: Vec::new(),
             groups: 0,
+            text_bytes: 0,
             indices: Vec::new(),
             scratch: Vec::new(),
         }
@@ -163,14 +173,19 @@ impl Groups {
         self.groups
     }
 
-    /// Bytes of memory, roughly.
+    /// Bytes of text that [`Self::finish`] will write: a text is kept once and written for each of its groups.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.text_bytes
+    }
+
+    /// Bytes of memory, roughly, with those that [`Self::finish`] will take.
     pub(crate) fn memory_bytes(&self) -> usize {
         let texts = self.columns.iter().map(|column| match column {
             KeyColumn::Text(texts) => texts.bytes.capacity() + texts.ends.capacity() * 4 + texts.numbers.capacity() * 5,
             KeyColumn::Words { .. } => 0,
         });
         let words = (self.words.capacity() + self.scratch.capacity() + self.indices.capacity()) * 8;
-        texts.sum::<usize>() + words + self.by_words.capacity() * 5 + self.by_text.capacity() * 4
+        texts.sum::<usize>() + words + self.text_bytes + self.by_words.capacity() * 5 + self.by_text.capacity() * 4
     }
 
     /// The group of each row, and how many groups there are now.
@@ -180,6 +195,7 @@ impl Groups {
             let (by_text, groups, words, indices) =
                 (&mut self.by_text, &mut self.groups, &mut self.words, &mut self.indices);
             let key = keys.first().ok_or_else(|| unfit(&DataType::Null))?;
+            let before = *groups;
             texts.number_rows(key, |_, number| {
                 let place = number as usize;
                 if place >= by_text.len() {
@@ -192,6 +208,7 @@ impl Groups {
                 }
                 indices.push(by_text[place] as usize);
             })?;
+            self.text_bytes += self.words[before..].iter().map(|number| texts.bytes_of(*number)).sum::<usize>();
             return Ok((&self.indices, self.groups));
         }
         let stride = self.columns.len() + 1;
@@ -223,6 +240,11 @@ impl Groups {
                             let group = self.groups;
                             self.by_words.insert_unique(hash, group as u32, |group| self::hash(of(group)));
                             self.words.extend_from_slice(key);
+                            let texts = self.columns.iter().zip(key).filter_map(|(column, number)| match column {
+                                KeyColumn::Text(texts) => Some(texts.bytes_of(*number)),
+                                KeyColumn::Words { .. } => None,
+                            });
+                            self.text_bytes += texts.sum::<usize>();
                             self.groups += 1;
                             group
                         }

@@ -35,6 +35,10 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     let Some(sort) = plan.downcast_ref::<SortExec>() else { return Ok(None) };
     let Some(fetch) = sort.fetch().filter(|fetch| *fetch <= ROWS_MAX) else { return Ok(None) };
     let filter = sort.input().downcast_ref::<FilterExec>();
+    if filter.is_some_and(|filter| filter.fetch().is_some()) {
+        // A limit of its own, from before the sort.
+        return Ok(None);
+    }
     let below = filter.map_or(sort.input(), |filter| filter.input());
     let Some(leaf) = below.downcast_ref::<LeafScanExec>() else { return Ok(None) };
     let (Some(table), Some(columns)) = (leaf.table(), leaf.columns()) else { return Ok(None) };

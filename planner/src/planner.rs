@@ -25,7 +25,7 @@ use crate::router::EdgeRouter;
 use crate::session;
 use crate::sql::{Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
-use crate::table::slices_of;
+use crate::table::{is_table, slices_of};
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{change, explain, insert, show, unknown, window};
 
@@ -256,6 +256,10 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
 fn is_lasting(logical: &LogicalPlan) -> datafusion::error::Result<bool> {
     let mut lasting = true;
     logical.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            // Table functions have computed with their arguments already, and may have asked what time it is.
+            lasting &= is_table(scan)?;
+        }
         node.apply_expressions(|expr| {
             lasting &= !expr.exists(|inner| {
                 Ok(matches!(inner, Expr::ScalarFunction(call)

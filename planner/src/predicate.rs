@@ -15,6 +15,30 @@ pub(crate) fn lower(filter: &Expr, schema: &TableSchema) -> Vec<ColumnPredicate>
     predicates
 }
 
+/// Whether what [`lower`] makes of a condition is the whole of it, and is judged exactly by the scan: then no row needs to be
+/// looked at again.
+pub(crate) fn is_exact(filter: &Expr, schema: &TableSchema) -> bool {
+    let judged = |parts: usize| {
+        let lowered = lower(filter, schema);
+        let exact = |predicate: &ColumnPredicate| {
+            let column = schema.columns.iter().find(|column| column.id == predicate.column());
+            column.is_some_and(|column| predicate.is_exact_on(&column.data_type))
+        };
+        lowered.len() == parts && lowered.iter().all(exact)
+    };
+    match filter {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            is_exact(left, schema) && is_exact(right, schema)
+        }
+        // Each side may be a part of something larger that was left out.
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+            is_exact(left, schema) && is_exact(right, schema) && judged(1)
+        }
+        Expr::Between(_) => judged(2),
+        _ => judged(1),
+    }
+}
+
 fn collect(filter: &Expr, schema: &TableSchema, out: &mut Vec<ColumnPredicate>) {
     match filter {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {

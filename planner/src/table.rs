@@ -81,6 +81,12 @@ impl ShoalTable {
     }
 }
 
+/// Whether a scan reads a table of the catalog.
+pub(crate) fn is_table(scan: &TableScan) -> Result<bool> {
+    let provider = source_as_provider(&scan.source)?;
+    Ok((provider.as_ref() as &dyn std::any::Any).is::<ShoalTable>())
+}
+
 /// The most slices that a partition is read in; 1 for what is no table of ours.
 pub(crate) fn slices_of(scan: &TableScan) -> Result<u32> {
     let provider = source_as_provider(&scan.source)?;
@@ -110,6 +116,7 @@ impl TableProvider for ShoalTable {
         let schema = &self.definition()?.schema;
         let support = |filter: &&Expr| match predicate::lower(filter, schema).is_empty() {
             true => TableProviderFilterPushDown::Unsupported,
+            false if predicate::is_exact(filter, schema) => TableProviderFilterPushDown::Exact,
             false => TableProviderFilterPushDown::Inexact,
         };
         Ok(filters.iter().map(support).collect())

@@ -27,6 +27,9 @@ const PAGES_PER_CALL_MAX: usize = 8;
 /// If fewer rows than one in so many are left, conditions look at these alone.
 const FEW_ONE_IN: usize = 4;
 
+/// A batch shares the stored dictionary unless that has this many times more values than the batch has rows.
+const DICTIONARY_ROWS_ONE_IN: usize = 8;
+
 /// A running scan. Each step reads a bounded number of pages. A failed step ends it.
 pub struct Scan {
     schema: SchemaRef,
@@ -139,7 +142,12 @@ impl Scan {
         let columns: Vec<Wanted> = spec.columns.iter().map(wanted).collect::<Result<_>>()?;
         let condition = |predicate: &ColumnPredicate| {
             let column = place(predicate.column())?;
-            let evaluator = Evaluator::new(predicate, &layout.schema.columns[column].data_type);
+            let data_type = &layout.schema.columns[column].data_type;
+            let evaluator = Evaluator::new(predicate, data_type);
+            if evaluator.is_none() && predicate.is_exact_on(data_type) {
+                // Nobody looks at the rows again, so better no answer than a wrong one.
+                return Err(Error::internal(format!("a condition on a column of type {data_type} cannot be judged")));
+            }
             Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
         };
         let mut conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
@@ -380,7 +388,12 @@ fn coded_text() -> DataType {
 /// Text as a dictionary: the stored one where there is one, so that pages of one row group share it.
 fn load_coded(source: &dyn Source, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
     let failed = |error| Error::internal(format!("cannot give a column as a dictionary: {error}"));
-    let Some(PageCodes { dictionary, codes, nulls }) = source.codes(column)? else {
+    let codes = source.codes(column)?;
+    // Few rows shall not hold on to a large dictionary.
+    let worth = |codes: &PageCodes| {
+        wanted.is_none_or(|wanted| wanted.len() * DICTIONARY_ROWS_ONE_IN >= codes.dictionary.values().len())
+    };
+    let Some(PageCodes { dictionary, codes, nulls }) = codes.filter(worth) else {
         return cast(&source.load(column, wanted)?, &coded_text()).map_err(failed);
     };
     let (codes, nulls) = match wanted {

@@ -8,7 +8,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, Result, ScanSpec};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::edge::codec::with_schema;
 use super::edge::output::batch_bytes;
@@ -76,10 +76,16 @@ pub(super) fn scan(group: &Arc<TaskGroup>, spec: &ScanSpec, schema: SchemaRef) -
 pub(super) async fn fetch(group: Arc<TaskGroup>, spec: FetchSpec, addresses: Vec<u64>) -> Result<RecordBatch> {
     let partition = spec.partition;
     let reading = async {
-        let snapshot = group.snapshot(partition)?;
-        // Known to the group, so that letting go waits for it.
-        let fetching = group.node.env.blocking(move || snapshot.fetch(&spec, &addresses));
-        group.scans.track_future(fetching).await?
+        let snapshot = group.pinned(partition)?;
+        let (sender, receiver) = oneshot::channel();
+        let env = group.node.env.clone();
+        // A task of its own, which whoever lets go of the snapshots waits for, also if the reader has gone.
+        let fetching = async move {
+            let fetched = env.blocking(move || snapshot.fetch(&spec, &addresses)).await;
+            let _ = sender.send(fetched.map_err(Error::from).and_then(|fetched| fetched));
+        };
+        group.node.env.spawn("fetch", group.scans.track_future(fetching));
+        receiver.await.unwrap_or_else(|_| Err(Error::internal("fetching rows broke off")))
     };
     let fetched = reading.await;
     match &fetched {

@@ -28,6 +28,9 @@ use crate::groups::Groups;
 /// Groups that are collected before what they came to is handed on: a later stage puts equal ones together.
 const GROUPS_MAX: usize = 256 * 1024;
 
+/// Bytes of text in their keys that are collected before that.
+const TEXT_BYTES_MAX: usize = 16 << 20;
+
 /// Does the work of the partial [`AggregateExec`] that is its input, whose own input gives text as dictionaries.
 #[derive(Debug, Clone)]
 pub(crate) struct CodedAggregateExec {
@@ -164,8 +167,9 @@ impl Run {
         }
         let bytes = collected.accumulators.iter().map(|accumulator| accumulator.size()).sum::<usize>();
         let held = self.reservation.try_resize(bytes + collected.groups.memory_bytes());
+        let few = total < GROUPS_MAX && collected.groups.text_bytes() < TEXT_BYTES_MAX;
         match held {
-            Ok(()) if total < GROUPS_MAX => Ok(None),
+            Ok(()) if few => Ok(None),
             Ok(()) => self.emit(),
             // A later stage has to bear it then: this one starts again with nothing.
             Err(_) => self.emit(),

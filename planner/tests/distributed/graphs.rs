@@ -39,17 +39,15 @@ async fn scans_filters_and_pruning() {
           CoalescePartitionsExec
             ExchangeExec: gather f0 from 4 tasks
         f0 on [p2, p3, p4, p5] -> gather
-          FilterExec: delay@2 > 40 AND origin@1 = SEA, projection=[id@0, origin@1]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin, delay], where=[delay > 40, origin = 'SEA']"#]]).await;
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin], where=[delay > 40, origin = 'SEA']"#]]).await;
     check(
         &world,
         "SELECT origin FROM flights WHERE id = 205",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          ExchangeExec: gather f0 from 1 tasks
-        f0 on [p4] -> gather
-          FilterExec: id@0 = 205, projection=[origin@1]
-            LeafScanExec: table=flights, partitions=[p4], columns=[id, origin], where=[id = 205]"#]],
+            f1 on [coordinator] -> gather
+              ExchangeExec: gather f0 from 1 tasks
+            f0 on [p4] -> gather
+              LeafScanExec: table=flights, partitions=[p4], columns=[origin], where=[id = 205]"#]],
     )
     .await;
     check(
@@ -60,51 +58,46 @@ async fn scans_filters_and_pruning() {
               CoalescePartitionsExec
                 ExchangeExec: gather f0 from 2 tasks
             f0 on [p2, p5] -> gather
-              FilterExec: id@0 = 5 OR id@0 = 399, projection=[origin@1]
-                LeafScanExec: table=flights, partitions=[p2, p5], columns=[id, origin], where=[id IN (5, 399)]"#]],
+              LeafScanExec: table=flights, partitions=[p2, p5], columns=[origin], where=[id IN (5, 399)]"#]],
     )
     .await;
     check(
         &world,
         "SELECT origin FROM flights WHERE id >= 100 AND id < 200",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          ExchangeExec: gather f0 from 1 tasks
-        f0 on [p3] -> gather
-          FilterExec: id@0 >= 100 AND id@0 < 200, projection=[origin@1]
-            LeafScanExec: table=flights, partitions=[p3], columns=[id, origin], where=[id >= 100, id < 200]"#]],
+            f1 on [coordinator] -> gather
+              ExchangeExec: gather f0 from 1 tasks
+            f0 on [p3] -> gather
+              LeafScanExec: table=flights, partitions=[p3], columns=[origin], where=[id >= 100, id < 200]"#]],
     )
     .await;
     check(
         &world,
         "SELECT origin FROM flights WHERE id < 0 AND id > 500",
         expect![[r#"
-        f0 on [coordinator] -> gather
-          FilterExec: id@0 < 0 AND id@0 > 500, projection=[origin@1]
-            EmptyExec"#]],
+            f0 on [coordinator] -> gather
+              EmptyExec"#]],
     )
     .await;
     check(
         &world,
         "SELECT c FROM pairs WHERE a = 3 AND b = 'b12'",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          ExchangeExec: gather f0 from 1 tasks
-        f0 on [p17] -> gather
-          FilterExec: a@0 = 3 AND b@1 = b12, projection=[c@2]
-            LeafScanExec: table=pairs, partitions=[p17], columns=[a, b, c], where=[a = 3, b = 'b12']"#]],
+            f1 on [coordinator] -> gather
+              ExchangeExec: gather f0 from 1 tasks
+            f0 on [p17] -> gather
+              LeafScanExec: table=pairs, partitions=[p17], columns=[c], where=[a = 3, b = 'b12']"#]],
     )
     .await;
     check(
         &world,
         "SELECT c FROM pairs WHERE a = 3",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          CoalescePartitionsExec
-            ExchangeExec: gather f0 from 4 tasks
-        f0 on [p14, p15, p16, p17] -> gather
-          FilterExec: a@0 = 3, projection=[c@1]
-            LeafScanExec: table=pairs, partitions=[p14, p15, p16, p17], columns=[a, c], where=[a = 3]"#]],
+            f1 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f0 from 4 tasks
+            f0 on [p14, p15, p16, p17] -> gather
+              LeafScanExec: table=pairs, partitions=[p14, p15, p16, p17], columns=[c], where=[a = 3]"#]],
     )
     .await;
     check(&world, "SELECT * FROM flights LIMIT 5", expect![[r#"
@@ -118,14 +111,13 @@ async fn scans_filters_and_pruning() {
         &world,
         "SELECT id FROM flights WHERE delay > 0 LIMIT 5 OFFSET 2",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          ProjectionExec: expr=[id@0 as id]
-            GlobalLimitExec: skip=2, fetch=5
-              CoalescePartitionsExec: fetch=7
-                ExchangeExec: gather f0 from 4 tasks
-        f0 on [p2, p3, p4, p5] -> gather
-          FilterExec: delay@1 > 0, fetch=7
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay], where=[delay > 0]"#]],
+            f1 on [coordinator] -> gather
+              GlobalLimitExec: skip=2, fetch=5
+                CoalescePartitionsExec: fetch=7
+                  ExchangeExec: gather f0 from 4 tasks
+            f0 on [p2, p3, p4, p5] -> gather
+              LocalLimitExec: fetch=7
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id], where=[delay > 0]"#]],
     )
     .await;
 }
@@ -220,8 +212,7 @@ async fn aggregates_and_order() {
             f0 on [p2] -> hash into 2
               CodedAggregateExec
                 AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[count(Int64(1))]
-                  FilterExec: id@0 < 100, projection=[origin@1]
-                    LeafScanExec: table=flights, partitions=[p2], columns=[id, origin], where=[id < 100]"#]],
+                  LeafScanExec: table=flights, partitions=[p2], columns=[origin], where=[id < 100]"#]],
     )
     .await;
 }
@@ -437,10 +428,9 @@ async fn wide_rows_and_large_partitions() {
               SortPreservingMergeExec: [distance@5 DESC], fetch=3
                 ExchangeExec: gather f0 from 4 tasks, ordered by [distance@5 DESC]
             f0 on [p2, p3, p4, p5] -> gather
-              LateFetchExec: columns=[id, ts, destination]
-                SortExec: TopK(fetch=3), expr=[distance@2 DESC], preserve_partitioning=[true]
-                  FilterExec: delay@1 > 5 AND origin@0 LIKE J%
-                    LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay, distance, _address], where=[delay > 5, origin LIKE 'J%']"#]],
+              LateFetchExec: columns=[id, ts, origin, destination, delay]
+                SortExec: TopK(fetch=3), expr=[distance@0 DESC], preserve_partitioning=[true]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[distance, _address], where=[delay > 5, origin LIKE 'J%']"#]],
     )
     .await;
     let options = PlanOptions {
@@ -453,12 +443,11 @@ async fn wide_rows_and_large_partitions() {
         (
             "SELECT origin, avg(delay) FROM flights WHERE id < 100 GROUP BY origin",
             expect![[r#"
-            f1 on [coordinator] -> gather
-              ExchangeExec: gather f0 from 1 tasks
-            f0 on [p2] -> gather
-              AggregateExec: mode=Single, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
-                FilterExec: id@0 < 100, projection=[origin@1, delay@2]
-                  LeafScanExec: table=flights, partitions=[p2], columns=[id, origin, delay], where=[id < 100]"#]],
+                f1 on [coordinator] -> gather
+                  ExchangeExec: gather f0 from 1 tasks
+                f0 on [p2] -> gather
+                  AggregateExec: mode=Single, gby=[origin@0 as origin], aggr=[avg(flights.delay)]
+                    LeafScanExec: table=flights, partitions=[p2], columns=[origin, delay], where=[id < 100]"#]],
         ),
         (
             "SELECT origin, avg(delay) FROM flights GROUP BY origin",

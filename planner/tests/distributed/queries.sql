@@ -116,3 +116,11 @@ SELECT origin, count(*) FILTER (WHERE delay > 10) FROM flights GROUP BY origin O
 SELECT origin, array_agg(id ORDER BY id) FROM flights WHERE id < 40 GROUP BY origin ORDER BY origin;
 SELECT v, count(*) FROM nothing GROUP BY v;
 SELECT upper(origin) AS u, destination, count(*) FROM flights GROUP BY u, destination ORDER BY u, destination;
+SELECT origin, count(*) FROM flights WHERE delay > (SELECT avg(delay) FROM flights) GROUP BY origin ORDER BY origin;
+SELECT count(*) FROM (SELECT * FROM (SELECT * FROM flights WHERE delay % 7 = 1 LIMIT 2) ORDER BY distance LIMIT 3);
+SELECT id FROM flights WHERE (origin = 'JFK' AND id % 2 = 0) OR origin = 'SEA' ORDER BY id;
+SELECT id FROM flights WHERE origin IN ('JFK', NULL) OR id = 3 ORDER BY id;
+SELECT id FROM flights WHERE delay BETWEEN 10 AND 20 AND NOT (origin = 'SEA') ORDER BY id;
+SELECT id FROM flights WHERE origin NOT IN ('JFK', 'SEA') ORDER BY id;
+SELECT id FROM flights WHERE delay IS NULL OR origin IS NULL ORDER BY id;
+SELECT count(*) FROM flights WHERE distance > 100.5 AND delay <= 12;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt64Array};
-use datafusion::arrow::compute::{cast, filter_record_batch, take_record_batch};
+use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, UInt64Array};
+use datafusion::arrow::compute::{cast, filter_record_batch, ilike, like, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
@@ -44,8 +44,12 @@ impl TaskInputs for Inputs {
         let all = &self.rows[&spec.partition];
         let table = &self.schemas[&spec.table];
         let column = |id| all.column(table.index_of(id).unwrap());
-        // Every condition is used on partitions of even number and none on the others: both must give the same answer.
-        let used = if spec.partition.0.is_multiple_of(2) { spec.predicates.as_slice() } else { &[] };
+        // Conditions that are hints are used on partitions of even number only: both must give the same answer.
+        let type_of = |predicate: &ColumnPredicate| column(predicate.column()).data_type().clone();
+        let is_used = |predicate: &&ColumnPredicate| {
+            spec.partition.0.is_multiple_of(2) || predicate.is_exact_on(&type_of(predicate))
+        };
+        let used: Vec<&ColumnPredicate> = spec.predicates.iter().filter(is_used).collect();
         let keep: BooleanArray = (0..all.num_rows())
             .map(|row| Some(used.iter().all(|predicate| holds(predicate, &datum(column(predicate.column()), row)))))
             .collect();
@@ -99,8 +103,12 @@ fn holds(predicate: &ColumnPredicate, value: &Datum) -> bool {
         ColumnPredicate::IsNull { .. } => *value == Datum::Null,
         ColumnPredicate::IsNotNull { .. } => *value != Datum::Null,
         _ if *value == Datum::Null => false,
-        // Left to the filter above, as an engine may.
-        ColumnPredicate::Like { .. } => true,
+        ColumnPredicate::Like { pattern, negated, ignore_case, .. } => {
+            let Datum::Text(text) = value else { panic!("LIKE on {value:?}") };
+            let (text, pattern) = (StringArray::from(vec![text.as_str()]), StringArray::from(vec![pattern.as_str()]));
+            let matches = if *ignore_case { ilike(&text, &pattern) } else { like(&text, &pattern) };
+            matches.unwrap().value(0) != *negated
+        }
         ColumnPredicate::In { values, .. } => values.contains(value),
         ColumnPredicate::Compare { op, value: constant, .. } => match op {
             CompareOp::Eq => value == constant,

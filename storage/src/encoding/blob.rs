@@ -20,8 +20,9 @@ const LZ4_RATIO_MAX: usize = 255;
 const RAW_BYTES_MAX: usize = 1 << 31;
 
 pub(super) fn write(bytes: &[u8], effort: Effort, out: &mut Vec<u8>) -> Result<()> {
-    let length = |bytes: &[u8]| {
-        u32::try_from(bytes.len()).map_err(|_| Error::new(ErrorCode::LimitExceeded, "a page of more than 4 GiB"))
+    let length = |bytes: &[u8]| match u32::try_from(bytes.len()) {
+        Ok(length) if bytes.len() <= RAW_BYTES_MAX => Ok(length),
+        _ => Err(Error::new(ErrorCode::LimitExceeded, "a page of more than 2 GiB")),
     };
     let raw_len = length(bytes)?;
     let best = match effort == Effort::Full && bytes.len() >= COMPRESS_BYTES_MIN {

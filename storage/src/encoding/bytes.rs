@@ -1,7 +1,7 @@
 //! Strings and byte strings, end to end with their lengths.
 
 use arrow::array::ArrayData;
-use arrow::buffer::Buffer;
+use arrow::buffer::{Buffer, NullBuffer};
 use shoal_kernel::{Error, ErrorCode, Result};
 
 use super::dictionary::Dictionary;
@@ -69,17 +69,24 @@ fn too_long() -> Error {
 /// Short values are copied as so many bytes at once; what is too much is written over by the next.
 const COPY_BYTES: usize = 16;
 
-/// The values that codes stand for: bounds and bytes. Codes have been checked.
+/// The values that codes stand for: bounds and bytes; nothing for NULLs. Codes have been checked.
 pub(super) fn gather(
-    codes: impl ExactSizeIterator<Item = u32>,
+    codes: impl ExactSizeIterator<Item = u32> + Clone,
+    nulls: Option<&NullBuffer>,
     dictionary: &Dictionary,
 ) -> Result<(Vec<u32>, Vec<u8>)> {
     let (bounds, bytes) = (dictionary.bounds(), dictionary.bytes());
+    let span = |(row, code): (usize, u32)| match nulls.is_none_or(|nulls| nulls.is_valid(row)) {
+        true => (bounds[code as usize] as usize, bounds[code as usize + 1] as usize),
+        false => (0, 0),
+    };
+    // A value may be a million times longer than the mean: only the exact sum is worth asking memory for.
+    let total: usize = codes.clone().enumerate().map(span).map(|(start, end)| end - start).sum();
+    u32::try_from(total).map_err(|_| too_long())?;
     let mut offsets = Vec::with_capacity(codes.len() + 1);
     offsets.push(0u32);
-    let mut out: Vec<u8> = Vec::with_capacity(codes.len() * dictionary.mean_bytes() + COPY_BYTES);
-    for code in codes {
-        let (start, end) = (bounds[code as usize] as usize, bounds[code as usize + 1] as usize);
+    let mut out: Vec<u8> = Vec::with_capacity(total + COPY_BYTES);
+    for (start, end) in codes.enumerate().map(span) {
         let (length, at) = (end - start, out.len());
         match bytes.get(start..start + COPY_BYTES) {
             Some(wide) if length <= COPY_BYTES => {
@@ -88,7 +95,7 @@ pub(super) fn gather(
             }
             _ => out.extend_from_slice(&bytes[start..end]),
         }
-        offsets.push(u32::try_from(out.len()).map_err(|_| too_long())?);
+        offsets.push(out.len() as u32);
     }
     Ok((offsets, out))
 }

@@ -50,8 +50,10 @@ impl Float for u32 {
 /// The number of units, if it stands for exactly these bits.
 fn units<T: Float>(bits: u64, power: f64) -> Option<i64> {
     let scaled = (T::to_double(bits) * power).round();
-    let exact = scaled.abs() < EXACT_MAX && T::of_double(scaled / power) == bits;
-    exact.then_some(scaled as i64)
+    let units = scaled as i64;
+    // As the reader will compute it: of a negative zero, whole numbers know nothing.
+    let exact = scaled.abs() < EXACT_MAX && T::of_double(units as f64 / power) == bits;
+    exact.then_some(units)
 }
 
 /// Writes floats given by their bits, if they were decimals; else writes nothing and says so.

@@ -11,6 +11,8 @@ use super::{Effort, Input, Physical, bytes, malformed, narrow, physical, words, 
 
 /// More distinct values than this are not worth a dictionary.
 const VALUES_MAX: usize = 48 * 1024;
+/// Nor are values that take more bytes than this together: a dictionary is decoded as a whole.
+const BYTES_MAX: usize = 4 << 20;
 /// After so many rows of which more than this share (of 8) are distinct, there will be no dictionary.
 const SAMPLE_ROWS: usize = 4096;
 const SAMPLE_DISTINCT_EIGHTHS: usize = 7;
@@ -45,10 +47,6 @@ impl Dictionary {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    pub(super) fn mean_bytes(&self) -> usize {
-        self.bytes.len() / self.len().max(1) + 1
     }
 
     /// Decodes a dictionary of that column type.
@@ -91,7 +89,9 @@ pub(super) fn encode(pages: &[ArrayRef]) -> Result<Option<Coded>> {
             let order = |word: u64| if signed { word ^ (1 << 63) } else { word };
             let words: Vec<Vec<u64>> = data.iter().map(|data| words_of(data, width, signed)).collect();
             let rows = words.iter().map(|page| page.iter().copied().map(order));
-            let Some(coded) = code(pages, rows, |word| xxh3_64(&word.to_le_bytes())) else { return Ok(None) };
+            let Some(coded) = code(pages, rows, |word| xxh3_64(&word.to_le_bytes()), |_| width) else {
+                return Ok(None);
+            };
             let values: Vec<u64> = coded.values.iter().copied().map(order).collect();
             let mut dictionary = count(values.len())?;
             words::write(&values, None, signed, Effort::Full, &mut dictionary);
@@ -99,7 +99,7 @@ pub(super) fn encode(pages: &[ArrayRef]) -> Result<Option<Coded>> {
         }
         Physical::Bytes { wide_offsets } => {
             let rows = data.iter().map(|data| bytes::values(data, wide_offsets));
-            let Some(coded) = code(pages, rows, |bytes| xxh3_64(bytes)) else { return Ok(None) };
+            let Some(coded) = code(pages, rows, |bytes| xxh3_64(bytes), |bytes| bytes.len()) else { return Ok(None) };
             let mut dictionary = count(coded.values.len())?;
             bytes::write(coded.values.iter().copied(), Effort::Full, &mut dictionary)?;
             Ok(Some(Coded { dictionary, codes: coded.codes }))
@@ -123,11 +123,12 @@ fn code<T: Copy + Ord>(
     pages: &[ArrayRef],
     rows: impl Iterator<Item = impl Iterator<Item = T>>,
     hash: impl Fn(&T) -> u64,
+    size: impl Fn(&T) -> usize,
 ) -> Option<Values<T>> {
     let mut values: Vec<T> = Vec::new();
     let mut known: HashTable<u32> = HashTable::new();
     let mut codes: Vec<Vec<u64>> = Vec::with_capacity(pages.len());
-    let mut seen = 0;
+    let (mut seen, mut bytes) = (0, 0);
     for (page, rows) in pages.iter().zip(rows) {
         let mut of_page = Vec::with_capacity(page.len());
         for (row, value) in rows.enumerate() {
@@ -139,13 +140,14 @@ fn code<T: Copy + Ord>(
             let place = *entry
                 .or_insert_with(|| {
                     values.push(value);
+                    bytes += size(&value);
                     values.len() as u32 - 1
                 })
                 .get();
             of_page.push(u64::from(place));
             seen += 1;
             let hopeless = seen == SAMPLE_ROWS && values.len() * 8 > SAMPLE_ROWS * SAMPLE_DISTINCT_EIGHTHS;
-            if hopeless || values.len() > VALUES_MAX {
+            if hopeless || values.len() > VALUES_MAX || bytes > BYTES_MAX {
                 return None;
             }
         }

@@ -242,7 +242,7 @@ pub(crate) fn decode_page(
         && let Some((codes, nulls)) = decode_codes(page, rows, dictionary)?
     {
         return match wanted {
-            None => from_codes(codes.into_iter(), nulls, data_type, dictionary),
+            None => from_codes(codes.iter().copied(), nulls, data_type, dictionary),
             Some(wanted) => {
                 let nulls = nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect());
                 from_codes(wanted.iter().map(|&row| codes[row as usize]), nulls, data_type, dictionary)
@@ -258,7 +258,7 @@ pub(crate) fn decode_page(
 
 /// The values that checked codes stand for.
 fn from_codes(
-    codes: impl ExactSizeIterator<Item = u32>,
+    codes: impl ExactSizeIterator<Item = u32> + Clone,
     nulls: Option<NullBuffer>,
     data_type: &DataType,
     dictionary: &Dictionary,
@@ -267,8 +267,9 @@ fn from_codes(
         let indices = UInt32Array::new(codes.collect::<Vec<_>>().into(), nulls);
         return take(dictionary.values(), &indices, None).map_err(malformed);
     };
-    let builder = ArrayData::builder(data_type.clone()).len(codes.len()).nulls(nulls);
-    let (bounds, bytes) = bytes::gather(codes, dictionary)?;
+    let rows = codes.len();
+    let (bounds, bytes) = bytes::gather(codes, nulls.as_ref(), dictionary)?;
+    let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls);
     let data = builder.add_buffer(bytes::offsets(bounds, wide_offsets)?).add_buffer(Buffer::from_vec(bytes));
     // SAFETY: the offsets ascend from zero to the length of the bytes, and each value is one of the dictionary's, which were
     // validated as a whole when it was decoded.

@@ -111,8 +111,11 @@ proptest! {
     }
 
     #[test]
-    fn decimals(units in prop::collection::vec(prop::option::of(-1_000_000i64..1_000_000), 1..300), digits in 0i32..7) {
-        let value = |units: &Option<i64>| units.map(|units| units as f64 / 10f64.powi(digits));
+    fn decimals(units in prop::collection::vec(prop::option::of(prop_oneof![Just(0), -1_000_000i64..1_000_000]), 1..300), digits in 0i32..7) {
+        let value = |units: &Option<i64>| units.map(|units| match units {
+            0 => -0.0,
+            units => units as f64 / 10f64.powi(digits),
+        });
         round_trip(Arc::new(Float64Array::from_iter(units.iter().map(value))));
         round_trip(Arc::new(Float32Array::from_iter(units.iter().map(|units| value(units).map(|value| value as f32)))));
     }
@@ -136,8 +139,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_are_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), tag in 0u8..7, rows in 0usize..40) {
-        for data_type in [DataType::Int64, DataType::Utf8, DataType::Boolean, DataType::Decimal128(10, 2)] {
+    fn arbitrary_bytes_are_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), tag in 0u8..10, rows in 0usize..40) {
+        for data_type in [
+            DataType::Int64, DataType::Utf8, DataType::Boolean, DataType::Decimal128(10, 2), DataType::Float64, DataType::Float32,
+        ] {
             let page: Vec<u8> = [tag, 0].into_iter().chain(bytes.iter().copied()).collect();
             let _ = decode_page(&page, &data_type, rows, None, None);
         }
@@ -157,6 +162,24 @@ fn nested_and_odd_types() {
     round_trip(Arc::new(StructArray::from(vec![(field, list)])));
     round_trip(Arc::new(NullArray::new(7)));
     round_trip(Arc::new(FixedSizeBinaryArray::try_from_iter([[1u8; 16], [2; 16], [3; 16], [4; 16]].iter()).unwrap()));
+}
+
+/// Memory follows what a page shows, not what its dictionary holds.
+#[test]
+fn one_long_text_among_short_ones_and_nulls() {
+    let long = "x".repeat(300_000);
+    let lone = StringArray::from_iter((0..8192).map(|row| (row == 4).then_some(long.as_str())));
+    let beside = StringArray::from_iter_values((0..8192).map(|row| if row == 4 { long.as_str() } else { "b" }));
+    for array in [lone, beside] {
+        let array: ArrayRef = Arc::new(array);
+        let chunk = encode_chunk(std::slice::from_ref(&array)).unwrap();
+        let dictionary = chunk.dictionary.map(|bytes| Dictionary::decode(&bytes, &DataType::Utf8).unwrap());
+        let back = decode_page(&chunk.pages[0], &DataType::Utf8, 8192, dictionary.as_ref(), None).unwrap();
+        assert_eq!(&back, &array);
+        assert!(back.get_array_memory_size() < 500_000, "{} bytes", back.get_array_memory_size());
+    }
+    let many = StringArray::from_iter_values((0..8192).map(|row| format!("{}{long:.2000}", row / 2)));
+    assert!(encode_chunk(&[Arc::new(many) as ArrayRef]).unwrap().dictionary.is_none(), "8 MB of distinct values");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use shoal_kernel::{Hlc, NodeId, PartitionId, QueryId, Result};
+use shoal_kernel::{Error, Hlc, NodeId, PartitionId, QueryId, Result};
 use tokio_util::task::TaskTracker;
 
 use crate::query::locked;
@@ -64,6 +64,15 @@ impl TaskGroup {
         self.newest.fetch_max(self.node.replicas.newest().0, Ordering::Relaxed);
         snapshots.insert(partition, snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// The snapshot that a scan of this attempt has pinned; never another one.
+    ///
+    /// # Errors
+    /// Nothing of the partition was pinned, or it has been let go of.
+    pub(crate) fn pinned(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
+        let pinned = locked(&self.snapshots).get(&partition).cloned();
+        pinned.ok_or_else(|| Error::internal(format!("no snapshot of partition {partition} is pinned")))
     }
 
     pub(crate) fn count_scanned(&self, rows: usize, bytes: usize) {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, Int64Array, StringArray, UInt64Array};
-use arrow::compute::{cast, concat_batches, take_record_batch};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, StringArray, UInt64Array};
+use arrow::compute::{cast, concat_batches, filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::util::pretty::pretty_format_batches;
@@ -16,10 +16,11 @@ use datafusion::prelude::SessionContext;
 use shoal_catalog::{Catalog, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table, TableOptions};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{
-    Column, ColumnId, Datum, Env, Epoch, Error, ErrorCode, FetchSpec, NodeId, PartitionId, QueryId, Result, ScanSpec,
-    TableId, TableKind, TableSchema,
+    Column, ColumnId, ColumnPredicate, CompareOp, Datum, Env, Epoch, Error, ErrorCode, FetchSpec, NodeId, PartitionId,
+    QueryId, Result, ScanSpec, TableId, TableKind, TableSchema,
 };
 use shoal_planner::{FragmentGraph, PlanOptions, Planner, Statement};
+use shoal_storage::datum_at;
 
 use crate::query::{
     BatchIterator, LocalReplicas, PartitionSnapshot, Placement, QueryLimits, QueryService, QueryStats, RunOptions,
@@ -124,7 +125,13 @@ impl PartitionSnapshot for Snapshot {
                 .iter()
                 .fold(batch, |batch, id| with_coded(&batch, spec.columns.iter().position(|column| column == id)))
         };
-        let batches: Vec<RecordBatch> = rows.batches.iter().map(|batch| coded(project(batch, &places))).collect();
+        // Addresses count all rows, and nothing here fetches what was filtered.
+        let judged = |batch: &RecordBatch| match spec.addresses {
+            true => batch.clone(),
+            false => keep_matching(batch, &rows.columns, &spec.predicates),
+        };
+        let batches: Vec<RecordBatch> = rows.batches.iter().map(judged).collect();
+        let batches: Vec<RecordBatch> = batches.iter().map(|batch| coded(project(batch, &places))).collect();
         let times = match self.fault {
             Some(Fault::Endless) => usize::MAX,
             Some(Fault::Repeat(times)) => times,
@@ -162,6 +169,33 @@ impl PartitionSnapshot for Snapshot {
         let wanted = UInt64Array::from(addresses.to_vec());
         Ok(take_record_batch(&project(&all, &places), &wanted).unwrap())
     }
+}
+
+/// Leaves out what breaks a condition that the reader does not look at again.
+fn keep_matching(batch: &RecordBatch, columns: &[ColumnId], predicates: &[ColumnPredicate]) -> RecordBatch {
+    let holds = |predicate: &ColumnPredicate, row: usize| {
+        let place = columns.iter().position(|column| *column == predicate.column()).unwrap();
+        let value = datum_at(batch.column(place), row).unwrap();
+        match predicate {
+            _ if !predicate.is_exact_on(batch.column(place).data_type()) => true,
+            ColumnPredicate::IsNull { .. } => value == Datum::Null,
+            _ if value == Datum::Null => false,
+            ColumnPredicate::IsNotNull { .. } => true,
+            ColumnPredicate::In { values, .. } => values.contains(&value),
+            ColumnPredicate::Like { .. } => panic!("no query here asks for that"),
+            ColumnPredicate::Compare { op, value: constant, .. } => match op {
+                CompareOp::Eq => value == *constant,
+                CompareOp::NotEq => value != *constant,
+                CompareOp::Lt => value < *constant,
+                CompareOp::LtEq => value <= *constant,
+                CompareOp::Gt => value > *constant,
+                CompareOp::GtEq => value >= *constant,
+            },
+        }
+    };
+    let keep: BooleanArray =
+        (0..batch.num_rows()).map(|row| Some(predicates.iter().all(|predicate| holds(predicate, row)))).collect();
+    filter_record_batch(batch, &keep).unwrap()
 }
 
 fn with_coded(batch: &RecordBatch, place: Option<usize>) -> RecordBatch {
