@@ -128,6 +128,8 @@ impl Server {
                 })
                 .workers(workers)
                 .keep_alive(KEEP_ALIVE)
+                // An answer is written as it comes: its last piece must not wait for the receipt of the one before.
+                .tcp_nodelay(true)
                 .max_connections(connections_max.div_ceil(workers))
                 // A client that goes away must stop its query, and all we see of that is the end of its half.
                 .h1_allow_half_closed(false)
