@@ -470,3 +470,31 @@ async fn wide_rows_and_large_partitions() {
         expected.assert_eq(&describe(&planned.graph));
     }
 }
+
+/// A limit from before the sort is not to be lost, nor are more key columns taken than there are bits to tell NULLs.
+#[tokio::test]
+async fn what_is_not_rewritten() {
+    let world = World::new().await;
+    let options = PlanOptions { target_partitions: 2, ..PlanOptions::default() };
+    let keys: Vec<String> = (0..64).map(|number| format!("id + {number}")).collect();
+    let wide = format!("SELECT origin, count(*) FROM flights GROUP BY origin, {}", keys.join(", "));
+    for (sql, absent) in [
+        (
+            "SELECT * FROM (SELECT * FROM flights WHERE delay % 7 = 1 AND id < 50 LIMIT 2) ORDER BY distance LIMIT 3",
+            "LateFetch",
+        ),
+        ("SELECT id, distance FROM flights ORDER BY distance LIMIT 3", "LateFetch"),
+        (wide.as_str(), "CodedAggregate"),
+        (
+            "SELECT origin, count(*) FROM flights WHERE delay > (SELECT 3) GROUP BY origin, origin || 'x'",
+            "CodedAggregate",
+        ),
+        ("SELECT origin, max(origin) FROM flights GROUP BY origin", "CodedAggregate"),
+    ] {
+        let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
+            panic!("not a query")
+        };
+        let graph = describe(&planned.graph);
+        assert!(!graph.contains(absent), "{sql}\n{graph}");
+    }
+}
