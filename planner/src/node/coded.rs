@@ -168,12 +168,8 @@ impl Run {
         let bytes = collected.accumulators.iter().map(|accumulator| accumulator.size()).sum::<usize>();
         let held = self.reservation.try_resize(bytes + collected.groups.memory_bytes());
         let few = total < GROUPS_MAX && collected.groups.text_bytes() < TEXT_BYTES_MAX;
-        match held {
-            Ok(()) if few => Ok(None),
-            Ok(()) => self.emit(),
-            // A later stage has to bear it then: this one starts again with nothing.
-            Err(_) => self.emit(),
-        }
+        // Without room for them a later stage has to bear the groups: this one starts again with nothing.
+        if held.is_ok() && few { Ok(None) } else { self.emit() }
     }
 
     /// Hands on what has been collected.

@@ -11,10 +11,15 @@ use crate::world::World;
 
 async fn check(world: &World, sql: &str, expected: Expect) {
     let options = PlanOptions { target_partitions: 2, ..PlanOptions::default() };
-    let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
+    expected.assert_eq(&graph_of(world, sql, &options).await);
+}
+
+/// The fragments of a query, in words.
+async fn graph_of(world: &World, sql: &str, options: &PlanOptions) -> String {
+    let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, options).await.unwrap() else {
         panic!("not a query")
     };
-    expected.assert_eq(&describe(&planned.graph));
+    describe(&planned.graph)
 }
 
 #[tokio::test]
@@ -464,10 +469,7 @@ async fn wide_rows_and_large_partitions() {
                   LeafScanExec: table=flights, partitions=[p2, p2, p3, p3, p4, p4, p5, p5], columns=[origin, delay]"#]],
         ),
     ] {
-        let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
-            panic!("not a query")
-        };
-        expected.assert_eq(&describe(&planned.graph));
+        expected.assert_eq(&graph_of(&world, sql, &options).await);
     }
 }
 
@@ -491,10 +493,7 @@ async fn what_is_not_rewritten() {
         ),
         ("SELECT origin, max(origin) FROM flights GROUP BY origin", "CodedAggregate"),
     ] {
-        let Statement::Query(planned) = world.planner.plan(sql, &world.catalog, &options).await.unwrap() else {
-            panic!("not a query")
-        };
-        let graph = describe(&planned.graph);
+        let graph = graph_of(&world, sql, &options).await;
         assert!(!graph.contains(absent), "{sql}\n{graph}");
     }
 }
