@@ -305,7 +305,7 @@ impl Scan {
             let Some(evaluator) = &condition.evaluator else { continue };
             let codes = match loaded.contains_key(&condition.column) {
                 true => None,
-                false => source.codes(condition.column)?,
+                false => source.codes(condition.column, None)?,
             };
             let matches = match codes {
                 Some(codes) => condition.judge(&codes)?.unwrap_or_else(|| BooleanBuffer::new_set(rows)),
@@ -388,20 +388,13 @@ fn coded_text() -> DataType {
 /// Text as a dictionary: the stored one where there is one, so that pages of one row group share it.
 fn load_coded(source: &dyn Source, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
     let failed = |error| Error::internal(format!("cannot give a column as a dictionary: {error}"));
-    let codes = source.codes(column)?;
+    let codes = source.codes(column, wanted)?;
     // Few rows shall not hold on to a large dictionary.
     let worth = |codes: &PageCodes| {
         wanted.is_none_or(|wanted| wanted.len() * DICTIONARY_ROWS_ONE_IN >= codes.dictionary.values().len())
     };
     let Some(PageCodes { dictionary, codes, nulls }) = codes.filter(worth) else {
         return cast(&source.load(column, wanted)?, &coded_text()).map_err(failed);
-    };
-    let (codes, nulls) = match wanted {
-        None => (codes, nulls),
-        Some(wanted) => (
-            wanted.iter().map(|&row| codes[row as usize]).collect(),
-            nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect()),
-        ),
     };
     let codes = UInt32Array::new(codes.into(), nulls);
     Ok(Arc::new(DictionaryArray::try_new(codes, dictionary.values().clone()).map_err(failed)?))
@@ -412,8 +405,8 @@ trait Source {
     /// All rows, or the wanted ones (ascending).
     fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef>;
 
-    /// The codes of the rows, if that is how they are stored.
-    fn codes(&self, column: usize) -> Result<Option<PageCodes>>;
+    /// The codes of all rows, or of the wanted ones (ascending), if that is how they are stored.
+    fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>>;
 }
 
 struct MemRows<'a> {
@@ -431,7 +424,7 @@ impl Source for MemRows<'_> {
         }
     }
 
-    fn codes(&self, _: usize) -> Result<Option<PageCodes>> {
+    fn codes(&self, _: usize, _: Option<&[u32]>) -> Result<Option<PageCodes>> {
         Ok(None)
     }
 }
@@ -447,8 +440,8 @@ impl Source for SegmentPage<'_> {
         self.segment.read_column(&self.layout.schema.columns[column], self.page, wanted)
     }
 
-    fn codes(&self, column: usize) -> Result<Option<PageCodes>> {
-        self.segment.read_codes(&self.layout.schema.columns[column], self.page)
+    fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {
+        self.segment.read_codes(&self.layout.schema.columns[column], self.page, wanted)
     }
 }
 

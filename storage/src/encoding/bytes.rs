@@ -37,7 +37,7 @@ pub(super) fn write<'a>(
 
 /// Reads `rows` values: bounds (one more than values), and the bytes between them.
 pub(super) fn read(input: &mut Input<'_>, rows: usize) -> Result<(Vec<u32>, Vec<u8>)> {
-    let lengths: Vec<u32> = words::read(input, rows)?;
+    let lengths: Vec<u32> = words::read(input, rows, None)?;
     let bytes = blob::read(input)?;
     let mut bounds = Vec::with_capacity(rows + 1);
     let mut end = 0u64;
@@ -71,22 +71,22 @@ const COPY_BYTES: usize = 16;
 
 /// The values that codes stand for: bounds and bytes; nothing for NULLs. Codes have been checked.
 pub(super) fn gather(
-    codes: impl ExactSizeIterator<Item = u32> + Clone,
+    codes: &[u32],
     nulls: Option<&NullBuffer>,
     dictionary: &Dictionary,
 ) -> Result<(Vec<u32>, Vec<u8>)> {
     let (bounds, bytes) = (dictionary.bounds(), dictionary.bytes());
-    let span = |(row, code): (usize, u32)| match nulls.is_none_or(|nulls| nulls.is_valid(row)) {
+    let span = |(row, &code): (usize, &u32)| match nulls.is_none_or(|nulls| nulls.is_valid(row)) {
         true => (bounds[code as usize] as usize, bounds[code as usize + 1] as usize),
         false => (0, 0),
     };
     // A value may be a million times longer than the mean: only the exact sum is worth asking memory for.
-    let total: usize = codes.clone().enumerate().map(span).map(|(start, end)| end - start).sum();
+    let total: usize = codes.iter().enumerate().map(span).map(|(start, end)| end - start).sum();
     u32::try_from(total).map_err(|_| too_long())?;
     let mut offsets = Vec::with_capacity(codes.len() + 1);
     offsets.push(0u32);
     let mut out: Vec<u8> = Vec::with_capacity(total + COPY_BYTES);
-    for (start, end) in codes.enumerate().map(span) {
+    for (start, end) in codes.iter().enumerate().map(span) {
         let (length, at) = (end - start, out.len());
         match bytes.get(start..start + COPY_BYTES) {
             Some(wide) if length <= COPY_BYTES => {

@@ -97,14 +97,23 @@ pub(super) fn write<T: Float>(bits: &[u64], nulls: Option<&NullBuffer>, out: &mu
     true
 }
 
-/// Reads the bits of `rows` floats.
-pub(super) fn read<T: Float>(input: &mut Input<'_>, rows: usize) -> Result<Vec<T>> {
+/// Reads of `rows` floats the bits of all, or of the wanted ones (ascending).
+pub(super) fn read<T: Float>(input: &mut Input<'_>, rows: usize, wanted: Option<&[u32]>) -> Result<Vec<T>> {
     let power = POWERS.get(usize::from(input.u8()?)).ok_or_else(|| malformed("impossible power of ten"))?;
-    let whole: Vec<u64> = words::read(input, rows)?;
+    let whole: Vec<u64> = words::read(input, rows, wanted)?;
     let mut bits: Vec<T> = whole.into_iter().map(|units| T::of(T::of_double(units as i64 as f64 / power))).collect();
     for _ in 0..input.u32()? {
-        let (row, value) = (input.u32()? as usize, input.u64()?);
-        *bits.get_mut(row).ok_or_else(|| malformed("an exception behind the last row"))? = T::of(value);
+        let (row, value) = (input.u32()?, input.u64()?);
+        if row as usize >= rows {
+            return Err(malformed("an exception behind the last row"));
+        }
+        let place = match wanted {
+            None => Some(row as usize),
+            Some(wanted) => wanted.binary_search(&row).ok(),
+        };
+        if let Some(bits) = place.and_then(|place| bits.get_mut(place)) {
+            *bits = T::of(value);
+        }
     }
     Ok(bits)
 }

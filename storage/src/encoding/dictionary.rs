@@ -59,7 +59,7 @@ impl Dictionary {
         let builder = ArrayData::builder(data_type.clone()).len(count);
         let (data, bounds, bytes) = match physical(data_type) {
             Physical::Words { width, .. } => {
-                (builder.add_buffer(narrow(&mut input, width, count)?).build(), Vec::new(), Vec::new())
+                (builder.add_buffer(narrow(&mut input, width, count, None)?).build(), Vec::new(), Vec::new())
             }
             Physical::Bytes { wide_offsets } => {
                 let (bounds, bytes) = bytes::read(&mut input, count)?;

@@ -8,6 +8,7 @@ mod blob;
 mod bytes;
 mod decimal;
 mod dictionary;
+mod packed;
 mod words;
 
 use std::sync::Arc;
@@ -212,20 +213,29 @@ fn open_page<'a>(page: &'a [u8], rows: usize) -> Result<(u8, Option<NullBuffer>,
     Ok((tag, nulls, input))
 }
 
-/// The codes of a page, if it has any: by row, all within the dictionary; and which rows are not NULL.
+/// The codes of a page, if it has any, of all rows or the wanted ones (ascending), all within the dictionary; and which of
+/// these rows are not NULL.
 pub(crate) fn decode_codes(
     page: &[u8],
     rows: usize,
     dictionary: &Dictionary,
+    wanted: Option<&[u32]>,
 ) -> Result<Option<(Vec<u32>, Option<NullBuffer>)>> {
     let (tag, nulls, mut input) = open_page(page, rows)?;
     if tag != TAG_CODES {
         return Ok(None);
     }
-    let codes: Vec<u32> = words::read(&mut input, rows)?;
+    let codes: Vec<u32> = words::read(&mut input, rows, wanted)?;
     match codes.iter().fold(0, |most, &code| most.max(code)) as usize >= dictionary.len() {
         true => Err(malformed("code outside the dictionary")),
-        false => Ok(Some((codes, nulls))),
+        false => Ok(Some((codes, pick_nulls(nulls, wanted)))),
+    }
+}
+
+fn pick_nulls(nulls: Option<NullBuffer>, wanted: Option<&[u32]>) -> Option<NullBuffer> {
+    match wanted {
+        None => nulls,
+        Some(wanted) => nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect()),
     }
 }
 
@@ -239,36 +249,26 @@ pub(crate) fn decode_page(
     wanted: Option<&[u32]>,
 ) -> Result<ArrayRef> {
     if let Some(dictionary) = dictionary
-        && let Some((codes, nulls)) = decode_codes(page, rows, dictionary)?
+        && let Some((codes, nulls)) = decode_codes(page, rows, dictionary, wanted)?
     {
-        return match wanted {
-            None => from_codes(codes.iter().copied(), nulls, data_type, dictionary),
-            Some(wanted) => {
-                let nulls = nulls.map(|nulls| wanted.iter().map(|&row| nulls.is_valid(row as usize)).collect());
-                from_codes(wanted.iter().map(|&row| codes[row as usize]), nulls, data_type, dictionary)
-            }
-        };
+        return from_codes(codes, nulls, data_type, dictionary);
     }
-    let all = decode_plain(page, data_type, rows)?;
-    match wanted {
-        None => Ok(all),
-        Some(wanted) => take(&all, &UInt32Array::from(wanted.to_vec()), None).map_err(malformed),
-    }
+    decode_plain(page, data_type, rows, wanted)
 }
 
 /// The values that checked codes stand for.
 fn from_codes(
-    codes: impl ExactSizeIterator<Item = u32> + Clone,
+    codes: Vec<u32>,
     nulls: Option<NullBuffer>,
     data_type: &DataType,
     dictionary: &Dictionary,
 ) -> Result<ArrayRef> {
     let Physical::Bytes { wide_offsets } = physical(data_type) else {
-        let indices = UInt32Array::new(codes.collect::<Vec<_>>().into(), nulls);
+        let indices = UInt32Array::new(codes.into(), nulls);
         return take(dictionary.values(), &indices, None).map_err(malformed);
     };
     let rows = codes.len();
-    let (bounds, bytes) = bytes::gather(codes, nulls.as_ref(), dictionary)?;
+    let (bounds, bytes) = bytes::gather(&codes, nulls.as_ref(), dictionary)?;
     let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls);
     let data = builder.add_buffer(bytes::offsets(bounds, wide_offsets)?).add_buffer(Buffer::from_vec(bytes));
     // SAFETY: the offsets ascend from zero to the length of the bytes, and each value is one of the dictionary's, which were
@@ -276,23 +276,32 @@ fn from_codes(
     Ok(make_array(unsafe { data.build_unchecked() }))
 }
 
-fn decode_plain(page: &[u8], data_type: &DataType, rows: usize) -> Result<ArrayRef> {
+fn decode_plain(page: &[u8], data_type: &DataType, rows: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
     let (tag, nulls, mut input) = open_page(page, rows)?;
-    let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls.clone());
-    let data = match (tag, physical(data_type)) {
-        (TAG_NULLS, _) => return Ok(new_null_array(data_type, rows)),
-        (TAG_IPC, _) => return from_ipc_bytes(&blob::read(&mut input)?, data_type, rows),
-        (TAG_WORDS, Physical::Words { width, .. }) => builder.add_buffer(narrow(&mut input, width, rows)?).build(),
+    let numbers = match (tag, physical(data_type)) {
+        (TAG_WORDS, Physical::Words { width, .. }) => Some(narrow(&mut input, width, rows, wanted)?),
         (TAG_DECIMALS, Physical::Words { width: 4, .. }) => {
-            builder.add_buffer(Buffer::from_vec(decimal::read::<u32>(&mut input, rows)?)).build()
+            Some(Buffer::from_vec(decimal::read::<u32>(&mut input, rows, wanted)?))
         }
         (TAG_DECIMALS, Physical::Words { width: 8, .. }) => {
-            builder.add_buffer(Buffer::from_vec(decimal::read::<u64>(&mut input, rows)?)).build()
+            Some(Buffer::from_vec(decimal::read::<u64>(&mut input, rows, wanted)?))
         }
-        (TAG_BITS, Physical::Bits) => return Ok(Arc::new(BooleanArray::new(read_bits(&mut input, rows)?, nulls))),
+        _ => None,
+    };
+    if let Some(numbers) = numbers {
+        let builder = ArrayData::builder(data_type.clone()).len(wanted.map_or(rows, <[u32]>::len));
+        let data = builder.nulls(pick_nulls(nulls, wanted)).add_buffer(numbers).build();
+        return Ok(make_array(data.map_err(malformed)?));
+    }
+    let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls.clone());
+    let data = match (tag, physical(data_type)) {
+        (TAG_NULLS, _) => return Ok(new_null_array(data_type, wanted.map_or(rows, <[u32]>::len))),
+        (TAG_IPC, _) => from_ipc_bytes(&blob::read(&mut input)?, data_type, rows)?.to_data(),
+        (TAG_BITS, Physical::Bits) => BooleanArray::new(read_bits(&mut input, rows)?, nulls).into_data(),
         (TAG_BYTES, Physical::Bytes { wide_offsets }) => {
             let (bounds, bytes) = bytes::read(&mut input, rows)?;
-            builder.add_buffer(bytes::offsets(bounds, wide_offsets)?).add_buffer(Buffer::from_vec(bytes)).build()
+            let builder = builder.add_buffer(bytes::offsets(bounds, wide_offsets)?);
+            builder.add_buffer(Buffer::from_vec(bytes)).build().map_err(malformed)?
         }
         (TAG_FIXED, Physical::Fixed { width }) => {
             let values = blob::read(&mut input)?;
@@ -300,11 +309,16 @@ fn decode_plain(page: &[u8], data_type: &DataType, rows: usize) -> Result<ArrayR
                 return Err(malformed("wrong length of fixed-size values"));
             }
             // Copied into a buffer with the alignment that 128-bit values need.
-            builder.add_buffer(Buffer::from_slice_ref(&values)).align_buffers(true).build()
+            let builder = builder.add_buffer(Buffer::from_slice_ref(&values));
+            builder.align_buffers(true).build().map_err(malformed)?
         }
         (tag, _) => return Err(malformed(format_args!("encoding {tag} does not fit type {data_type}"))),
     };
-    Ok(make_array(data.map_err(malformed)?))
+    let all = make_array(data);
+    match wanted {
+        None => Ok(all),
+        Some(wanted) => take(&all, &UInt32Array::from(wanted.to_vec()), None).map_err(malformed),
+    }
 }
 
 fn words_of(data: &ArrayData, width: usize, signed: bool) -> Vec<u64> {
@@ -329,12 +343,12 @@ fn words_of(data: &ArrayData, width: usize, signed: bool) -> Vec<u64> {
 }
 
 /// Reads numbers of that width in bytes.
-fn narrow(input: &mut Input<'_>, width: usize, rows: usize) -> Result<Buffer> {
+fn narrow(input: &mut Input<'_>, width: usize, rows: usize, wanted: Option<&[u32]>) -> Result<Buffer> {
     Ok(match width {
-        1 => Buffer::from_vec(words::read::<u8>(input, rows)?),
-        2 => Buffer::from_vec(words::read::<u16>(input, rows)?),
-        4 => Buffer::from_vec(words::read::<u32>(input, rows)?),
-        _ => Buffer::from_vec(words::read::<u64>(input, rows)?),
+        1 => Buffer::from_vec(words::read::<u8>(input, rows, wanted)?),
+        2 => Buffer::from_vec(words::read::<u16>(input, rows, wanted)?),
+        4 => Buffer::from_vec(words::read::<u32>(input, rows, wanted)?),
+        _ => Buffer::from_vec(words::read::<u64>(input, rows, wanted)?),
     })
 }
 

@@ -39,16 +39,20 @@ fn chunk_round_trip(array: &ArrayRef) -> bool {
         (0..bytes.len().min(64)).for_each(|cut| drop(Dictionary::decode(&bytes[..cut], data_type)));
     }
     for (page, bytes) in pages.iter().zip(&chunk.pages) {
-        let decode = |wanted| decode_page(bytes, data_type, page.len(), dictionary.as_ref(), wanted).unwrap();
+        let decode =
+            |wanted: Option<&[u32]>| decode_page(bytes, data_type, page.len(), dictionary.as_ref(), wanted).unwrap();
         assert_eq!(&decode(None), page);
-        let wanted: Vec<u32> = (0..page.len() as u32).step_by(3).collect();
-        assert_eq!(&decode(Some(&wanted)), &take(page, &UInt32Array::from(wanted.clone()), None).unwrap());
+        // Many rows, and so few that they are looked for one by one.
+        for step in [3, 7] {
+            let wanted: Vec<u32> = (0..page.len() as u32).step_by(step).collect();
+            assert_eq!(&decode(Some(&wanted)), &take(page, &UInt32Array::from(wanted.clone()), None).unwrap());
+        }
         assert_eq!(decode(Some(&[])).len(), 0);
         for cut in 0..bytes.len().min(64) {
             let _ = decode_page(&bytes[..cut], data_type, page.len(), dictionary.as_ref(), None);
         }
         if let Some(dictionary) = &dictionary
-            && let Some((codes, nulls)) = decode_codes(bytes, page.len(), dictionary).unwrap()
+            && let Some((codes, nulls)) = decode_codes(bytes, page.len(), dictionary, None).unwrap()
         {
             let codes = UInt32Array::new(codes.into(), nulls);
             assert_eq!(&take(dictionary.values(), &codes, None).unwrap(), page);

@@ -1,13 +1,11 @@
 //! Numbers of up to 64 bits: constant, frame of reference, steps between neighbours, steps between steps, or runs. What is
 //! packed is *patched*: it has the width that suits most values, and the few that do not fit stand beside it.
-//!
-//! Frame of reference with exceptions: Zukowski et al., "Super-Scalar RAM-CPU Cache Compression", ICDE 2006.
 
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::ArrowNativeType;
 use shoal_kernel::Result;
-use tantivy_bitpacker::{BitPacker, BitUnpacker};
 
+pub(super) use super::packed::Word;
+use super::packed::{self, Patched, bits_of, round_up, width_of};
 use super::{Effort, Input, malformed};
 
 const CONSTANT: u8 = 0;
@@ -16,29 +14,14 @@ const STEPS: u8 = 2;
 const STEPS_OF_STEPS: u8 = 3;
 const RUNS: u8 = 4;
 
-/// The packer decodes fast only while eight bytes can be read at every value.
-const PADDING_BYTES: usize = 8;
 /// One of so many values may lie below the frame for the sake of a narrower one.
 const OUTLIERS_BELOW: usize = 64;
+/// Fewer packed numbers than one in so many are quicker to find one by one.
+const FEW_ONE_IN: usize = 4;
 /// Runs shorter than this on average are not worth their own form.
 const RUN_ROWS_MIN: usize = 4;
 /// A form that costs more to decode must be smaller than this share (of 16) of the plain one.
 const WORTH_SIXTEENTHS: u64 = 14;
-
-/// A number as a column holds it.
-pub(super) trait Word: ArrowNativeType {
-    /// The low bits.
-    fn of(word: u64) -> Self;
-}
-
-macro_rules! word {
-    ($($native:ty),*) => { $(impl Word for $native {
-        fn of(word: u64) -> Self {
-            word as Self
-        }
-    })* };
-}
-word!(u8, u16, u32, u64);
 
 /// Writes the numbers. What a NULL holds is not kept.
 pub(super) fn write(words: &[u64], nulls: Option<&NullBuffer>, signed: bool, effort: Effort, out: &mut Vec<u8>) {
@@ -64,7 +47,7 @@ pub(super) fn write(words: &[u64], nulls: Option<&NullBuffer>, signed: bool, eff
     if effort == Effort::Quick {
         out.push(PACKED);
         out.extend_from_slice(&plain.base.to_le_bytes());
-        return write_patched(words.iter().map(|word| word.wrapping_sub(plain.base)), plain.width, out);
+        return packed::write(words.iter().map(|word| word.wrapping_sub(plain.base)), plain.width, out);
     }
     let packed = Frame::best(words, signed);
     let runs = 1 + words.windows(2).filter(|pair| pair[0] != pair[1]).count();
@@ -93,33 +76,37 @@ pub(super) fn write(words: &[u64], nulls: Option<&NullBuffer>, signed: bool, eff
     packed.write(words, out);
 }
 
-/// Reads `rows` numbers.
-pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize) -> Result<Vec<T>> {
-    match input.u8()? {
-        CONSTANT => Ok(vec![T::of(input.u64()?); rows]),
+/// Reads of `rows` numbers all, or the wanted ones (ascending).
+pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize, wanted: Option<&[u32]>) -> Result<Vec<T>> {
+    // What comes after the last wanted row is not worth unpacking.
+    let needed = wanted.map_or(rows, |wanted| wanted.last().map_or(0, |last| *last as usize + 1));
+    let all: Vec<T> = match input.u8()? {
+        CONSTANT => return Ok(vec![T::of(input.u64()?); wanted.map_or(rows, <[u32]>::len)]),
         PACKED => {
             let base = input.u64()?;
-            read_patched(input, rows, |offset| T::of(base.wrapping_add(offset)))
+            let numbers = Patched::read(input, rows, base)?;
+            match wanted.filter(|wanted| wanted.len() * FEW_ONE_IN < rows) {
+                Some(wanted) => return Ok(numbers.at(wanted)),
+                None => numbers.first(needed),
+            }
         }
         STEPS => {
-            let first = input.u64()?;
-            let base = input.u64()?;
-            let steps = read_patched(input, rows.saturating_sub(1), |offset| base.wrapping_add(offset))?;
-            let mut values = Vec::with_capacity(rows);
-            let mut value = first;
+            let (mut value, base) = (input.u64()?, input.u64()?);
+            let steps = Patched::read(input, rows.saturating_sub(1), base)?;
+            let steps: Vec<u64> = steps.first(needed.saturating_sub(1));
+            let mut values = Vec::with_capacity(needed);
             values.push(T::of(value));
             values.extend(steps.into_iter().map(|step| {
                 value = value.wrapping_add(step);
                 T::of(value)
             }));
-            values.truncate(rows);
-            Ok(values)
+            values
         }
         STEPS_OF_STEPS => {
-            let (mut value, mut step) = (input.u64()?, input.u64()?);
-            let base = input.u64()?;
-            let second = read_patched(input, rows.saturating_sub(2), |offset| base.wrapping_add(offset))?;
-            let mut values = Vec::with_capacity(rows);
+            let (mut value, mut step, base) = (input.u64()?, input.u64()?, input.u64()?);
+            let second = Patched::read(input, rows.saturating_sub(2), base)?;
+            let second: Vec<u64> = second.first(needed.saturating_sub(2));
+            let mut values = Vec::with_capacity(needed + 2);
             values.push(T::of(value));
             value = value.wrapping_add(step);
             values.push(T::of(value));
@@ -128,29 +115,39 @@ pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize) -> Result<Vec<T>
                 value = value.wrapping_add(step);
                 T::of(value)
             }));
-            values.truncate(rows);
-            Ok(values)
+            values
         }
-        RUNS => {
-            let runs = input.u32()? as usize;
-            if runs > rows {
-                return Err(malformed("more runs than rows"));
-            }
-            let base = input.u64()?;
-            let values = read_patched(input, runs, |offset| T::of(base.wrapping_add(offset)))?;
-            let lengths = read_patched(input, runs, |length| length)?;
-            let mut out = Vec::with_capacity(rows);
-            for (value, length) in values.into_iter().zip(lengths) {
-                let length = usize::try_from(length).ok().filter(|length| *length <= rows - out.len());
-                let length = length.ok_or_else(|| malformed("runs of more rows than there are"))?;
-                out.resize(out.len() + length, value);
-            }
-            match out.len() == rows {
-                true => Ok(out),
-                false => Err(malformed("runs of fewer rows than there are")),
-            }
+        RUNS => read_runs(input, rows)?,
+        other => return Err(malformed(format_args!("unknown number encoding {other}"))),
+    };
+    Ok(match wanted {
+        Some(wanted) => wanted.iter().map(|row| all[*row as usize]).collect(),
+        None => {
+            let mut all = all;
+            // A single row has no steps, and none at all not even a first value.
+            all.truncate(rows);
+            all
         }
-        other => Err(malformed(format_args!("unknown number encoding {other}"))),
+    })
+}
+
+fn read_runs<T: Word>(input: &mut Input<'_>, rows: usize) -> Result<Vec<T>> {
+    let runs = input.u32()? as usize;
+    if runs > rows {
+        return Err(malformed("more runs than rows"));
+    }
+    let base = input.u64()?;
+    let values: Vec<T> = Patched::read(input, runs, base)?.first(runs);
+    let lengths: Vec<u64> = Patched::read(input, runs, 0)?.first(runs);
+    let mut out = Vec::with_capacity(rows);
+    for (value, length) in values.into_iter().zip(lengths) {
+        let length = usize::try_from(length).ok().filter(|length| *length <= rows - out.len());
+        let length = length.ok_or_else(|| malformed("runs of more rows than there are"))?;
+        out.resize(out.len() + length, value);
+    }
+    match out.len() == rows {
+        true => Ok(out),
+        false => Err(malformed("runs of fewer rows than there are")),
     }
 }
 
@@ -176,7 +173,7 @@ fn write_runs(words: &[u64], signed: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(&(values.len() as u32).to_le_bytes());
     Frame::best(&values, signed).write(&values, out);
     let width = lengths.iter().copied().max().map_or(0, width_of);
-    write_patched(lengths.iter().copied(), width, out);
+    packed::write(lengths.iter().copied(), width, out);
 }
 
 /// A base, and the width that most offsets from it fit into.
@@ -222,82 +219,6 @@ impl Frame {
 
     fn write(&self, words: &[u64], out: &mut Vec<u8>) {
         out.extend_from_slice(&self.base.to_le_bytes());
-        write_patched(words.iter().map(|word| word.wrapping_sub(self.base)), self.width, out);
-    }
-}
-
-/// Writes the numbers at that width, and beside them those that need more.
-fn write_patched(numbers: impl Iterator<Item = u64> + Clone, width: u8, out: &mut Vec<u8>) {
-    let fits = |number: u64| bits_of(number) <= width;
-    let exceptions: Vec<(u64, u64)> = (0..).zip(numbers.clone()).filter(|(_, number)| !fits(*number)).collect();
-    out.extend_from_slice(&(exceptions.len() as u32).to_le_bytes());
-    pack(numbers.map(|number| if fits(number) { number } else { 0 }), width, out);
-    if !exceptions.is_empty() {
-        let widest = |pick: fn(&(u64, u64)) -> u64| width_of(exceptions.iter().map(pick).max().unwrap_or(0));
-        pack(exceptions.iter().map(|(place, _)| *place), widest(|(place, _)| *place), out);
-        pack(exceptions.iter().map(|(_, number)| *number), widest(|(_, number)| *number), out);
-    }
-}
-
-/// Reads what [`write_patched`] wrote.
-fn read_patched<T: Copy>(input: &mut Input<'_>, rows: usize, make: impl Fn(u64) -> T) -> Result<Vec<T>> {
-    let exceptions = input.u32()? as usize;
-    if exceptions > rows {
-        return Err(malformed("more exceptions than rows"));
-    }
-    let mut numbers = unpack(input, rows, &make)?;
-    if exceptions > 0 {
-        let places = unpack(input, exceptions, |place| place)?;
-        let values = unpack(input, exceptions, &make)?;
-        for (place, value) in places.into_iter().zip(values) {
-            let number = usize::try_from(place).ok().and_then(|place| numbers.get_mut(place));
-            *number.ok_or_else(|| malformed("an exception behind the last row"))? = value;
-        }
-    }
-    Ok(numbers)
-}
-
-fn bits_of(number: u64) -> u8 {
-    64 - number.leading_zeros() as u8
-}
-
-/// 57 to 63 are beyond the unpacker, which reads eight bytes at any bit offset.
-fn round_up(width: u8) -> u8 {
-    match width {
-        57..=63 => 64,
-        width => width,
-    }
-}
-
-/// The width that the packer gives a number.
-fn width_of(number: u64) -> u8 {
-    round_up(bits_of(number))
-}
-
-/// Writes the width (1 byte), then the packed numbers, then padding.
-fn pack(numbers: impl Iterator<Item = u64>, width: u8, out: &mut Vec<u8>) {
-    out.push(width);
-    if width == 0 {
-        return;
-    }
-    let mut packer = BitPacker::new();
-    // Writing into memory cannot fail.
-    numbers.for_each(|number| drop(packer.write(number, width, out)));
-    drop(packer.close(out));
-    out.extend_from_slice(&[0; PADDING_BYTES]);
-}
-
-/// Reads what [`pack`] wrote.
-fn unpack<T: Copy>(input: &mut Input<'_>, rows: usize, make: impl Fn(u64) -> T) -> Result<Vec<T>> {
-    let width = input.u8()?;
-    match width {
-        0 => Ok(vec![make(0); rows]),
-        1..=56 | 64 => {
-            let rows_u32 = u32::try_from(rows).map_err(|_| malformed("too many rows"))?;
-            let bytes = input.take((rows * usize::from(width)).div_ceil(8) + PADDING_BYTES)?;
-            let unpacker = BitUnpacker::new(width);
-            Ok((0..rows_u32).map(|row| make(unpacker.get(row, bytes))).collect())
-        }
-        other => Err(malformed(format_args!("impossible bit width {other}"))),
+        packed::write(words.iter().map(|word| word.wrapping_sub(self.base)), self.width, out);
     }
 }

@@ -251,8 +251,9 @@ impl Segment {
         }
     }
 
-    /// The codes of a page of a column of the table, if it is stored as such and of the table's type.
-    pub(crate) fn read_codes(&self, column: &Column, page: u32) -> Result<Option<PageCodes>> {
+    /// The codes of a page of a column of the table, of all rows or the wanted ones, if it is stored as such and of the
+    /// table's type.
+    pub(crate) fn read_codes(&self, column: &Column, page: u32, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {
         let Some((number, _)) = self.columns.get(&column.id) else { return Ok(None) };
         if self.footer.columns[*number].column.data_type != column.data_type {
             return Ok(None);
@@ -264,7 +265,7 @@ impl Segment {
         };
         let place = Place::Column(*number);
         let codes = self.noting(place, page, |segment| {
-            decode_codes(&segment.page_bytes(place, page)?, segment.page_rows(page).len(), &dictionary)
+            decode_codes(&segment.page_bytes(place, page)?, segment.page_rows(page).len(), &dictionary, wanted)
         })?;
         Ok(codes.map(|(codes, nulls)| PageCodes { dictionary, codes, nulls }))
     }
