@@ -26,6 +26,6 @@ pub use key::{Datum, KeyRange};
 pub use level::{ReadLevel, WriteLevel};
 pub use planted::Planted;
 pub use rare::Rare;
-pub use scan::{ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, ScanSpec, Slice};
+pub use scan::{ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, KeyEnds, ScanSpec, Slice};
 pub use schema::{Column, ColumnId, TableKind, TableSchema};
 pub use time::{Hlc, HlcClock, Version};

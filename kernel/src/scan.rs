@@ -29,6 +29,20 @@ pub struct ScanSpec {
     pub addresses: bool,
     /// Text columns that are wanted as dictionaries (`Dictionary(UInt32, Utf8)`): cheap where they are stored so.
     pub coded: Vec<ColumnId>,
+    /// Which of the rows that satisfy the predicates matter; all of them if `None`. The engine may leave out the others, and
+    /// need not. Only set where the reader judges no condition itself, and without a limit.
+    pub ends: Option<KeyEnds>,
+}
+
+/// Of the rows that agree in the first columns of the table's key, those at an end of the key's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyEnds {
+    /// In how many columns they agree. With none, all rows do.
+    pub columns: u32,
+    /// Whether the first one matters.
+    pub first: bool,
+    /// Whether the last one matters.
+    pub last: bool,
 }
 
 /// Name of the column of row addresses (UInt64). They mean something within one snapshot only.

@@ -138,7 +138,8 @@ fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<(ScanSpec, u32)> {
         if let Some(leaf) = node.downcast_ref::<LeafScanExec>() {
             let first = leaf.scans().iter().filter(|scan| scan.slice.index == 0);
             scans.extend(first.map(|scan| {
-                let whole = ScanSpec { slice: Slice::WHOLE, addresses: false, coded: Vec::new(), ..scan.clone() };
+                let whole =
+                    ScanSpec { slice: Slice::WHOLE, addresses: false, coded: Vec::new(), ends: None, ..scan.clone() };
                 (whole, scan.slice.of)
             }));
         }

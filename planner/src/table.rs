@@ -166,6 +166,7 @@ impl ShoalTable {
                 slice: Slice::WHOLE,
                 addresses: false,
                 coded: Vec::new(),
+                ends: None,
             };
             let all = (self.rows)(&whole);
             let slices = self.slicing.of_scan(&whole, all);

@@ -8,6 +8,7 @@
 //! of its own: every call blocks on [`shoal_kernel::env::Disk`] and nothing else, so callers run it as blocking work.
 
 mod encoding;
+mod ends;
 mod fetch;
 mod hash;
 mod head;

@@ -15,6 +15,7 @@ use roaring::RoaringBitmap;
 use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
 
 use crate::encoding::Dictionary;
+use crate::ends::Ends;
 use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
 use crate::predicate::{Evaluator, may_match};
@@ -40,6 +41,7 @@ pub struct Scan {
     units: VecDeque<Unit>,
     rows_left: Option<u64>,
     addresses: bool,
+    ends: Option<Ends>,
     failed: bool,
 }
 
@@ -168,6 +170,7 @@ impl Scan {
             units: VecDeque::new(),
             rows_left: spec.limit,
             addresses: spec.addresses,
+            ends: spec.ends.map(|ends| Ends::new(ends, &layout)),
             failed: false,
             layout,
         };
@@ -200,7 +203,7 @@ impl Scan {
     }
 
     fn counts_only(&self) -> bool {
-        self.columns.is_empty() && self.conditions.is_empty() && !self.addresses
+        self.columns.is_empty() && self.conditions.is_empty() && !self.addresses && self.ends.is_none()
     }
 
     fn plan_segment(&mut self, source: u32, view: &SegmentView) {
@@ -215,7 +218,9 @@ impl Scan {
             return;
         }
         let point = self.point();
-        for page in 0..view.segment.pages() {
+        let pages = view.segment.pages();
+        let from_behind = self.ends.as_ref().is_some_and(Ends::from_behind);
+        for page in (0..pages).map(|page| if from_behind { pages - 1 - page } else { page }) {
             let may_hold = self.conditions.iter().all(|condition| {
                 let column = &self.layout.schema.columns[condition.column];
                 may_match(&condition.predicate, &view.segment.page_zone(column, page))
@@ -277,6 +282,9 @@ impl Scan {
                 self.finish(*source, numbers, visible, &MemRows { chunk, rows: rows.clone() })
             }
             Unit::Page { source, view, page } => {
+                if self.ends.as_ref().is_some_and(|ends| ends.have_passed(*source, &view.segment, *page)) {
+                    return Ok(None);
+                }
                 let rows = view.segment.page_rows(*page);
                 let visible = visibility(rows.clone(), &[&view.dead, view.segment.tombstones()]);
                 let layout = self.layout.clone();
@@ -337,6 +345,9 @@ impl Scan {
                 return Ok(None);
             }
             selected = Some(both);
+        }
+        if let Some(ends) = &mut self.ends {
+            selected = ends.keep(number, rows, source, selected)?;
         }
         let Some(selected) = selected.filter(BooleanBuffer::has_false) else {
             let load = |wanted: &Wanted| match loaded.get(&wanted.column).filter(|_| !wanted.coded) {
@@ -401,12 +412,15 @@ fn load_coded(source: &dyn Source, column: usize, wanted: Option<&[u32]>) -> Res
 }
 
 /// The rows of a unit, column by column; columns are places in the table's schema.
-trait Source {
+pub(crate) trait Source {
     /// All rows, or the wanted ones (ascending).
     fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef>;
 
     /// The codes of all rows, or of the wanted ones (ascending), if that is how they are stored.
     fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>>;
+
+    /// Whether the rows lie in the order of the table's key as it is now.
+    fn is_in_key_order(&self) -> bool;
 }
 
 struct MemRows<'a> {
@@ -427,6 +441,10 @@ impl Source for MemRows<'_> {
     fn codes(&self, _: usize, _: Option<&[u32]>) -> Result<Option<PageCodes>> {
         Ok(None)
     }
+
+    fn is_in_key_order(&self) -> bool {
+        false
+    }
 }
 
 struct SegmentPage<'a> {
@@ -442,6 +460,10 @@ impl Source for SegmentPage<'_> {
 
     fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {
         self.segment.read_codes(&self.layout.schema.columns[column], self.page, wanted)
+    }
+
+    fn is_in_key_order(&self) -> bool {
+        self.segment.is_in_key_order()
     }
 }
 

@@ -206,6 +206,15 @@ impl Segment {
         })
     }
 
+    /// Whether rows lie in the order of the table's key: its columns are stored as they are now.
+    pub(crate) fn is_in_key_order(&self) -> bool {
+        let layout = &self.context.layout;
+        layout.key.iter().map(|&place| &layout.schema.columns[place]).all(|column| {
+            let stored = self.columns.get(&column.id).map(|(place, _)| &self.footer.columns[*place].column.data_type);
+            stored == Some(&column.data_type)
+        })
+    }
+
     /// Smallest and greatest accept position in a page.
     pub(crate) fn position_range(&self, page: u32) -> (u64, u64) {
         self.footer.position_ranges[page as usize]

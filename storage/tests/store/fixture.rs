@@ -118,6 +118,7 @@ pub fn scan_all(columns: &[u32]) -> ScanSpec {
         slice: Slice::WHOLE,
         addresses: false,
         coded: Vec::new(),
+        ends: None,
     }
 }
 

@@ -5,6 +5,7 @@ mod concurrency;
 mod crash;
 mod damage;
 mod disk;
+mod ends;
 mod fixture;
 mod model;
 mod optimize;

@@ -1,0 +1,115 @@
+//! Rows at the ends of the key's order: of a series only its newest point, of a table only its first day. Segments lie in that
+//! order, so the other rows are told by their key columns alone, and once an end was found whole pages need not be looked at.
+
+use arrow::array::Array;
+use arrow::buffer::{BooleanBuffer, MutableBuffer};
+use arrow::compute::kernels::cmp::distinct;
+use arrow::util::bit_util;
+use shoal_kernel::{Datum, Error, KeyEnds, Result};
+
+use crate::key::datum_at;
+use crate::layout::Layout;
+use crate::scan::Source;
+use crate::segment::Segment;
+
+/// Leaves out rows of which another one of the same scan makes sure that nobody wants them.
+pub(crate) struct Ends {
+    wanted: KeyEnds,
+    /// The columns in which rows must agree.
+    columns: Vec<shoal_kernel::Column>,
+    /// Their places in the table's schema.
+    places: Vec<usize>,
+    /// The source that was read last, and the values that the columns have in the row that was kept last.
+    met: Option<(u32, Vec<Datum>)>,
+}
+
+impl Ends {
+    pub(crate) fn new(wanted: KeyEnds, layout: &Layout) -> Self {
+        let places: Vec<usize> = layout.key.iter().copied().take(wanted.columns as usize).collect();
+        let columns = places.iter().map(|place| layout.schema.columns[*place].clone()).collect();
+        Self { wanted, columns, places, met: None }
+    }
+
+    /// Whether pages are best read backwards.
+    pub(crate) fn from_behind(&self) -> bool {
+        self.wanted.last && !self.wanted.first
+    }
+
+    /// Whether the page, which comes after those that were read, has only rows that agree with one that was kept.
+    pub(crate) fn have_passed(&self, source: u32, segment: &Segment, page: u32) -> bool {
+        let Some((_, values)) = self.met.as_ref().filter(|(met, _)| *met == source) else { return false };
+        // Both ends of the same rows may be far apart.
+        self.wanted.first != self.wanted.last
+            && self.columns.iter().zip(values).all(|(column, value)| {
+                let zone = segment.page_zone(column, page);
+                zone.nulls == 0 && zone.min.as_ref() == Some(value) && zone.max.as_ref() == Some(value)
+            })
+    }
+
+    /// Keeps of the selected rows (all, if `None`) of a unit those that matter.
+    pub(crate) fn keep(
+        &mut self,
+        number: u32,
+        rows: usize,
+        source: &dyn Source,
+        selected: Option<BooleanBuffer>,
+    ) -> Result<Option<BooleanBuffer>> {
+        if rows == 0 || !source.is_in_key_order() {
+            return Ok(selected);
+        }
+        let begins = self.begins(rows, source)?;
+        let mut kept = MutableBuffer::from_len_zeroed(bit_util::ceil(rows, 8));
+        let (mut frontier, mut previous, mut run, mut run_of_previous) = (None, None, 0_u32, 0);
+        let mut keep = |row: usize, is_end: bool| {
+            if is_end {
+                bit_util::set_bit(kept.as_slice_mut(), row);
+                if frontier.is_none() || !self.wanted.last {
+                    frontier = Some(row);
+                }
+            }
+        };
+        for row in 0..rows {
+            run += u32::from(begins.value(row));
+            if selected.as_ref().is_some_and(|selected| !selected.value(row)) {
+                continue;
+            }
+            let is_first = previous.is_none() || run != run_of_previous;
+            if let Some(previous) = previous.filter(|_| is_first) {
+                keep(previous, self.wanted.last);
+            }
+            keep(row, is_first && self.wanted.first);
+            (previous, run_of_previous) = (Some(row), run);
+        }
+        if let Some(previous) = previous {
+            keep(previous, self.wanted.last);
+        }
+        if let Some(row) = frontier {
+            let row = [u32::try_from(row).map_err(|_| Error::internal("a page of too many rows"))?];
+            let value = |place: &usize| datum_at(&source.load(*place, Some(&row))?, 0);
+            self.met = Some((number, self.places.iter().map(value).collect::<Result<_>>()?));
+        }
+        Ok(Some(BooleanBuffer::new(kept.into(), 0, rows)))
+    }
+
+    /// Which rows differ from the one before.
+    fn begins(&self, rows: usize, source: &dyn Source) -> Result<BooleanBuffer> {
+        let mut begins = BooleanBuffer::new_unset(rows);
+        for place in &self.places {
+            let differs = match source.codes(*place, None)? {
+                Some(codes) => {
+                    let valid = |row: usize| codes.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+                    let value = |row: usize| valid(row).then(|| codes.codes[row]);
+                    BooleanBuffer::collect_bool(rows, |row| row > 0 && value(row) != value(row - 1))
+                }
+                None => {
+                    let column = source.load(*place, None)?;
+                    let (before, after) = (column.slice(0, rows - 1), column.slice(1, rows - 1));
+                    let differs = distinct(&before, &after).map_err(|error| Error::internal(error.to_string()))?;
+                    BooleanBuffer::collect_bool(rows, |row| row > 0 && differs.value(row - 1))
+                }
+            };
+            begins = &begins | &differs;
+        }
+        Ok(begins)
+    }
+}
