@@ -14,6 +14,8 @@ pub struct ScanSpec {
     pub table: TableId,
     /// The partition.
     pub partition: PartitionId,
+    /// Version of the table's schema that the columns were named by.
+    pub schema_version: u32,
     /// Columns wanted, in this order. Empty: only the number of rows matters (batches without columns).
     pub columns: Vec<ColumnId>,
     /// All of these hold for every row that the reader cares about. The engine must leave out every row that breaks one which
@@ -55,6 +57,8 @@ pub struct FetchSpec {
     pub table: TableId,
     /// The partition.
     pub partition: PartitionId,
+    /// Version of the table's schema that the columns were named by.
+    pub schema_version: u32,
     /// Columns wanted, in this order.
     pub columns: Vec<ColumnId>,
 }

@@ -160,6 +160,7 @@ impl ShoalTable {
             let whole = ScanSpec {
                 table: table.id,
                 partition: partition.id,
+                schema_version: table.schema.version,
                 columns: columns.iter().map(|column| column.id).collect(),
                 predicates: predicates.clone(),
                 limit,

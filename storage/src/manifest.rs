@@ -6,16 +6,18 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, wire};
+use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, TableSchema, wire};
 
 use crate::head::{self, HEAD_BYTES};
 use crate::token::TokenEntry;
 
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
 pub(crate) const META_FILE: &str = "META";
+pub(crate) const SCHEMA_FILE: &str = "SCHEMA";
 
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
+const SCHEMA_MAGIC: &[u8; 8] = b"SHOALSCH";
 const VERSION: u32 = 1;
 
 /// The durable state of a store up to `flushed`; what came later is in the log.
@@ -61,6 +63,16 @@ pub(crate) fn read_meta(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Vec<u8>> {
 /// Replaces the owner's blob. Durable on return.
 pub(crate) fn write_meta(disk: &Arc<dyn Disk>, dir: &Path, meta: &Vec<u8>) -> Result<()> {
     write(disk, &dir.join(META_FILE), META_MAGIC, meta)
+}
+
+/// The newest schema that a table which was altered had here; `None` if it never was.
+pub(crate) fn read_schema(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<TableSchema>> {
+    read(disk, &dir.join(SCHEMA_FILE), SCHEMA_MAGIC)
+}
+
+/// Replaces it. Durable on return.
+pub(crate) fn write_schema(disk: &Arc<dyn Disk>, dir: &Path, schema: &TableSchema) -> Result<()> {
+    write(disk, &dir.join(SCHEMA_FILE), SCHEMA_MAGIC, schema)
 }
 
 fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8]) -> Result<Option<T>> {

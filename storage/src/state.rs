@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, Version};
+use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
 
 use crate::layout::Layout;
 use crate::memtable::MemView;
@@ -45,6 +45,8 @@ impl SegmentView {
 /// Everything readers need. Each key has at most one row, or tombstone, that is not dead.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
+    /// What the rows in memtables are laid out by, and what readers see.
+    pub(crate) layout: Arc<Layout>,
     pub(crate) log_id: LogId,
     /// Position of the last accepted record.
     pub(crate) position: u64,
@@ -71,6 +73,14 @@ pub struct Problem {
 }
 
 impl State {
+    /// Goes over to a newer layout: rows in memory get its columns, those on disk have them in their own way.
+    pub(crate) fn adopt(&mut self, layout: Arc<Layout>) -> Result<()> {
+        let memtables = self.memtables.iter().map(|view| view.adopted(&self.layout, &layout)).collect::<Result<_>>()?;
+        self.memtables = memtables;
+        self.layout = layout;
+        Ok(())
+    }
+
     pub(crate) fn visible_rows(&self) -> u64 {
         self.segments.values().map(SegmentView::visible_rows).sum::<u64>()
             + self.memtables.iter().map(MemView::visible_rows).sum::<u64>()
@@ -106,13 +116,27 @@ impl State {
 #[derive(Clone)]
 pub struct Snapshot {
     pub(crate) state: Arc<State>,
-    pub(crate) layout: Arc<Layout>,
 }
 
 impl Snapshot {
     /// The log and the position of the last record that the snapshot shows.
     pub fn position(&self) -> (LogId, u64) {
         (self.state.log_id, self.state.position)
+    }
+
+    /// The version of the schema that the rows are seen under.
+    pub fn schema_version(&self) -> u32 {
+        self.state.layout.schema.version
+    }
+
+    /// The same rows under a newer version of the table's schema, which the store need not have heard of.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] for column types that cannot be stored.
+    pub fn under(&self, schema: Arc<TableSchema>) -> Result<Self> {
+        let mut state = self.state.as_ref().clone();
+        state.adopt(Arc::new(Layout::new(schema)?))?;
+        Ok(Self { state: Arc::new(state) })
     }
 
     /// Exact number of visible rows.

@@ -24,7 +24,8 @@ const PART_BYTES: usize = 8 << 20;
 pub(super) struct FoundRows {
     /// Its words.
     pub(super) tag: &'static str,
-    pub(super) table: String,
+    /// Of before the read: if it is dropped and made anew meanwhile, nothing is written to the new one.
+    pub(super) table: Arc<Table>,
     /// Reads the rows as they are to be, or their keys.
     pub(super) graph: FragmentGraph,
     pub(super) deletes: bool,
@@ -47,8 +48,6 @@ impl Inner {
                  only once",
             ));
         }
-        // Of before the read: if the table is dropped and made anew meanwhile, nothing is written to the new one.
-        let table = self.table(&table)?;
         let (batches, newest) = self.collect(tag, graph, id, left()).await?;
         let read = newest.ok_or_else(|| {
             Error::new(ErrorCode::NodeLost, "a node that was read is gone, and nobody can say how new its rows are")

@@ -1,7 +1,7 @@
 //! `WITH (…)` of CREATE TABLE.
 
 use shoal_catalog::TableOptions;
-use shoal_kernel::{Error, ErrorCode, Result, suggest};
+use shoal_kernel::{Error, ErrorCode, Result, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 
 use super::normalised;
@@ -50,6 +50,22 @@ pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
         }
     }
     Ok(settings)
+}
+
+/// The write level that `ALTER TABLE … SET (…)` gives.
+///
+/// # Errors
+/// Another setting, which a table keeps for life or does not have; or a value that it cannot have.
+pub(super) fn changed_write_level(options: &[SqlOption]) -> Result<WriteLevel> {
+    for option in options {
+        if let SqlOption::KeyValue { key, .. } = option
+            && normalised(key) == "replication_factor"
+        {
+            let error = Error::new(ErrorCode::Unsupported, "replication_factor cannot be changed yet");
+            return Err(at(error.with_help("the setting that can be changed is write_level"), key.span));
+        }
+    }
+    Ok(table_options(options)?.write_level)
 }
 
 fn known() -> String {

@@ -364,12 +364,42 @@ async fn changes() {
 }
 
 #[tokio::test]
+async fn alterations() {
+    let world = World::new().await;
+    let statements = [
+        "ALTER TABLE flihgts ADD COLUMN x INT",
+        "ALTER TABLE flights ADD COLUMN delay INT",
+        "ALTER TABLE flights ADD COLUMN x INT NOT NULL",
+        "ALTER TABLE flights ADD COLUMN x INT DEFAULT 3",
+        "ALTER TABLE flights ADD COLUMN x INT FIRST",
+        "ALTER TABLE flights ADD COLUMN x UUID",
+        "ALTER TABLE flights ADD COLUMN _version INT",
+        "ALTER TABLE flights ADD COLUMN x INT, ADD COLUMN x INT",
+        "ALTER TABLE flights DROP COLUMN dely",
+        "ALTER TABLE flights DROP COLUMN id",
+        "ALTER TABLE flights RENAME COLUMN delay TO origin",
+        "ALTER TABLE flights RENAME TO fly",
+        "ALTER TABLE readings DROP COLUMN _ts",
+        "ALTER TABLE flights ALTER COLUMN delay SET DATA TYPE SMALLINT",
+        "ALTER TABLE flights ALTER COLUMN origin TYPE INT",
+        "ALTER TABLE flights ALTER COLUMN delay TYPE VARCHAR USING 'x'",
+        "ALTER TABLE flights ALTER COLUMN delay SET NOT NULL",
+        "ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)",
+        "ALTER TABLE flights SET (replication_factor = 2)",
+        "ALTER TABLE flights SET (wirte_level = 'one')",
+        "ALTER TABLE flights",
+    ];
+    check(&world, &statements, expect![[r#""#]]).await;
+}
+
+#[tokio::test]
 async fn a_reader_may_only_read() {
     let world = World::new().await;
     let options = PlanOptions { read_only: true, ..PlanOptions::default() };
     for sql in [
         "INSERT INTO pairs VALUES (1, 'a', 1)",
         "DROP TABLE pairs",
+        "ALTER TABLE pairs ADD COLUMN x INT",
         "CREATE TABLE t (a INT PRIMARY KEY)",
         "DELETE FROM pairs",
         "UPDATE pairs SET c = 1",

@@ -3,13 +3,12 @@
 use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::ArrayRef;
-use shoal_kernel::{ColumnId, Result, Version};
+use shoal_kernel::{Result, Version};
 
 use super::cache::{Identities, PageKeys};
-use super::{GROUP_PAGES, Place, Segment};
-use crate::hash::content_hashes;
+use super::{GROUP_PAGES, Segment};
 use crate::key::{EncodedKeys, Values};
+use crate::layout::Layout;
 use crate::rows::identities;
 use crate::state::{Location, SegmentView, SourceId};
 
@@ -29,15 +28,14 @@ impl Segment {
     }
 
     /// Identities of a page's rows.
-    fn page_keys(&self, page: u32) -> Result<Arc<PageKeys>> {
-        let layout = &self.context.layout;
+    fn page_keys(&self, layout: &Layout, page: u32) -> Result<Arc<PageKeys>> {
         self.context.page_keys(self.id, page, self.page_rows(page).len(), || {
             let identities = match layout.schema.is_upsert() {
                 true => {
-                    let column = |&place: &usize| self.read_column(&layout.schema.columns[place], page, None);
+                    let column = |&place: &usize| self.read_stored(layout, place, page, None);
                     Identities::Columns(layout.key.iter().map(column).collect::<Result<_>>()?)
                 }
-                false => Identities::Encoded(self.read_identities(page)?),
+                false => Identities::Encoded(identities(layout, &self.read_batch(layout, page)?)?),
             };
             Ok(PageKeys { identities, versions: OnceLock::new() })
         })
@@ -50,38 +48,11 @@ impl Segment {
         let versions = self.read_versions(page)?;
         Ok(keys.versions.get_or_init(|| versions)[row])
     }
-
-    /// What identifies the rows of an event table's page, in the order in which they were sorted.
-    pub(crate) fn read_identities(&self, page: u32) -> Result<EncodedKeys> {
-        let layout = &self.context.layout;
-        if self.is_current() {
-            let column = |column| self.read_column(column, page, None);
-            let columns = layout.schema.columns.iter().map(column).collect::<Result<_>>()?;
-            return identities(layout, &layout.batch(columns, self.page_rows(page).len())?);
-        }
-        // Sorted by the content as it was when the file was written, so it is searched by that.
-        let rows = self.page_rows(page).len();
-        let stored = (0..self.footer.columns.len())
-            .map(|place| {
-                Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page, None)?))
-            })
-            .collect::<Result<Vec<(ColumnId, ArrayRef)>>>()?;
-        let keys = crate::key::encode_keys(&layout.adapt(&stored, rows)?, &layout.key)?;
-        let contents = content_hashes(&stored, rows)?;
-        let mut identities = EncodedKeys::default();
-        for (key, content) in keys.iter().zip(contents) {
-            identities.push_with(|out| {
-                out.extend_from_slice(key);
-                out.extend_from_slice(&content.to_be_bytes());
-            })?;
-        }
-        Ok(identities)
-    }
 }
 
 impl SegmentView {
     /// Finds the living rows of the keys that nothing was met for yet.
-    pub(crate) fn find(&self, keys: &EncodedKeys, met: &mut [Option<Location>]) -> Result<()> {
+    pub(crate) fn find(&self, layout: &Layout, keys: &EncodedKeys, met: &mut [Option<Location>]) -> Result<()> {
         let candidate = |row: usize| Some((self.segment.candidate(keys.get(row))?, row));
         let mut wanted: Vec<(u32, usize)> =
             (0..keys.len()).filter(|&row| met[row].is_none()).filter_map(candidate).collect();
@@ -89,7 +60,7 @@ impl SegmentView {
         for same_page in wanted.chunk_by(|one, other| one.0 == other.0) {
             let page = same_page[0].0;
             let first_row = self.segment.page_rows(page).start;
-            let content = self.segment.page_keys(page)?;
+            let content = self.segment.page_keys(layout, page)?;
             let mut search = Search::of(&content.identities, self.segment.page_rows(page).len())?;
             for &(_, row) in same_page {
                 let Some(at) = search.find(keys.get(row)) else { continue };

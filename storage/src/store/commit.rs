@@ -136,7 +136,8 @@ impl Store {
             Rows::Reserve { ballot, fingerprint } => Some((*ballot, *fingerprint)),
             _ => None,
         };
-        let mut incoming = normalise(&self.layout, write)?;
+        let layout = self.layout();
+        let mut incoming = normalise(&layout, write)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
 
@@ -156,7 +157,7 @@ impl Store {
             return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
         }
         if let Some(token) = token {
-            let contents = content_hashes(&self.layout.with_ids(incoming.batch.columns()), incoming.rows())?;
+            let contents = content_hashes(&layout.with_ids(incoming.batch.columns()), incoming.rows())?;
             let fingerprint = fingerprint(is_delete, &contents);
             let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);
@@ -211,7 +212,7 @@ impl Store {
             incoming.tokens.retain(|record| tokens.is_news(record));
         }
         if news.values().has_false() {
-            incoming = incoming.filter(&self.layout, &news)?;
+            incoming = incoming.filter(&self.layout(), &news)?;
             met = news.values().set_indices().map(|row| met[row]).collect();
         }
         accepted.rows = incoming.rows() as u64;
@@ -329,9 +330,9 @@ impl Store {
 
     /// The present winner of each key.
     pub(super) fn locate(&self, writer: &Writer, keys: &EncodedKeys) -> Result<Vec<Option<Location>>> {
-        let (active, segments) = {
+        let (active, segments, layout) = {
             let state = lock(&self.state);
-            (state.memtables.last().map_or(0, |view| view.number), state.segments.clone())
+            (state.memtables.last().map_or(0, |view| view.number), state.segments.clone(), state.layout.clone())
         };
         let in_memory = |key: &[u8]| {
             let newest = std::iter::once((active, &writer.index));
@@ -343,7 +344,7 @@ impl Store {
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
         for view in segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay)) {
-            view.find(keys, &mut met)?;
+            view.find(&layout, keys, &mut met)?;
         }
         Ok(met)
     }

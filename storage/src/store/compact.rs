@@ -7,6 +7,7 @@ use shoal_kernel::{Error, ErrorCode, Planted, Result, SegmentId};
 
 use super::maintenance::{Moved, old_dead};
 use super::{Store, lock};
+use crate::layout::Layout;
 use crate::merge::{Merge, MergeInput, MergeRange};
 use crate::segment::{PAGE_ROWS, Segment, SegmentRows, SegmentWriter, segment_file};
 use crate::state::{SourceId, State};
@@ -71,7 +72,7 @@ impl Store {
 
     /// Puts new segments of at most so many rows, in whole pages, in the place of these.
     fn rewrite(&self, ids: &[SegmentId], rows_max: u32, goes_on: &dyn Fn() -> bool) -> Result<()> {
-        let (inputs, mut moved): (Vec<MergeInput>, Vec<Moved>) = {
+        let (layout, (inputs, mut moved)): (Arc<Layout>, (Vec<MergeInput>, Vec<Moved>)) = {
             let writer = lock(&self.writer);
             let state = lock(&self.state);
             let input = |id: &SegmentId| {
@@ -85,10 +86,10 @@ impl Store {
                 let moved = Moved::new(source, view.segment.rows());
                 Some((MergeInput { segment: view.segment.clone(), left_out: Arc::new(left_out) }, moved))
             };
-            ids.iter().filter_map(input).unzip()
+            (state.layout.clone(), ids.iter().filter_map(input).unzip())
         };
         let page_rows = PAGE_ROWS.min(rows_max as usize).max(1);
-        let mut merge = Merge::new(self.layout.clone(), inputs, &MergeRange::default());
+        let mut merge = Merge::new(layout.clone(), inputs, &MergeRange::default());
         let mut segments: Vec<Arc<Segment>> = Vec::new();
         let mut writer: Option<SegmentWriter> = None;
         // Rows of the segments that are finished.
@@ -105,7 +106,7 @@ impl Store {
             if self.has(Planted::CompactionDropsPage) && merged.rows.versions.len() < PAGE_ROWS {
                 continue;
             }
-            match self.write_page(&mut writer, &merged.rows, rows_max) {
+            match self.write_page(&mut writer, &layout, &merged.rows, rows_max) {
                 Ok(None) => {}
                 Ok(Some(full)) => {
                     rows_before += full.rows();
@@ -139,6 +140,7 @@ impl Store {
     fn write_page(
         &self,
         writer: &mut Option<SegmentWriter>,
+        layout: &Arc<Layout>,
         rows: &SegmentRows,
         rows_max: u32,
     ) -> Result<Option<Arc<Segment>>> {
@@ -150,7 +152,7 @@ impl Store {
         };
         let present = match writer {
             Some(present) => present,
-            none => none.insert(SegmentWriter::create(&self.context, &self.dir, self.next_segment())?),
+            none => none.insert(SegmentWriter::create(&self.context, layout.clone(), &self.dir, self.next_segment())?),
         };
         present.push(rows)?;
         Ok(ended)
@@ -167,12 +169,7 @@ impl Store {
         let mut open: Vec<(SegmentId, u64, bool)> = Vec::new();
         for (id, view) in &state.segments {
             let (rows, has_dead) = (u64::from(view.segment.rows()), view.old_dead > 0);
-            // See `compaction_inputs`.
-            if !self.layout.schema.is_upsert() && !view.segment.is_current() {
-                if has_dead {
-                    return Some(vec![*id]);
-                }
-            } else if has_dead || rows < full {
+            if has_dead || rows < full {
                 open.push((*id, rows.saturating_sub(view.old_dead), has_dead));
             }
         }
@@ -196,11 +193,6 @@ impl Store {
     pub(super) fn compaction_inputs(&self, state: &State) -> Option<Vec<SegmentId>> {
         let mut tiers: BTreeMap<u32, Vec<SegmentId>> = BTreeMap::new();
         for (id, view) in &state.segments {
-            // An event table's identities hang on the columns of their time; what was written before a column was dropped or
-            // widened keeps its order, and stays by itself.
-            if !self.layout.schema.is_upsert() && !view.segment.is_current() {
-                continue;
-            }
             if view.old_dead * 2 > u64::from(view.segment.rows()) {
                 return Some(vec![*id]);
             }

@@ -35,7 +35,7 @@ impl Digest {
         self.tombstones += other.tombstones;
     }
 
-    /// Of the rows of a batch in schema order that `is_dead` leaves.
+    /// Of the rows of a batch of all stored columns that `is_dead` leaves.
     pub(crate) fn of_rows(
         layout: &Layout,
         batch: &RecordBatch,
@@ -68,12 +68,12 @@ impl Store {
         let mut digest = Digest::default();
         for view in state.segments.values() {
             for page in 0..view.segment.pages() {
-                digest.add(&view.page_digest(page)?);
+                digest.add(&view.page_digest(&state.layout, page)?);
             }
         }
         for view in &state.memtables {
             for chunk in &view.chunks {
-                digest.add(&view.chunk_digest(&self.layout, chunk)?);
+                digest.add(&view.chunk_digest(&state.layout, chunk)?);
             }
         }
         Ok(digest)

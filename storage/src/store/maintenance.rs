@@ -9,6 +9,7 @@ use shoal_kernel::{Error, Planted, Result, SegmentId};
 
 use super::{Maintenance, Store, Writer, lock};
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::manifest::{Manifest, SegmentRecord};
 use crate::memtable::{KeyIndex, MemView};
 use crate::merge::gather;
@@ -72,15 +73,15 @@ impl Store {
         self.seal()?;
         let mut report = FlushReport::default();
         loop {
-            let view = {
+            let (view, layout) = {
                 let state = lock(&self.state);
                 report.flushed = state.flushed;
                 if state.memtables.len() < 2 {
                     break;
                 }
-                state.memtables[0].clone()
+                (state.memtables[0].clone(), state.layout.clone())
             };
-            let (rows, bytes) = self.flush_memtable(&view)?;
+            let (rows, bytes) = self.flush_memtable(&view, &layout)?;
             report.rows += rows;
             report.bytes += bytes;
         }
@@ -113,7 +114,7 @@ impl Store {
         Ok(())
     }
 
-    fn flush_memtable(&self, view: &MemView) -> Result<(u64, u64)> {
+    fn flush_memtable(&self, view: &MemView, layout: &Arc<Layout>) -> Result<(u64, u64)> {
         let source = SourceId::Memtable(view.number);
         let index = {
             let writer = lock(&self.writer);
@@ -121,7 +122,10 @@ impl Store {
             sealed.map(|(_, index)| index.clone()).ok_or_else(|| Error::internal("a sealed memtable has no index"))?
         };
         let mut moved = Moved::new(source, view.rows());
-        let segments = if index.is_empty() { Vec::new() } else { vec![self.write_memtable(view, &index, &mut moved)?] };
+        let segments = match index.is_empty() {
+            true => Vec::new(),
+            false => vec![self.write_memtable(view, layout, &index, &mut moved)?],
+        };
         let written = segments.first().map_or((0, 0), |segment| (u64::from(segment.rows()), segment.bytes()));
 
         let retired = {
@@ -141,8 +145,14 @@ impl Store {
         Ok(written)
     }
 
-    fn write_memtable(&self, view: &MemView, index: &KeyIndex, moved: &mut Moved) -> Result<Arc<Segment>> {
-        let mut segment = SegmentWriter::create(&self.context, &self.dir, self.next_segment())?;
+    fn write_memtable(
+        &self,
+        view: &MemView,
+        layout: &Arc<Layout>,
+        index: &KeyIndex,
+        moved: &mut Moved,
+    ) -> Result<Arc<Segment>> {
+        let mut segment = SegmentWriter::create(&self.context, layout.clone(), &self.dir, self.next_segment())?;
         let batches: Vec<&RecordBatch> = view.chunks.iter().map(|chunk| &chunk.batch).collect();
         let entries: Vec<(&[u8], u32)> = index.iter().map(|(key, entry)| (&**key, entry.row)).collect();
         for page in entries.chunks(PAGE_ROWS) {
@@ -158,7 +168,7 @@ impl Store {
             let first_new = segment.rows();
             page.iter().enumerate().for_each(|(at, (_, row))| moved.put(*row, first_new + at as u32));
             segment.push(&SegmentRows {
-                batch: gather(&self.layout, &batches, &picks)?,
+                batch: gather(layout, &batches, &picks)?,
                 keys,
                 versions: picks.iter().map(|&(chunk, row)| view.chunks[chunk].versions[row]).collect(),
                 positions: picks.iter().map(|&(chunk, row)| view.chunks[chunk].positions[row]).collect(),

@@ -9,6 +9,7 @@ mod digest;
 mod maintenance;
 mod open;
 mod pull;
+mod schema;
 mod status;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,8 @@ pub use status::StoreStatus;
 pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    layout: Arc<Layout>,
+    /// Whether the newest version of a row wins.
+    is_upsert: bool,
     options: StoreOptions,
     context: Arc<SegmentContext>,
     /// Held through a whole flush.
@@ -84,7 +86,7 @@ struct Writer {
 impl Store {
     /// What readers see now. Cheap.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { state: Arc::new(lock(&self.state).clone()), layout: self.layout.clone() }
+        Snapshot { state: Arc::new(lock(&self.state).clone()) }
     }
 
     /// What is known of a token that was seen within [`StoreOptions::token_keep`].
@@ -123,6 +125,11 @@ impl Store {
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
+    /// How rows are laid out now. Commits may rely on it while they hold the writer.
+    fn layout(&self) -> Arc<Layout> {
+        lock(&self.state).layout.clone()
+    }
+
     /// Whether that bug was planted.
     fn has(&self, planted: Planted) -> bool {
         self.options.planted == Some(planted)
@@ -131,7 +138,7 @@ impl Store {
     /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that
     /// arrived twice the first version stays, so that replicas agree on it whatever the order of arrival.
     fn beats(&self, new: Version, old: Version) -> bool {
-        let newest_wins = self.layout.schema.is_upsert() != self.has(Planted::WrongTieBreak);
+        let newest_wins = self.is_upsert != self.has(Planted::WrongTieBreak);
         if newest_wins { new > old } else { new < old }
     }
 }

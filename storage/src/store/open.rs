@@ -9,6 +9,7 @@ use shoal_kernel::env::Disk;
 use shoal_kernel::{Error, ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
 
 use super::commit::Prepared;
+use super::schema::newest_schema;
 use super::{Store, Writer};
 use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, read_meta};
@@ -56,7 +57,8 @@ impl Recovery {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins.
+    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins. If the
+    /// directory knows a newer version of the schema, that one is used.
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
@@ -69,12 +71,12 @@ impl Store {
         options: StoreOptions,
         new_log_id: LogId,
     ) -> Result<(Arc<Self>, Recovery)> {
-        let layout = Arc::new(Layout::new(schema)?);
         let disk: Arc<dyn Disk> = match options.planted {
             Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
             _ => disk,
         };
         disk.create_dir_all(dir)?;
+        let layout = Arc::new(Layout::new(newest_schema(&disk, dir, schema)?)?);
         let (manifest, created) = match Manifest::read(&disk, dir)? {
             Some(manifest) => (manifest, false),
             None => (create(&disk, dir, &layout, new_log_id)?, true),
@@ -85,7 +87,7 @@ impl Store {
         remove_orphans(&disk, dir, &manifest)?;
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 
-        let context = SegmentContext::new(disk.clone(), layout.clone(), &options);
+        let context = SegmentContext::new(disk.clone(), &options);
         let mut segments = BTreeMap::new();
         for record in &manifest.segments {
             let dead = RoaringBitmap::deserialize_from(record.dead.as_slice())
@@ -107,6 +109,7 @@ impl Store {
         let mut tokens = Tokens::default();
         manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position));
         let state = State {
+            layout: layout.clone(),
             log_id: manifest.log_id,
             position: manifest.flushed,
             flushed: manifest.flushed,
@@ -138,7 +141,7 @@ impl Store {
         }
         recovered.make_durable(&disk)?;
         let next_position = recovered.last_position + 1;
-        let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), recovered.files, next_position)?;
+        let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), recovered.files, next_position)?;
 
         let wal_bytes = wal.bytes();
         let writer = Writer {
@@ -153,7 +156,7 @@ impl Store {
         let store = Self {
             disk,
             dir: dir.to_owned(),
-            layout,
+            is_upsert: layout.schema.is_upsert(),
             options,
             context,
             flushing: Mutex::default(),
@@ -200,7 +203,7 @@ fn create(disk: &Arc<dyn Disk>, dir: &Path, layout: &Layout, log_id: LogId) -> R
         Err(Error::new(ErrorCode::Corruption, message))
     })?;
     if recovered.files.is_empty() {
-        Wal::create(disk.clone(), dir, layout.stored_columns(), 1)?;
+        Wal::create(disk.clone(), dir, layout.stored.clone(), 1)?;
     }
     let manifest =
         Manifest { log_id, flushed: 0, next_segment: SegmentId(1), segments: Vec::new(), tokens: Vec::new() };

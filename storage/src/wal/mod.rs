@@ -137,6 +137,23 @@ impl Wal {
         Ok(())
     }
 
+    /// Goes on with records of other columns, in a file of its own.
+    ///
+    /// # Errors
+    /// [`AppendFailure::Full`]: the present file goes on. [`AppendFailure::Doubt`]: it may have been replaced.
+    pub(crate) fn follow(&mut self, columns: Vec<StoredColumn>, first_position: u64) -> Result<(), AppendFailure> {
+        let is_empty = self.files.back().is_some_and(|last| last.first_position == first_position);
+        let failure = if is_empty { AppendFailure::Doubt } else { AppendFailure::Full };
+        let (file, entry) = create_file(&self.disk, &self.dir, &columns, first_position).map_err(failure)?;
+        if is_empty {
+            self.files.pop_back();
+        }
+        self.columns = columns;
+        self.file = file;
+        self.files.push_back(entry);
+        Ok(())
+    }
+
     /// Bytes in the file that is being written.
     pub(crate) fn current_bytes(&self) -> u64 {
         self.files.back().map_or(0, |file| file.bytes)

@@ -52,6 +52,10 @@ impl MemoryDisk {
         self.0.lock().unwrap().power_cut_at = Some(operation);
     }
 
+    pub fn operations(&self) -> u64 {
+        self.0.lock().unwrap().operations
+    }
+
     pub fn fail_syncs(&self, failing: bool) {
         self.0.lock().unwrap().failing_syncs = failing;
     }

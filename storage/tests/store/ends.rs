@@ -19,15 +19,14 @@ const KINDS: [(bool, bool); 3] = [(true, false), (false, true), (true, true)];
 
 /// Points of series: a name, a time, and a value.
 fn series_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        version: 1,
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "name", DataType::Utf8, false),
             column(2, "time", DataType::Int64, false),
             column(3, "value", DataType::Int64, true),
         ],
-    })
+        TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
+    ))
 }
 
 fn points(names: &[&str], times: std::ops::Range<i64>, value: i64) -> RecordBatch {

@@ -23,27 +23,25 @@ pub fn column(id: u32, name: &str, data_type: DataType, nullable: bool) -> Colum
 
 /// `id BIGINT PRIMARY KEY, name VARCHAR, n BIGINT NOT NULL`
 pub fn upsert_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "id", DataType::Int64, false),
             column(2, "name", DataType::Utf8, true),
             column(3, "n", DataType::Int64, false),
         ],
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1)] },
-        version: 1,
-    })
+        TableKind::Upsert { primary_key: vec![ColumnId(1)] },
+    ))
 }
 
 pub fn event_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "_ts", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
             column(2, "_dedup", DataType::Utf8, true),
             column(3, "n", DataType::Int64, true),
         ],
-        kind: TableKind::Event,
-        version: 1,
-    })
+        TableKind::Event,
+    ))
 }
 
 pub fn options() -> StoreOptions {
@@ -112,6 +110,7 @@ pub fn scan_all(columns: &[u32]) -> ScanSpec {
     ScanSpec {
         table: TableId(1),
         partition: PartitionId(1),
+        schema_version: 1,
         columns: columns.iter().map(|&id| ColumnId(id)).collect(),
         predicates: Vec::new(),
         limit: None,

@@ -10,5 +10,6 @@ mod fixture;
 mod model;
 mod optimize;
 mod pull;
+mod schema;
 mod segments;
 mod writes;
