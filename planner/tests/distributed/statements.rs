@@ -88,7 +88,7 @@ async fn alter_table_names_columns_by_number() {
     );
     assert_eq!(altered.write_level, Some(WriteLevel::One));
     for idle in [
-        "ALTER TABLE IF EXISTS nothing ADD COLUMN x INT",
+        "ALTER TABLE IF EXISTS absent ADD COLUMN x INT",
         "ALTER TABLE flights ADD COLUMN IF NOT EXISTS delay INT",
         "ALTER TABLE flights DROP COLUMN IF EXISTS x",
         "ALTER TABLE flights ALTER COLUMN delay TYPE INT",
