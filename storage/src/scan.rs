@@ -219,8 +219,8 @@ impl Scan {
         }
         let point = self.point();
         let pages = view.segment.pages();
-        let from_behind = self.ends.as_ref().is_some_and(Ends::from_behind);
-        for page in (0..pages).map(|page| if from_behind { pages - 1 - page } else { page }) {
+        let backwards = self.ends.as_ref().is_some_and(Ends::goes_backwards);
+        for page in (0..pages).map(|page| if backwards { pages - 1 - page } else { page }) {
             let may_hold = self.conditions.iter().all(|condition| {
                 let column = &self.layout.schema.columns[condition.column];
                 may_match(&condition.predicate, &view.segment.page_zone(column, page))
