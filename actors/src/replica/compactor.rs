@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_kernel::{Env, Error, Result};
+use shoal_kernel::{Env, Error, Rare, Result};
 use shoal_storage::{CompactionProgress, Store};
 
 use crate::node::pace::Pace;
@@ -41,8 +41,13 @@ pub(super) async fn compact(env: &Env, store: &Arc<Store>, pace: &Pace) -> Resul
             let step = step.flatten().inspect_err(|_| running.end = "failed")?;
             metrics::counter!("shoal_compaction_read_bytes_total").increment(step.bytes_read);
             metrics::counter!("shoal_compaction_written_bytes_total").increment(step.bytes_written);
-            if step.progress != CompactionProgress::Running {
-                running.end = "done";
+            running.end = match step.progress {
+                CompactionProgress::Idle => "nothing_due",
+                CompactionProgress::Running => running.end,
+                CompactionProgress::Done => "done",
+            };
+            if step.died_meanwhile > 0 {
+                env.reached(Rare::DiedWhileMerged);
             }
             let waited = pace.pay(step.bytes_read + step.bytes_written).await;
             if !waited.is_zero() {

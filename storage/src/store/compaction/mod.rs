@@ -41,6 +41,8 @@ pub struct CompactionStep {
     pub bytes_read: u64,
     /// Bytes of segments written.
     pub bytes_written: u64,
+    /// Rows that died while the merge that has ended was under way.
+    pub died_meanwhile: u64,
     /// How far it has come.
     pub progress: CompactionProgress,
 }
@@ -81,6 +83,7 @@ impl Store {
         let did = |rewrite: &Rewrite, progress| CompactionStep {
             bytes_read: rewrite.bytes_read().saturating_sub(before.0),
             bytes_written: rewrite.bytes_written().saturating_sub(before.1),
+            died_meanwhile: 0,
             progress,
         };
         loop {
@@ -97,8 +100,8 @@ impl Store {
                 return Ok(step);
             }
         }
-        let step = did(&rewrite, CompactionProgress::Done);
-        rewrite.install(self)?;
+        let mut step = did(&rewrite, CompactionProgress::Done);
+        step.died_meanwhile = rewrite.install(self)?;
         self.sweep();
         self.look(&mut compaction)?;
         Ok(step)

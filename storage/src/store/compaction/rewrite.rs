@@ -30,11 +30,19 @@ impl Parts {
     }
 }
 
+struct Input {
+    segment: Arc<Segment>,
+    /// Rows that are not taken over.
+    left_out: Arc<RoaringBitmap>,
+    /// Rows that were dead when the merge began: more than those, as some have lost against records that are only in the log.
+    dead: Arc<RoaringBitmap>,
+}
+
 /// A merge that has begun. If it is dropped before its end, what it has written is removed.
 pub(in super::super) struct Rewrite {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    inputs: Vec<(Arc<Segment>, Arc<RoaringBitmap>)>,
+    inputs: Vec<Input>,
     /// Where the rows of each input have gone, counted through all that is written.
     moved: Vec<Moved>,
     /// New segments have at most so many rows, in whole pages.
@@ -62,7 +70,9 @@ impl Rewrite {
             if store.has(Planted::TombstoneDropped) {
                 left_out |= view.segment.tombstones();
             }
-            Some(((view.segment.clone(), Arc::new(left_out)), Moved::new(source, view.segment.rows())))
+            let (segment, dead) = (view.segment.clone(), view.dead.clone());
+            let moved = Moved::new(source, segment.rows());
+            Some((Input { segment, left_out: Arc::new(left_out), dead }, moved))
         };
         let (inputs, moved) = pick.ids.iter().filter_map(input).unzip();
         Self {
@@ -93,7 +103,7 @@ impl Rewrite {
     /// About what has been read: all of the segments' bytes, once all of their rows are through.
     pub(super) fn bytes_read(&self) -> u64 {
         let (mut bytes, mut rows) = (0, 0);
-        for (segment, left_out) in &self.inputs {
+        for Input { segment, left_out, .. } in &self.inputs {
             bytes += segment.bytes();
             rows += u64::from(segment.rows()) - left_out.len();
         }
@@ -109,10 +119,8 @@ impl Rewrite {
                 Some(merge) => merge,
                 none => {
                     let Some(keys) = self.parts.pop_front() else { return Ok(false) };
-                    let input = |(segment, left_out): &(Arc<Segment>, Arc<RoaringBitmap>)| MergeInput {
-                        segment: segment.clone(),
-                        left_out: left_out.clone(),
-                    };
+                    let input =
+                        |input: &Input| MergeInput { segment: input.segment.clone(), left_out: input.left_out.clone() };
                     let inputs = self.inputs.iter().map(input).collect();
                     let range = MergeRange { keys, ..MergeRange::default() };
                     none.insert(Merge::new(store.layout.clone(), inputs, &range))
@@ -160,21 +168,25 @@ impl Rewrite {
         Ok(())
     }
 
-    /// Puts what was written in the place of what was read. Rows that died meanwhile are dead there too.
-    pub(super) fn install(mut self, store: &Store) -> Result<()> {
+    /// Puts what was written in the place of what was read. Rows that died meanwhile are dead there too; says how many.
+    pub(super) fn install(mut self, store: &Store) -> Result<u64> {
         let mut moved = std::mem::take(&mut self.moved);
         // From here on a manifest may name them.
         let segments = std::mem::take(&mut self.finished);
-        if store.has(Planted::MasksNotCarried) {
-            let state = lock(&store.state);
-            for (moved, (segment, left_out)) in moved.iter_mut().zip(&self.inputs) {
-                let dead = state.segments.get(&segment.id()).map(|view| view.dead.clone()).unwrap_or_default();
-                (&*dead - &**left_out).iter().for_each(|row| moved.forget(row));
-            }
-        }
         let mut maintenance = lock(&store.maintenance);
-        let flushed = lock(&store.state).flushed;
-        store.replace_sources(&mut maintenance, moved, segments, flushed)
+        let (flushed, died) = {
+            let state = lock(&store.state);
+            let died = |input: &Input| match state.segments.get(&input.segment.id()) {
+                Some(view) => &*view.dead - &*input.dead,
+                None => RoaringBitmap::new(),
+            };
+            (state.flushed, self.inputs.iter().map(died).collect::<Vec<_>>())
+        };
+        if store.has(Planted::MasksNotCarried) {
+            moved.iter_mut().zip(&died).for_each(|(moved, died)| died.iter().for_each(|row| moved.forget(row)));
+        }
+        store.replace_sources(&mut maintenance, moved, segments, flushed)?;
+        Ok(died.iter().map(RoaringBitmap::len).sum())
     }
 }
 
