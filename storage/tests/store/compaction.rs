@@ -259,7 +259,8 @@ fn ten_overwrites_cost_a_scan_next_to_nothing() {
         let (once_disk, once) = fill(1, patient(), compacts);
         let (often_disk, often) = fill(11, patient(), compacts);
         let (least, pages) = (pages_read(&once_disk, &once), pages_read(&often_disk, &often));
-        assert!(pages * 10 <= least * 13, "compacts {compacts}: {pages} pages, {least} if written once");
+        // And a last page that is not full, of each of the two columns: the table has but two pages.
+        assert!(pages * 10 <= least * 13 + 2 * 10, "compacts {compacts}: {pages} pages, {least} if written once");
         for store in [&once, &often] {
             store.optimize(&|| true).unwrap();
         }
