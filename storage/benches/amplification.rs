@@ -139,6 +139,7 @@ impl Table {
             slice: Slice::WHOLE,
             addresses: false,
             coded: Vec::new(),
+            ends: None,
         };
         let mut times = Vec::new();
         for _ in 0..SCANS {
