@@ -67,6 +67,7 @@ rare! {
     StaleEpoch = "a replica refused a stale epoch";
     RowsPulled = "a replica pulled rows that it had missed";
     LogBegunAnew = "a replica met a peer whose log had begun anew";
+    DiedWhileMerged = "rows were replaced while their segments were merged";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     QueryRestarted = "a query was started again because a node was lost";

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
@@ -51,6 +51,13 @@ impl Layout {
         // Fails for a column whose values have no hash, before the first row is taken.
         content_hashes(&layout.with_ids(RecordBatch::new_empty(layout.relaxed.clone()).columns()), 0)?;
         Ok(layout)
+    }
+
+    /// The place of the column of time that rows are sorted by first, if they are.
+    pub(crate) fn time_order(&self) -> Option<usize> {
+        let first = *self.key.first()?;
+        let is_time = matches!(self.schema.columns[first].data_type, DataType::Timestamp(TimeUnit::Microsecond, _));
+        is_time.then_some(first)
     }
 
     pub(crate) fn stored_columns(&self) -> Vec<StoredColumn> {

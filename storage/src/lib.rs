@@ -36,5 +36,8 @@ pub use rows::{Accepted, Rows, Write};
 pub use scan::Scan;
 pub use size::batch_bytes;
 pub use state::{Problem, Snapshot};
-pub use store::{Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store, StoreStatus};
+pub use store::{
+    CompactionProgress, CompactionStep, Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store,
+    StoreStatus,
+};
 pub use token::TokenRecord;

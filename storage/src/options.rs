@@ -23,10 +23,13 @@ pub struct StoreOptions {
     pub tokens_max: usize,
     /// What is kept of segments in decoded form: dictionaries, and keys for finding the row that a write replaces.
     pub cache_bytes_max: usize,
-    /// This many segments of about one size are merged into one.
+    /// A segment's tier is the power of this that its rows have reached; about so many segments of a tier make one of the next.
+    /// More means less written, and more segments to read.
     pub compaction_fan_in: usize,
     /// Segments are not merged beyond this many rows.
     pub segment_rows_max: u32,
+    /// Writes are refused as overload while this many segments wait to be merged: compaction has fallen behind.
+    pub segments_overdue_max: usize,
     /// A bug planted on purpose; none outside tests.
     pub planted: Option<Planted>,
 }
@@ -44,6 +47,7 @@ impl Default for StoreOptions {
             cache_bytes_max: 64 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
+            segments_overdue_max: 64,
             planted: None,
         }
     }

@@ -8,6 +8,7 @@ use shoal_membership::{Agreement, Swim};
 
 use super::clock::NodeClock;
 use super::liveness::Liveness;
+use super::pace::Pace;
 use crate::service::NodeConfig;
 use crate::transport::Transport;
 
@@ -21,6 +22,8 @@ pub(crate) struct NodeContext {
     pub(crate) agreement: Agreement,
     pub(crate) swim: Swim,
     pub(crate) liveness: Liveness,
+    /// What compaction may take.
+    pub(crate) pace: Arc<Pace>,
 }
 
 impl NodeContext {

@@ -10,6 +10,7 @@ pub(crate) mod context;
 mod identity;
 pub(crate) mod liveness;
 mod maintain;
+pub(crate) mod pace;
 mod reading;
 mod rpc;
 mod statement;
@@ -32,6 +33,7 @@ use self::clock::NodeClock;
 use self::context::NodeContext;
 use self::identity::Identity;
 use self::liveness::Liveness;
+use self::pace::Pace;
 use self::reading::{Places, Replicas};
 use self::rpc::{AgreementIn, AgreementOut};
 use self::supervisor::{NodeMessage, NodeSupervisor};
@@ -110,7 +112,8 @@ impl Node {
         }
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
-        let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness });
+        let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
+        let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness, pace });
 
         let directory = Arc::new(ReplicaDirectory::default());
         context.transport.register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));

@@ -63,6 +63,8 @@ pub(super) async fn cluster(context: &Arc<NodeContext>) -> ClusterStatus {
                     position: report.and_then(|report| report.position),
                     rows: report.and_then(|report| report.rows),
                     bytes: report.and_then(|report| report.bytes),
+                    segments: report.and_then(|report| report.segments),
+                    segments_overdue: report.and_then(|report| report.segments_overdue),
                     digest: report.and_then(|report| report.digest.clone()),
                     restarts: report.map(|report| report.restarts),
                     problem: report.and_then(|report| report.problem.clone()),

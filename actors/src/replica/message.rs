@@ -144,6 +144,8 @@ pub(crate) struct ReplicaReport {
     pub(crate) position: Option<u64>,
     pub(crate) rows: Option<u64>,
     pub(crate) bytes: Option<u64>,
+    pub(crate) segments: Option<u64>,
+    pub(crate) segments_overdue: Option<u64>,
     pub(crate) digest: Option<String>,
     pub(crate) restarts: u32,
     pub(crate) problem: Option<String>,

@@ -8,6 +8,7 @@
 //! - **Survives a restart**: everything acknowledged; the sealed epoch; whether it counts; how far it has pulled from each
 //!   peer. Lost and harmless: the memory of recent accepts, and writes not yet acknowledged.
 
+mod compactor;
 pub(crate) mod directory;
 pub(crate) mod handle;
 pub(crate) mod maintainer;
@@ -149,7 +150,12 @@ impl Actor for ReplicaActor {
         let (maintainer, _) = Actor::spawn_linked(
             None,
             Maintainer,
-            maintainer::Arguments { env: context.env.clone(), store: store.clone(), replica: myself.clone() },
+            maintainer::Arguments {
+                env: context.env.clone(),
+                store: store.clone(),
+                pace: context.pace.clone(),
+                replica: myself.clone(),
+            },
             myself.get_cell(),
         )
         .await?;

@@ -47,6 +47,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
     let options = StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
+        segments_overdue_max: context.config.segments_overdue_max,
         planted: context.config.planted,
         ..StoreOptions::default()
     };

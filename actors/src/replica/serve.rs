@@ -173,6 +173,8 @@ impl ReplicaService {
             position: status.as_ref().map(|status| status.position),
             rows: status.as_ref().map(|status| status.rows),
             bytes: status.as_ref().map(|status| status.disk_bytes),
+            segments: status.as_ref().map(|status| status.segments as u64),
+            segments_overdue: status.as_ref().map(|status| status.segments_overdue as u64),
             digest: digest.as_ref().map(text),
             restarts: handle.restarts(),
             problem: problem

@@ -88,6 +88,10 @@ pub struct ReplicaStatus {
     pub rows: Option<u64>,
     /// Bytes on disk.
     pub bytes: Option<u64>,
+    /// Segments.
+    pub segments: Option<u64>,
+    /// How many of them wait to be merged.
+    pub segments_overdue: Option<u64>,
     /// Digest of its winning rows and tombstones, in hexadecimal; equal digests mean equal rows.
     pub digest: Option<String>,
     /// Times it was restarted by its supervisor since the node started.

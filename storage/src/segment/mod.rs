@@ -225,6 +225,12 @@ impl Segment {
         self.footer.first_keys.partition_point(|first| first.as_slice() <= key).saturating_sub(1) as u32
     }
 
+    /// The first key of a page, and one that none of its keys is above.
+    pub(crate) fn key_bounds(&self, page: u32) -> (&[u8], &[u8]) {
+        let keys = &self.footer.first_keys;
+        (&keys[page as usize], keys.get(page as usize + 1).unwrap_or(&self.footer.last_key))
+    }
+
     /// What is in a column of the table.
     pub(crate) fn zone(&self, column: &Column) -> Zone {
         self.zone_of(column, self.footer.rows, |_, total| total.clone())

@@ -18,6 +18,8 @@ use crate::wal::{AppendFailure, FrameBuilder};
 
 /// Tells a client that is ahead of the flusher when to come back.
 const OVERLOAD_RETRY_MS: u64 = 200;
+/// The same for one that is ahead of compaction.
+const MERGE_RETRY_MS: u64 = 1_000;
 
 /// A checked write, with the rows that it meets.
 pub(super) struct Prepared {
@@ -117,6 +119,12 @@ impl Store {
         if state.memtable_bytes() > self.options.memtables_bytes_max {
             let message = "writes come faster than they can be flushed (memtables_bytes_max)";
             return Some(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS));
+        }
+        let overdue = self.segments_overdue();
+        if overdue >= self.options.segments_overdue_max {
+            let message =
+                format!("{overdue} segments wait to be merged: writes come faster than that (segments_overdue_max)");
+            return Some(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(MERGE_RETRY_MS));
         }
         None
     }

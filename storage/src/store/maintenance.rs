@@ -47,6 +47,11 @@ impl Moved {
         self.places[from as usize] = to;
     }
 
+    /// The row is in none of the new segments.
+    pub(super) fn forget(&mut self, row: u32) {
+        self.places[row as usize] = NOWHERE;
+    }
+
     fn get(&self, row: u32) -> Option<u32> {
         self.places.get(row as usize).copied().filter(|&place| place != NOWHERE)
     }
@@ -85,6 +90,7 @@ impl Store {
             report.bytes += bytes;
         }
         self.sweep();
+        self.note_overdue()?;
         Ok(report)
     }
 
@@ -251,10 +257,13 @@ impl Store {
         });
     }
 
-    /// Looks again at pages that could not be read: [`Store::status`] no longer names those that can.
+    /// Looks again at pages that could not be read ([`Store::status`] no longer names those that can), and removes files that
+    /// were waiting for their last reader.
     pub fn recheck(&self) {
         let state = lock(&self.state).clone();
         state.segments.values().for_each(|view| view.segment.recheck());
+        drop(state);
+        self.sweep();
     }
 
     /// Reads every page of every segment, and the manifest, and checks.

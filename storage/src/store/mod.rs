@@ -1,10 +1,10 @@
 //! One replica on one disk.
 //!
-//! Locks, always taken in this order: `flushing` or `compacting` (one of each at a time), `maintenance` (the manifest is being
+//! Locks, always taken in this order: `flushing`, `compacting` (one of each at a time), `maintenance` (the manifest is being
 //! replaced), `writer` (commits one after another), `state` (what readers see; held for moments only), `tokens`.
 
 mod commit;
-mod compact;
+mod compaction;
 mod digest;
 mod maintenance;
 mod open;
@@ -13,6 +13,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
@@ -27,6 +28,8 @@ use crate::state::{Snapshot, SourceId, State};
 use crate::token::{TokenRecord, Tokens};
 use crate::wal::Wal;
 
+use compaction::Compaction;
+pub use compaction::{CompactionProgress, CompactionStep};
 pub use digest::Digest;
 pub use maintenance::FlushReport;
 pub use open::Recovery;
@@ -42,8 +45,12 @@ pub struct Store {
     context: Arc<SegmentContext>,
     /// Held through a whole flush.
     flushing: Mutex<()>,
-    /// Held through a whole compaction.
-    compacting: Mutex<()>,
+    /// Held through a step of compaction.
+    compacting: Mutex<Compaction>,
+    /// Segments that wait to be merged.
+    overdue: AtomicUsize,
+    /// The store is being closed.
+    ending: AtomicBool,
     maintenance: Mutex<Maintenance>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
@@ -112,11 +119,13 @@ impl Store {
         Ok(())
     }
 
-    /// Ends the store: waits for a flush, compaction or commit that is under way, and refuses every later change. To be
+    /// Ends the store: waits for a flush or commit that is under way, gives up a merge, and refuses every later change. To be
     /// called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
     pub fn close(&self) {
+        self.ending.store(true, Ordering::Relaxed);
         let _flushing = lock(&self.flushing);
-        let _compacting = lock(&self.compacting);
+        let mut compacting = lock(&self.compacting);
+        compacting.give_up();
         let mut writer = lock(&self.writer);
         // A blob that is being written ends first.
         let _meta = lock(&self.meta);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use roaring::RoaringBitmap;
@@ -158,6 +159,8 @@ impl Store {
             context,
             flushing: Mutex::default(),
             compacting: Mutex::default(),
+            overdue: AtomicUsize::new(0),
+            ending: AtomicBool::new(false),
             maintenance: Mutex::new(super::Maintenance::new(manifest.next_segment)),
             writer: Mutex::new(writer),
             state: Mutex::new(State { log_id: recovery.log_id, wal_bytes, ..state }),
@@ -167,6 +170,9 @@ impl Store {
         store.replay(replayed, recovery.quarantined.is_empty())?;
         if store.has(Planted::TokensLostAtRestart) {
             *super::lock(&store.tokens) = Tokens::default();
+        }
+        if recovery.quarantined.is_empty() {
+            store.note_overdue()?;
         }
         recovery.report(dir);
         Ok((Arc::new(store), recovery))

@@ -111,7 +111,7 @@ impl Store {
     fn feed_segments(&self, state: &State, from: u64, round: &PullRound, feed: &mut Feed) -> Result<Option<Vec<u8>>> {
         let input = |view: &SegmentView| MergeInput { segment: view.segment.clone(), left_out: view.dead.clone() };
         let inputs = state.segments.values().map(input).collect();
-        let range = MergeRange { after_position: from, after_key: &round.after_key };
+        let range = MergeRange { after_position: from, after_key: &round.after_key, ..MergeRange::default() };
         let mut merge = Merge::new(self.layout.clone(), inputs, &range);
         let mut after_key = round.after_key.clone();
         let mut rows_wanted = FEED_ROWS_FIRST;

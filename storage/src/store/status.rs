@@ -20,6 +20,10 @@ pub struct StoreStatus {
     pub disk_bytes: u64,
     /// Segments.
     pub segments: usize,
+    /// Their rows: visible ones, dead ones and tombstones.
+    pub segment_rows: u64,
+    /// How many of them wait to be merged.
+    pub segments_overdue: usize,
     /// Bytes of memory that hold rows which are not flushed.
     pub memtable_bytes: u64,
     /// Bytes of the log.
@@ -43,6 +47,8 @@ impl Store {
             rows: state.visible_rows(),
             disk_bytes: segment_bytes + state.wal_bytes,
             segments: state.segments.len() + state.broken.len(),
+            segment_rows: state.segments.values().map(|view| u64::from(view.segment.rows())).sum(),
+            segments_overdue: self.segments_overdue(),
             memtable_bytes: state.memtable_bytes(),
             wal_bytes: state.wal_bytes,
             problems: state.broken.iter().cloned().chain(damaged).collect(),

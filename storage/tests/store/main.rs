@@ -1,6 +1,7 @@
 //! The store from outside: what it promises, under faults.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails should say where, and stop")]
 
+mod compaction;
 mod concurrency;
 mod crash;
 mod damage;

@@ -25,6 +25,13 @@ impl Model {
         }
     }
 
+    /// What another one holds, where it is newer.
+    pub fn take(&mut self, other: Self) {
+        for (key, (version, row)) in other.0 {
+            self.set(key, version, row);
+        }
+    }
+
     pub fn visible(&self) -> Table {
         self.0.iter().filter_map(|(key, (_, row))| Some((*key, row.clone()?))).collect()
     }
@@ -41,6 +48,9 @@ enum Step {
     Commit(Vec<(u64, Change)>),
     Flush,
     Compact,
+    /// A page of a compaction: what follows happens in the middle of it.
+    CompactStep,
+    Optimize,
     Reopen(bool),
     Hold,
     Pull(usize),
@@ -79,6 +89,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => prop::collection::vec((0u64..50, change()), 1..4).prop_map(Step::Commit),
         3 => Just(Step::Flush),
         2 => Just(Step::Compact),
+        3 => Just(Step::CompactStep),
+        1 => Just(Step::Optimize),
         1 => any::<bool>().prop_map(Step::Reopen),
         2 => Just(Step::Hold),
         2 => (1usize..4000).prop_map(Step::Pull),
@@ -139,6 +151,8 @@ fn run(steps: Vec<Step>) {
             }
             Step::Flush => drop(store.flush().unwrap()),
             Step::Compact => drop(store.compact().unwrap()),
+            Step::CompactStep => _ = store.compact_step(1).unwrap(),
+            Step::Optimize => _ = store.optimize(&|| true).unwrap(),
             Step::Reopen(power_cut) => {
                 held.clear();
                 let before = (store.digest().unwrap(), store.snapshot().position());
