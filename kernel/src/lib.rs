@@ -5,6 +5,7 @@
 //!
 //! The kernel knows nothing of SQL, partitions on disk, actors or HTTP.
 
+pub mod durability;
 pub mod env;
 pub mod error;
 pub mod ids;
@@ -19,6 +20,7 @@ pub mod suggest;
 pub mod time;
 pub mod wire;
 
+pub use durability::Fsync;
 pub use env::Env;
 pub use error::{Applied, Error, ErrorCode, Result, Span};
 pub use ids::{Epoch, FragmentId, FragmentKey, LogId, NodeId, PartitionId, QueryId, SegmentId, TableId};

@@ -41,3 +41,4 @@ pub use store::{
     StoreStatus,
 };
 pub use token::TokenRecord;
+pub use wal::Replay;

@@ -16,12 +16,27 @@ pub(crate) const META_FILE: &str = "META";
 
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
-const VERSION: u32 = 1;
+const MANIFEST_VERSION: u32 = 2;
+const META_VERSION: u32 = 1;
+/// Past logs that are remembered; a peer that has heard nothing for longer is told everything anew.
+const PAST_LOGS_MAX: usize = 16;
+
+/// A log that the present one goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PastLog {
+    pub(crate) log_id: LogId,
+    /// Records up to here are the same in both.
+    pub(crate) common: u64,
+    /// Everything that was synced of it is in the present one.
+    pub(crate) intact: bool,
+}
 
 /// The durable state of a store up to `flushed`; what came later is in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) log_id: LogId,
+    /// Logs before this one, oldest first.
+    pub(crate) past: Vec<PastLog>,
     /// All records up to here are in the segments.
     pub(crate) flushed: u64,
     /// Segment numbers from here on are free.
@@ -44,37 +59,48 @@ pub(crate) struct SegmentRecord {
 impl Manifest {
     /// The manifest of a directory; `None` if there is none.
     pub(crate) fn read(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<Self>> {
-        read(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC)
+        read(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC, MANIFEST_VERSION)
     }
 
     /// Puts itself in the place of the old one. Durable on return.
     pub(crate) fn write(&self, disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
-        write(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC, self)
+        write(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC, MANIFEST_VERSION, self)
+    }
+
+    /// Another log begins, which has the same records up to a position.
+    pub(crate) fn begin_log(&mut self, log_id: LogId, common: u64, intact: bool) {
+        self.past.push(PastLog { log_id: self.log_id, common, intact });
+        for past in &mut self.past {
+            past.common = past.common.min(common);
+            past.intact &= intact;
+        }
+        self.past.drain(..self.past.len().saturating_sub(PAST_LOGS_MAX));
+        self.log_id = log_id;
     }
 }
 
 /// The owner's blob; empty if there is none.
 pub(crate) fn read_meta(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Vec<u8>> {
-    Ok(read(disk, &dir.join(META_FILE), META_MAGIC)?.unwrap_or_default())
+    Ok(read(disk, &dir.join(META_FILE), META_MAGIC, META_VERSION)?.unwrap_or_default())
 }
 
 /// Replaces the owner's blob. Durable on return.
 pub(crate) fn write_meta(disk: &Arc<dyn Disk>, dir: &Path, meta: &Vec<u8>) -> Result<()> {
-    write(disk, &dir.join(META_FILE), META_MAGIC, meta)
+    write(disk, &dir.join(META_FILE), META_MAGIC, META_VERSION, meta)
 }
 
-fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8]) -> Result<Option<T>> {
+fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], version: u32) -> Result<Option<T>> {
     if !disk.exists(path)? {
         return Ok(None);
     }
     let bytes = disk.read(path).map_err(|error| Error::from(error).context(path.display()))?;
     let corrupt = |what: &str| Error::new(ErrorCode::Corruption, format!("{}: {what}", path.display()));
-    head::check(&bytes, magic, VERSION).map_err(|error| error.context(path.display()))?;
+    head::check(&bytes, magic, version).map_err(|error| error.context(path.display()))?;
     wire::unseal(&bytes[HEAD_BYTES..]).map(Some).map_err(|error| corrupt(&error.to_string()))
 }
 
-fn write<T: Serialize>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], value: &T) -> Result<()> {
-    let mut bytes = head::head(magic, VERSION);
+fn write<T: Serialize>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], version: u32, value: &T) -> Result<()> {
+    let mut bytes = head::head(magic, version);
     bytes.extend_from_slice(&wire::seal(value)?);
     disk.replace(path, &bytes).map_err(|error| Error::from(error).context(format_args!("writing {}", path.display())))
 }

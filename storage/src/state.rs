@@ -7,6 +7,7 @@ use roaring::RoaringBitmap;
 use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, Version};
 
 use crate::layout::Layout;
+use crate::manifest::PastLog;
 use crate::memtable::MemView;
 use crate::scan::Scan;
 use crate::segment::Segment;
@@ -46,6 +47,8 @@ impl SegmentView {
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub(crate) log_id: LogId,
+    /// Logs before that one, oldest first.
+    pub(crate) past: Arc<[PastLog]>,
     /// Position of the last accepted record.
     pub(crate) position: u64,
     /// Up to here everything lies in segments.

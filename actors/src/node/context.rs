@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use shoal_kernel::{Env, NodeId};
 use shoal_membership::{Agreement, Swim};
+use tokio::sync::Semaphore;
 
 use super::clock::NodeClock;
 use super::liveness::Liveness;
@@ -24,6 +25,8 @@ pub(crate) struct NodeContext {
     pub(crate) liveness: Liveness,
     /// What compaction may take.
     pub(crate) pace: Arc<Pace>,
+    /// A place for each thread that helps replicas with the replay of their logs.
+    pub(crate) replay_helpers: Arc<Semaphore>,
 }
 
 impl NodeContext {

@@ -41,6 +41,7 @@ use crate::gateway::Gateway;
 use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
+use crate::replica::opening;
 use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use crate::transport::{Route, Transport, TransportConfig};
 
@@ -113,7 +114,19 @@ impl Node {
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
         let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
-        let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness, pace });
+        let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));
+        let context = Arc::new(NodeContext {
+            env,
+            node,
+            config,
+            clock,
+            transport,
+            agreement,
+            swim,
+            liveness,
+            pace,
+            replay_helpers,
+        });
 
         let directory = Arc::new(ReplicaDirectory::default());
         context.transport.register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
@@ -181,7 +194,10 @@ impl Node {
             .all()
             .iter()
             .filter(|handle| handle.store().is_err())
-            .map(|handle| handle.partition.to_string())
+            .map(|handle| match handle.replaying() {
+                Some(how_far) => format!("{} ({how_far})", handle.partition),
+                None => handle.partition.to_string(),
+            })
             .collect();
         if waiting.is_empty() {
             return Ok(());

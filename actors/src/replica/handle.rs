@@ -45,6 +45,8 @@ pub(crate) struct ReplicaHandle {
     restarts: AtomicU32,
     lag: Mutex<Option<u64>>,
     problem: Mutex<Option<Error>>,
+    /// Bytes of its log that have been read back, and of all that are to be, while its store is being opened.
+    replaying: Mutex<Option<(u64, u64)>>,
     admission: Arc<Semaphore>,
     maintenance: Semaphore,
 }
@@ -59,6 +61,7 @@ impl ReplicaHandle {
             restarts: AtomicU32::new(0),
             lag: Mutex::new(None),
             problem: Mutex::new(None),
+            replaying: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
         }
@@ -118,6 +121,16 @@ impl ReplicaHandle {
 
     pub(crate) fn problem(&self) -> Option<Error> {
         lock(&self.problem).clone()
+    }
+
+    pub(super) fn set_replaying(&self, bytes: Option<(u64, u64)>) {
+        *lock(&self.replaying) = bytes;
+    }
+
+    /// How far the replay of its log is, in words.
+    pub(crate) fn replaying(&self) -> Option<String> {
+        let (done, total) = (*lock(&self.replaying))?;
+        Some(format!("replaying its log: {} of {} MiB", done >> 20, total >> 20))
     }
 
     /// The store, whether or not the replica counts: peers may always pull.

@@ -1,6 +1,7 @@
 //! What replicas hear: from gateways and from each other over the network, and from within their node.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -117,6 +118,8 @@ pub(crate) struct Promised {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RecentAnswer {
     pub(crate) log_id: LogId,
+    /// What the asker's place is worth in this log: if it was in another one, everything up to here is the same in both.
+    pub(crate) after: u64,
     pub(crate) position: u64,
     pub(crate) sealed: Epoch,
     /// Whether the peer counts itself.
@@ -181,6 +184,8 @@ pub(crate) enum ReplicaMessage {
     Cursors(BTreeMap<NodeId, PullCursor>),
     /// The durable part was written with this core.
     Persisted(Meta),
+    /// What was accepted before that time of the monotonic clock is durable.
+    Synced { begun: Duration },
     /// Reading found damage on the disk.
     Damaged(Error),
     /// Something that the actor had others do has failed for good.

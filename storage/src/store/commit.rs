@@ -1,10 +1,10 @@
 //! Group commit: check everything, log it with one write and one fsync, apply it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::BooleanArray;
-use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
@@ -12,9 +12,9 @@ use crate::key::EncodedKeys;
 use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
 use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
 use crate::size::batch_bytes;
-use crate::state::{Location, SourceId};
+use crate::state::{Location, SegmentView, SourceId};
 use crate::token::TokenRecord;
-use crate::wal::{AppendFailure, FrameBuilder};
+use crate::wal::{FrameBuilder, LogFailure};
 
 /// Tells a client that is ahead of the flusher when to come back.
 const OVERLOAD_RETRY_MS: u64 = 200;
@@ -41,8 +41,8 @@ enum Fate {
 }
 
 impl Store {
-    /// Commits a group of writes with one append and one fsync. When it returns, those that were accepted are durable,
-    /// applied and visible, in order; the others had no effect.
+    /// Commits a group of writes with one append and one fsync. When it returns, those that were accepted are durable (as
+    /// far as [`crate::StoreOptions::sync_commits`] promises), applied and visible, in order; the others had no effect.
     ///
     /// # Errors
     /// The outer error: the log is in doubt (a failed write or fsync) and every later commit fails until the store is opened
@@ -81,7 +81,7 @@ impl Store {
             });
             fates.push(fate.unwrap_or_else(|error| Fate::Settled(Err(error))));
         }
-        let full = if frame.is_empty() { None } else { self.log(&mut writer, frame, position)? };
+        let full = if frame.is_empty() { None } else { self.log(&mut writer, frame, &group)? };
         if full.is_none() && !group.is_empty() {
             self.apply_or_fail(&mut writer, group)?;
         }
@@ -230,28 +230,28 @@ impl Store {
         Ok(Ok((Prepared { incoming, met }, accepted)))
     }
 
-    /// Makes the group durable. `Some` if the disk had no room and nothing happened.
-    fn log(&self, writer: &mut Writer, frame: FrameBuilder, position: u64) -> Result<Option<Error>> {
+    /// Logs the group, and makes it durable if that was promised. `Some` if the disk had no room and nothing happened.
+    fn log(&self, writer: &mut Writer, frame: FrameBuilder, group: &[Prepared]) -> Result<Option<Error>> {
         if writer.wal.current_bytes() >= self.options.wal_segment_bytes_max {
-            // Only tidiness: if there is no room for another file, this one goes on.
-            let _ = writer.wal.roll(position + 1);
+            match writer.wal.roll() {
+                // Only tidiness: if there is no room for another file, this one goes on.
+                Ok(()) | Err(LogFailure::Refused(_)) => {}
+                Err(LogFailure::Doubt(error)) => return Err(self.give_up(writer, error)),
+            }
         }
-        let frame = frame.finish(position + 1);
-        match writer.wal.append(&frame, !self.has(Planted::SkipFsync)) {
-            Ok(()) => {
-                writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + frame.len() as u64);
+        // Whoever accepted a version for a token must never forget it: rows may stand under it elsewhere.
+        let reserves = || group.iter().any(|prepared| prepared.incoming.tokens.iter().any(TokenRecord::is_reservation));
+        let sync = (self.options.sync_commits || reserves()) && !self.has(Planted::SkipFsync);
+        match writer.wal.append(frame, sync) {
+            Ok(written) => {
+                writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + written);
                 Ok(None)
             }
-            Err(AppendFailure::Full(error)) => {
+            Err(LogFailure::Refused(error)) => {
                 writer.bytes_since_check = None;
                 Ok(Some(error))
             }
-            Err(AppendFailure::Doubt(error)) => {
-                tracing::error!(%error, "the log is in doubt; no more commits are taken");
-                writer.failed = Some(error.clone());
-                lock(&self.state).failed = Some(error.clone());
-                Err(error.with_applied(Applied::Unknown))
-            }
+            Err(LogFailure::Doubt(error)) => Err(self.give_up(writer, error)),
         }
     }
 
@@ -285,18 +285,19 @@ impl Store {
                 if incoming.is_tombstone(row) {
                     tombstones.push(at);
                 }
-                let here = writer.index.get_mut(key);
+                // One way down the tree, which is most of what applying costs.
+                let here = writer.index.entry(key.into());
                 let old = match &here {
-                    Some(entry) => Some(Location { source: active, row: entry.row, version: entry.version }),
-                    None => met[row],
+                    btree_map::Entry::Occupied(entry) => {
+                        let Entry { row, version } = *entry.get();
+                        Some(Location { source: active, row, version })
+                    }
+                    btree_map::Entry::Vacant(_) => met[row],
                 };
                 let loser = match old {
                     Some(old) if !self.beats(version, old.version) => Location { source: active, row: at, version },
                     old => {
-                        match here {
-                            Some(entry) => *entry = Entry { row: at, version },
-                            None => drop(writer.index.insert(key.into(), Entry { row: at, version })),
-                        }
+                        here.insert_entry(Entry { row: at, version });
                         let Some(old) = old else { continue };
                         old
                     }
@@ -350,10 +351,19 @@ impl Store {
             })
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
-        for view in segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay)) {
-            view.find(keys, &mut met)?;
-        }
+        self.locate_in_segments(&segments, keys, &mut met)?;
         Ok(met)
+    }
+
+    /// The winner in segments of each key for which none is known yet.
+    pub(super) fn locate_in_segments(
+        &self,
+        segments: &BTreeMap<SegmentId, SegmentView>,
+        keys: &EncodedKeys,
+        met: &mut [Option<Location>],
+    ) -> Result<()> {
+        let mut views = segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay));
+        views.try_for_each(|view| view.find(keys, met))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::memtable::{KeyIndex, MemView};
 use crate::merge::gather;
 use crate::segment::{PAGE_ROWS, Segment, SegmentRows, SegmentWriter, segment_file};
 use crate::state::{Problem, SegmentView, SourceId, State};
+use crate::wal::LogFailure;
 
 /// A log of this many times the memtable's bound is worth a flush, however little it left in memory.
 const WAL_MEMTABLES_MAX: u64 = 4;
@@ -107,7 +108,11 @@ impl Store {
                 _ => return Ok(()),
             }
         };
-        writer.wal.roll(position + 1)?;
+        match writer.wal.roll() {
+            Ok(()) => {}
+            Err(LogFailure::Refused(error)) => return Err(error),
+            Err(LogFailure::Doubt(error)) => return Err(self.give_up(&mut writer, error)),
+        }
         if self.has(Planted::LogRetiredEarly) {
             for path in writer.wal.retire_through(position) {
                 let _ = self.disk.remove_file(&path);
@@ -242,7 +247,8 @@ impl Store {
             tokens.purge();
             tokens.between(0, flushed).cloned().collect()
         };
-        Ok(Manifest { log_id: state.log_id, flushed, next_segment, segments, tokens })
+        let past = state.past.to_vec();
+        Ok(Manifest { log_id: state.log_id, past, flushed, next_segment, segments, tokens })
     }
 
     /// Removes files of segments that nobody reads any more.

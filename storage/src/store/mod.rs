@@ -10,6 +10,7 @@ mod maintenance;
 mod open;
 mod pull;
 mod status;
+mod sync;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use crate::options::StoreOptions;
 use crate::segment::{Segment, SegmentContext};
 use crate::state::{Snapshot, SourceId, State};
 use crate::token::{TokenRecord, Tokens};
-use crate::wal::Wal;
+use crate::wal::{Durability, LogFailure, Wal};
 
 use compaction::Compaction;
 pub use compaction::{CompactionProgress, CompactionStep};
@@ -56,6 +57,7 @@ pub struct Store {
     state: Mutex<State>,
     tokens: Mutex<Tokens>,
     meta: Mutex<Vec<u8>>,
+    durability: Arc<Durability>,
 }
 
 /// What only the one who changes the set of files needs.
@@ -107,20 +109,21 @@ impl Store {
         lock(&self.meta).clone()
     }
 
-    /// Replaces the owner's blob, atomically; durable on return.
+    /// Replaces the owner's blob, atomically; durable on return, and so is everything that was accepted before: the blob may
+    /// speak of it.
     ///
     /// # Errors
     /// As the disk reports; after an error either blob may be there at the next start.
     pub fn set_meta(&self, bytes: Vec<u8>) -> Result<()> {
-        lock(&self.writer).check_sound()?;
+        self.sync()?;
         let mut meta = lock(&self.meta);
         write_meta(&self.disk, &self.dir, &bytes).map_err(|error| error.with_applied(Applied::Unknown))?;
         *meta = bytes;
         Ok(())
     }
 
-    /// Ends the store: waits for a flush or commit that is under way, gives up a merge, and refuses every later change. To be
-    /// called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
+    /// Ends the store: waits for a flush or commit that is under way, gives up a merge, makes durable what is not, and refuses
+    /// every later change. To be called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
     pub fn close(&self) {
         self.ending.store(true, Ordering::Relaxed);
         let _flushing = lock(&self.flushing);
@@ -129,6 +132,11 @@ impl Store {
         let mut writer = lock(&self.writer);
         // A blob that is being written ends first.
         let _meta = lock(&self.meta);
+        if writer.failed.is_none()
+            && let Err(LogFailure::Refused(error) | LogFailure::Doubt(error)) = writer.wal.close()
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "the log could not be closed in good order");
+        }
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 

@@ -19,7 +19,7 @@ use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
 use crate::state::{Problem, SegmentView, State};
 use crate::token::Tokens;
-use crate::wal::{Tail, Wal, recover};
+use crate::wal::{Recovered, Replay, Tail, Wal, recover, replay};
 
 /// What opening a store found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,11 +32,15 @@ pub struct Recovery {
     pub records_replayed: u64,
     /// Rows in them.
     pub rows_replayed: u64,
-    /// Bytes of an incomplete record that were cut off the log's end. It was never acknowledged.
+    /// Bytes of incomplete records that were cut off the log's end. They were not synced, and so, if commits are, never
+    /// acknowledged.
     pub tail_bytes_cut: u64,
     /// The log's last record is complete and its checksum is wrong, or the log is gone: acknowledged writes may be missing.
     /// A new log has begun; the replica must compare with others before it counts.
     pub in_doubt: bool,
+    /// The log was not synced before every acknowledgement, and was not closed: a loss of power may have taken records beyond
+    /// the last sync. A new log has begun; the replica must compare with others before it counts. What was synced is here.
+    pub unclean: bool,
     /// Segments that cannot be read. Reads and writes are refused; the replica must be rebuilt.
     pub quarantined: Vec<Problem>,
 }
@@ -49,6 +53,9 @@ impl Recovery {
         }
         if self.in_doubt {
             tracing::warn!(%dir, log = %self.log_id, "the end of the log is in doubt; a new log begins");
+        }
+        if self.unclean {
+            tracing::warn!(%dir, log = %self.log_id, "the log was not closed, and commits were not synced; a new log begins");
         }
         if self.tail_bytes_cut > 0 {
             tracing::info!(%dir, bytes = self.tail_bytes_cut, "an incomplete record was cut off the log");
@@ -70,6 +77,21 @@ impl Store {
         options: StoreOptions,
         new_log_id: LogId,
     ) -> Result<(Arc<Self>, Recovery)> {
+        Self::open_watched(disk, dir, schema, options, new_log_id, &Replay::default())
+    }
+
+    /// The same; `watch` says how far it is, and lets others help.
+    ///
+    /// # Errors
+    /// As of [`Store::open`].
+    pub fn open_watched(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        schema: Arc<TableSchema>,
+        options: StoreOptions,
+        new_log_id: LogId,
+        watch: &Replay,
+    ) -> Result<(Arc<Self>, Recovery)> {
         let layout = Arc::new(Layout::new(schema)?);
         let disk: Arc<dyn Disk> = match options.planted {
             Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
@@ -78,7 +100,7 @@ impl Store {
         disk.create_dir_all(dir)?;
         let (manifest, created) = match Manifest::read(&disk, dir)? {
             Some(manifest) => (manifest, false),
-            None => (create(&disk, dir, &layout, new_log_id)?, true),
+            None => (create(&disk, dir, &layout, &options, new_log_id)?, true),
         };
         // The manifest that was read may have been renamed into place by a life that could not sync the directory. Before
         // what it does not name is removed, it must be the one that a loss of power leaves.
@@ -109,6 +131,7 @@ impl Store {
         manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position));
         let state = State {
             log_id: manifest.log_id,
+            past: Arc::default(),
             position: manifest.flushed,
             flushed: manifest.flushed,
             segments,
@@ -117,31 +140,28 @@ impl Store {
             failed: None,
             broken: recovery.quarantined.clone().into(),
         };
-        let mut replayed = Vec::new();
         let skips = options.planted == Some(Planted::BadRecordSkipped);
-        let mut recovered = recover(&disk, dir, &layout, manifest.flushed, skips, |position, incoming| {
-            recovery.records_replayed += 1;
-            recovery.rows_replayed += incoming.rows() as u64;
-            replayed.push((position, incoming));
-            Ok(())
-        })?;
+        let mut recovered = recover(&disk, dir, manifest.flushed, skips)?;
         match recovered.tail {
             Tail::Clean => {}
             Tail::Torn(bytes) => recovery.tail_bytes_cut = bytes,
             Tail::Doubt(_) | Tail::Missing => recovery.in_doubt = true,
         }
+        // A log that has just been made ends with nothing that could be missed.
+        recovery.unclean = recovered.unclean && !created;
         let mut manifest = manifest;
-        if recovery.in_doubt {
-            // Before the end is cut: a crash between the two must find the doubt again.
-            manifest.log_id = new_log_id;
+        if recovery.in_doubt || recovery.unclean {
+            // Before the end is cut: a crash between the two must find the doubt again. And before anything is accepted: peers
+            // may know more of the old log than is left of it.
+            manifest.begin_log(new_log_id, recovered.last_position, !recovery.in_doubt);
             manifest.write(&disk, dir)?;
             recovery.log_id = new_log_id;
         }
         recovered.make_durable(&disk)?;
-        let next_position = recovered.last_position + 1;
-        let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), recovered.files, next_position)?;
+        let (lazy, files) = (!options.sync_commits, std::mem::take(&mut recovered.files));
+        let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), lazy, files, recovered.last_position)?;
 
-        let wal_bytes = wal.bytes();
+        let (wal_bytes, durability) = (wal.bytes(), wal.durability());
         let writer = Writer {
             wal,
             index: KeyIndex::new(),
@@ -163,11 +183,12 @@ impl Store {
             ending: AtomicBool::new(false),
             maintenance: Mutex::new(super::Maintenance::new(manifest.next_segment)),
             writer: Mutex::new(writer),
-            state: Mutex::new(State { log_id: recovery.log_id, wal_bytes, ..state }),
+            state: Mutex::new(State { log_id: recovery.log_id, past: manifest.past.into(), wal_bytes, ..state }),
             tokens: Mutex::new(tokens),
             meta: Mutex::new(meta),
+            durability,
         };
-        store.replay(replayed, recovery.quarantined.is_empty())?;
+        store.replay(recovered, watch, &mut recovery)?;
         if store.has(Planted::TokensLostAtRestart) {
             *super::lock(&store.tokens) = Tokens::default();
         }
@@ -178,38 +199,54 @@ impl Store {
         Ok((Arc::new(store), recovery))
     }
 
-    fn replay(&self, records: Vec<(u64, crate::rows::Incoming)>, whole: bool) -> Result<()> {
+    fn replay(&self, recovered: Recovered, watch: &Replay, recovery: &mut Recovery) -> Result<()> {
         let mut writer = super::lock(&self.writer);
-        for (position, incoming) in records {
-            if !whole {
-                // Without every segment nobody can say which rows win; only the position is kept.
-                super::lock(&self.state).position = position;
-                continue;
-            }
-            let met = self.locate(&writer, &incoming.keys)?;
-            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])?;
+        if !recovery.quarantined.is_empty() {
+            // Without every segment nobody can say which rows win; only the position is kept.
+            super::lock(&self.state).position = recovered.last_position;
+            return Ok(());
         }
-        Ok(())
+        replay(watch, &self.disk, &self.layout, recovered, |_, incoming| {
+            recovery.records_replayed += 1;
+            recovery.rows_replayed += incoming.rows() as u64;
+            // There is one memtable, and applying looks into that by itself.
+            let mut met = vec![None; incoming.rows()];
+            self.locate_in_segments(&super::lock(&self.state).segments.clone(), &incoming.keys, &mut met)?;
+            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])
+        })
     }
 }
 
 /// Makes an empty store. The manifest comes last: without it there is no store.
-fn create(disk: &Arc<dyn Disk>, dir: &Path, layout: &Layout, log_id: LogId) -> Result<Manifest> {
+fn create(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    layout: &Layout,
+    options: &StoreOptions,
+    log_id: LogId,
+) -> Result<Manifest> {
     for entry in disk.list(dir)? {
         if segment_of_file(&entry.name).is_some() {
             let message = format!("there are segments in {} and no {MANIFEST_FILE}", dir.display());
             return Err(Error::new(ErrorCode::Corruption, message));
         }
     }
-    let recovered = recover(disk, dir, layout, 0, false, |_, _| {
+    let recovered = recover(disk, dir, 0, false)?;
+    if recovered.last_position > 0 {
         let message = format!("there is a log in {} and no {MANIFEST_FILE}", dir.display());
-        Err(Error::new(ErrorCode::Corruption, message))
-    })?;
-    if recovered.files.is_empty() {
-        Wal::create(disk.clone(), dir, layout.stored_columns(), 1)?;
+        return Err(Error::new(ErrorCode::Corruption, message));
     }
-    let manifest =
-        Manifest { log_id, flushed: 0, next_segment: SegmentId(1), segments: Vec::new(), tokens: Vec::new() };
+    if recovered.files.is_empty() {
+        Wal::create(disk.clone(), dir, layout.stored_columns(), !options.sync_commits)?;
+    }
+    let manifest = Manifest {
+        log_id,
+        past: Vec::new(),
+        flushed: 0,
+        next_segment: SegmentId(1),
+        segments: Vec::new(),
+        tokens: Vec::new(),
+    };
     manifest.write(disk, dir)?;
     Ok(manifest)
 }

@@ -71,6 +71,22 @@ impl Pulled {
 }
 
 impl Store {
+    /// What a place in a log that has gone is worth in the present one: everything up to there is the same in both. `None` if
+    /// that log is not known.
+    pub fn place_of(&self, log_id: LogId, position: u64) -> Option<u64> {
+        let state = lock(&self.state);
+        if log_id == state.log_id {
+            return Some(position);
+        }
+        state.past.iter().find(|past| past.log_id == log_id).map(|past| position.min(past.common))
+    }
+
+    /// Whether everything is here that was synced of that log.
+    pub fn has_synced_of(&self, log_id: LogId) -> bool {
+        let state = lock(&self.state);
+        log_id == state.log_id || state.past.iter().any(|past| past.log_id == log_id && past.intact)
+    }
+
     /// The next part of the feed, of about `bytes_max` bytes. A cursor of another log, or from beyond this log's end, starts
     /// from the beginning. Rows may be handed out more than once, never skipped.
     ///

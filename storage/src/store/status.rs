@@ -12,6 +12,8 @@ pub struct StoreStatus {
     pub log_id: LogId,
     /// Position of the last accepted record.
     pub position: u64,
+    /// Position up to which records are known to be durable.
+    pub synced: u64,
     /// Position up to which records lie in segments.
     pub flushed: u64,
     /// Visible rows.
@@ -43,6 +45,7 @@ impl Store {
         StoreStatus {
             log_id: state.log_id,
             position: state.position,
+            synced: self.durability.synced(),
             flushed: state.flushed,
             rows: state.visible_rows(),
             disk_bytes: segment_bytes + state.wal_bytes,

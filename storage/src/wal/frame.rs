@@ -32,11 +32,24 @@ struct EntryHead {
 pub(super) struct FrameHeader {
     pub(super) payload_bytes: usize,
     pub(super) first_position: u64,
+    /// None in a closing mark.
     pub(super) entries: u32,
     pub(super) payload_crc: u32,
+    /// How many records right before this frame were not synced when it was written.
+    pub(super) unsynced: u32,
 }
 
 impl FrameHeader {
+    /// Up to where records were durable when the frame was written.
+    pub(super) fn durable(&self) -> u64 {
+        self.first_position.saturating_sub(1 + u64::from(self.unsynced))
+    }
+
+    /// Whether the log was closed with it.
+    pub(super) fn is_closing_mark(&self) -> bool {
+        self.entries == 0
+    }
+
     /// `None` if these are not the bytes of a header.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
@@ -49,6 +62,7 @@ impl FrameHeader {
             first_position: u64::from_le_bytes(header[8..16].try_into().ok()?),
             entries: number(16)?,
             payload_crc: number(20)?,
+            unsynced: number(24)?,
         })
     }
 
@@ -85,8 +99,13 @@ impl FrameBuilder {
         self.entries == 0
     }
 
-    /// The frame.
-    pub(crate) fn finish(self, first_position: u64) -> Vec<u8> {
+    /// How many writes it holds.
+    pub(super) fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// The frame; without writes, a closing mark. `unsynced` is how many records right before it are not synced.
+    pub(super) fn finish(self, first_position: u64, unsynced: u64) -> Vec<u8> {
         let mut frame = Vec::with_capacity(HEADER_BYTES + self.payload.len());
         frame.extend_from_slice(&MAGIC);
         // The bound on frames keeps the length below 4 GiB.
@@ -94,7 +113,8 @@ impl FrameBuilder {
         frame.extend_from_slice(&first_position.to_le_bytes());
         frame.extend_from_slice(&self.entries.to_le_bytes());
         frame.extend_from_slice(&crc32fast::hash(&self.payload).to_le_bytes());
-        frame.extend_from_slice(&[0; 4]);
+        // One file is synced before the next, and no file holds so many records.
+        frame.extend_from_slice(&u32::try_from(unsynced).unwrap_or(u32::MAX).to_le_bytes());
         let header_crc = crc32fast::hash(&frame);
         frame.extend_from_slice(&header_crc.to_le_bytes());
         frame.extend_from_slice(&self.payload);

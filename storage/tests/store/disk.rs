@@ -26,6 +26,9 @@ struct World {
     reads: u64,
 }
 
+/// What a disk loses at once, when it loses some.
+const BLOCK_BYTES: usize = 128;
+
 /// What happens to bytes and entries that were not synced when power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
@@ -34,6 +37,8 @@ pub enum Loss {
     /// Of each file a part of what was written stays, of the entries some; with an odd seed, the rest of what was written
     /// reads as zeros.
     Torn(u64),
+    /// Of what was written, some blocks stay and others do not, in no order; directories are as they were last.
+    Scattered(u64),
     /// Nothing: only the process died.
     Nothing,
 }
@@ -91,7 +96,7 @@ impl MemoryDisk {
     pub fn restart(&self, loss: Loss) -> Self {
         let world = self.0.lock().unwrap();
         let mut seed = match loss {
-            Loss::Torn(seed) => seed,
+            Loss::Torn(seed) | Loss::Scattered(seed) => seed,
             _ => 0,
         };
         // A file may have grown before its bytes were written.
@@ -100,7 +105,10 @@ impl MemoryDisk {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             if below == 0 { 0 } else { (seed >> 33) as usize % below }
         };
-        let mut entries = if loss == Loss::Nothing { world.entries.clone() } else { world.durable_entries.clone() };
+        let mut entries = match loss {
+            Loss::Nothing | Loss::Scattered(_) => world.entries.clone(),
+            Loss::Everything | Loss::Torn(_) => world.durable_entries.clone(),
+        };
         if matches!(loss, Loss::Torn(_)) {
             for (path, inode) in &world.entries {
                 if random(2) == 0 {
@@ -112,6 +120,17 @@ impl MemoryDisk {
             match loss {
                 Loss::Nothing => inode.now.clone(),
                 Loss::Everything => inode.durable.clone(),
+                Loss::Scattered(_) => {
+                    let mut bytes = inode.now.clone();
+                    for (number, block) in bytes.chunks_mut(BLOCK_BYTES).enumerate() {
+                        if random(2) == 0 {
+                            let old = inode.durable.get(number * BLOCK_BYTES..).unwrap_or_default();
+                            let old = old.iter().copied().chain(std::iter::repeat(0));
+                            block.iter_mut().zip(old).for_each(|(byte, old)| *byte = old);
+                        }
+                    }
+                    bytes
+                }
                 Loss::Torn(_) => {
                     let same = inode.now.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
                     let kept = same + random(inode.now.len() - same + 1);

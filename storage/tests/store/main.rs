@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod ends;
 mod fixture;
+mod lazy;
 mod model;
 mod optimize;
 mod pull;
