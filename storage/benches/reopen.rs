@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench -p shoal-storage --bench reopen -- load <dir> <rows>   # ends as if killed, with full memtables
-//! cargo bench -p shoal-storage --bench reopen -- open <dir>          # replays, scans everything, stops in good order
+//! cargo bench -p shoal-storage --bench reopen -- open <dir> <threads>  # replays with helpers, scans everything, stops
 //! cargo bench -p shoal-storage --bench reopen -- files <dir>         # one write and one sync: growing, given out ahead, reused
 //! ```
 #![allow(
@@ -14,6 +14,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -23,7 +24,7 @@ use shoal_kernel::env::{Disk, OpenMode};
 use shoal_kernel::{
     Column, ColumnId, Hlc, LogId, NodeId, PartitionId, ScanSpec, Slice, TableId, TableKind, TableSchema, Version,
 };
-use shoal_storage::{Rows, Store, StoreOptions, Write};
+use shoal_storage::{Replay, Rows, Store, StoreOptions, Write};
 
 const BATCH_ROWS: usize = 5_000;
 const HOSTS: usize = 1_000;
@@ -69,15 +70,29 @@ fn say(what: &str, since: Instant) {
     println!("{what}: {:.2} s, {now} MiB resident, {peak} MiB at most", since.elapsed().as_secs_f64());
 }
 
-fn open(disk: &Arc<dyn Disk>, dir: &Path) -> Arc<Store> {
+fn open(disk: &Arc<dyn Disk>, dir: &Path, helpers: usize) -> Arc<Store> {
+    let (replay, done) = (Replay::default(), AtomicBool::new(false));
     let since = Instant::now();
-    let (store, recovery) = Store::open(disk.clone(), dir, schema(), StoreOptions::default(), LogId(1)).unwrap();
+    let (store, recovery) = std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    replay.help();
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let options = StoreOptions::default();
+        let opened = Store::open_watched(disk.clone(), dir, schema(), options, LogId(1), &replay).unwrap();
+        done.store(true, Ordering::Relaxed);
+        opened
+    });
     say(&format!("opened, {} records and {} rows replayed", recovery.records_replayed, recovery.rows_replayed), since);
     store
 }
 
 fn load(disk: &Arc<dyn Disk>, dir: &Path, rows: usize) {
-    let store = open(disk, dir);
+    let store = open(disk, dir, 0);
     let full = StoreOptions::default().memtables_bytes_max - (32 << 20);
     let since = Instant::now();
     let mut loaded = 0;
@@ -103,8 +118,8 @@ fn load(disk: &Arc<dyn Disk>, dir: &Path, rows: usize) {
     std::process::exit(0);
 }
 
-fn reopen(disk: &Arc<dyn Disk>, dir: &Path) {
-    let store = open(disk, dir);
+fn reopen(disk: &Arc<dyn Disk>, dir: &Path, helpers: usize) {
+    let store = open(disk, dir, helpers);
     let since = Instant::now();
     let spec = ScanSpec {
         table: TableId(1),
@@ -119,37 +134,44 @@ fn reopen(disk: &Arc<dyn Disk>, dir: &Path) {
     let rows: usize = store.snapshot().scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum();
     say(&format!("scanned {rows} rows"), since);
     let since = Instant::now();
+    store.flush().unwrap();
     store.close();
-    say("closed", since);
+    say("flushed and closed", since);
 }
 
-/// How long one write of a log and its sync take.
+/// How long one write of a log and its sync take. The kinds take turns, so that what else the machine does hits all of them.
 fn files(disk: &Arc<dyn Disk>, dir: &Path) {
     disk.create_dir_all(dir).unwrap();
     let writes = 400;
     for bytes in [1_000, 100_000] {
         let frame: Vec<u8> = (0..bytes).map(|at| (at * 31) as u8).collect();
-        for kind in ["growing", "given out ahead", "reused", "growing"] {
-            let path = dir.join("log");
-            let file = disk.open(&path, OpenMode::CreateNew).unwrap();
+        let kinds = ["growing", "given out ahead", "reused"];
+        let make = |kind: &str| {
+            let file = disk.open(&dir.join(kind), OpenMode::CreateNew).unwrap();
             match kind {
                 "given out ahead" => file.set_len((writes * bytes) as u64).unwrap(),
                 "reused" => (0..writes).for_each(|at| file.write_all_at(&frame, (at * bytes) as u64).unwrap()),
                 _ => {}
             }
             file.sync().unwrap();
-            disk.sync_dir(dir).unwrap();
-            let mut times: Vec<Duration> = Vec::new();
-            for at in 0..writes {
+            file
+        };
+        let files = kinds.map(make);
+        disk.sync_dir(dir).unwrap();
+        let mut times = kinds.map(|_| Vec::new());
+        for at in 0..writes {
+            for (file, times) in files.iter().zip(&mut times) {
                 let since = Instant::now();
                 file.write_all_at(&frame, (at * bytes) as u64).unwrap();
                 file.sync().unwrap();
                 times.push(since.elapsed());
             }
+        }
+        for (kind, mut times) in kinds.into_iter().zip(times) {
             times.sort();
-            let (middle, late) = (times[writes / 2].as_micros(), times[writes * 99 / 100].as_micros());
-            println!("{bytes} B, {kind}: median {middle} us, 99th percentile {late} us");
-            disk.remove_file(&path).unwrap();
+            let (middle, late) = (times[writes / 2].as_micros(), times[writes * 95 / 100].as_micros());
+            println!("{bytes} B, {kind}: median {middle} us, 95th percentile {late} us");
+            disk.remove_file(&dir.join(kind)).unwrap();
         }
     }
     let mut times: Vec<Duration> = Vec::new();
@@ -169,9 +191,9 @@ fn main() {
     let disk = env(&RealOptions::default()).unwrap().disk();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["load", dir, rows] => load(&disk, Path::new(dir), rows.parse().unwrap()),
-        ["open", dir] => reopen(&disk, Path::new(dir)),
+        ["open", dir, threads] => reopen(&disk, Path::new(dir), threads.parse::<usize>().unwrap().saturating_sub(1)),
         ["files", dir] => files(&disk, Path::new(dir)),
         // As run with all other benchmarks, without a directory to work in.
-        _ => println!("say: load <dir> <rows>, open <dir>, or files <dir>"),
+        _ => println!("say: load <dir> <rows>, open <dir> <threads>, or files <dir>"),
     }
 }

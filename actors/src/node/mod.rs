@@ -45,6 +45,8 @@ use crate::replica::opening;
 use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use crate::transport::{Route, Transport, TransportConfig};
 
+/// How long replicas may go on with beginning to flush when the node stops.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// How long actors and disks may take to end what they do.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to join.
@@ -270,8 +272,8 @@ impl Node {
         self.0.context.agreement.failed().await
     }
 
-    /// Takes no more requests, ends what runs, and closes the data directory. What was acknowledged is on disk at any
-    /// moment, so there is nothing to flush.
+    /// Takes no more requests, ends what runs, and closes the data directory. What is in memory is flushed as far as time
+    /// allows, so that the next start has little to replay; nothing depends on it.
     pub async fn shutdown(&self) {
         let inner = &self.0;
         if inner.stopping.swap(true, Ordering::AcqRel) {
@@ -285,6 +287,18 @@ impl Node {
         }
         let _ = inner.root.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
         let handles = inner.directory.all();
+        let env = &inner.context.env;
+        let until = env.monotonic() + FLUSH_PATIENCE;
+        for handle in &handles {
+            let left = until.saturating_sub(env.monotonic());
+            if left.is_zero() {
+                break;
+            }
+            let handle = handle.clone();
+            let flushed = env.blocking(move || handle.flush_at_end());
+            // What has begun goes on, and closing waits for it.
+            let _ = env.timeout(left, flushed).await;
+        }
         let closed = inner.context.env.blocking(move || handles.iter().for_each(|handle| handle.close()));
         let _ = inner.context.env.timeout(STOP_TIMEOUT, closed).await;
         inner.context.agreement.shutdown().await;

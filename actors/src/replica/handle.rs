@@ -79,6 +79,15 @@ impl ReplicaHandle {
         }
     }
 
+    /// Writes what is in memory into segments, for the end of the node: the next start need not replay it. Blocks.
+    pub(crate) fn flush_at_end(&self) {
+        self.stopped();
+        let retired = lock(&self.retired).clone();
+        if let Some(Err(error)) = retired.map(|store| store.flush()) {
+            tracing::warn!(partition = %self.partition, %error, "a replica was not flushed at its end; its log has it all");
+        }
+    }
+
     /// Lets nothing write any more, whoever holds the store. Blocks.
     pub(crate) fn close(&self) {
         self.stopped();

@@ -139,6 +139,11 @@ impl SimDisk {
         let lost = state.tree.lose_power(&mut state.survival);
         state.used_bytes = state.tree.bytes();
         let (host, files, entries) = (self.host, lost.blocks, lost.changes);
+        {
+            let mut core = self.shared.core();
+            let now_micros = core.now_micros;
+            core.power_losses.push((now_micros, host.0));
+        }
         if files + entries > 0 {
             self.shared.sometimes(Rare::PowerLossTook);
         }
