@@ -194,3 +194,13 @@ async fn newest_points_on_one_node() {
 async fn newest_points_on_three_nodes() {
     alone("newest.slt", 3).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_syncs_on_one_node() {
+    alone("fsync.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_syncs_on_three_nodes() {
+    alone("fsync.slt", 3).await;
+}

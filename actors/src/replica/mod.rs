@@ -5,8 +5,9 @@
 //! - **Owns** the [`Store`] of its directory. It alone commits; readers take snapshots through the [`handle`].
 //! - **Restarts** at any error of its store (a failed fsync among them): the store is opened and replayed anew. Back-off from
 //!   100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem.
-//! - **Survives a restart**: everything acknowledged; the sealed epoch; whether it counts; how far it has pulled from each
-//!   peer. Lost and harmless: the memory of recent accepts, and writes not yet acknowledged.
+//! - **Survives a restart**: everything acknowledged, and a loss of power as far as the table's `fsync` promises; the sealed
+//!   epoch; whether it counts; how far it has pulled from each peer. Lost and harmless: the memory of recent accepts, and
+//!   writes not yet acknowledged.
 
 mod compactor;
 pub(crate) mod directory;

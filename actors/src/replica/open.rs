@@ -93,6 +93,7 @@ async fn try_open(
         }
         if recovery.unclean {
             watched.reached(Rare::LogUnclean);
+            metrics::counter!("shoal_logs_unclean_total").increment(1);
         }
         let meta = store.meta();
         let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };

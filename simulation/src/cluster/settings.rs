@@ -91,8 +91,6 @@ impl Settings {
             let all: Vec<String> = copies.clone().into_iter().chain(late).collect();
             if all.is_empty() { String::new() } else { format!(" WITH ({})", all.join(", ")) }
         };
-        let upserts_fsync = draw_fsync(&mut stream("upsert fsync"));
-        let events_fsync = draw_fsync(&mut stream("event fsync"));
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
@@ -100,6 +98,12 @@ impl Settings {
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
         let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
         let ending = options.ending.unwrap_or(drawn);
+        // A replica that may have lost the end of its log waits for N-W+1 others, of which one would be gone for good.
+        let drawn = |purpose| match ending {
+            Ending::HealAll => draw_fsync(&mut stream(purpose)),
+            Ending::LoseOne { .. } => Fsync::Always,
+        };
+        let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
         let flips = match ending {
             Ending::LoseOne { node } => Some(node),
             Ending::HealAll => Some(node).filter(|_| replicas >= 2 && joins.is_none()),
