@@ -41,6 +41,8 @@ pub struct Recovery {
     /// The log was not synced before every acknowledgement, and was not closed: a loss of power may have taken records beyond
     /// the last sync. A new log has begun; the replica must compare with others before it counts. What was synced is here.
     pub unclean: bool,
+    /// Position up to which nothing can be missing; what was acknowledged beyond it and is not here was lost.
+    pub durable: u64,
     /// Segments that cannot be read. Reads and writes are refused; the replica must be rebuilt.
     pub quarantined: Vec<Problem>,
 }
@@ -55,7 +57,8 @@ impl Recovery {
             tracing::warn!(%dir, log = %self.log_id, "the end of the log is in doubt; a new log begins");
         }
         if self.unclean {
-            tracing::warn!(%dir, log = %self.log_id, "the log was not closed, and commits were not synced; a new log begins");
+            let (log, durable) = (self.log_id, self.durable);
+            tracing::warn!(%dir, %log, durable, "the log was synced late and not closed; a new log begins");
         }
         if self.tail_bytes_cut > 0 {
             tracing::info!(%dir, bytes = self.tail_bytes_cut, "an incomplete record was cut off the log");
@@ -149,6 +152,7 @@ impl Store {
         }
         // A log that has just been made ends with nothing that could be missed.
         recovery.unclean = recovered.unclean && !created;
+        recovery.durable = if recovered.unclean { recovered.durable } else { recovered.last_position };
         let mut manifest = manifest;
         if recovery.in_doubt || recovery.unclean {
             // Before the end is cut: a crash between the two must find the doubt again. And before anything is accepted: peers

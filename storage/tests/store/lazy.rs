@@ -174,7 +174,7 @@ fn a_lost_end_begins_another_log_that_agrees_up_to_there() {
     let disk = disk.restart(Loss::Everything);
     let (store, recovery) = open_lazy(&disk, 8);
     assert!(recovery.unclean && !recovery.in_doubt);
-    assert_eq!((recovery.log_id, read(&store.snapshot())), (LogId(8), first(3)));
+    assert_eq!((recovery.log_id, read(&store.snapshot()), recovery.durable), (LogId(8), first(3), 0));
     assert_eq!(store.place_of(LogId(7), 6), Some(3));
     assert_eq!(store.place_of(LogId(7), 2), Some(2));
     assert_eq!(store.place_of(LogId(5), 2), None);
@@ -186,7 +186,7 @@ fn a_lost_end_begins_another_log_that_agrees_up_to_there() {
     commit(&store, one(5));
     let disk = disk.restart(Loss::Everything);
     let (store, recovery) = open_lazy(&disk, 9);
-    assert_eq!((recovery.log_id, read(&store.snapshot())), (LogId(9), first(4)));
+    assert_eq!((recovery.log_id, read(&store.snapshot()), recovery.durable), (LogId(9), first(4), 4));
     assert_eq!((store.place_of(LogId(7), 6), store.place_of(LogId(8), 6)), (Some(3), Some(4)));
 }
 
