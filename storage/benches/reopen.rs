@@ -130,6 +130,7 @@ fn reopen(disk: &Arc<dyn Disk>, dir: &Path, helpers: usize) {
         slice: Slice::WHOLE,
         addresses: false,
         coded: Vec::new(),
+        ends: None,
     };
     let rows: usize = store.snapshot().scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum();
     say(&format!("scanned {rows} rows"), since);

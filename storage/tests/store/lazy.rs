@@ -1,5 +1,6 @@
 //! Logs that are synced behind the acknowledgements: what a loss of power may take, and what nobody may be told afterwards.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,10 @@ fn open_lazy(disk: &MemoryDisk, log: u64) -> (Arc<Store>, Recovery) {
 
 fn one(n: i64) -> Write {
     put(n as u64, rows(&[(n, None, n)]))
+}
+
+fn commit_each(store: &Store, mut numbers: RangeInclusive<i64>) {
+    assert!(numbers.all(|n| commit(store, one(n)).rows == 1));
 }
 
 fn first(n: i64) -> Table {
@@ -165,11 +170,11 @@ fn power_cut_at_every_operation_takes_the_newest_and_is_told() {
 fn a_lost_end_begins_another_log_that_agrees_up_to_there() {
     let disk = MemoryDisk::default();
     let (store, _) = open_lazy(&disk, 7);
-    (1..=3).for_each(|n| drop(commit(&store, one(n))));
+    commit_each(&store, 1..=3);
     assert_eq!((store.unsynced(), store.status().synced), (3, 0));
     store.sync().unwrap();
     assert_eq!(store.unsynced(), 0);
-    (4..=6).for_each(|n| drop(commit(&store, one(n))));
+    commit_each(&store, 4..=6);
 
     let disk = disk.restart(Loss::Everything);
     let (store, recovery) = open_lazy(&disk, 8);
@@ -195,7 +200,7 @@ fn a_closed_log_has_lost_nothing() {
     for (loss, syncs) in [(Loss::Everything, false), (Loss::Nothing, true), (Loss::Scattered(3), false)] {
         let disk = MemoryDisk::default();
         let (store, _) = open_lazy(&disk, 7);
-        (1..=9).for_each(|n| drop(commit(&store, one(n))));
+        commit_each(&store, 1..=9);
         if syncs {
             store.sync().unwrap();
         }
@@ -242,7 +247,7 @@ fn a_failed_sync_behind_the_acknowledgements_ends_the_store() {
     for through_roll in [false, true] {
         let disk = MemoryDisk::default();
         let (store, _) = open_lazy(&disk, 7);
-        (1..=2).for_each(|n| drop(commit(&store, one(n))));
+        commit_each(&store, 1..=2);
         disk.fail_syncs(true);
         let error = match through_roll {
             false => store.sync().unwrap_err(),
