@@ -49,7 +49,7 @@ enum Step {
     Flush,
     Compact,
     /// A page of a compaction: what follows happens in the middle of it.
-    CompactStep,
+    Merge,
     Optimize,
     Reopen(bool),
     Hold,
@@ -89,7 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => prop::collection::vec((0u64..50, change()), 1..4).prop_map(Step::Commit),
         3 => Just(Step::Flush),
         2 => Just(Step::Compact),
-        3 => Just(Step::CompactStep),
+        3 => Just(Step::Merge),
         1 => Just(Step::Optimize),
         1 => any::<bool>().prop_map(Step::Reopen),
         2 => Just(Step::Hold),
@@ -151,7 +151,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Flush => drop(store.flush().unwrap()),
             Step::Compact => drop(store.compact().unwrap()),
-            Step::CompactStep => _ = store.compact_step(1).unwrap(),
+            Step::Merge => _ = store.compact_step(1).unwrap(),
             Step::Optimize => _ = store.optimize(&|| true).unwrap(),
             Step::Reopen(power_cut) => {
                 held.clear();
