@@ -74,7 +74,7 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
         let meta = store.meta();
         let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };
         if let Some(problem) = recovery.quarantined.first().filter(|_| !alone) {
-            return Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message)));
+            return Err(problem.to_error());
         }
         let counted = durable.as_ref().is_some_and(|durable| durable.core.counts);
         let mut emptied = disk.exists(&refilling)?;

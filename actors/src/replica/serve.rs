@@ -176,7 +176,7 @@ impl ReplicaService {
             digest: digest.as_ref().map(text),
             restarts: handle.restarts(),
             problem: problem
-                .or_else(|| damage.map(|problem| format!("{}: {}", problem.file, problem.message)))
+                .or_else(|| damage.map(ToString::to_string))
                 .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }
     }

@@ -7,6 +7,7 @@
 mod blob;
 mod bytes;
 mod decimal;
+mod describe;
 mod dictionary;
 mod packed;
 mod words;
@@ -23,6 +24,7 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use shoal_kernel::{Error, ErrorCode, Result};
 
+pub(crate) use describe::describe;
 pub(crate) use dictionary::Dictionary;
 
 const TAG_WORDS: u8 = 1;
