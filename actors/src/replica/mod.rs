@@ -12,7 +12,7 @@ pub(crate) mod directory;
 pub(crate) mod handle;
 pub(crate) mod maintainer;
 pub(crate) mod message;
-mod open;
+pub(crate) mod open;
 pub(crate) mod promises;
 mod recent;
 pub(crate) mod replicator;

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Rare, Result, TableSchema, wire};
+use shoal_kernel::{Epoch, Error, ErrorCode, LogId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Store, StoreOptions};
 
 use super::Durable;
 use crate::node::context::NodeContext;
 
 /// Beside a replica's directory: what is in there was given up and is to be removed.
-const LOST: &str = "lost";
+pub(crate) const LOST: &str = "lost";
 /// Beside a replica's directory: it began empty and has not counted since.
-const REFILLING: &str = "refilling";
+pub(crate) const REFILLING: &str = "refilling";
 
 pub(super) struct Opened {
     pub(super) store: Arc<Store>,
@@ -25,6 +25,26 @@ pub(super) struct Opened {
     pub(super) emptied: bool,
     /// The end of its log is ambiguous.
     pub(super) in_doubt: bool,
+}
+
+/// What a replica last made durable of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) sealed: Epoch,
+    pub(crate) counts: bool,
+    pub(crate) log_id: LogId,
+}
+
+/// Reads the owner's blob of a store; `None` if the replica has never been opened to the end.
+///
+/// # Errors
+/// [`ErrorCode::Corruption`] if it makes no sense.
+pub(crate) fn remembered(meta: &[u8]) -> Result<Option<Remembered>> {
+    if meta.is_empty() {
+        return Ok(None);
+    }
+    let durable: Durable = wire::decode(meta)?;
+    Ok(Some(Remembered { sealed: durable.core.sealed, counts: durable.core.counts, log_id: durable.log_id }))
 }
 
 /// Opens the store; one that is corrupt is put aside if others can fill it again.

@@ -39,6 +39,13 @@ impl Finding {
         Self { severity: Severity::Damage, ..Self::note(file, offset, what, remedy) }
     }
 
+    /// Puts what the replica's owner knows of its peers in the place of the general remedy.
+    pub fn advise(&mut self, remedy: &str) {
+        if self.remedy == REMEDY {
+            self.remedy = remedy.to_owned();
+        }
+    }
+
     /// What an error says; of `file`, if it names none.
     pub fn of(error: &Error, file: &str) -> Self {
         let remedy = match error.code() {
