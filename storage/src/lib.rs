@@ -12,6 +12,8 @@ mod encoding;
 mod ends;
 mod examine;
 mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hash;
 mod head;
 mod key;

@@ -137,3 +137,30 @@ pub(crate) fn parse_footer(bytes: &[u8], crc: u32, start: u64) -> Result<Footer>
         false => Err(Error::new(ErrorCode::Corruption, "the footer contradicts itself")),
     }
 }
+
+/// The file with the checksums that its bytes ought to have, as far as its outline makes sense. For fuzzers only.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn reseal_footer(bytes: &[u8]) -> Option<Vec<u8>> {
+    let trailer: &[u8; TRAILER_BYTES as usize] = bytes.last_chunk()?;
+    let length = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]) as usize;
+    let start = (bytes.len() - trailer.len()).checked_sub(length)?;
+    let footer = &bytes[start..start + length];
+    let mut out = bytes[..start].to_vec();
+    let Ok(mut parsed) = wire::decode::<Footer>(footer) else {
+        out.extend_from_slice(footer);
+        out.extend_from_slice(&trailer[..4]);
+        out.extend_from_slice(&crc32fast::hash(footer).to_le_bytes());
+        out.extend_from_slice(END_MAGIC);
+        return Some(out);
+    };
+    let of_columns =
+        parsed.columns.iter_mut().flat_map(|column| column.dictionaries.iter_mut().flatten().chain(&mut column.pages));
+    for extent in of_columns.chain(parsed.hidden.iter_mut().flatten()).chain(&mut parsed.filters) {
+        let from = usize::try_from(extent.offset).ok()?;
+        if let Some(page) = from.checked_add(extent.bytes as usize).and_then(|end| out.get(from..end)) {
+            extent.crc = crc32fast::hash(page);
+        }
+    }
+    out.extend_from_slice(&footer_bytes(&parsed).ok()?);
+    Some(out)
+}

@@ -26,6 +26,8 @@ use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Planted, Result, SegmentI
 pub(crate) use cache::SegmentContext;
 pub use dump::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
 pub(crate) use format::PAGE_ROWS;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use format::reseal_footer;
 pub(crate) use writer::{SegmentRows, SegmentWriter};
 
 use filter::KeyFilter;

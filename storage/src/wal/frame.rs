@@ -15,8 +15,8 @@ use crate::manifest::POSITION_MAX;
 use crate::rows::Incoming;
 use crate::token::TokenRecord;
 
-pub(super) const MAGIC: [u8; 4] = *b"SHWF";
-pub(super) const HEADER_BYTES: usize = 32;
+pub(crate) const MAGIC: [u8; 4] = *b"SHWF";
+pub(crate) const HEADER_BYTES: usize = 32;
 /// Bytes of one frame; a group that would be larger is refused in part.
 const FRAME_BYTES_MAX: usize = 1 << 30;
 /// Rows of one write. A page of equal values takes a few bytes however many they are, so that the bytes of an entry do not

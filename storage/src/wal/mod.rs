@@ -17,6 +17,8 @@ use shoal_kernel::env::{Disk, DiskFile, OpenMode};
 use shoal_kernel::{Applied, Error, ErrorCode, Result, wire};
 
 pub(crate) use frame::{FrameBuilder, join_versions, split_versions};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame::{HEADER_BYTES as FRAME_HEADER_BYTES, MAGIC as FRAME_MAGIC};
 pub(crate) use recover::{Tail, recover};
 
 use crate::head;
