@@ -14,7 +14,7 @@ use std::sync::Arc;
 use shoal_catalog::Catalog;
 use shoal_kernel::env::{Disk, DiskLock};
 use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Result};
-use shoal_membership::agreement;
+use shoal_membership::{agreement, swim};
 
 pub use report::{CatalogSummary, Examined, ReplicaExamined};
 pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, StoreReport};
@@ -133,7 +133,18 @@ impl<'a> DataDir<'a> {
         }
         let catalog = self.catalog()?;
         self.replicas(&catalog, deep)?;
-        let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR];
+        match swim::read_generation(self.disk, self.dir) {
+            Err(error) if error.code() == ErrorCode::Corruption => {
+                self.note(
+                    swim::GENERATION_FILE,
+                    error.message(),
+                    "the next start takes one from the clock; nothing is lost",
+                );
+            }
+            Err(error) => self.examined.findings.push(Finding::of(&error, swim::GENERATION_FILE)),
+            Ok(_) => {}
+        }
+        let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR, swim::GENERATION_FILE];
         for name in names.iter().filter(|name| !known.contains(&name.as_str())) {
             let (what, remedy) = match name.ends_with(".new") {
                 true => ("the next content of a file, which was not put in its place", "the next write replaces it"),

@@ -148,9 +148,7 @@ fn is_whole(recovery: Recovery) -> bool {
 
 /// Does with a directory all that a replica does. Gives what opening it found, if it could be opened.
 fn store(disk: &Arc<dyn Disk>, schema: &Arc<TableSchema>) -> Option<Recovery> {
-    for known in [Some(schema.clone()), None] {
-        let _ = examine_store(disk, Path::new(DIR), known, true);
-    }
+    let _ = examine_store(disk, Path::new(DIR), Some(schema.clone()), true);
     let options = StoreOptions { disk_reserve_bytes: 0, cache_bytes_max: 1 << 20, ..StoreOptions::default() };
     let (store, recovery) = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(2)).ok()?;
     let columns: Vec<ColumnId> = schema.columns.iter().map(|column| column.id).collect();
@@ -165,6 +163,7 @@ fn store(disk: &Arc<dyn Disk>, schema: &Arc<TableSchema>) -> Option<Recovery> {
             slice: Slice::WHOLE,
             addresses: false,
             coded: vec![ColumnId(2)],
+            ends: None,
         };
         // It ends at the first error.
         let _ = store.snapshot().scan(&spec).map(Iterator::count);

@@ -51,20 +51,20 @@ fn drive(reader: &str, read: fn(&[u8]) -> bool, cases: u64) {
 
 #[test]
 fn segments_that_nobody_wrote() {
-    drive("segment", segment, 1500);
+    drive("segment", segment, 500);
 }
 
 #[test]
 fn logs_that_nobody_wrote() {
-    drive("log", log, 1500);
+    drive("log", log, 800);
 }
 
 #[test]
 fn manifests_that_nobody_wrote() {
-    drive("manifest", manifest, 1500);
+    drive("manifest", manifest, 1000);
 }
 
 #[test]
 fn pages_that_nobody_wrote() {
-    drive("page", page, 20_000);
+    drive("page", page, 10_000);
 }

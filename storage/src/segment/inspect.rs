@@ -22,12 +22,9 @@ impl Segment {
         let mut problems = Vec::new();
         for place in columns.chain((0..HIDDEN_COLUMNS).map(Place::Hidden)) {
             for page in 0..self.pages() {
-                let dictionary = match place {
-                    Place::Column(number) => self.read_noting(Place::Dictionary(number), page, None).map(drop),
-                    _ => Ok(()),
-                };
-                let read = dictionary.and_then(|()| self.read_noting(place, page, None).map(drop));
-                problems.extend(read.err().map(|error| Problem::of(&error, &segment_file(self.id))));
+                problems.extend(
+                    self.read_noting(place, page, None).err().map(|error| Problem::of(&error, &segment_file(self.id))),
+                );
             }
         }
         // A bad dictionary is one problem, however many pages need it.

@@ -369,6 +369,10 @@ impl Segment {
     }
 
     fn read_noting(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        if let Place::Column(number) = place {
+            // A bad dictionary is damage of its own.
+            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page))?;
+        }
         self.noting(place, page, |segment| segment.read_page(place, page, wanted))
     }
 

@@ -128,7 +128,7 @@ fn every_flipped_byte_of_a_segment_is_seen() {
                     let place = error.file().unwrap();
                     assert_eq!(place.file, "seg-0000000000000001.seg");
                     assert!(place.offset.is_some_and(|offset| offset <= at as u64), "byte {at}: {error}");
-                    assert!(error.message().contains(": page 0 of column") && error.help().is_some(), "{error}");
+                    assert!(error.message().contains("page 0 of column") && error.help().is_some(), "{error}");
                     assert!(damaged && !store.status().problems.is_empty());
                 } else {
                     assert_eq!(read(&store.snapshot()), expected.0, "byte {at}");

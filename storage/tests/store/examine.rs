@@ -64,8 +64,8 @@ fn every_flipped_byte_is_found_where_it_is() {
     for (path, bytes) in disk.content() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         // Of large files all of the head and of what follows the pages, and some of the rest.
-        let tail = bytes.len().saturating_sub(700);
-        for at in (0..bytes.len()).filter(|at| bytes.len() < 3000 || *at < 300 || *at >= tail || at % 97 == 0) {
+        let tail = bytes.len().saturating_sub(500);
+        for at in (0..bytes.len()).filter(|at| bytes.len() < 1000 || *at < 100 || *at >= tail || at % 499 == 0) {
             let flipped = disk.restart(Loss::Nothing);
             flipped.tamper(&path, |bytes| bytes[at] ^= 0x10);
             let found = findings(&flipped);

@@ -27,13 +27,12 @@ Exit codes: 0 sound (notes are no damage), 1 damage was found, 2 it could not be
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-#[group(id = "what", required = true, multiple = false, args = ["dir", "dump"])]
 pub(super) struct DoctorArguments {
     /// The data directory of a node, or of one of its replicas
-    #[arg(value_name = "DIR")]
+    #[arg(value_name = "DIR", required_unless_present = "dump")]
     dir: Option<PathBuf>,
     /// Show a segment file page by page instead
-    #[arg(long, value_name = "SEGMENT", conflicts_with = "deep")]
+    #[arg(long, value_name = "SEGMENT", conflicts_with_all = ["dir", "deep"])]
     dump: Option<PathBuf>,
     /// Compare all statistics and keys with the rows, too
     #[arg(long)]

@@ -39,7 +39,7 @@ fn head(examined: &Examined) -> String {
         ));
     }
     if let Some(bound) = &examined.clock_bound {
-        text.push_str(&format!("\nclock: no version above {bound} µs was given out"));
+        text.push_str(&format!("\nclock: no version above {bound} was given out"));
     }
     text
 }
