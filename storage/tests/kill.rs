@@ -172,7 +172,7 @@ fn killed_processes_lose_nothing_acknowledged() {
         if round % 8 != 7 {
             while last_accepted(&said).is_none() && out.read_line(&mut said).unwrap() > 0 {}
         }
-        std::thread::sleep(Duration::from_micros(random(30_000)));
+        std::thread::sleep(Duration::from_micros(random(60_000)));
         child.kill().unwrap();
         out.read_to_string(&mut said).unwrap();
         let mut complaint = String::new();

@@ -68,7 +68,7 @@ fn every_flipped_byte_is_found_where_it_is() {
         for at in (0..bytes.len()).filter(|at| bytes.len() < 1000 || *at < 100 || *at >= tail || at % 499 == 0) {
             let flipped = disk.restart(Loss::Nothing);
             flipped.tamper(&path, |bytes| bytes[at] ^= 0x10);
-            let found = findings(&flipped);
+            let found = examine_store(&flipped.shared(), Path::new(DIR), None, false).unwrap().findings;
             let here = |finding: &&Finding| finding.severity == Severity::Damage && finding.problem.file == name;
             let finding = found.iter().find(here).unwrap_or_else(|| panic!("{name} byte {at}: {found:?}"));
             // It begins before the byte: at its page, record or part.
