@@ -59,7 +59,7 @@ fn deletes(number: u64) -> bool {
 }
 
 fn token(number: u64) -> Option<String> {
-    (number % 3 == 0).then(|| format!("write {number}"))
+    number.is_multiple_of(3).then(|| format!("write {number}"))
 }
 
 fn write_of(number: u64) -> StoreWrite {

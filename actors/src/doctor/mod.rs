@@ -158,7 +158,7 @@ impl<'a> DataDir<'a> {
     fn catalog(&mut self) -> Result<Catalog> {
         let report = agreement::examine(self.disk, self.dir, self.examined.node)?;
         for error in &report.errors {
-            self.examined.findings.push(Finding::of(error, CATALOG_DIR));
+            self.examined.findings.push(Finding::of(error, "catalog/log"));
         }
         if report.torn_bytes > 0 {
             let what = format!("a torn tail of {} bytes: a write that never finished", report.torn_bytes);

@@ -88,7 +88,7 @@ fn directories_of_killed_processes_are_examined() {
     assert_eq!(files(&dir), before, "nothing has been changed");
 
     for arguments in [&[][..], &["--deep"], &[text, "--dump", "x"], &[text, "--format", "csv"]] {
-        ends(&doctor(arguments), 2, &["Usage"]);
+        ends(&doctor(arguments), 2, &["--help"]);
     }
     ends(&doctor(&["/no/such/directory"]), 2, &["/no/such/directory"]);
     ends(&doctor(&[home.path().to_str().unwrap()]), 2, &["neither the data directory of a node nor that of a replica"]);

@@ -64,9 +64,7 @@ pub fn examine(disk: &Arc<dyn Disk>, data_dir: &Path, node: Option<NodeId>) -> R
             journal
         }
         Err(error) => {
-            report
-                .errors
-                .push(error.file().is_none().then(|| error.clone().in_file("catalog/log", None)).unwrap_or(error));
+            report.errors.push(error);
             Journal::default()
         }
     };

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
-use shoal_kernel::env::{Disk, DiskEntry};
+use shoal_kernel::env::{Disk, DiskEntry, OpenMode};
 use shoal_kernel::{Error, LogId, Result, SegmentId, TableSchema};
 
 pub use finding::{Finding, Severity};
@@ -147,22 +147,17 @@ impl Examination<'_> {
             Err(error) => self.found(&error, META_FILE),
         }
         for entry in entries.iter().filter(|entry| !entry.is_dir) {
-            let length = self.disk.open(&self.dir.join(&entry.name), shoal_kernel::env::OpenMode::Read);
+            let length = self.disk.open(&self.dir.join(&entry.name), OpenMode::Read);
             self.report.bytes += length.and_then(|file| file.len()).unwrap_or(0);
         }
     }
 
     /// Files that do not belong to the store.
     fn judge_files(&mut self, entries: &[DiskEntry], manifest: Option<&Manifest>) {
-        let holds_data =
-            |entry: &&DiskEntry| segment_of_file(&entry.name).is_some() || position_of(&entry.name).is_some();
-        if manifest.is_none() && entries.iter().any(|entry| holds_data(&entry)) {
-            // A crash while a store was being made leaves a log without records; whether it has some is seen there.
-            let segments = entries.iter().any(|entry| segment_of_file(&entry.name).is_some());
-            if segments {
-                let error = damaged(corrupt("it is gone, and there are segments"), MANIFEST_FILE, None);
-                self.found(&error, MANIFEST_FILE);
-            }
+        // A crash while a store was being made leaves a log without records; whether it has some is seen there.
+        if manifest.is_none() && entries.iter().any(|entry| segment_of_file(&entry.name).is_some()) {
+            let error = damaged(corrupt("it is gone, and there are segments"), MANIFEST_FILE, None);
+            self.found(&error, MANIFEST_FILE);
         }
         for entry in entries {
             let name = entry.name.as_str();

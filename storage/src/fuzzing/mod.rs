@@ -142,6 +142,16 @@ fn serialised(rows: &RoaringBitmap) -> Vec<u8> {
     bytes
 }
 
+/// The segment of a small store, what it was written for, and a disk that holds another form of it under that path.
+#[cfg(test)]
+pub(crate) fn small_segment(
+    change: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> (Arc<dyn Disk>, std::path::PathBuf, Arc<TableSchema>) {
+    let (files, path) = (Files::default(), Path::new(DIR).join(segment_file(SegmentId(1))));
+    files.put(path.clone(), &change(sample::small_segment()));
+    (Arc::new(files), path, sample::upsert())
+}
+
 fn is_whole(recovery: Recovery) -> bool {
     recovery.quarantined.is_empty()
 }

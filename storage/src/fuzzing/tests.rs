@@ -51,17 +51,17 @@ fn drive(reader: &str, read: fn(&[u8]) -> bool, cases: u64) {
 
 #[test]
 fn segments_that_nobody_wrote() {
-    drive("segment", segment, 500);
+    drive("segment", segment, 400);
 }
 
 #[test]
 fn logs_that_nobody_wrote() {
-    drive("log", log, 800);
+    drive("log", log, 400);
 }
 
 #[test]
 fn manifests_that_nobody_wrote() {
-    drive("manifest", manifest, 1000);
+    drive("manifest", manifest, 700);
 }
 
 #[test]

@@ -166,3 +166,60 @@ fn broken_zone(zone: &Zone, array: &ArrayRef) -> Option<String> {
     let above = outside(&zone.max, &found.max, Ordering::Less);
     (below || above).then(|| "values outside of the bounds of its zone map".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use shoal_kernel::wire;
+
+    use super::*;
+    use crate::fuzzing::small_segment;
+    use crate::layout::Layout;
+    use crate::options::StoreOptions;
+    use crate::segment::SegmentContext;
+    use crate::segment::format::{Footer, TRAILER_BYTES, footer_bytes};
+
+    /// What is found in a segment whose footer says something else, under the right checksum.
+    fn found(change: impl FnOnce(&mut Footer)) -> Vec<String> {
+        let (disk, path, schema) = small_segment(|bytes| {
+            let trailer = bytes.len() - TRAILER_BYTES as usize;
+            let length = u32::from_le_bytes(bytes[trailer..trailer + 4].try_into().unwrap()) as usize;
+            let mut footer: Footer = wire::decode(&bytes[trailer - length..trailer]).unwrap();
+            change(&mut footer);
+            [&bytes[..trailer - length], &footer_bytes(&footer).unwrap()].concat()
+        });
+        let layout = Arc::new(Layout::new(schema).unwrap());
+        let context = SegmentContext::new(disk, layout, &StoreOptions::default());
+        let segment = Segment::open_file(&context, &path).unwrap();
+        segment.inspect(true).into_iter().map(|problem| problem.message).collect()
+    }
+
+    #[track_caller]
+    fn finds(words: &str, change: impl FnOnce(&mut Footer)) {
+        let found = found(change);
+        assert!(found.iter().any(|message| message.contains(words)), "'{words}' is not in {found:?}");
+    }
+
+    #[test]
+    fn what_rows_do_not_bear_out_is_found() {
+        assert_eq!(found(|_| {}), [""; 0]);
+        finds("outside of the bounds of its zone map", |footer| footer.columns[0].zones[0].min = Some(Datum::Int(4)));
+        finds("outside of the bounds of its zone map", |footer| {
+            footer.columns[1].zones[0].max = Some(Datum::Text("a".into()))
+        });
+        finds("NULLs, and its zone map says", |footer| footer.columns[2].zones[0].nulls += 1);
+        finds("of positions: outside of its range", |footer| footer.position_ranges[0] = (2, 2));
+        finds("least position is above its greatest", |footer| footer.position_ranges[0] = (2, 1));
+        finds("of versions: outside of the range", |footer| footer.version_range.1 = footer.version_range.0);
+        finds("other bounds than page 0", |footer| footer.last_key.push(0));
+        finds("first keys of its pages do not ascend", |footer| footer.first_keys[0] = vec![0xff; 20]);
+        finds("bytes belong to no page", |footer| footer.columns[3].pages[0].offset += 1);
+        finds("bytes belong to two pages", |footer| footer.columns[3].pages[0] = footer.columns[2].pages[0]);
+        // Rows sorted by another column than the key.
+        finds("not above the row before it", |footer| {
+            let key = footer.columns[0].column.clone();
+            footer.columns[0].column = std::mem::replace(&mut footer.columns[2].column, key);
+        });
+    }
+}
