@@ -104,12 +104,13 @@ fn damage(home: &Path, dir: &Path, page: u64) {
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 3);
     let alone = "there is no other replica";
     let page_place = format!(".seg at byte {page}: page 1 of column 2: the checksum is wrong");
-    let cases: [(&str, Change<'_>, i32, &[&str]); 9] = [
+    let cases: [(&str, Change<'_>, i32, &[&str]); 10] = [
         (".seg", &|bytes| flip(bytes, page as usize + 2), 1, &["DAMAGE", &page_place, alone]),
         (".seg", &cut, 1, &["DAMAGE", "the file has not the length that it had", alone]),
         ("MANIFEST", &|bytes| flip(bytes, 30), 1, &["MANIFEST at byte 16: checksum mismatch", alone]),
         ("META", &|bytes| flip(bytes, 20), 1, &["META at byte 16: checksum mismatch"]),
-        ("wal-", &|bytes| flip(bytes, 40), 1, &["at byte 0: the header is damaged and records follow", alone]),
+        ("wal-", &|bytes| flip(bytes, 18), 1, &["at byte 0: the header is damaged and records follow", alone]),
+        ("wal-", &|bytes| flip(bytes, 40), 1, &["at byte 32", "its checksum is wrong", "begins a new log"]),
         ("wal-", &cut, 0, &["note", "a torn tail", "nothing is lost", "Sound. 1 note"]),
         ("NODE", &|bytes| flip(bytes, 2), 1, &["NODE at byte 0: checksum mismatch", "nobody knows which node this is"]),
         ("CLOCK", &|bytes| flip(bytes, 2), 1, &["CLOCK at byte 0", "might give a version twice"]),
