@@ -22,7 +22,7 @@ pub mod wire;
 
 pub use durability::Fsync;
 pub use env::Env;
-pub use error::{Applied, Error, ErrorCode, Result, Span};
+pub use error::{Applied, Error, ErrorCode, FilePlace, Result, Span};
 pub use ids::{Epoch, FragmentId, FragmentKey, LogId, NodeId, PartitionId, QueryId, SegmentId, TableId};
 pub use key::{Datum, KeyRange};
 pub use level::{ReadLevel, WriteLevel};

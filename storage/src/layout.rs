@@ -60,6 +60,14 @@ impl Layout {
         is_time.then_some(first)
     }
 
+    /// Of a table of which nothing is known, to read files by what they say of themselves.
+    pub(crate) fn unknown() -> Self {
+        let kind = shoal_kernel::TableKind::Upsert { primary_key: Vec::new() };
+        let schema = Arc::new(TableSchema { columns: Vec::new(), kind, version: 0 });
+        let visible = schema.arrow();
+        Self { schema, relaxed: visible.clone(), visible, key: Vec::new() }
+    }
+
     pub(crate) fn stored_columns(&self) -> Vec<StoredColumn> {
         let stored =
             |column: &shoal_kernel::Column| StoredColumn { id: column.id, data_type: column.data_type.clone() };
@@ -98,4 +106,27 @@ pub(crate) fn convert(array: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
         let message = format!("a stored column of type {} cannot be read as {wanted}: {error}", array.data_type());
         Error::new(ErrorCode::Unsupported, message)
     })
+}
+
+/// Bytes of a fixed-size value, and values of a fixed-size list.
+const FIXED_WIDTH_MAX: i32 = 1 << 20;
+
+/// Whether a column of that type can have been stored: what a file says of its columns is believed no further.
+pub(crate) fn is_storable(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Null => true,
+        DataType::List(field) | DataType::LargeList(field) => is_storable(field.data_type()),
+        DataType::FixedSizeList(field, width) => {
+            (0..=FIXED_WIDTH_MAX).contains(width) && is_storable(field.data_type())
+        }
+        DataType::Map(field, _) => match field.data_type() {
+            DataType::Struct(pair) => pair.len() == 2 && is_storable(field.data_type()),
+            _ => false,
+        },
+        DataType::Struct(fields) => fields.iter().all(|field| is_storable(field.data_type())),
+        DataType::FixedSizeBinary(width) => (0..=FIXED_WIDTH_MAX).contains(width),
+        DataType::Time32(unit) => matches!(unit, TimeUnit::Second | TimeUnit::Millisecond),
+        DataType::Time64(unit) => matches!(unit, TimeUnit::Microsecond | TimeUnit::Nanosecond),
+        other => is_ordered(other),
+    }
 }

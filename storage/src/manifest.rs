@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, SegmentId, wire};
+use shoal_kernel::{Error, LogId, Result, SegmentId, wire};
 
+use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
 use crate::token::TokenEntry;
 
@@ -30,6 +32,9 @@ pub(crate) struct PastLog {
     /// Everything that was synced of it is in the present one.
     pub(crate) intact: bool,
 }
+
+/// Positions are counted from 1; no disk holds as many records as this.
+pub(crate) const POSITION_MAX: u64 = 1 << 62;
 
 /// The durable state of a store up to `flushed`; what came later is in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +61,46 @@ pub(crate) struct SegmentRecord {
     pub(crate) dead: Vec<u8>,
 }
 
+impl SegmentRecord {
+    /// Rows that lost against records up to the flushed position.
+    ///
+    /// # Errors
+    /// [`shoal_kernel::ErrorCode::Corruption`]: it is no bitmap.
+    pub(crate) fn dead_rows(&self) -> Result<RoaringBitmap> {
+        RoaringBitmap::deserialize_from(self.dead.as_slice()).map_err(|error| {
+            let message = format!("the bitmap of dead rows of {} makes no sense: {error}", self.id);
+            damaged(corrupt(message), MANIFEST_FILE, None)
+        })
+    }
+}
+
 impl Manifest {
     /// The manifest of a directory; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`shoal_kernel::ErrorCode::Corruption`] if it is damaged; [`shoal_kernel::ErrorCode::IncompatibleVersion`] if another
+    /// build wrote it; else as the disk reports.
     pub(crate) fn read(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<Self>> {
-        read(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC, MANIFEST_VERSION)
+        let path = dir.join(MANIFEST_FILE);
+        let manifest: Option<Self> = read(disk, &path, MANIFEST_MAGIC, MANIFEST_VERSION)?;
+        match manifest.as_ref().and_then(Self::contradiction) {
+            Some(what) => Err(damaged(corrupt(what), MANIFEST_FILE, None)),
+            None => Ok(manifest),
+        }
+    }
+
+    /// What it says that cannot be.
+    fn contradiction(&self) -> Option<String> {
+        if self.flushed > POSITION_MAX {
+            return Some(format!("nothing was ever flushed up to position {}", self.flushed));
+        }
+        let mut ids: Vec<SegmentId> = self.segments.iter().map(|segment| segment.id).collect();
+        ids.sort_unstable();
+        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Some(format!("{} is named twice", twice[0]));
+        }
+        let last = ids.last().filter(|last| **last >= self.next_segment)?;
+        Some(format!("{last} is numbered beyond the next number, {}", self.next_segment))
     }
 
     /// Puts itself in the place of the old one. Durable on return.
@@ -93,10 +134,11 @@ fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8],
     if !disk.exists(path)? {
         return Ok(None);
     }
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let bytes = disk.read(path).map_err(|error| Error::from(error).context(path.display()))?;
-    let corrupt = |what: &str| Error::new(ErrorCode::Corruption, format!("{}: {what}", path.display()));
-    head::check(&bytes, magic, version).map_err(|error| error.context(path.display()))?;
-    wire::unseal(&bytes[HEAD_BYTES..]).map(Some).map_err(|error| corrupt(&error.to_string()))
+    head::check(&bytes, magic, version).map_err(|error| damaged(error, &name, Some(0)))?;
+    let body = wire::unseal(&bytes[HEAD_BYTES..]);
+    body.map(Some).map_err(|error| damaged(Error::from(error), &name, Some(HEAD_BYTES as u64)))
 }
 
 fn write<T: Serialize>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], version: u32, value: &T) -> Result<()> {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, Version};
+use shoal_kernel::{Error, LogId, Result, ScanSpec, SegmentId, Version};
 
+use crate::damage::Problem;
 use crate::layout::Layout;
 use crate::manifest::PastLog;
 use crate::memtable::MemView;
@@ -64,15 +65,6 @@ pub(crate) struct State {
     pub(crate) broken: Arc<[Problem]>,
 }
 
-/// Something on disk that is not what was written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The file.
-    pub file: String,
-    /// What is wrong with it.
-    pub message: String,
-}
-
 impl State {
     pub(crate) fn visible_rows(&self) -> u64 {
         self.segments.values().map(SegmentView::visible_rows).sum::<u64>()
@@ -86,7 +78,7 @@ impl State {
     /// Fails if a segment could not be opened.
     pub(crate) fn check_whole(&self) -> Result<()> {
         match self.broken.first() {
-            Some(problem) => Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message))),
+            Some(problem) => Err(problem.to_error()),
             None => Ok(()),
         }
     }

@@ -7,7 +7,7 @@
 mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
-mod identity;
+pub(crate) mod identity;
 pub(crate) mod liveness;
 mod maintain;
 pub(crate) mod pace;

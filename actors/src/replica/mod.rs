@@ -15,7 +15,7 @@ pub(crate) mod handle;
 mod late_sync;
 pub(crate) mod maintainer;
 pub(crate) mod message;
-mod open;
+pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod promises;
 mod recent;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
+use shoal_kernel::{Epoch, Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Replay, Store, StoreOptions};
 
 use super::handle::ReplicaHandle;
@@ -13,9 +13,9 @@ use super::{Durable, opening};
 use crate::node::context::NodeContext;
 
 /// Beside a replica's directory: what is in there was given up and is to be removed.
-const LOST: &str = "lost";
+pub(crate) const LOST: &str = "lost";
 /// Beside a replica's directory: it began empty and has not counted since.
-const REFILLING: &str = "refilling";
+pub(crate) const REFILLING: &str = "refilling";
 
 pub(super) struct Opened {
     pub(super) store: Arc<Store>,
@@ -35,6 +35,26 @@ pub(super) struct Opened {
 pub(super) struct Form {
     pub(super) schema: Arc<TableSchema>,
     pub(super) fsync: Fsync,
+}
+
+/// What a replica last made durable of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) sealed: Epoch,
+    pub(crate) counts: bool,
+    pub(crate) log_id: LogId,
+}
+
+/// Reads the owner's blob of a store; `None` if the replica has never been opened to the end.
+///
+/// # Errors
+/// [`ErrorCode::Corruption`] if it makes no sense.
+pub(crate) fn remembered(meta: &[u8]) -> Result<Option<Remembered>> {
+    if meta.is_empty() {
+        return Ok(None);
+    }
+    let durable: Durable = wire::decode(meta)?;
+    Ok(Some(Remembered { sealed: durable.core.sealed, counts: durable.core.counts, log_id: durable.log_id }))
 }
 
 /// Opens the store; one that is corrupt is put aside if others can fill it again.
@@ -98,7 +118,7 @@ async fn try_open(
         let meta = store.meta();
         let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };
         if let Some(problem) = recovery.quarantined.first().filter(|_| !alone) {
-            return Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message)));
+            return Err(problem.to_error());
         }
         let counted = durable.as_ref().is_some_and(|durable| durable.core.counts);
         let mut emptied = disk.exists(&refilling)?;

@@ -179,7 +179,7 @@ impl ReplicaService {
             restarts: handle.restarts(),
             problem: problem
                 .or_else(|| handle.replaying())
-                .or_else(|| damage.map(|problem| format!("{}: {}", problem.file, problem.message)))
+                .or_else(|| damage.map(|problem| problem.to_string()))
                 .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }
     }

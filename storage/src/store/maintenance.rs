@@ -8,12 +8,13 @@ use roaring::RoaringBitmap;
 use shoal_kernel::{Error, Planted, Result, SegmentId};
 
 use super::{Maintenance, Store, Writer, lock};
+use crate::damage::Problem;
 use crate::key::EncodedKeys;
 use crate::manifest::{Manifest, SegmentRecord};
 use crate::memtable::{KeyIndex, MemView};
 use crate::merge::gather;
 use crate::segment::{PAGE_ROWS, Segment, SegmentRows, SegmentWriter, segment_file};
-use crate::state::{Problem, SegmentView, SourceId, State};
+use crate::state::{SegmentView, SourceId, State};
 use crate::wal::LogFailure;
 
 /// A log of this many times the memtable's bound is worth a flush, however little it left in memory.
@@ -282,8 +283,7 @@ impl Store {
             // Not while it is being replaced.
             let _unchanged = lock(&self.maintenance);
             if let Err(error) = Manifest::read(&self.disk, &self.dir) {
-                let file = crate::manifest::MANIFEST_FILE.to_owned();
-                problems.push(Problem { file, message: error.message().to_owned() });
+                problems.push(Problem::of(&error, crate::manifest::MANIFEST_FILE));
             }
         }
         let state = lock(&self.state).clone();

@@ -7,17 +7,18 @@ use std::sync::{Arc, Mutex};
 
 use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
+use shoal_kernel::{ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
 
 use super::commit::Prepared;
 use super::{Store, Writer};
+use crate::damage::{Problem, corrupt, damaged};
 use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, read_meta};
 use crate::memtable::{KeyIndex, MemView};
 use crate::options::StoreOptions;
 use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
-use crate::state::{Problem, SegmentView, State};
+use crate::state::{SegmentView, State};
 use crate::token::Tokens;
 use crate::wal::{Recovered, Replay, Tail, Wal, recover, replay};
 
@@ -51,7 +52,7 @@ impl Recovery {
     fn report(&self, dir: &Path) {
         let dir = dir.display();
         for problem in &self.quarantined {
-            tracing::error!(%dir, file = problem.file, problem = problem.message, "a segment cannot be read");
+            tracing::error!(%dir, %problem, "a segment cannot be read");
         }
         if self.in_doubt {
             tracing::warn!(%dir, log = %self.log_id, "the end of the log is in doubt; a new log begins");
@@ -114,17 +115,19 @@ impl Store {
         let context = SegmentContext::new(disk.clone(), layout.clone(), &options);
         let mut segments = BTreeMap::new();
         for record in &manifest.segments {
-            let dead = RoaringBitmap::deserialize_from(record.dead.as_slice())
-                .map_err(|error| Error::new(ErrorCode::Corruption, format!("{MANIFEST_FILE}: a bitmap: {error}")))?;
+            let dead = record.dead_rows()?;
             let dead = if options.planted == Some(Planted::MasksForgotten) { RoaringBitmap::new() } else { dead };
             match Segment::open(&context, dir, record.id, record.bytes) {
+                Ok(segment) if dead.max().is_some_and(|row| row >= segment.rows()) => {
+                    let message = format!("says that rows of {} are dead which it does not have", record.id);
+                    return Err(damaged(corrupt(message), MANIFEST_FILE, None));
+                }
                 Ok(segment) => {
                     let (segment, old_dead) = (Arc::new(segment), dead.len());
                     segments.insert(record.id, SegmentView { segment, dead: Arc::new(dead), old_dead });
                 }
                 Err(error) if error.code() == ErrorCode::Corruption => {
-                    let file = segment_file(record.id);
-                    recovery.quarantined.push(Problem { file, message: error.message().to_owned() });
+                    recovery.quarantined.push(Problem::of(&error, &segment_file(record.id)));
                 }
                 Err(error) => return Err(error),
             }
@@ -231,14 +234,12 @@ fn create(
 ) -> Result<Manifest> {
     for entry in disk.list(dir)? {
         if segment_of_file(&entry.name).is_some() {
-            let message = format!("there are segments in {} and no {MANIFEST_FILE}", dir.display());
-            return Err(Error::new(ErrorCode::Corruption, message));
+            return Err(damaged(corrupt("it is gone, and there are segments"), MANIFEST_FILE, None));
         }
     }
     let recovered = recover(disk, dir, 0, false)?;
     if recovered.last_position > 0 {
-        let message = format!("there is a log in {} and no {MANIFEST_FILE}", dir.display());
-        return Err(Error::new(ErrorCode::Corruption, message));
+        return Err(damaged(corrupt("it is gone, and there is a log"), MANIFEST_FILE, None));
     }
     if recovered.files.is_empty() {
         Wal::create(disk.clone(), dir, layout.stored_columns(), !options.sync_commits)?;

@@ -3,7 +3,7 @@
 use shoal_kernel::LogId;
 
 use super::{Store, lock};
-use crate::state::Problem;
+use crate::damage::Problem;
 
 /// A store at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

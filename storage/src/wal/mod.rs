@@ -25,12 +25,15 @@ use shoal_kernel::{Applied, Error, ErrorCode, Result, wire};
 
 pub(crate) use durability::{Durability, PendingSync};
 pub(crate) use frame::{FrameBuilder, join_versions, split_versions};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame::{HEADER_BYTES as FRAME_HEADER_BYTES, MAGIC as FRAME_MAGIC};
 pub(crate) use recover::{Recovered, Tail, recover};
 pub use replay::Replay;
 pub(crate) use replay::replay;
 
 use crate::head;
-use crate::layout::StoredColumn;
+use crate::layout::{StoredColumn, is_storable};
+use crate::manifest::POSITION_MAX;
 
 const FILE_MAGIC: &[u8; 8] = b"SHOALWAL";
 const FILE_VERSION: u32 = 3;
@@ -42,6 +45,14 @@ struct FileHead {
     /// Records may have been acknowledged before they were synced.
     lazy: bool,
     columns: Vec<StoredColumn>,
+}
+
+impl FileHead {
+    /// Whether a store can have written it.
+    fn is_possible(&self) -> bool {
+        (1..POSITION_MAX).contains(&self.first_position)
+            && self.columns.iter().all(|column| is_storable(&column.data_type))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +95,8 @@ pub(crate) fn file_name(first_position: u64) -> String {
     format!("wal-{first_position:016x}.log")
 }
 
-fn position_of(name: &str) -> Option<u64> {
+/// The position in the name of a log file.
+pub(crate) fn position_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("wal-")?.strip_suffix(".log")?;
     u64::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 16)
 }

@@ -8,7 +8,8 @@ use shoal_kernel::env::{Disk, OpenMode};
 use shoal_kernel::{Error, ErrorCode, Result, wire};
 
 use super::frame::{FrameHeader, HEADER_BYTES};
-use super::{FILE_MAGIC, FILE_VERSION, FileHead, WalFile, position_of};
+use super::{FILE_MAGIC, FILE_VERSION, FileHead, WalFile, file_name, position_of};
+use crate::damage::{self, damaged};
 use crate::head::{self, HEAD_BYTES};
 use crate::layout::StoredColumn;
 
@@ -105,24 +106,31 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
     for (number, (first_position, path)) in paths.into_iter().enumerate() {
         let is_last = number + 1 == count;
         let bytes = disk.read(&path)?;
-        let corrupt = |what: String| Error::new(ErrorCode::Corruption, what).context(path.display());
-        let Some(parsed) = parse(&bytes, skips).map_err(|error| error.context(path.display()))? else {
+        let name = file_name(first_position);
+        let at = |offset: usize| {
+            let name = &name;
+            move |error| damaged(error, name, Some(offset as u64))
+        };
+        let corrupt = |offset: usize, what: String| at(offset)(damage::corrupt(what));
+        let parsed = parse(&bytes, skips).map_err(|(offset, error)| at(offset)(error))?;
+        let Some(parsed) = parsed else {
             // Cut off while it was being created, before anything was written behind its header.
             if !is_last {
-                return Err(corrupt("the header of a log file is damaged".into()));
+                return Err(corrupt(0, "the header of a log file is damaged".into()));
             }
             disk.remove_file(&path)?;
             recovered.tail = if recovered.files.is_empty() { Tail::Missing } else { Tail::Clean };
             continue;
         };
         if parsed.head.first_position != first_position {
-            return Err(corrupt("the file's name and its header differ".into()));
+            return Err(corrupt(0, "the file's name and its header differ".into()));
         }
         if first_position > recovered.last_position + 1 {
-            return Err(corrupt(format!("records {} to {first_position} are missing", recovered.last_position + 1)));
+            let missing = format!("records {} to {} are missing", recovered.last_position + 1, first_position - 1);
+            return Err(corrupt(0, missing));
         }
         if !is_last && parsed.tail != Tail::Clean {
-            return Err(corrupt(format!("a damaged record at byte {} is followed by others", parsed.good_bytes)));
+            return Err(corrupt(parsed.good_bytes, "a damaged record is followed by others".into()));
         }
         // One file is synced before the next is begun.
         recovered.durable = recovered.durable.max(first_position - 1);
@@ -136,7 +144,7 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
                 recovered.last_position = header.first_position - 1;
             }
             if header.first_position != recovered.last_position + 1 {
-                return Err(corrupt(format!("record {} is missing", recovered.last_position + 1)));
+                return Err(corrupt(start, format!("record {} is missing", recovered.last_position + 1)));
             }
             recovered.last_position = end - 1;
             recovered.durable = recovered.durable.max(header.durable());
@@ -161,11 +169,11 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
     Ok(recovered)
 }
 
-/// Cuts a file into frames. `None` if it ends before its own header does.
-fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>> {
-    let Some((head, mut at)) = parse_head(bytes)? else {
+/// Cuts a file into frames. `None` if it ends before its own header does. An error comes with the byte that it is about.
+fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>, (usize, Error)> {
+    let Some((head, mut at)) = parse_head(bytes).map_err(|error| (0, error))? else {
         return match find_frame(bytes, 0) {
-            Some(_) => Err(Error::new(ErrorCode::Corruption, "the header is damaged and records follow")),
+            Some(_) => Err((0, damage::corrupt("the header is damaged and records follow"))),
             None => Ok(None),
         };
     };
@@ -182,7 +190,7 @@ fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>> {
         if let Some(header) = header.filter(|header| header.payload(&rest[HEADER_BYTES..]).is_some()) {
             if header.first_position != expected && !skips {
                 let found = header.first_position;
-                return Err(Error::new(ErrorCode::Corruption, format!("record {expected} expected, {found} found")));
+                return Err((at, damage::corrupt(format!("record {expected} expected, {found} found"))));
             }
             expected = header.first_position + u64::from(header.entries);
             closed = header.is_closing_mark();
@@ -200,8 +208,7 @@ fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>> {
             continue;
         }
         if is_called_durable(bytes, behind, expected) {
-            let what = format!("a damaged record at byte {at} is followed by good ones");
-            return Err(Error::new(ErrorCode::Corruption, what));
+            return Err((at, damage::corrupt("a damaged record is followed by good ones")));
         }
         let left = rest.len() as u64;
         let cut_short = header.is_some() && complete.is_none();
@@ -222,7 +229,8 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(FileHead, usize)>> {
         checked => checked?,
     }
     let length = u32::from_le_bytes(*length) as usize;
-    let Some(head) = rest.get(..length).and_then(|body| wire::unseal(body).ok()) else {
+    let head = rest.get(..length).and_then(|body| wire::unseal(body).ok());
+    let Some(head) = head.filter(FileHead::is_possible) else {
         return Ok(None);
     };
     Ok(Some((head, HEAD_BYTES + 4 + length)))

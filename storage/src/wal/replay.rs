@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::{Disk, DiskFile, OpenMode};
-use shoal_kernel::{Error, ErrorCode, Result};
+use shoal_kernel::{Error, Result};
 
 use super::frame::{HEADER_BYTES, read_entries};
 use super::recover::{FrameAt, Recovered};
+use crate::damage::{corrupt, damaged};
 use crate::layout::Layout;
 use crate::rows::Incoming;
 
@@ -56,9 +57,10 @@ impl Job {
         let read = file.read_exact_at(&mut payload, frame.start + HEADER_BYTES as u64);
         let whole = read.map_err(Error::from).and_then(|()| match header.payload(&payload) {
             Some(payload) => read_entries(&self.layout, &frame.columns, payload, header.entries),
-            None => Err(Error::new(ErrorCode::Corruption, "a record was whole before and now is not")),
+            None => Err(corrupt("a record was whole before and now is not")),
         });
-        whole.map_err(|error| error.context(format_args!("{} at byte {}", frame.path.display(), frame.start)))
+        let name = frame.path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        whole.map_err(|error| damaged(error, name, Some(frame.start)))
     }
 }
 

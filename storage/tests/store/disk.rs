@@ -57,6 +57,11 @@ impl MemoryDisk {
         self.0.lock().unwrap().power_cut_at = Some(operation);
     }
 
+    /// Operations so far.
+    pub fn operations(&self) -> u64 {
+        self.0.lock().unwrap().operations
+    }
+
     pub fn fail_syncs(&self, failing: bool) {
         self.0.lock().unwrap().failing_syncs = failing;
     }
@@ -85,6 +90,11 @@ impl MemoryDisk {
         let mut bytes = world.inodes[inode].now.clone();
         change(&mut bytes);
         world.inodes[inode] = Inode { now: bytes.clone(), durable: bytes };
+    }
+
+    /// All files with their content.
+    pub fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.files().into_iter().map(|path| (path.clone(), self.bytes(&path))).collect()
     }
 
     pub fn bytes(&self, path: &Path) -> Vec<u8> {
