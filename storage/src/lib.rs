@@ -37,8 +37,8 @@ pub use scan::Scan;
 pub use size::batch_bytes;
 pub use state::{Problem, Snapshot};
 pub use store::{
-    CompactionProgress, CompactionStep, Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store,
-    StoreStatus,
+    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, FlushReport, NoSplitPoint, PullCursor,
+    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;
