@@ -1,6 +1,5 @@
 //! Changes between two positions, beside a memory of all that was.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::cast::AsArray;
@@ -23,7 +22,7 @@ fn open_small(disk: &MemoryDisk) -> Arc<Store> {
 
 /// Applies a delta: what goes must be there exactly so, what comes must find its place free.
 pub fn apply(store: &Store, log: u64, from: u64, to: u64, table: &mut Table) -> Result<()> {
-    let mut rows: BTreeMap<i8, Vec<(i64, (Option<String>, i64))>> = BTreeMap::new();
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
     for changed in store.changes(LogId(log), from, to)? {
         let changed = changed?;
         let (id, name) =
@@ -32,16 +31,20 @@ pub fn apply(store: &Store, log: u64, from: u64, to: u64, table: &mut Table) -> 
         assert_eq!(changed.rows.num_rows(), changed.weights.len());
         for (row, weight) in changed.weights.iter().enumerate() {
             let name = name.iter().nth(row).unwrap().map(str::to_owned);
-            rows.entry(*weight).or_default().push((id.value(row), (name, n.value(row))));
+            let rows = match weight {
+                -1 => &mut gone,
+                1 => &mut new,
+                other => panic!("a weight of {other}"),
+            };
+            rows.push((id.value(row), (name, n.value(row))));
         }
     }
-    for (id, row) in rows.remove(&-1).unwrap_or_default() {
+    for (id, row) in gone {
         assert_eq!(table.remove(&id), Some(row), "what goes at {id} was not there at {from}, to {to}");
     }
-    for (id, row) in rows.remove(&1).unwrap_or_default() {
+    for (id, row) in new {
         assert_eq!(table.insert(id, row), None, "what comes at {id} was there already at {from}, to {to}");
     }
-    assert_eq!(rows.len(), 0, "weights are -1 and 1");
     Ok(())
 }
 

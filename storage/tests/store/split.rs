@@ -288,6 +288,27 @@ fn a_split_that_fails_leaves_the_parent_at_work() {
 }
 
 #[test]
+fn a_log_that_is_synced_late_is_whole_in_both_children() {
+    let late = |disk: &MemoryDisk, dir: &str| {
+        let options = StoreOptions { sync_commits: false, ..small_options() };
+        Store::open(disk.shared(), Path::new(dir), upsert_schema(), options, LogId(8)).unwrap()
+    };
+    let disk = MemoryDisk::default();
+    let (store, _) = late(&disk, DIR);
+    commit(&store, put(1, rows(&(0..60).map(|id| (id, None, id)).collect::<Vec<_>>())));
+    store.flush().unwrap();
+    commit(&store, put(2, rows(&(30..60).map(|id| (id, Some("in the log"), id)).collect::<Vec<_>>())));
+    let (expected, position) = (read(&store.snapshot()), store.snapshot().position());
+    store.split(&key(45), &children()).unwrap();
+    let disk = disk.restart(Loss::Everything);
+    for (dir, expected) in [LEFT, RIGHT].iter().zip(halves(&expected, 45)) {
+        let (child, recovery) = late(&disk, dir);
+        assert!(!recovery.unclean && !recovery.in_doubt, "{recovery:?}");
+        assert_eq!((read(&child.snapshot()), child.snapshot().position()), (expected, position));
+    }
+}
+
+#[test]
 fn a_child_takes_its_own_rows_only() {
     let disk = MemoryDisk::default();
     filled(&disk).unwrap().split(&key(45), &children()).unwrap();
