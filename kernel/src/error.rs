@@ -129,6 +129,8 @@ codes! {
     Forbidden = "forbidden", "42501", 403, false;
     /// A broken invariant: please report it.
     Internal = "internal_error", "XX000", 500, false;
+    /// Changes that a reader asked for are no longer kept: it must begin again from the rows as they are now.
+    ChangesGone = "changes_gone", "55000", 410, false;
 }
 
 impl fmt::Display for ErrorCode {

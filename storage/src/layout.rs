@@ -6,10 +6,11 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
+use shoal_kernel::key::value_end;
 use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
 use crate::hash::content_hashes;
-use crate::key::is_ordered;
+use crate::key::{encoded_width, is_ordered};
 
 /// A column as it stood when a file was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +73,23 @@ impl Layout {
         let stored =
             |column: &shoal_kernel::Column| StoredColumn { id: column.id, data_type: column.data_type.clone() };
         self.schema.columns.iter().map(stored).collect()
+    }
+
+    /// The encoded key columns at the beginning of what identifies a row: the content hash of events is cut off.
+    pub(crate) fn key_of_identity<'a>(&self, identity: &'a [u8]) -> &'a [u8] {
+        if self.schema.is_upsert() {
+            return identity;
+        }
+        &identity[..identity.len().saturating_sub(size_of::<u128>())]
+    }
+
+    /// The first so many columns of an encoded key; `None` if it has fewer.
+    pub(crate) fn key_prefix<'a>(&self, identity: &'a [u8], columns: usize) -> Option<&'a [u8]> {
+        let mut end = 0;
+        for &place in self.key.get(..columns)? {
+            end += value_end(&identity[end..], encoded_width(&self.schema.columns[place].data_type))?;
+        }
+        Some(&identity[..end])
     }
 
     /// Pairs columns in schema order with their ids.

@@ -44,8 +44,8 @@ pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump}
 pub use size::batch_bytes;
 pub use state::Snapshot;
 pub use store::{
-    CompactionProgress, CompactionStep, Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store,
-    StoreStatus,
+    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, FlushReport, NoSplitPoint, PullCursor,
+    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

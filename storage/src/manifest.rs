@@ -1,5 +1,6 @@
 //! The manifest: which files make up the store, replaced as a whole.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,10 +8,11 @@ use roaring::RoaringBitmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, LogId, Result, SegmentId, wire};
+use shoal_kernel::{Error, KeyRange, LogId, Result, SegmentId, wire};
 
 use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
+use crate::store::DigestBuckets;
 use crate::token::TokenEntry;
 
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
@@ -36,6 +38,9 @@ pub(crate) struct PastLog {
 /// Positions are counted from 1; no disk holds as many records as this.
 pub(crate) const POSITION_MAX: u64 = 1 << 62;
 
+/// The manifest of a child of a split, until the parent says that there was one.
+pub(crate) const STAGED_FILE: &str = "MANIFEST.split";
+
 /// The durable state of a store up to `flushed`; what came later is in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
@@ -49,6 +54,16 @@ pub(crate) struct Manifest {
     pub(crate) segments: Vec<SegmentRecord>,
     /// Tokens of records up to `flushed`.
     pub(crate) tokens: Vec<TokenEntry>,
+    /// Keys that the store holds.
+    pub(crate) range: KeyRange,
+    /// The digest's buckets at `flushed`, unless they must be counted anew.
+    pub(crate) digest: Option<Vec<u8>>,
+    /// Changes after this position can be told.
+    pub(crate) changes_from: u64,
+    /// Changes after this position are kept for a reader.
+    pub(crate) keep_changes_from: Option<u64>,
+    /// The store is no more: it was split.
+    pub(crate) split: Option<SplitRecord>,
 }
 
 /// A segment that belongs to the store.
@@ -57,8 +72,23 @@ pub(crate) struct SegmentRecord {
     pub(crate) id: SegmentId,
     /// Length of the file.
     pub(crate) bytes: u64,
-    /// Rows that lost against records up to `flushed` (a serialised roaring bitmap).
+    /// The rows of the file that belong to the store.
+    pub(crate) rows: Range<u32>,
+    /// Of these, rows that lost against records up to `flushed` (a serialised roaring bitmap).
     pub(crate) dead: Vec<u8>,
+    /// All rows are dead, and kept for readers of changes.
+    pub(crate) history: bool,
+    /// Dead rows that are kept for readers of changes, with the position of the record that each lost against.
+    pub(crate) deaths: Vec<(u64, u32)>,
+}
+
+/// What became of a store that was split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitRecord {
+    /// The first key of the right child.
+    pub(crate) key: Vec<u8>,
+    /// Names of the children's directories, which lie beside the parent's: left, right.
+    pub(crate) children: [String; 2],
 }
 
 impl SegmentRecord {
@@ -75,6 +105,23 @@ impl SegmentRecord {
 }
 
 impl Manifest {
+    /// Of a new store.
+    pub(crate) fn new(log_id: LogId) -> Self {
+        Self {
+            log_id,
+            past: Vec::new(),
+            flushed: 0,
+            next_segment: SegmentId(1),
+            segments: Vec::new(),
+            tokens: Vec::new(),
+            range: KeyRange::all(),
+            digest: Some(DigestBuckets::default().to_bytes()),
+            changes_from: 0,
+            keep_changes_from: None,
+            split: None,
+        }
+    }
+
     /// The manifest of a directory; `None` if there is none.
     ///
     /// # Errors
@@ -117,6 +164,17 @@ impl Manifest {
         }
         self.past.drain(..self.past.len().saturating_sub(PAST_LOGS_MAX));
         self.log_id = log_id;
+    }
+
+    /// Writes itself where it does not count yet. Durable on return.
+    pub(crate) fn stage(&self, disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
+        write(disk, &dir.join(STAGED_FILE), MANIFEST_MAGIC, MANIFEST_VERSION, self)
+    }
+
+    /// The digest's buckets at `flushed`, if they are known.
+    pub(crate) fn digest(&self) -> Result<Option<DigestBuckets>> {
+        let malformed = || damaged(corrupt("the digest is malformed"), MANIFEST_FILE, None);
+        self.digest.as_ref().map(|bytes| DigestBuckets::from_bytes(bytes).ok_or_else(malformed)).transpose()
     }
 }
 

@@ -218,9 +218,9 @@ impl Scan {
             return;
         }
         let point = self.point();
-        let pages = view.segment.pages();
+        let pages = view.pages();
         let backwards = self.ends.as_ref().is_some_and(Ends::goes_backwards);
-        for page in (0..pages).map(|page| if backwards { pages - 1 - page } else { page }) {
+        for page in pages.clone().map(|page| if backwards { pages.end - 1 - (page - pages.start) } else { page }) {
             let may_hold = self.conditions.iter().all(|condition| {
                 let column = &self.layout.schema.columns[condition.column];
                 may_match(&condition.predicate, &view.segment.page_zone(column, page))

@@ -1,6 +1,7 @@
 //! What a store holds at one moment, and snapshots of it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -11,7 +12,8 @@ use crate::layout::Layout;
 use crate::manifest::PastLog;
 use crate::memtable::MemView;
 use crate::scan::Scan;
-use crate::segment::Segment;
+use crate::segment::{PAGE_ROWS, Segment};
+use crate::store::DigestBuckets;
 
 /// A file or memtable that holds rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +28,7 @@ pub(crate) struct Location {
     pub(crate) source: SourceId,
     pub(crate) row: u32,
     pub(crate) version: Version,
+    pub(crate) tombstone: bool,
 }
 
 /// A segment and the rows of it that have lost since it was written.
@@ -33,11 +36,40 @@ pub(crate) struct Location {
 pub(crate) struct SegmentView {
     pub(crate) segment: Arc<Segment>,
     pub(crate) dead: Arc<RoaringBitmap>,
-    /// How many of them had lost at the last flush: a compaction can leave these out.
+    /// How many of them a compaction can leave out: they had lost at the last flush, and no reader of changes needs them.
     pub(crate) old_dead: u64,
+    /// The rows of the file that belong to this store; after a split the others are dead here.
+    pub(crate) rows: Range<u32>,
+    /// All rows are dead, and kept for readers of changes. An identity may occur more than once.
+    pub(crate) history: bool,
 }
 
 impl SegmentView {
+    /// A segment as the manifest says: `dead` lost against flushed records, `kept` of them are needed for changes.
+    pub(crate) fn new(
+        segment: Arc<Segment>,
+        mut dead: RoaringBitmap,
+        rows: Range<u32>,
+        kept: u64,
+        history: bool,
+    ) -> Self {
+        dead.insert_range(..rows.start);
+        dead.insert_range(rows.end..segment.rows());
+        // A run of clipped rows takes a few bytes then.
+        dead.optimize();
+        let old_dead = dead.len().saturating_sub(kept);
+        Self { segment, dead: Arc::new(dead), old_dead, rows, history }
+    }
+
+    /// Pages that hold rows of this store.
+    pub(crate) fn pages(&self) -> Range<u32> {
+        let page_rows = PAGE_ROWS as u32;
+        if self.rows.is_empty() {
+            return 0..0;
+        }
+        self.rows.start / page_rows..self.rows.end.div_ceil(page_rows)
+    }
+
     /// Rows that a scan shows.
     pub(crate) fn visible_rows(&self) -> u64 {
         u64::from(self.segment.rows()) - self.dead.union_len(self.segment.tombstones())
@@ -57,6 +89,14 @@ pub(crate) struct State {
     pub(crate) segments: BTreeMap<SegmentId, SegmentView>,
     /// Memtables that wait for their flush, oldest first, then the one that takes writes.
     pub(crate) memtables: Vec<MemView>,
+    /// The running digest: what was accepted since it began, which counts from `digest_base`.
+    pub(crate) digest: Arc<DigestBuckets>,
+    /// The digest where the running one began; `None` until somebody has asked after a split.
+    pub(crate) digest_base: Option<Arc<DigestBuckets>>,
+    /// Changes after this position can be told.
+    pub(crate) changes_from: u64,
+    /// Changes after this position shall be kept.
+    pub(crate) keep_changes_from: Option<u64>,
     /// Bytes of the log, and why commits are refused until the store is opened again: known to readers without waiting
     /// for a commit that is under way.
     pub(crate) wal_bytes: u64,
@@ -66,6 +106,13 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Winning tombstones.
+    pub(crate) fn tombstones(&self) -> u64 {
+        let in_segments = self.segments.values().map(|view| view.segment.tombstones().difference_len(&view.dead));
+        let in_memory = self.memtables.iter().map(|view| view.tombstones.difference_len(&view.dead));
+        in_segments.chain(in_memory).sum()
+    }
+
     pub(crate) fn visible_rows(&self) -> u64 {
         self.segments.values().map(SegmentView::visible_rows).sum::<u64>()
             + self.memtables.iter().map(MemView::visible_rows).sum::<u64>()

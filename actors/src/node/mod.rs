@@ -253,7 +253,13 @@ impl Node {
 
     /// The cluster as this node sees it; lags are asked of the replicas.
     pub async fn cluster(&self) -> ClusterStatus {
-        status::cluster(&self.0.context).await
+        status::cluster(&self.0.context, false).await
+    }
+
+    /// The same with digests that count the content of rows as well. Every replica reads what has changed since it was asked
+    /// last, all of it at first.
+    pub async fn cluster_by_content(&self) -> ClusterStatus {
+        status::cluster(&self.0.context, true).await
     }
 
     /// What is in hand: all zero on a node at rest.

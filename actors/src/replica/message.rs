@@ -29,8 +29,8 @@ pub(crate) enum ReplicaCall {
     Recent { partition: PartitionId, log_id: LogId, after: u64 },
     /// Rows accepted after the cursor.
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
-    /// How are your replicas?
-    Status,
+    /// How are your replicas? With digests of versions alone, or of content as well.
+    Status { by_content: bool },
     /// Carry out a task on each of these replicas.
     Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
 }

@@ -105,7 +105,7 @@ struct Replica {
     segments: Option<u64>,
     /// How many of them wait to be merged: more and more of them mean that compaction has fallen behind.
     segments_overdue: Option<u64>,
-    /// Digest of its winning rows and tombstones; equal digests mean equal rows.
+    /// Digest of its winning rows and tombstones; equal digests mean equal versions of equal keys.
     digest: Option<String>,
     /// Times it was restarted by its supervisor since the node started.
     restarts: Option<u32>,

@@ -289,6 +289,14 @@ impl Disk for LifeDisk {
         Ok(())
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.disk.begin(self.life, OPEN_MICROS)?;
+        state.tree.hard_link(from, to)?;
+        self.disk.trace(format_args!("link {} as {}", from.display(), to.display()));
+        self.disk.changed(&mut state);
+        Ok(())
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.disk.begin(self.life, OPEN_MICROS)?;
         state.tree.remove_file(path)?;

@@ -14,7 +14,7 @@ pub use finding::{Finding, Severity};
 
 use crate::damage::{corrupt, damaged};
 use crate::layout::Layout;
-use crate::manifest::{MANIFEST_FILE, META_FILE, Manifest, SegmentRecord, read_meta};
+use crate::manifest::{MANIFEST_FILE, META_FILE, Manifest, STAGED_FILE, SegmentRecord, read_meta};
 use crate::merge::{Merge, MergeInput, MergeRange};
 use crate::options::StoreOptions;
 use crate::segment::{PAGE_ROWS, Segment, SegmentContext, SegmentDump, segment_file, segment_of_file};
@@ -140,8 +140,17 @@ impl Examination<'_> {
                 self.found(&error, MANIFEST_FILE);
             }
         }
-        self.judge_segments(entries, manifest.as_ref(), &layout);
-        self.judge_log(entries, manifest.as_ref(), &layout);
+        match manifest.as_ref().and_then(|manifest| manifest.split.as_ref()) {
+            Some(split) => {
+                let [left, right] = &split.children;
+                let what = format!("the store is no more: it was split into '{left}' and '{right}'");
+                self.report.findings.push(Finding::note(MANIFEST_FILE, None, what, "nobody reads what is left here"));
+            }
+            None => {
+                self.judge_segments(entries, manifest.as_ref(), &layout);
+                self.judge_log(entries, manifest.as_ref(), &layout);
+            }
+        }
         match read_meta(&self.disk, self.dir) {
             Ok(meta) => self.report.meta = meta,
             Err(error) => self.found(&error, META_FILE),
@@ -167,6 +176,8 @@ impl Examination<'_> {
                 |id: SegmentId| manifest.is_some_and(|manifest| manifest.segments.iter().any(|kept| kept.id == id));
             let finding = if entry.is_dir {
                 note("a directory that is not Shoal's", "nobody reads it")
+            } else if name == STAGED_FILE {
+                note("a half of a split that was cut short", "a start of the partition that was split completes it")
             } else if name.ends_with(".new") {
                 note("the next content of a file, which was not put in its place", NEXT_START)
             } else if segment.is_some_and(|id| manifest.is_some() && !named(id)) {
@@ -196,7 +207,7 @@ impl Examination<'_> {
                     match Segment::open_file(&context, &path) {
                         Ok(segment) => {
                             self.summarise(&segment, 0);
-                            let problems = segment.inspect(self.deep);
+                            let problems = segment.inspect(self.deep, true);
                             self.report.findings.extend(problems.into_iter().map(Finding::from));
                         }
                         Err(error) => self.found(&error, &segment_file(id)),
@@ -217,7 +228,7 @@ impl Examination<'_> {
         flushed: u64,
     ) -> Option<MergeInput> {
         let file = segment_file(record.id);
-        let dead = record.dead_rows().map_err(|error| self.found(&error, MANIFEST_FILE)).ok()?;
+        let mut dead = record.dead_rows().map_err(|error| self.found(&error, MANIFEST_FILE)).ok()?;
         let opened = Segment::open(context, self.dir, record.id, record.bytes);
         let segment = Arc::new(opened.map_err(|error| self.found(&error, &file)).ok()?);
         self.summarise(&segment, dead.len());
@@ -226,12 +237,20 @@ impl Examination<'_> {
             self.found(&damaged(corrupt(what), MANIFEST_FILE, None), MANIFEST_FILE);
             return None;
         }
+        if record.rows.end > segment.rows() {
+            let what = format!("says that rows of {file} are the store's which it does not have");
+            self.found(&damaged(corrupt(what), MANIFEST_FILE, None), MANIFEST_FILE);
+            return None;
+        }
+        // Of a file that the halves of a split share, only some rows are this store's.
+        dead.insert_range(..record.rows.start);
+        dead.insert_range(record.rows.end..segment.rows());
         self.report.segment_rows += u64::from(segment.rows()) - dead.union_len(segment.tombstones());
         if (0..segment.pages()).any(|page| segment.position_range(page).1 > flushed) {
             let what = format!("{file} holds records beyond position {flushed}, up to which all is flushed");
             self.found(&damaged(corrupt(what), MANIFEST_FILE, None), MANIFEST_FILE);
         }
-        let problems = segment.inspect(self.deep);
+        let problems = segment.inspect(self.deep, record.history);
         self.report.findings.extend(problems.into_iter().map(Finding::from));
         Some(MergeInput { segment, left_out: Arc::new(dead) })
     }

@@ -37,6 +37,10 @@ impl Disk for Untouched {
         refused()
     }
 
+    fn hard_link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        refused()
+    }
+
     fn remove_file(&self, _path: &Path) -> io::Result<()> {
         Ok(())
     }

@@ -60,6 +60,12 @@ impl Disk for Files {
         Ok(())
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let content = self.get(from)?;
+        lock(&self.0).insert(to.to_owned(), content);
+        Ok(())
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         lock(&self.0).remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }

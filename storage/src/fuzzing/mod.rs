@@ -50,13 +50,13 @@ pub fn segment(bytes: &[u8]) -> bool {
             let disk: Arc<dyn Disk> = Arc::new(files);
             let _ = dump_segment(&disk, &path);
             let dead = serialised(&RoaringBitmap::from_iter([0]));
+            let record =
+                SegmentRecord { id, bytes: bytes.len() as u64, rows: 0..1, dead, history: false, deaths: Vec::new() };
             let manifest = Manifest {
-                log_id: LogId(1),
-                past: Vec::new(),
                 flushed: 1 << 20,
                 next_segment: SegmentId(2),
-                segments: vec![SegmentRecord { id, bytes: bytes.len() as u64, dead }],
-                tokens: Vec::new(),
+                segments: vec![record],
+                ..Manifest::new(LogId(1))
             };
             manifest.write(&disk, Path::new(DIR)).is_ok() && store(&disk, schema).is_some_and(is_whole)
         };
@@ -74,14 +74,7 @@ pub fn log(bytes: &[u8]) -> bool {
             let files = Files::default();
             files.put(Path::new(DIR).join(file_name(1)), bytes);
             let disk: Arc<dyn Disk> = Arc::new(files);
-            let manifest = Manifest {
-                log_id: LogId(1),
-                past: Vec::new(),
-                flushed: 0,
-                next_segment: SegmentId(1),
-                segments: Vec::new(),
-                tokens: Vec::new(),
-            };
+            let manifest = Manifest::new(LogId(1));
             manifest.write(&disk, Path::new(DIR)).is_ok() && store(&disk, schema).is_some_and(is_whole)
         };
         let raw = read(bytes);

@@ -151,7 +151,7 @@ impl Segment {
             footer_bytes: self.bytes - self.footer_start,
             columns: columns.chain((0..HIDDEN_COLUMNS).map(|number| self.dump_hidden(number))).collect(),
             filters: footer.filters.iter().zip(&self.filters).enumerate().map(filter).collect(),
-            problems: self.inspect(false),
+            problems: self.inspect(false, true),
         }
     }
 

@@ -32,18 +32,20 @@ impl Segment {
         problems
     }
 
-    /// Everything that is wrong, `deep` also what the footer says of rows and they do not bear out.
-    pub(crate) fn inspect(&self, deep: bool) -> Vec<Problem> {
+    /// Everything that is wrong, `deep` also what the footer says of rows and they do not bear out. Keys may repeat in what is
+    /// kept for readers of changes.
+    pub(crate) fn inspect(&self, deep: bool, repeats: bool) -> Vec<Problem> {
         let file = segment_file(self.id);
         let mut problems = self.read_everything();
         let readable = problems.is_empty();
         problems.extend(self.gaps().iter().map(|error| Problem::of(error, &file)));
-        problems.extend(self.outline().err().iter().map(|error| Problem::of(error, &file)));
+        problems.extend(self.outline(repeats).err().iter().map(|error| Problem::of(error, &file)));
         // Statistics of what cannot be read prove nothing.
         if deep && readable {
             let mut last = Vec::new();
             for page in 0..self.pages() {
-                problems.extend(self.compare(page, &mut last).err().iter().map(|error| Problem::of(error, &file)));
+                problems
+                    .extend(self.compare(page, repeats, &mut last).err().iter().map(|error| Problem::of(error, &file)));
             }
         }
         problems
@@ -73,9 +75,9 @@ impl Segment {
     }
 
     /// What the footer says of keys and positions must fit together.
-    fn outline(&self) -> Result<()> {
+    fn outline(&self, repeats: bool) -> Result<()> {
         let footer = &self.footer;
-        let ascending = footer.first_keys.windows(2).all(|pair| pair[0] < pair[1]);
+        let ascending = footer.first_keys.windows(2).all(|pair| pair[0] < pair[1] || repeats && pair[0] == pair[1]);
         if !ascending || footer.first_keys.last().is_some_and(|first| *first > footer.last_key) {
             return Err(self.at(self.footer_start, "the first keys of its pages do not ascend".into()));
         }
@@ -86,7 +88,7 @@ impl Segment {
     }
 
     /// Compares the rows of a page with what the footer says of them. `last` is the key of the row before.
-    fn compare(&self, page: u32, last: &mut Vec<u8>) -> Result<()> {
+    fn compare(&self, page: u32, repeats: bool, last: &mut Vec<u8>) -> Result<()> {
         let number = page as usize;
         let wrong = |place: Place, what: String| {
             let offset = self.extent(place, page).map_or(self.footer_start, |extent| extent.offset);
@@ -116,7 +118,7 @@ impl Segment {
         if self.context.layout.key.is_empty() {
             return Ok(());
         }
-        self.compare_keys(page, &self.sorted_identities(page)?, last)
+        self.compare_keys(page, repeats, &self.sorted_identities(page)?, last)
     }
 
     fn sorted_identities(&self, page: u32) -> Result<EncodedKeys> {
@@ -127,12 +129,13 @@ impl Segment {
         }
     }
 
-    fn compare_keys(&self, page: u32, keys: &EncodedKeys, last: &mut Vec<u8>) -> Result<()> {
+    fn compare_keys(&self, page: u32, repeats: bool, keys: &EncodedKeys, last: &mut Vec<u8>) -> Result<()> {
         let number = page as usize;
         let offset = self.extent(VERSIONS_HIGH, page).map_or(self.footer_start, |extent| extent.offset);
         let filter = &self.filters[number / GROUP_PAGES];
         for (row, key) in keys.iter().enumerate() {
-            if (page > 0 || row > 0) && key <= last.as_slice() {
+            let order = key.cmp(last.as_slice());
+            if (page > 0 || row > 0) && (order == Ordering::Less || order == Ordering::Equal && !repeats) {
                 return Err(self.at(offset, format!("row {row} of page {page} is not above the row before it")));
             }
             if !filter.may_hold(key) {
@@ -192,7 +195,7 @@ mod tests {
         let layout = Arc::new(Layout::new(schema).unwrap());
         let context = SegmentContext::new(disk, layout, &StoreOptions::default());
         let segment = Segment::open_file(&context, &path).unwrap();
-        segment.inspect(true).into_iter().map(|problem| problem.message).collect()
+        segment.inspect(true, false).into_iter().map(|problem| problem.message).collect()
     }
 
     #[track_caller]

@@ -319,9 +319,13 @@ impl Segment {
         let layout = &self.context.layout;
         let columns = layout.schema.columns.iter().map(|column| self.read_column(column, page, None));
         let batch = layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())?;
+        Ok(PageRows { batch, versions: self.read_versions(page)?, positions: self.read_positions(page)? })
+    }
+
+    /// The accept positions of a page's rows.
+    pub(crate) fn read_positions(&self, page: u32) -> Result<Vec<u64>> {
         let positions = self.read_noting(POSITIONS, page, None)?;
-        let positions = positions.as_primitive::<UInt64Type>().values().to_vec();
-        Ok(PageRows { batch, versions: self.read_versions(page)?, positions })
+        Ok(positions.as_primitive::<UInt64Type>().values().to_vec())
     }
 
     fn read_versions(&self, page: u32) -> Result<Vec<Version>> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use arrow::array::BooleanArray;
 use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
+use super::digest::Tally;
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
@@ -145,6 +146,7 @@ impl Store {
             _ => None,
         };
         let mut incoming = normalise(&self.layout, write)?;
+        incoming = self.within_range(incoming, is_replicated)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
 
@@ -191,6 +193,17 @@ impl Store {
         }
         let met = self.locate(writer, &incoming.keys)?;
         Ok(Ok((Prepared { incoming, met }, accepted)))
+    }
+
+    /// Leaves out replicated rows that this store does not hold: a peer may not have been split yet. Of other writes there
+    /// may be none.
+    fn within_range(&self, incoming: Incoming, is_replicated: bool) -> Result<Incoming> {
+        let incoming = match incoming.admitted_by(&self.range) {
+            Some(admitted) if is_replicated => incoming.filter(&self.layout, &admitted)?,
+            Some(_) => return Err(Error::new(ErrorCode::Moved, "a row's key is not in the range of this partition")),
+            None => incoming,
+        };
+        Ok(incoming)
     }
 
     /// Whether one more token may be remembered, if it is not known already.
@@ -267,11 +280,12 @@ impl Store {
     }
 
     fn apply(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
-        let (number, mut next_row, mut position) = {
+        let (number, mut next_row, mut position, digest) = {
             let state = lock(&self.state);
             let active = state.memtables.last().ok_or_else(|| Error::internal("there is no memtable"))?;
-            (active.number, active.rows(), state.position)
+            (active.number, active.rows(), state.position, state.digest.clone())
         };
+        let mut tally = Tally::new(&self.layout, digest.as_ref().clone());
         let active = SourceId::Memtable(number);
         let mut buried: BTreeMap<SourceId, Vec<u32>> = BTreeMap::new();
         let mut tombstones = Vec::new();
@@ -282,29 +296,28 @@ impl Store {
             let first_row = next_row;
             for (row, key) in incoming.keys.iter().enumerate() {
                 let (at, version) = (first_row + row as u32, incoming.versions[row]);
-                if incoming.is_tombstone(row) {
+                let tombstone = incoming.is_tombstone(row);
+                if tombstone {
                     tombstones.push(at);
                 }
                 // One way down the tree, which is most of what applying costs.
                 let here = writer.index.entry(key.into());
                 let old = match &here {
-                    btree_map::Entry::Occupied(entry) => {
-                        let Entry { row, version } = *entry.get();
-                        Some(Location { source: active, row, version })
-                    }
+                    btree_map::Entry::Occupied(entry) => Some(entry.get().at(active)),
                     btree_map::Entry::Vacant(_) => met[row],
                 };
-                let loser = match old {
-                    Some(old) if !self.beats(version, old.version) => Location { source: active, row: at, version },
-                    old => {
-                        here.insert_entry(Entry { row: at, version });
-                        let Some(old) = old else { continue };
-                        old
-                    }
-                };
-                buried.entry(loser.source).or_default().push(loser.row);
-                if loser.source != active {
-                    writer.young.entry(loser.source).or_default().push((position, loser.row));
+                let entry = Entry { row: at, version, tombstone };
+                if old.is_some_and(|old| !self.beats(version, old.version)) {
+                    // It never was a winner, so no reader of changes will ask for it.
+                    buried.entry(active).or_default().push(at);
+                    continue;
+                }
+                here.insert_entry(entry);
+                tally.add(key, version, tombstone);
+                if let Some(old) = old {
+                    tally.subtract(key, old.version, old.tombstone);
+                    buried.entry(old.source).or_default().push(old.row);
+                    writer.deaths.entry(old.source).or_default().push((position, old.row));
                 }
             }
             let rows = incoming.rows();
@@ -326,6 +339,7 @@ impl Store {
         let mut state = lock(&self.state);
         state.wal_bytes = writer.wal.bytes();
         state.position = position;
+        state.digest = Arc::new(tally.finish());
         buried.iter().for_each(|(source, rows)| state.bury(*source, rows));
         let view = state.memtables.last_mut().ok_or_else(|| Error::internal("there is no memtable"))?;
         view.bytes += bytes;
@@ -347,7 +361,7 @@ impl Store {
             let sealed = writer.sealed.iter().rev().map(|(number, index)| (*number, &**index));
             newest.chain(sealed).find_map(|(number, index)| {
                 let entry = index.get(key)?;
-                Some(Location { source: SourceId::Memtable(number), row: entry.row, version: entry.version })
+                Some(entry.at(SourceId::Memtable(number)))
             })
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
@@ -362,7 +376,8 @@ impl Store {
         keys: &EncodedKeys,
         met: &mut [Option<Location>],
     ) -> Result<()> {
-        let mut views = segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay));
+        // The rows of history are dead, all of them.
+        let mut views = segments.values().filter(|view| !view.history && !self.has(Planted::ReplacedRowsStay));
         views.try_for_each(|view| view.find(keys, met))
     }
 }

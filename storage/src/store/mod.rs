@@ -3,12 +3,16 @@
 //! Locks, always taken in this order: `flushing`, `compacting` (one of each at a time), `maintenance` (the manifest is being
 //! replaced), `writer` (commits one after another), `state` (what readers see; held for moments only), `tokens`.
 
+mod changes;
 mod commit;
 mod compaction;
 mod digest;
+mod history;
 mod maintenance;
 mod open;
 mod pull;
+mod split;
+mod split_point;
 mod status;
 mod sync;
 
@@ -18,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Planted, Result, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::manifest::write_meta;
@@ -29,18 +33,23 @@ use crate::state::{Snapshot, SourceId, State};
 use crate::token::{TokenRecord, Tokens};
 use crate::wal::{Durability, LogFailure, Wal};
 
+pub use changes::{Changed, Changes};
 use compaction::Compaction;
 pub use compaction::{CompactionProgress, CompactionStep};
-pub use digest::Digest;
+pub use digest::{Digest, DigestBuckets};
 pub use maintenance::FlushReport;
 pub use open::Recovery;
 pub use pull::{PullCursor, PullRound, Pulled};
+pub use split::{Split, SplitChild};
+pub use split_point::{NoSplitPoint, SplitPoint};
 pub use status::StoreStatus;
 
 /// The storage engine of one replica. All calls block on the disk; none waits for anything else.
 pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// Keys that the store holds; rows of others are not taken.
+    range: KeyRange,
     layout: Arc<Layout>,
     options: StoreOptions,
     context: Arc<SegmentContext>,
@@ -75,6 +84,10 @@ impl Maintenance {
     }
 }
 
+/// Dead rows with the position of the record that beat them, as long as that is not flushed, or a reader of changes may ask
+/// for what was before it.
+type Deaths = BTreeMap<SourceId, Vec<(u64, u32)>>;
+
 /// What only the one who commits needs.
 struct Writer {
     wal: Wal,
@@ -82,8 +95,8 @@ struct Writer {
     index: KeyIndex,
     /// Keys of the memtables that wait for their flush, oldest first.
     sealed: Vec<(u64, Arc<KeyIndex>)>,
-    /// Dead rows with the position of the record that beat them, as long as that is not flushed.
-    young: BTreeMap<SourceId, Vec<(u64, u32)>>,
+    /// Of rows that were winners once.
+    deaths: Deaths,
     /// Why no more commits are taken.
     failed: Option<Error>,
     /// Bytes logged since the free space was looked at; `None` to look before the next commit.
@@ -140,6 +153,11 @@ impl Store {
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
+    /// Keys that the store holds.
+    pub fn range(&self) -> &KeyRange {
+        &self.range
+    }
+
     /// Whether that bug was planted.
     fn has(&self, planted: Planted) -> bool {
         self.options.planted == Some(planted)
@@ -156,6 +174,8 @@ impl Store {
 impl Writer {
     fn check_sound(&self) -> Result<()> {
         match &self.failed {
+            // Who asks again elsewhere is served.
+            Some(error) if error.code() == ErrorCode::Moved => Err(error.clone()),
             Some(error) => Err(Error::new(ErrorCode::NotReady, "the store must be opened again")
                 .context(error.message())
                 .with_applied(Applied::False)),

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
+use shoal_kernel::{ErrorCode, LogId, Planted, Result, TableSchema};
 
 use super::commit::Prepared;
+use super::split::{finish, moved};
 use super::{Store, Writer};
 use crate::damage::{Problem, corrupt, damaged};
 use crate::layout::Layout;
@@ -18,7 +19,7 @@ use crate::memtable::{KeyIndex, MemView};
 use crate::options::StoreOptions;
 use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
-use crate::state::{SegmentView, State};
+use crate::state::{SegmentView, SourceId, State};
 use crate::token::Tokens;
 use crate::wal::{Recovered, Replay, Tail, Wal, recover, replay};
 
@@ -72,8 +73,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
-    /// [`ErrorCode::IncompatibleVersion`] for files of a newer build; [`ErrorCode::Unsupported`] for column types that cannot
-    /// be stored; and as the disk reports.
+    /// [`ErrorCode::IncompatibleVersion`] for files of a newer build; [`ErrorCode::Moved`] if the store was split, and then its
+    /// children can be opened ([`Store::split_of`] names them); [`ErrorCode::Unsupported`] for column types that cannot be
+    /// stored; and as the disk reports.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -103,6 +105,11 @@ impl Store {
         };
         disk.create_dir_all(dir)?;
         let (manifest, created) = match Manifest::read(&disk, dir)? {
+            Some(manifest) if manifest.split.is_some() => {
+                disk.sync_dir(dir)?;
+                finish(&disk, dir, &manifest)?;
+                return Err(moved(&manifest));
+            }
             Some(manifest) => (manifest, false),
             None => (create(&disk, dir, &layout, &options, new_log_id)?, true),
         };
@@ -113,7 +120,7 @@ impl Store {
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 
         let context = SegmentContext::new(disk.clone(), layout.clone(), &options);
-        let mut segments = BTreeMap::new();
+        let (mut segments, mut deaths) = (BTreeMap::new(), BTreeMap::new());
         for record in &manifest.segments {
             let dead = record.dead_rows()?;
             let dead = if options.planted == Some(Planted::MasksForgotten) { RoaringBitmap::new() } else { dead };
@@ -123,8 +130,16 @@ impl Store {
                     return Err(damaged(corrupt(message), MANIFEST_FILE, None));
                 }
                 Ok(segment) => {
-                    let (segment, old_dead) = (Arc::new(segment), dead.len());
-                    segments.insert(record.id, SegmentView { segment, dead: Arc::new(dead), old_dead });
+                    if record.rows.end > segment.rows() {
+                        let message = format!("says that rows of {} are the store's which it does not have", record.id);
+                        return Err(damaged(corrupt(message), MANIFEST_FILE, None));
+                    }
+                    let (rows, kept) = (record.rows.clone(), record.deaths.len() as u64);
+                    let view = SegmentView::new(Arc::new(segment), dead, rows, kept, record.history);
+                    segments.insert(record.id, view);
+                    if kept > 0 {
+                        deaths.insert(SourceId::Segment(record.id), record.deaths.clone());
+                    }
                 }
                 Err(error) if error.code() == ErrorCode::Corruption => {
                     recovery.quarantined.push(Problem::of(&error, &segment_file(record.id)));
@@ -141,7 +156,11 @@ impl Store {
             position: manifest.flushed,
             flushed: manifest.flushed,
             segments,
-            memtables: vec![MemView::new(0, manifest.flushed)],
+            memtables: vec![MemView::new(0, manifest.flushed, Arc::default())],
+            digest: Arc::default(),
+            digest_base: manifest.digest()?.map(Arc::new),
+            changes_from: manifest.changes_from,
+            keep_changes_from: manifest.keep_changes_from,
             wal_bytes: 0,
             failed: None,
             broken: recovery.quarantined.clone().into(),
@@ -169,18 +188,13 @@ impl Store {
         let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), lazy, files, recovered.last_position)?;
 
         let (wal_bytes, durability) = (wal.bytes(), wal.durability());
-        let writer = Writer {
-            wal,
-            index: KeyIndex::new(),
-            sealed: Vec::new(),
-            young: BTreeMap::new(),
-            failed: None,
-            bytes_since_check: None,
-        };
+        let writer =
+            Writer { wal, index: KeyIndex::new(), sealed: Vec::new(), deaths, failed: None, bytes_since_check: None };
         let meta = read_meta(&disk, dir)?;
         let store = Self {
             disk,
             dir: dir.to_owned(),
+            range: manifest.range,
             layout,
             options,
             context,
@@ -216,6 +230,11 @@ impl Store {
         replay(watch, &self.disk, &self.layout, recovered, |_, incoming| {
             recovery.records_replayed += 1;
             recovery.rows_replayed += incoming.rows() as u64;
+            // The log of a store that was split is its children's.
+            let incoming = match incoming.admitted_by(&self.range) {
+                Some(admitted) => incoming.filter(&self.layout, &admitted)?,
+                None => incoming,
+            };
             // There is one memtable, and applying looks into that by itself.
             let mut met = vec![None; incoming.rows()];
             self.locate_in_segments(&super::lock(&self.state).segments.clone(), &incoming.keys, &mut met)?;
@@ -244,14 +263,7 @@ fn create(
     if recovered.files.is_empty() {
         Wal::create(disk.clone(), dir, layout.stored_columns(), !options.sync_commits)?;
     }
-    let manifest = Manifest {
-        log_id,
-        past: Vec::new(),
-        flushed: 0,
-        next_segment: SegmentId(1),
-        segments: Vec::new(),
-        tokens: Vec::new(),
-    };
+    let manifest = Manifest::new(log_id);
     manifest.write(disk, dir)?;
     Ok(manifest)
 }

@@ -4,6 +4,7 @@ use shoal_kernel::LogId;
 
 use super::{Store, lock};
 use crate::damage::Problem;
+use crate::state::SegmentView;
 
 /// A store at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub struct StoreStatus {
     pub memtable_bytes: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
+    /// The earliest position that changes can be told from.
+    pub changes_from: u64,
+    /// Dead rows in segments that no merge leaves out: they died since the last flush, or a reader of changes needs them.
+    pub kept_rows: u64,
     /// Damage that was met and has not passed, by file.
     pub problems: Vec<Problem>,
     /// Why commits are refused until the store is opened again, if they are.
@@ -41,6 +46,7 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         let state = lock(&self.state).clone();
         let segment_bytes: u64 = state.segments.values().map(|view| view.segment.bytes()).sum();
+        let kept = |view: &SegmentView| view.dead.len().saturating_sub(view.old_dead);
         let damaged = state.segments.values().filter_map(|view| view.segment.damage());
         StoreStatus {
             log_id: state.log_id,
@@ -54,6 +60,8 @@ impl Store {
             segments_overdue: self.segments_overdue(),
             memtable_bytes: state.memtable_bytes(),
             wal_bytes: state.wal_bytes,
+            changes_from: state.changes_from,
+            kept_rows: state.segments.values().map(kept).sum(),
             problems: state.broken.iter().cloned().chain(damaged).collect(),
             failed: state.failed.as_ref().map(|error| error.message().to_owned()),
         }

@@ -71,6 +71,15 @@ pub(crate) enum LogFailure {
     Doubt(Error),
 }
 
+impl LogFailure {
+    /// Why, for whom it makes no difference what the log holds.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Refused(error) | Self::Doubt(error) => error,
+        }
+    }
+}
+
 /// What the files of a log are made with.
 #[derive(Clone)]
 struct Place {
@@ -216,6 +225,11 @@ impl Wal {
     /// Bytes in all files.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Files that nothing is appended to any more.
+    pub(crate) fn closed_files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().take(self.files.len().saturating_sub(1)).map(|file| file.path.as_path())
     }
 
     /// Takes files that hold no record above `position` out of the log; the caller removes them.

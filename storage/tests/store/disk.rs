@@ -62,6 +62,12 @@ impl MemoryDisk {
         self.0.lock().unwrap().operations
     }
 
+    /// The same as [`Self::cut_power_at`], counted from now on.
+    pub fn cut_power_after(&self, operations: u64) {
+        let mut world = self.0.lock().unwrap();
+        world.power_cut_at = Some(world.operations + operations);
+    }
+
     pub fn fail_syncs(&self, failing: bool) {
         self.0.lock().unwrap().failing_syncs = failing;
     }
@@ -180,7 +186,8 @@ impl MemoryDisk {
 
 impl World {
     fn used(&self) -> u64 {
-        self.entries.values().map(|&inode| self.inodes[inode].now.len() as u64).sum()
+        let named: BTreeSet<usize> = self.entries.values().copied().collect();
+        named.into_iter().map(|inode| self.inodes[inode].now.len() as u64).sum()
     }
 
     fn inode(&self, path: &Path) -> io::Result<usize> {
@@ -226,6 +233,17 @@ impl Disk for MemoryDisk {
         self.run(|world| {
             let inode = world.inode(from)?;
             world.entries.remove(from);
+            world.entries.insert(to.to_owned(), inode);
+            Ok(())
+        })
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(|world| {
+            let inode = world.inode(from)?;
+            if world.entries.contains_key(to) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
             world.entries.insert(to.to_owned(), inode);
             Ok(())
         })

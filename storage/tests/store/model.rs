@@ -32,6 +32,11 @@ impl Model {
         }
     }
 
+    /// Forgets keys.
+    pub fn retain(&mut self, keep: impl Fn(i64) -> bool) {
+        self.0.retain(|id, _| keep(*id));
+    }
+
     pub fn visible(&self) -> Table {
         self.0.iter().filter_map(|(key, (_, row))| Some((*key, row.clone()?))).collect()
     }
@@ -41,6 +46,16 @@ impl Model {
 pub enum Change {
     Put(Vec<(i64, i64)>),
     Delete(Vec<i64>),
+}
+
+impl Change {
+    /// Leaves out keys.
+    pub fn retain(self, keep: impl Fn(i64) -> bool) -> Self {
+        match self {
+            Self::Put(rows) => Self::Put(rows.into_iter().filter(|(id, _)| keep(*id)).collect()),
+            Self::Delete(ids) => Self::Delete(ids.into_iter().filter(|id| keep(*id)).collect()),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +92,7 @@ pub fn write(model: &mut Model, version: Version, change: &Change) -> Write {
     Write { version, token: None, rows }
 }
 
-fn change() -> impl Strategy<Value = Change> {
+pub fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => prop::collection::vec((0i64..60, 0i64..1000), 1..12).prop_map(Change::Put),
         1 => prop::collection::vec(0i64..60, 1..6).prop_map(Change::Delete),
@@ -114,6 +129,8 @@ pub fn pull_all(from: &Store, into: &Store, cursor: &mut PullCursor, bytes_max: 
         if pull_once(from, into, cursor, bytes_max) {
             let digest = from.digest().unwrap();
             assert_eq!(into.digest().unwrap(), digest);
+            assert_eq!(into.digest_buckets().unwrap(), from.digest_buckets().unwrap());
+            assert_eq!(into.content_digest().unwrap(), from.content_digest().unwrap());
             return digest;
         }
     }

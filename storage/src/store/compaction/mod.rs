@@ -142,9 +142,14 @@ impl Store {
         for _ in 0..rounds_max {
             let state = lock(&self.state).clone();
             state.check_whole()?;
-            let groups = Groups::of(&self.layout, &self.options, &state, &mut compaction.level);
-            let Some(due) = groups.fewest()? else { break };
-            let pick = groups.pick(due)?;
+            let pick = match self.history_inputs(&state) {
+                Some(ids) => Pick { ids, parts: Parts::cut(Vec::new()) },
+                None => {
+                    let groups = Groups::of(&self.layout, &self.options, &state, &mut compaction.level);
+                    let Some(due) = groups.fewest()? else { break };
+                    groups.pick(due)?
+                }
+            };
             drop(state);
             let mut rewrite = Rewrite::begin(self, pick, self.options.segment_rows_max);
             loop {
@@ -193,6 +198,9 @@ impl Store {
         let groups = Groups::of(&self.layout, &self.options, &state, &mut compaction.level);
         let (due, waiting) = groups.due();
         self.overdue.store(waiting, Ordering::Relaxed);
+        if let Some(ids) = self.history_inputs(&state) {
+            return Ok(Some(Pick { ids, parts: Parts::cut(Vec::new()) }));
+        }
         due.map(|due| groups.pick(due)).transpose()
     }
 }

@@ -70,7 +70,7 @@ impl<'a> Groups<'a> {
     pub(super) fn of(layout: &'a Layout, options: &'a StoreOptions, state: &'a State, level: &mut Level) -> Self {
         let windows = Windows::of(layout, state, level);
         let mut groups: BTreeMap<Option<i64>, Vec<Candidate<'a>>> = BTreeMap::new();
-        for (id, view) in &state.segments {
+        for (id, view) in state.segments.iter().filter(|(_, view)| !view.history) {
             // An event table's identities hang on the columns of their time; what was written before a column was dropped or
             // widened keeps its order, and stays by itself. What cannot be read waits until it can.
             let keeps_order = layout.schema.is_upsert() || view.segment.is_current();

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{KeyRange, Planted, Result, SegmentId};
 
-use super::super::maintenance::{Moved, old_dead};
+use super::super::maintenance::{Moved, Replacement};
 use super::super::{Store, lock};
 use super::pick::Pick;
 use crate::merge::{Keys, Merge, MergeInput, MergeRange};
@@ -32,10 +32,24 @@ impl Parts {
 
 struct Input {
     segment: Arc<Segment>,
-    /// Rows that are not taken over.
+    /// Rows that no part takes over.
     left_out: Arc<RoaringBitmap>,
+    /// Dead rows that readers of changes need: a part of their own.
+    history: RoaringBitmap,
     /// Rows that were dead when the merge began: more than those, as some have lost against records that are only in the log.
     dead: Arc<RoaringBitmap>,
+}
+
+impl Input {
+    fn winners(&self) -> MergeInput {
+        MergeInput { segment: self.segment.clone(), left_out: self.left_out.clone() }
+    }
+
+    fn history(&self) -> MergeInput {
+        let mut others = RoaringBitmap::new();
+        others.insert_range(0..self.segment.rows());
+        MergeInput { segment: self.segment.clone(), left_out: Arc::new(others - &self.history) }
+    }
 }
 
 /// A merge that has begun. If it is dropped before its end, what it has written is removed.
@@ -48,6 +62,10 @@ pub(in super::super) struct Rewrite {
     /// New segments have at most so many rows, in whole pages.
     rows_max: u32,
     parts: VecDeque<Keys>,
+    /// Rows that died up to here may be left out.
+    forgotten: u64,
+    /// Complete segments before the first one of history, once that part has begun.
+    winners: Option<usize>,
     merge: Option<Merge>,
     writer: Option<SegmentWriter>,
     /// What is complete, in the order of its rows, and how many rows it has.
@@ -61,18 +79,27 @@ pub(in super::super) struct Rewrite {
 impl Rewrite {
     pub(super) fn begin(store: &Store, pick: Pick, rows_max: u32) -> Self {
         let writer = lock(&store.writer);
+        let flushed = lock(&store.state).flushed;
+        let forgotten = store.forget_changes_through(flushed);
         let state = lock(&store.state);
         let input = |id: &SegmentId| {
             let view = state.segments.get(id)?;
             let source = SourceId::Segment(*id);
+            let deaths = writer.deaths.get(&source).map_or(&[][..], Vec::as_slice);
+            let after = |after: u64| -> RoaringBitmap {
+                deaths.iter().filter(|(position, _)| *position > after).map(|(_, row)| *row).collect()
+            };
             // Rows that lost against a record which is only in the log stay: without the log they would live again.
-            let mut left_out = old_dead(&view.dead, writer.young.get(&source));
+            let (kept, young) = (after(forgotten), after(flushed));
+            let mut left_out = view.dead.as_ref() - &kept;
+            let history = kept - young;
+            left_out |= &history;
             if store.has(Planted::TombstoneDropped) {
                 left_out |= view.segment.tombstones();
             }
             let (segment, dead) = (view.segment.clone(), view.dead.clone());
             let moved = Moved::new(source, segment.rows());
-            Some((Input { segment, left_out: Arc::new(left_out), dead }, moved))
+            Some((Input { segment, left_out: Arc::new(left_out), history, dead }, moved))
         };
         let (inputs, moved) = pick.ids.iter().filter_map(input).unzip();
         Self {
@@ -82,6 +109,8 @@ impl Rewrite {
             moved,
             rows_max,
             parts: pick.parts.0,
+            forgotten,
+            winners: None,
             merge: None,
             writer: None,
             finished: Vec::new(),
@@ -103,9 +132,9 @@ impl Rewrite {
     /// About what has been read: all of the segments' bytes, once all of their rows are through.
     pub(super) fn bytes_read(&self) -> u64 {
         let (mut bytes, mut rows) = (0, 0);
-        for Input { segment, left_out, .. } in &self.inputs {
+        for Input { segment, left_out, history, .. } in &self.inputs {
             bytes += segment.bytes();
-            rows += u64::from(segment.rows()) - left_out.len();
+            rows += u64::from(segment.rows()) - left_out.len() + history.len();
         }
         let share = u128::from(bytes) * u128::from(self.rows) / u128::from(rows.max(1));
         u64::try_from(share).unwrap_or(u64::MAX)
@@ -118,10 +147,14 @@ impl Rewrite {
             let merge = match &mut self.merge {
                 Some(merge) => merge,
                 none => {
-                    let Some(keys) = self.parts.pop_front() else { return Ok(false) };
-                    let input =
-                        |input: &Input| MergeInput { segment: input.segment.clone(), left_out: input.left_out.clone() };
-                    let inputs = self.inputs.iter().map(input).collect();
+                    let (keys, inputs) = match self.parts.pop_front() {
+                        Some(keys) => (keys, self.inputs.iter().map(Input::winners).collect()),
+                        None if self.winners.is_none() && self.inputs.iter().any(|input| !input.history.is_empty()) => {
+                            self.winners = Some(self.finished.len());
+                            (Keys::All, self.inputs.iter().map(Input::history).collect())
+                        }
+                        None => return Ok(false),
+                    };
                     let range = MergeRange { keys, ..MergeRange::default() };
                     none.insert(Merge::new(store.layout.clone(), inputs, &range))
                 }
@@ -185,7 +218,9 @@ impl Rewrite {
         if store.has(Planted::MasksNotCarried) {
             moved.iter_mut().zip(&died).for_each(|(moved, died)| died.iter().for_each(|row| moved.forget(row)));
         }
-        store.replace_sources(&mut maintenance, moved, segments, flushed)?;
+        let histories = self.winners.map_or(0, |winners| segments.len() - winners);
+        let replacement = Replacement { moved, segments, histories, flushed, forgotten: self.forgotten };
+        store.replace_sources(&mut maintenance, replacement)?;
         Ok(died.iter().map(RoaringBitmap::len).sum())
     }
 }
