@@ -4,6 +4,7 @@
 //! Doors (`api`) and the simulator see [`Node`] and the types of [`service`]; nothing else.
 
 mod batch;
+pub mod doctor;
 mod gateway;
 mod later;
 pub mod node;

@@ -91,7 +91,7 @@ impl Host {
     }
 
     async fn status(&self) -> ClusterStatus {
-        self.run(|node| async move { node.cluster().await }).await
+        self.run(|node| async move { node.cluster_by_content().await }).await
     }
 
     async fn stop(&mut self) {

@@ -148,9 +148,10 @@ async fn flights(count: usize, spread: &str) {
     run(nodes, "flights.slt").await;
 }
 
-async fn changes(count: usize) {
+/// A file that makes its own tables.
+async fn alone(file: &str, count: usize) {
     let dir = tempfile::tempdir().unwrap();
-    run(start(dir.path(), count).await, "changes.slt").await;
+    run(start(dir.path(), count).await, file).await;
 }
 
 async fn alter(count: usize) {
@@ -184,12 +185,32 @@ async fn flights_on_three_nodes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_on_one_node() {
-    changes(1).await;
+    alone("changes.slt", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_on_three_nodes() {
-    changes(3).await;
+    alone("changes.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_points_on_one_node() {
+    alone("newest.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_points_on_three_nodes() {
+    alone("newest.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_syncs_on_one_node() {
+    alone("fsync.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_syncs_on_three_nodes() {
+    alone("fsync.slt", 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,6 +131,8 @@ codes! {
     Forbidden = "forbidden", "42501", 403, false;
     /// A broken invariant: please report it.
     Internal = "internal_error", "XX000", 500, false;
+    /// Changes that a reader asked for are no longer kept: it must begin again from the rows as they are now.
+    ChangesGone = "changes_gone", "55000", 410, false;
 }
 
 impl fmt::Display for ErrorCode {
@@ -152,6 +154,25 @@ struct Body {
     spans: Vec<Span>,
     help: Option<String>,
     retry_after_ms: Option<u64>,
+    /// For whoever looks after the node that the file lies on: it stays there.
+    #[serde(skip)]
+    file: Option<FilePlace>,
+}
+
+/// A place on this node's disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FilePlace {
+    /// The file's name.
+    pub file: String,
+    /// The byte where what cannot be read begins, if that is known.
+    pub offset: Option<u64>,
+}
+
+impl fmt::Display for FilePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        self.offset.map_or(Ok(()), |offset| write!(f, " at byte {offset}"))
+    }
 }
 
 impl Error {
@@ -164,6 +185,7 @@ impl Error {
             spans: Vec::new(),
             help: None,
             retry_after_ms: None,
+            file: None,
         }))
     }
 
@@ -207,6 +229,15 @@ impl Error {
         self
     }
 
+    /// Says in which file what was read is wrong, and where; the message begins with it. A place that is known already stays.
+    #[must_use]
+    pub fn in_file(mut self, file: impl fmt::Display, offset: Option<u64>) -> Self {
+        let place = FilePlace { file: file.to_string(), offset };
+        self = self.context(&place);
+        self.0.file.get_or_insert(place);
+        self
+    }
+
     /// What went wrong.
     pub fn code(&self) -> ErrorCode {
         self.0.code
@@ -230,6 +261,11 @@ impl Error {
     /// The remedy, if one is known.
     pub fn help(&self) -> Option<&str> {
         self.0.help.as_deref()
+    }
+
+    /// The file whose content is the reason, on the node where the error arose.
+    pub fn file(&self) -> Option<&FilePlace> {
+        self.0.file.as_ref()
     }
 
     /// When trying again makes sense, in milliseconds.
@@ -292,6 +328,14 @@ mod tests {
             assert_eq!(code.sqlstate().len(), 5, "{code}");
             assert!((400..600).contains(&code.http_status()), "{code}");
         }
+    }
+
+    #[test]
+    fn the_innermost_place_is_the_place() {
+        let error = Error::new(ErrorCode::Corruption, "the checksum is wrong").in_file("seg-1", Some(16)).context("p7");
+        assert_eq!(error.message(), "p7: seg-1 at byte 16: the checksum is wrong");
+        let place = FilePlace { file: "seg-1".into(), offset: Some(16) };
+        assert_eq!(error.in_file("p7", None).file(), Some(&place));
     }
 
     #[test]

@@ -104,6 +104,17 @@ pub fn encode_bytes(value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&[0x00, 0x01]);
 }
 
+/// Where the first value of an encoded key ends: `width` is the number of bytes that a value of the column's type takes, or
+/// `None` for text and bytes. `None` if the key is shorter than that.
+pub fn value_end(encoded: &[u8], width: Option<usize>) -> Option<usize> {
+    let end = match (encoded.first()?, width) {
+        (&TAG_NULL, _) => 1,
+        (_, Some(width)) => 1 + width,
+        (_, None) => encoded.windows(2).skip(1).position(|pair| pair == [0x00, 0x01])? + 3,
+    };
+    (end <= encoded.len()).then_some(end)
+}
+
 /// The hash that assigns encoded keys to the partitions of a `HASH` table. Never changes.
 pub fn partition_hash(encoded: &[u8]) -> u64 {
     xxh3_64_with_seed(encoded, PARTITION_HASH_SEED)
@@ -148,6 +159,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_values_of_a_key_are_found_again() {
+        let values = [
+            (Datum::Text("a\0\u{1}b".into()), None),
+            (Datum::Null, None),
+            (Datum::Int(-1), Some(8)),
+            (Datum::Bytes(vec![0, 1, 0]), None),
+            (Datum::Bool(true), Some(1)),
+            (Datum::Null, Some(8)),
+            (Datum::Decimal(7), Some(16)),
+            (Datum::Text(String::new()), None),
+        ];
+        let key: Vec<u8> = values.iter().flat_map(|(value, _)| value.encode()).collect();
+        let mut rest = key.as_slice();
+        for (value, width) in &values {
+            let end = value_end(rest, *width).unwrap();
+            assert_eq!(rest[..end], value.encode(), "{value:?}");
+            assert_eq!(value_end(&rest[..end - 1], *width), None);
+            rest = &rest[end..];
+        }
+        assert_eq!(value_end(rest, Some(8)), None);
+    }
 
     fn same_order(a: Datum, b: Datum) {
         assert_eq!(a.partial_cmp(&b), Some(a.encode().cmp(&b.encode())), "{a:?} {b:?}");

@@ -6,6 +6,7 @@
 //! The kernel knows nothing of SQL, partitions on disk, actors or HTTP.
 
 pub mod alter;
+pub mod durability;
 pub mod env;
 pub mod error;
 pub mod ids;
@@ -22,8 +23,9 @@ pub mod widen;
 pub mod wire;
 
 pub use alter::{ChangeRefused, SchemaChange};
+pub use durability::Fsync;
 pub use env::Env;
-pub use error::{Applied, Error, ErrorCode, Result, Span};
+pub use error::{Applied, Error, ErrorCode, FilePlace, Result, Span};
 pub use ids::{Epoch, FragmentId, FragmentKey, LogId, NodeId, PartitionId, QueryId, SegmentId, TableId};
 pub use key::{Datum, KeyRange};
 pub use level::{ReadLevel, WriteLevel};

@@ -43,6 +43,8 @@ planted! {
     CompactionDropsPage = "compaction-drops-page";
     /// A compaction leaves out tombstones, whatever older rows of their keys lie elsewhere.
     TombstoneDropped = "tombstone-dropped";
+    /// A compaction does not hear of the rows that are replaced while it runs.
+    MasksNotCarried = "masks-not-carried";
     /// Catch-up hands out all rows of a record but the last.
     PullGap = "pull-gap";
     /// Checksums of segment pages are not looked at.

@@ -60,6 +60,9 @@ rare! {
     // Replicas.
     TailCut = "a torn end of a log was cut off";
     LogInDoubt = "the end of a log was in doubt";
+    LogUnclean = "a log that is synced late was not closed in good order";
+    LogSyncedLate = "a log was synced behind its acknowledgements";
+    CursorMoved = "a peer's log had begun anew, and was followed from where both agreed";
     ReplicaEmptied = "a damaged replica was emptied";
     ReplicaRefilled = "an emptied replica counted again";
     ReplicaRestarted = "a replica was restarted";
@@ -67,6 +70,7 @@ rare! {
     StaleEpoch = "a replica refused a stale epoch";
     RowsPulled = "a replica pulled rows that it had missed";
     LogBegunAnew = "a replica met a peer whose log had begun anew";
+    DiedWhileMerged = "rows were replaced while their segments were merged";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";

@@ -1,4 +1,5 @@
 //! Grouping by text without decoding it: where a partial aggregation reads a scan, the text that it groups by comes as codes.
+//! Grouping by columns of the key goes the same way, because its rows come in runs of one group.
 
 use std::sync::Arc;
 
@@ -69,7 +70,17 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     // What is computed with must stay what it is.
     let computed: Vec<String> =
         judged.into_iter().flat_map(collect_columns).map(|column| column.name().to_owned()).collect();
-    if coded.is_empty() || coded.iter().any(|name| computed.contains(name)) {
+    // Rows come in the order of the key: by its columns, groups come in runs, which is worth as much.
+    let in_key_order = || {
+        let columns = leaf.columns().unwrap_or_default();
+        let of_key = |column: &Column| {
+            let place = leaf_schema.index_of(column.name()).ok();
+            place.and_then(|place| columns.get(place)).is_some_and(|id| leaf.key().contains(id))
+        };
+        let grouped = aggregate.group_expr().expr().iter().map(|(expr, _)| collect_columns(expr));
+        !leaf.key().is_empty() && grouped.clone().count() > 0 && grouped.flatten().all(|column| of_key(&column))
+    };
+    if coded.is_empty() && !in_key_order() || coded.iter().any(|name| computed.contains(name)) {
         return Ok(None);
     }
     let places = coded.iter().map(|name| Ok(leaf_schema.index_of(name)?)).collect::<Result<Vec<_>>>()?;

@@ -18,6 +18,7 @@ use crate::cache::PlanCache;
 use crate::coded::group_by_codes;
 use crate::constant::materialise;
 use crate::cut::cut;
+use crate::ends::read_ends;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, TaskInputs};
 use crate::late::fetch_late;
@@ -247,6 +248,7 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     };
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
+    let physical = read_ends(physical).map_err(error_from_datafusion)?;
     let physical = group_by_codes(physical).map_err(error_from_datafusion)?;
     let physical = fetch_late(physical).map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;

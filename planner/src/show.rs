@@ -21,8 +21,9 @@ pub(crate) fn tables(catalog: &Catalog) -> Result<FragmentGraph> {
         column(|table| table.partitions.len().to_string()),
         column(|table| table.options.replication_factor.to_string()),
         column(|table| table.options.write_level.to_string()),
+        column(|table| table.options.fsync.to_string()),
     ];
-    let names = ["table_name", "kind", "partitioned_by", "partitions", "replication_factor", "write_level"];
+    let names = ["table_name", "kind", "partitioned_by", "partitions", "replication_factor", "write_level", "fsync"];
     text_query(&names, columns).map_err(error_from_datafusion)
 }
 

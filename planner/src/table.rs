@@ -14,7 +14,7 @@ use datafusion::physical_plan::empty::EmptyExec;
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::{ColumnPredicate, CompareOp, Datum, ScanSpec, Slice, TableId, TableSchema};
 
-use crate::node::LeafScanExec;
+use crate::node::{Known, LeafScanExec};
 use crate::planner::{RowCounts, Slicing};
 use crate::predicate;
 use crate::prune::prune;
@@ -137,7 +137,8 @@ impl TableProvider for ShoalTable {
         let (scans, rows) = self.scans(table, &columns, filters, limit)?;
         let Some(first) = scans.first() else { return Ok(Arc::new(EmptyExec::new(schema))) };
         let words = words(&table.schema, &columns, &first.predicates, first.limit);
-        Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, rows)))
+        let key = table.schema.key_indices().into_iter().map(|place| table.schema.columns[place].id).collect();
+        Ok(Arc::new(LeafScanExec::new(table.name.clone(), schema, scans, words, Known { rows, key })))
     }
 }
 

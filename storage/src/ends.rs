@@ -28,7 +28,7 @@ impl Ends {
     }
 
     /// Whether pages are best read backwards.
-    pub(crate) fn from_behind(&self) -> bool {
+    pub(crate) fn goes_backwards(&self) -> bool {
         self.wanted.last && !self.wanted.first
     }
 

@@ -1,4 +1,4 @@
-//! Hashes that replicas compare with each other: of a row's content, and of a row as the digest counts it.
+//! Hashes that replicas compare with each other: of a row's content, and of a row as the digests count it.
 //!
 //! They are part of the protocol between nodes and, for event tables, of the order in which rows lie on disk, so they
 //! depend on values alone: not on the order of columns, on encodings, or on columns that were added later and are NULL.
@@ -8,12 +8,14 @@ use arrow::array::cast::AsArray;
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::DataType;
 use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema, Version};
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::key::Values;
 
 const ROW_SEED: u64 = 0x5_40a2;
 const FINGERPRINT_SEED: u64 = 0x5_40a3;
+const VERSION_SEED: u64 = 0x5_40a4;
+const BUCKET_SEED: u64 = 0x5_40a5;
 
 /// Hash of each row's content: the sum over columns of the hash of the value, seeded with the column's number (of its first
 /// form, if it was widened). NULL adds nothing.
@@ -34,7 +36,27 @@ fn add_column(hashes: &mut [u128], array: &ArrayRef, seed: u64) -> Result<()> {
 }
 
 /// What the digest adds for one winning row or tombstone.
-pub(crate) fn row_hash(key: &[u8], version: Version, tombstone: bool, content: u128, scratch: &mut Vec<u8>) -> u128 {
+pub(crate) fn version_hash(key: &[u8], version: Version, tombstone: bool, scratch: &mut Vec<u8>) -> u128 {
+    scratch.clear();
+    scratch.extend_from_slice(key);
+    scratch.extend_from_slice(&version.0.to_be_bytes());
+    scratch.push(u8::from(tombstone));
+    xxh3_128_with_seed(scratch, VERSION_SEED)
+}
+
+/// The bucket of the digest that a key belongs to.
+pub(crate) fn key_bucket(key: &[u8], buckets: usize) -> usize {
+    (xxh3_64_with_seed(key, BUCKET_SEED) % buckets as u64) as usize
+}
+
+/// What the content digest adds for one winning row or tombstone.
+pub(crate) fn content_row_hash(
+    key: &[u8],
+    version: Version,
+    tombstone: bool,
+    content: u128,
+    scratch: &mut Vec<u8>,
+) -> u128 {
     scratch.clear();
     scratch.extend_from_slice(key);
     scratch.extend_from_slice(&version.0.to_be_bytes());
@@ -151,12 +173,17 @@ mod tests {
     #[test]
     fn the_row_hash_is_what_it_always_was() {
         // Compared between nodes of different builds: a change here makes every pair of replicas differ.
-        let hash = row_hash(b"key", Version(5), false, 9, &mut Vec::new());
-        assert_eq!(hash, row_hash(b"key", Version(5), false, 9, &mut vec![1, 2, 3]));
-        assert_ne!(hash, row_hash(b"key", Version(5), true, 9, &mut Vec::new()));
+        let hash = content_row_hash(b"key", Version(5), false, 9, &mut Vec::new());
+        assert_eq!(hash, content_row_hash(b"key", Version(5), false, 9, &mut vec![1, 2, 3]));
+        assert_ne!(hash, content_row_hash(b"key", Version(5), true, 9, &mut Vec::new()));
         assert_eq!(
-            row_hash(b"k", Version(1), true, 4, &mut Vec::new()),
-            row_hash(b"k", Version(1), true, 0, &mut vec![])
+            content_row_hash(b"k", Version(1), true, 4, &mut Vec::new()),
+            content_row_hash(b"k", Version(1), true, 0, &mut vec![])
         );
+        let mut scratch = vec![7];
+        const EXPECTED: [u128; 2] =
+            [291_429_271_837_954_919_201_450_505_583_750_899_020, 266_599_631_748_593_441_163_706_489_361_500_286_060];
+        let hashes = [false, true].map(|tombstone| version_hash(b"key", Version(5), tombstone, &mut scratch));
+        assert_eq!((hashes, key_bucket(b"key", 256)), (EXPECTED, 235));
     }
 }

@@ -7,7 +7,7 @@ use arrow::array::types::{
     TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type,
     UInt64Type,
 };
-use arrow::array::{Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::key::{encode_bytes, encode_decimal, encode_float, encode_int, encode_null, encode_uint};
 use shoal_kernel::{Datum, Error, ErrorCode, Result};
@@ -65,17 +65,20 @@ impl EncodedKeys {
 /// [`ErrorCode::Unsupported`] if a column is of a type that cannot be a key; [`ErrorCode::Internal`] if there is no such
 /// column.
 pub fn encode_keys(batch: &RecordBatch, columns: &[usize]) -> Result<EncodedKeys> {
-    let values = columns
-        .iter()
-        .map(|&column| {
-            let array = batch.columns().get(column);
-            Values::of(array.ok_or_else(|| Error::internal(format!("there is no key column {column}")))?)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let column = |&column: &usize| {
+        let array = batch.columns().get(column).cloned();
+        array.ok_or_else(|| Error::internal(format!("there is no key column {column}")))
+    };
+    encode_columns(&columns.iter().map(column).collect::<Result<Vec<_>>>()?, batch.num_rows())
+}
+
+/// The keys of so many rows, from the columns in key order.
+pub(crate) fn encode_columns(columns: &[ArrayRef], rows: usize) -> Result<EncodedKeys> {
+    let values = columns.iter().map(|column| Values::of(column)).collect::<Result<Vec<_>>>()?;
     let mut keys = EncodedKeys::default();
-    keys.bytes.reserve(batch.num_rows() * 10 * columns.len());
-    keys.ends.reserve(batch.num_rows());
-    for row in 0..batch.num_rows() {
+    keys.bytes.reserve(rows * 10 * columns.len());
+    keys.ends.reserve(rows);
+    for row in 0..rows {
         keys.push_with(|out| values.iter().for_each(|column| column.encode(row, out)))?;
     }
     Ok(keys)
@@ -87,6 +90,21 @@ pub fn encode_keys(batch: &RecordBatch, columns: &[usize]) -> Result<EncodedKeys
 /// [`ErrorCode::Unsupported`] if the array's type has no [`Datum`].
 pub fn datum_at(array: &dyn Array, row: usize) -> Result<Datum> {
     Ok(Values::of(array)?.datum(row))
+}
+
+/// Bytes that a value of that type takes in an encoded key, without its tag; `None` for text and bytes.
+pub(crate) fn encoded_width(data_type: &DataType) -> Option<usize> {
+    match data_type {
+        DataType::Boolean => Some(1),
+        DataType::Decimal128(_, _) => Some(16),
+        DataType::Utf8
+        | DataType::LargeUtf8
+        | DataType::Utf8View
+        | DataType::Binary
+        | DataType::LargeBinary
+        | DataType::FixedSizeBinary(_) => None,
+        _ => Some(8),
+    }
 }
 
 /// Whether a column of that type has an order that the engine knows: it may be a key, and it gets zone maps.

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{cast, is_not_null};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
+use shoal_kernel::key::value_end;
 use shoal_kernel::schema::numbered_field;
 use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
 use crate::hash::content_hashes;
-use crate::key::is_ordered;
+use crate::key::{encoded_width, is_ordered};
 
 /// A column as it stood when a file was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,29 @@ impl Layout {
         Ok(layout)
     }
 
+    /// The place of the column of time that rows are sorted by first, if they are.
+    pub(crate) fn time_order(&self) -> Option<usize> {
+        let first = *self.key.first()?;
+        let is_time = matches!(self.schema.columns[first].data_type, DataType::Timestamp(TimeUnit::Microsecond, _));
+        is_time.then_some(first)
+    }
+
+    /// Of a table of which nothing is known, to read files by what they say of themselves.
+    pub(crate) fn unknown() -> Self {
+        let kind = shoal_kernel::TableKind::Upsert { primary_key: Vec::new() };
+        let schema = Arc::new(TableSchema::new(Vec::new(), kind));
+        let visible = schema.arrow();
+        Self {
+            schema,
+            stored: Vec::new(),
+            hashed_as: Vec::new(),
+            older: Vec::new(),
+            relaxed: visible.clone(),
+            visible,
+            key: Vec::new(),
+        }
+    }
+
     /// The place of a column among the stored ones. `None` if it was dropped without a trace.
     ///
     /// # Errors
@@ -104,6 +128,23 @@ impl Layout {
     /// Places of the older forms of a column of the table among the stored columns, latest first.
     pub(crate) fn older(&self, place: usize) -> &[usize] {
         &self.older[place]
+    }
+
+    /// The encoded key columns at the beginning of what identifies a row: the content hash of events is cut off.
+    pub(crate) fn key_of_identity<'a>(&self, identity: &'a [u8]) -> &'a [u8] {
+        if self.schema.is_upsert() {
+            return identity;
+        }
+        &identity[..identity.len().saturating_sub(size_of::<u128>())]
+    }
+
+    /// The first so many columns of an encoded key; `None` if it has fewer.
+    pub(crate) fn key_prefix<'a>(&self, identity: &'a [u8], columns: usize) -> Option<&'a [u8]> {
+        let mut end = 0;
+        for &place in self.key.get(..columns)? {
+            end += value_end(&identity[end..], encoded_width(&self.schema.columns[place].data_type))?;
+        }
+        Some(&identity[..end])
     }
 
     /// Pairs stored columns with the numbers under which they are hashed.
@@ -155,4 +196,27 @@ pub(crate) fn fill(newer: ArrayRef, older: &ArrayRef) -> Result<ArrayRef> {
     }
     let given = is_not_null(&newer).map_err(failed)?;
     arrow::compute::kernels::zip::zip(&given, &newer, &converted).map_err(failed)
+}
+
+/// Bytes of a fixed-size value, and values of a fixed-size list.
+const FIXED_WIDTH_MAX: i32 = 1 << 20;
+
+/// Whether a column of that type can have been stored: what a file says of its columns is believed no further.
+pub(crate) fn is_storable(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Null => true,
+        DataType::List(field) | DataType::LargeList(field) => is_storable(field.data_type()),
+        DataType::FixedSizeList(field, width) => {
+            (0..=FIXED_WIDTH_MAX).contains(width) && is_storable(field.data_type())
+        }
+        DataType::Map(field, _) => match field.data_type() {
+            DataType::Struct(pair) => pair.len() == 2 && is_storable(field.data_type()),
+            _ => false,
+        },
+        DataType::Struct(fields) => fields.iter().all(|field| is_storable(field.data_type())),
+        DataType::FixedSizeBinary(width) => (0..=FIXED_WIDTH_MAX).contains(width),
+        DataType::Time32(unit) => matches!(unit, TimeUnit::Second | TimeUnit::Millisecond),
+        DataType::Time64(unit) => matches!(unit, TimeUnit::Microsecond | TimeUnit::Nanosecond),
+        other => is_ordered(other),
+    }
 }

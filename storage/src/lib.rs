@@ -7,9 +7,13 @@
 //! This crate knows nothing of SQL, of the network, or of any other partition. It has no thread, no clock and no async code
 //! of its own: every call blocks on [`shoal_kernel::env::Disk`] and nothing else, so callers run it as blocking work.
 
+mod damage;
 mod encoding;
 mod ends;
+mod examine;
 mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hash;
 mod head;
 mod key;
@@ -29,12 +33,19 @@ mod store;
 mod token;
 mod wal;
 
+pub use damage::Problem;
+pub use examine::{Finding, SegmentSummary, Severity, StoreReport, dump_segment, examine_store};
 pub use hash::fingerprint_of;
 pub use key::{EncodedKeys, datum_at, encode_keys};
 pub use options::StoreOptions;
 pub use rows::{Accepted, Rows, Write};
 pub use scan::Scan;
+pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
 pub use size::batch_bytes;
-pub use state::{Problem, Snapshot};
-pub use store::{Digest, FlushReport, PullCursor, PullRound, Pulled, Recovery, Store, StoreStatus};
+pub use state::Snapshot;
+pub use store::{
+    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, FlushReport, NoSplitPoint, PullCursor,
+    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
+};
 pub use token::TokenRecord;
+pub use wal::Replay;

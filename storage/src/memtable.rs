@@ -10,7 +10,8 @@ use shoal_kernel::{ColumnPredicate, Error, Result, Version};
 
 use crate::layout::Layout;
 use crate::predicate::{Zone, may_match};
-use crate::store::Digest;
+use crate::state::{Location, SourceId};
+use crate::store::{Digest, DigestBuckets};
 
 /// Small neighbouring chunks grow together up to this many rows.
 pub(crate) const CHUNK_ROWS_MAX: usize = 8192;
@@ -65,10 +66,13 @@ pub(crate) struct MemView {
     pub(crate) bytes: u64,
     /// Position of the last record in it.
     pub(crate) last_position: u64,
+    /// The running digest before its first record.
+    pub(crate) digest_before: Arc<DigestBuckets>,
 }
 
 impl MemView {
-    pub(crate) fn new(number: u64, position: u64) -> Self {
+    /// An empty one that takes the records after `position`, where the running digest is that.
+    pub(crate) fn new(number: u64, position: u64, digest_before: Arc<DigestBuckets>) -> Self {
         Self {
             number,
             chunks: Vec::new(),
@@ -76,6 +80,7 @@ impl MemView {
             tombstones: Arc::default(),
             bytes: 0,
             last_position: position,
+            digest_before,
         }
     }
 
@@ -153,6 +158,14 @@ fn merge(before: &Chunk, after: &Chunk) -> Result<Chunk> {
 pub(crate) struct Entry {
     pub(crate) row: u32,
     pub(crate) version: Version,
+    pub(crate) tombstone: bool,
+}
+
+impl Entry {
+    /// The same, seen from outside.
+    pub(crate) fn at(&self, source: SourceId) -> Location {
+        Location { source, row: self.row, version: self.version, tombstone: self.tombstone }
+    }
 }
 
 /// The keys of a memtable that won when they came, tombstones included, in key order.

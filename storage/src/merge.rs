@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::interleave;
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, Result};
+use shoal_kernel::{Error, KeyRange, Result};
 
 use crate::key::EncodedKeys;
 use crate::layout::Layout;
@@ -34,6 +34,44 @@ pub(crate) struct MergeRange<'a> {
     pub(crate) after_position: u64,
     /// Only rows of greater identities.
     pub(crate) after_key: &'a [u8],
+    /// Only rows of these identities.
+    pub(crate) keys: Keys,
+}
+
+/// Identities, by ranges of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Keys {
+    #[default]
+    All,
+    Within(KeyRange),
+    /// Those of none of the ranges, which are in order and do not overlap.
+    Outside(Arc<[KeyRange]>),
+}
+
+impl Keys {
+    fn contains(&self, key: &[u8]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Within(range) => range.contains(key),
+            Self::Outside(ranges) => Self::at(ranges, key).is_none_or(|range| !range.contains(key)),
+        }
+    }
+
+    /// Whether one of the keys from `first` to `last` may be among them.
+    fn may_meet(&self, first: &[u8], last: &[u8]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Within(range) => range.start.as_slice() <= last && range.end.as_deref().is_none_or(|end| first < end),
+            Self::Outside(ranges) => {
+                Self::at(ranges, first).is_none_or(|range| !range.contains(first) || !range.contains(last))
+            }
+        }
+    }
+
+    /// The last range that begins at the key or before it.
+    fn at<'r>(ranges: &'r [KeyRange], key: &[u8]) -> Option<&'r KeyRange> {
+        ranges.partition_point(|range| range.start.as_slice() <= key).checked_sub(1).map(|at| &ranges[at])
+    }
 }
 
 /// Rows in the order of their identities; each identity is alive in one segment only.
@@ -58,6 +96,7 @@ struct Cursor {
     input: MergeInput,
     after_position: u64,
     after_key: Vec<u8>,
+    among: Keys,
     next_page: u32,
     page: Option<Arc<Page>>,
     /// Rows of the page that are wanted, and how many of them are done.
@@ -76,7 +115,8 @@ impl Cursor {
                 return Ok(());
             }
             self.next_page += 1;
-            if segment.position_range(number).1 <= self.after_position {
+            let (first, last) = segment.key_bounds(number);
+            if segment.position_range(number).1 <= self.after_position || !self.among.may_meet(first, last) {
                 continue;
             }
             let rows = segment.page_rows(number);
@@ -89,6 +129,7 @@ impl Cursor {
                 content.positions[*row] > self.after_position
                     && !self.input.left_out.contains(rows.start + *row as u32)
                     && keys.get(*row) > self.after_key.as_slice()
+                    && self.among.contains(keys.get(*row))
             };
             self.wanted = (0..rows.len()).filter(is_wanted).collect();
             self.done = 0;
@@ -109,6 +150,7 @@ impl Merge {
             next_page: input.segment.first_page_above(range.after_key),
             after_position: range.after_position,
             after_key: range.after_key.to_vec(),
+            among: range.keys.clone(),
             page: None,
             wanted: Vec::new(),
             done: 0,

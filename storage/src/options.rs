@@ -15,6 +15,10 @@ pub struct StoreOptions {
     pub disk_reserve_bytes: u64,
     /// Bytes of log between two looks at the free space.
     pub reserve_check_bytes: u64,
+    /// Every group of writes is synced before it is acknowledged. Otherwise it survives the end of the process, and a loss of
+    /// power only once [`crate::Store::sync`] was called, the log went on in its next file, or the memtable was flushed.
+    /// A loss of power takes the newest records. Reservations are synced in any case.
+    pub sync_commits: bool,
     /// A file of the log is followed by the next one beyond this many bytes.
     pub wal_segment_bytes_max: u64,
     /// How long a token is remembered, counted from the time in its version.
@@ -23,10 +27,13 @@ pub struct StoreOptions {
     pub tokens_max: usize,
     /// What is kept of segments in decoded form: dictionaries, and keys for finding the row that a write replaces.
     pub cache_bytes_max: usize,
-    /// This many segments of about one size are merged into one.
+    /// A segment's tier is the power of this that its rows have reached; about so many segments of a tier make one of the next.
+    /// More means less written, and more segments to read.
     pub compaction_fan_in: usize,
     /// Segments are not merged beyond this many rows.
     pub segment_rows_max: u32,
+    /// Writes are refused as overload while this many segments wait to be merged: compaction has fallen behind.
+    pub segments_overdue_max: usize,
     /// A bug planted on purpose; none outside tests.
     pub planted: Option<Planted>,
 }
@@ -38,12 +45,14 @@ impl Default for StoreOptions {
             memtables_bytes_max: 256 << 20,
             disk_reserve_bytes: 256 << 20,
             reserve_check_bytes: 4 << 20,
+            sync_commits: true,
             wal_segment_bytes_max: 64 << 20,
             token_keep: Duration::from_secs(24 * 3600),
             tokens_max: 4 << 20,
             cache_bytes_max: 64 << 20,
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
+            segments_overdue_max: 64,
             planted: None,
         }
     }

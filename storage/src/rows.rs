@@ -9,7 +9,7 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use shoal_kernel::limits::{KEY_BYTES_MAX, TOKEN_BYTES_MAX};
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN, column_of};
-use shoal_kernel::{Error, ErrorCode, Result, Version};
+use shoal_kernel::{Error, ErrorCode, KeyRange, Result, Version};
 
 use crate::hash::content_hashes;
 use crate::key::{EncodedKeys, encode_keys};
@@ -109,6 +109,14 @@ impl Incoming {
         let keys = identities(layout, &batch)?;
         let tombstones = tombstones.filter(|tombstones| tombstones.has_true());
         Ok(Self { batch, keys, versions, tombstones, tokens })
+    }
+
+    /// Which rows have keys in the range; `None` if all have.
+    pub(crate) fn admitted_by(&self, range: &KeyRange) -> Option<BooleanArray> {
+        if *range == KeyRange::all() || self.keys.iter().all(|key| range.contains(key)) {
+            return None;
+        }
+        Some(self.keys.iter().map(|key| Some(range.contains(key))).collect())
     }
 
     /// Keeps the rows that `keep` says.

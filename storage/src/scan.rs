@@ -214,9 +214,9 @@ impl Scan {
             return;
         }
         let point = self.point();
-        let pages = view.segment.pages();
-        let from_behind = self.ends.as_ref().is_some_and(Ends::from_behind);
-        for page in (0..pages).map(|page| if from_behind { pages - 1 - page } else { page }) {
+        let pages = view.pages();
+        let backwards = self.ends.as_ref().is_some_and(Ends::goes_backwards);
+        for page in pages.clone().map(|page| if backwards { pages.end - 1 - (page - pages.start) } else { page }) {
             let may_hold = self.conditions.iter().all(|condition| {
                 may_match(&condition.predicate, &view.segment.page_zone(&self.layout, condition.column, page))
             });
@@ -467,7 +467,7 @@ impl Source for SegmentPage<'_> {
     }
 
     fn is_in_key_order(&self) -> bool {
-        true
+        self.segment.is_in_key_order(self.layout)
     }
 }
 

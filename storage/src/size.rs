@@ -10,7 +10,8 @@ pub fn batch_bytes(batch: &RecordBatch) -> usize {
     batch.columns().iter().map(|column| array_bytes(column.as_ref())).sum()
 }
 
-fn array_bytes(array: &dyn Array) -> usize {
+/// Bytes of the values that an array shows.
+pub(crate) fn array_bytes(array: &dyn Array) -> usize {
     let nulls = if array.nulls().is_some() { array.len().div_ceil(8) } else { 0 };
     let child = |values: &dyn Array, start: usize, end: usize| array_bytes(values.slice(start, end - start).as_ref());
     match array.data_type() {

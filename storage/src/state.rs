@@ -1,15 +1,19 @@
 //! What a store holds at one moment, and snapshots of it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, ErrorCode, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
+use shoal_kernel::{Error, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
 
+use crate::damage::Problem;
 use crate::layout::Layout;
+use crate::manifest::PastLog;
 use crate::memtable::MemView;
 use crate::scan::Scan;
-use crate::segment::Segment;
+use crate::segment::{PAGE_ROWS, Segment};
+use crate::store::DigestBuckets;
 
 /// A file or memtable that holds rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +28,7 @@ pub(crate) struct Location {
     pub(crate) source: SourceId,
     pub(crate) row: u32,
     pub(crate) version: Version,
+    pub(crate) tombstone: bool,
 }
 
 /// A segment and the rows of it that have lost since it was written.
@@ -31,11 +36,40 @@ pub(crate) struct Location {
 pub(crate) struct SegmentView {
     pub(crate) segment: Arc<Segment>,
     pub(crate) dead: Arc<RoaringBitmap>,
-    /// How many of them had lost at the last flush: a compaction can leave these out.
+    /// How many of them a compaction can leave out: they had lost at the last flush, and no reader of changes needs them.
     pub(crate) old_dead: u64,
+    /// The rows of the file that belong to this store; after a split the others are dead here.
+    pub(crate) rows: Range<u32>,
+    /// All rows are dead, and kept for readers of changes. An identity may occur more than once.
+    pub(crate) history: bool,
 }
 
 impl SegmentView {
+    /// A segment as the manifest says: `dead` lost against flushed records, `kept` of them are needed for changes.
+    pub(crate) fn new(
+        segment: Arc<Segment>,
+        mut dead: RoaringBitmap,
+        rows: Range<u32>,
+        kept: u64,
+        history: bool,
+    ) -> Self {
+        dead.insert_range(..rows.start);
+        dead.insert_range(rows.end..segment.rows());
+        // A run of clipped rows takes a few bytes then.
+        dead.optimize();
+        let old_dead = dead.len().saturating_sub(kept);
+        Self { segment, dead: Arc::new(dead), old_dead, rows, history }
+    }
+
+    /// Pages that hold rows of this store.
+    pub(crate) fn pages(&self) -> Range<u32> {
+        let page_rows = PAGE_ROWS as u32;
+        if self.rows.is_empty() {
+            return 0..0;
+        }
+        self.rows.start / page_rows..self.rows.end.div_ceil(page_rows)
+    }
+
     /// Rows that a scan shows.
     pub(crate) fn visible_rows(&self) -> u64 {
         u64::from(self.segment.rows()) - self.dead.union_len(self.segment.tombstones())
@@ -48,6 +82,8 @@ pub(crate) struct State {
     /// What the rows in memtables are laid out by, and what readers see.
     pub(crate) layout: Arc<Layout>,
     pub(crate) log_id: LogId,
+    /// Logs before that one, oldest first.
+    pub(crate) past: Arc<[PastLog]>,
     /// Position of the last accepted record.
     pub(crate) position: u64,
     /// Up to here everything lies in segments.
@@ -55,21 +91,20 @@ pub(crate) struct State {
     pub(crate) segments: BTreeMap<SegmentId, SegmentView>,
     /// Memtables that wait for their flush, oldest first, then the one that takes writes.
     pub(crate) memtables: Vec<MemView>,
+    /// The running digest: what was accepted since it began, which counts from `digest_base`.
+    pub(crate) digest: Arc<DigestBuckets>,
+    /// The digest where the running one began; `None` until somebody has asked after a split.
+    pub(crate) digest_base: Option<Arc<DigestBuckets>>,
+    /// Changes after this position can be told.
+    pub(crate) changes_from: u64,
+    /// Changes after this position shall be kept.
+    pub(crate) keep_changes_from: Option<u64>,
     /// Bytes of the log, and why commits are refused until the store is opened again: known to readers without waiting
     /// for a commit that is under way.
     pub(crate) wal_bytes: u64,
     pub(crate) failed: Option<Error>,
     /// Segments that could not be opened; whatever needs them fails.
     pub(crate) broken: Arc<[Problem]>,
-}
-
-/// Something on disk that is not what was written.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The file.
-    pub file: String,
-    /// What is wrong with it.
-    pub message: String,
 }
 
 impl State {
@@ -79,6 +114,13 @@ impl State {
         self.memtables = memtables;
         self.layout = layout;
         Ok(())
+    }
+
+    /// Winning tombstones.
+    pub(crate) fn tombstones(&self) -> u64 {
+        let in_segments = self.segments.values().map(|view| view.segment.tombstones().difference_len(&view.dead));
+        let in_memory = self.memtables.iter().map(|view| view.tombstones.difference_len(&view.dead));
+        in_segments.chain(in_memory).sum()
     }
 
     pub(crate) fn visible_rows(&self) -> u64 {
@@ -93,7 +135,7 @@ impl State {
     /// Fails if a segment could not be opened.
     pub(crate) fn check_whole(&self) -> Result<()> {
         match self.broken.first() {
-            Some(problem) => Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message))),
+            Some(problem) => Err(problem.to_error()),
             None => Ok(()),
         }
     }

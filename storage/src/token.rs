@@ -28,7 +28,8 @@ impl TokenRecord {
         if self.is_reservation() { self.ballot } else { self.version }
     }
 
-    fn is_reservation(&self) -> bool {
+    /// Whether it keeps a version for rows that may come.
+    pub(crate) fn is_reservation(&self) -> bool {
         self.ballot != Version::default()
     }
 

@@ -2,14 +2,18 @@
 //! even if the wall clock has gone back meanwhile.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use shoal_kernel::env::Disk;
 use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Rare, Result, wire};
 
 /// How far ahead of the time given out the bound is persisted. A restart waits until the wall has passed the bound, so it
 /// is kept short; a busy node writes its small file this often.
 const AHEAD_MICROS: u64 = 400_000;
+
+/// Where the bound is kept.
+pub(crate) const CLOCK_FILE: &str = "CLOCK";
 
 /// Stamps of one microsecond.
 pub(crate) const STAMPS_PER_TICK: u64 = 1 << 12;
@@ -33,18 +37,31 @@ struct Core {
 impl NodeClock {
     /// Where the bound is kept.
     pub(crate) fn path(data_dir: &Path) -> PathBuf {
-        data_dir.join("CLOCK")
+        data_dir.join(CLOCK_FILE)
+    }
+
+    /// The bound of the last life, if there was one.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Corruption`] if the file is damaged; else as the disk reports.
+    pub(crate) fn read_bound(disk: &Arc<dyn Disk>, path: &Path) -> Result<Option<Hlc>> {
+        if !disk.exists(path)? {
+            return Ok(None);
+        }
+        let bound = wire::unseal(&disk.read(path)?).map_err(|error| {
+            Error::from(error).in_file(CLOCK_FILE, Some(0)).with_help(
+                "without the bound this node might give a version twice: remove the node from the cluster and start it with \
+                 an empty data directory",
+            )
+        })?;
+        Ok(Some(bound))
     }
 
     /// Reads the bound of the last life and waits, for at most that short while, until the wall has passed it.
     pub(crate) async fn open(env: &Env, data_dir: &Path, skew_max_ms: u64) -> Result<Self> {
         let path = Self::path(data_dir);
         let (disk, at) = (env.disk(), path.clone());
-        let floor = env
-            .blocking(move || -> Result<Option<Hlc>> {
-                if disk.exists(&at)? { Ok(Some(wire::unseal(&disk.read(&at)?)?)) } else { Ok(None) }
-            })
-            .await??;
+        let floor = env.blocking(move || Self::read_bound(&disk, &at)).await??;
         // What others wrote was not kept beside the bound. It was at most the skew ahead of a clock that was at most the skew
         // ahead of this one.
         let skew_max_micros = skew_max_ms.saturating_mul(1000);

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use shoal_kernel::{Env, NodeId};
 use shoal_membership::{Agreement, Swim};
+use tokio::sync::Semaphore;
 
 use super::clock::NodeClock;
 use super::liveness::Liveness;
+use super::pace::Pace;
 use crate::service::NodeConfig;
 use crate::transport::Transport;
 
@@ -21,6 +23,10 @@ pub(crate) struct NodeContext {
     pub(crate) agreement: Agreement,
     pub(crate) swim: Swim,
     pub(crate) liveness: Liveness,
+    /// What compaction may take.
+    pub(crate) pace: Arc<Pace>,
+    /// A place for each thread that helps replicas with the replay of their logs.
+    pub(crate) replay_helpers: Arc<Semaphore>,
 }
 
 impl NodeContext {

@@ -7,9 +7,10 @@
 mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
-mod identity;
+pub(crate) mod identity;
 pub(crate) mod liveness;
 mod maintain;
+pub(crate) mod pace;
 mod reading;
 mod rpc;
 mod statement;
@@ -32,6 +33,7 @@ use self::clock::NodeClock;
 use self::context::NodeContext;
 use self::identity::Identity;
 use self::liveness::Liveness;
+use self::pace::Pace;
 use self::reading::{Places, Replicas};
 use self::rpc::{AgreementIn, AgreementOut};
 use self::supervisor::{NodeMessage, NodeSupervisor};
@@ -39,9 +41,12 @@ use crate::gateway::Gateway;
 use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
+use crate::replica::opening;
 use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use crate::transport::{Route, Transport, TransportConfig};
 
+/// How long replicas may go on with beginning to flush when the node stops.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// How long actors and disks may take to end what they do.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to join.
@@ -110,7 +115,20 @@ impl Node {
         }
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
-        let context = Arc::new(NodeContext { env, node, config, clock, transport, agreement, swim, liveness });
+        let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
+        let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));
+        let context = Arc::new(NodeContext {
+            env,
+            node,
+            config,
+            clock,
+            transport,
+            agreement,
+            swim,
+            liveness,
+            pace,
+            replay_helpers,
+        });
 
         let directory = Arc::new(ReplicaDirectory::default());
         context.transport.register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
@@ -178,7 +196,10 @@ impl Node {
             .all()
             .iter()
             .filter(|handle| handle.store().is_err())
-            .map(|handle| handle.partition.to_string())
+            .map(|handle| match handle.replaying() {
+                Some(how_far) => format!("{} ({how_far})", handle.partition),
+                None => handle.partition.to_string(),
+            })
             .collect();
         if waiting.is_empty() {
             return Ok(());
@@ -232,7 +253,13 @@ impl Node {
 
     /// The cluster as this node sees it; lags are asked of the replicas.
     pub async fn cluster(&self) -> ClusterStatus {
-        status::cluster(&self.0.context).await
+        status::cluster(&self.0.context, false).await
+    }
+
+    /// The same with digests that count the content of rows as well. Every replica reads what has changed since it was asked
+    /// last, all of it at first.
+    pub async fn cluster_by_content(&self) -> ClusterStatus {
+        status::cluster(&self.0.context, true).await
     }
 
     /// What is in hand: all zero on a node at rest.
@@ -251,8 +278,8 @@ impl Node {
         self.0.context.agreement.failed().await
     }
 
-    /// Takes no more requests, ends what runs, and closes the data directory. What was acknowledged is on disk at any
-    /// moment, so there is nothing to flush.
+    /// Takes no more requests, ends what runs, and closes the data directory. What is in memory is flushed as far as time
+    /// allows, so that the next start has little to replay; nothing depends on it.
     pub async fn shutdown(&self) {
         let inner = &self.0;
         if inner.stopping.swap(true, Ordering::AcqRel) {
@@ -266,6 +293,18 @@ impl Node {
         }
         let _ = inner.root.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
         let handles = inner.directory.all();
+        let env = &inner.context.env;
+        let until = env.monotonic() + FLUSH_PATIENCE;
+        for handle in &handles {
+            let left = until.saturating_sub(env.monotonic());
+            if left.is_zero() {
+                break;
+            }
+            let handle = handle.clone();
+            let flushed = env.blocking(move || handle.flush_at_end());
+            // What has begun goes on, and closing waits for it.
+            let _ = env.timeout(left, flushed).await;
+        }
         let closed = inner.context.env.blocking(move || handles.iter().for_each(|handle| handle.close()));
         let _ = inner.context.env.timeout(STOP_TIMEOUT, closed).await;
         inner.context.agreement.shutdown().await;

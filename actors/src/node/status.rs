@@ -15,11 +15,11 @@ use crate::service::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus, 
 /// How long a node may take to say how its replicas are.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn cluster(context: &Arc<NodeContext>) -> ClusterStatus {
+pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> ClusterStatus {
     let catalog = context.agreement.catalog().borrow().clone();
     let members = context.swim.members().borrow().clone();
     let asked = catalog.nodes.keys().filter(|node| !context.liveness.is_down(**node)).map(|node| async {
-        let answer = serve::call(context, *node, &ReplicaCall::Status, STATUS_TIMEOUT).await;
+        let answer = serve::call(context, *node, &ReplicaCall::Status { by_content }, STATUS_TIMEOUT).await;
         (*node, answer)
     });
     let mut reports: BTreeMap<(PartitionId, NodeId), ReplicaReport> = BTreeMap::new();
@@ -63,6 +63,8 @@ pub(super) async fn cluster(context: &Arc<NodeContext>) -> ClusterStatus {
                     position: report.and_then(|report| report.position),
                     rows: report.and_then(|report| report.rows),
                     bytes: report.and_then(|report| report.bytes),
+                    segments: report.and_then(|report| report.segments),
+                    segments_overdue: report.and_then(|report| report.segments_overdue),
                     digest: report.and_then(|report| report.digest.clone()),
                     restarts: report.map(|report| report.restarts),
                     problem: report.and_then(|report| report.problem.clone()),

@@ -45,6 +45,8 @@ pub(crate) struct ReplicaHandle {
     restarts: AtomicU32,
     lag: Mutex<Option<u64>>,
     problem: Mutex<Option<Error>>,
+    /// Bytes of its log that have been read back, and of all that are to be, while its store is being opened.
+    replaying: Mutex<Option<(u64, u64)>>,
     admission: Arc<Semaphore>,
     maintenance: Semaphore,
 }
@@ -59,6 +61,7 @@ impl ReplicaHandle {
             restarts: AtomicU32::new(0),
             lag: Mutex::new(None),
             problem: Mutex::new(None),
+            replaying: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
         }
@@ -73,6 +76,15 @@ impl ReplicaHandle {
         self.serves.store(false, Ordering::Release);
         if let Some(running) = lock(&self.running).take() {
             *lock(&self.retired) = Some(running.store);
+        }
+    }
+
+    /// Writes what is in memory into segments, for the end of the node: the next start need not replay it. Blocks.
+    pub(crate) fn flush_at_end(&self) {
+        self.stopped();
+        let retired = lock(&self.retired).clone();
+        if let Some(Err(error)) = retired.map(|store| store.flush()) {
+            tracing::warn!(partition = %self.partition, %error, "a replica was not flushed at its end; its log has it all");
         }
     }
 
@@ -118,6 +130,16 @@ impl ReplicaHandle {
 
     pub(crate) fn problem(&self) -> Option<Error> {
         lock(&self.problem).clone()
+    }
+
+    pub(super) fn set_replaying(&self, bytes: Option<(u64, u64)>) {
+        *lock(&self.replaying) = bytes;
+    }
+
+    /// How far the replay of its log is, in words.
+    pub(crate) fn replaying(&self) -> Option<String> {
+        let (done, total) = (*lock(&self.replaying))?;
+        Some(format!("replaying its log: {} of {} MiB", done >> 20, total >> 20))
     }
 
     /// The store, whether or not the replica counts: peers may always pull.

@@ -2,7 +2,9 @@
 //!
 //! Owned by the replica actor; holds nothing that a restart could lose: who has asked for something is told that the replica
 //! failed. Damage is the replica's to judge; any other error of the store ends it, and with it the replica, which is then
-//! opened anew. To optimise a store takes long, so it runs beside the mailbox: the memtable is flushed meanwhile.
+//! opened anew. To compact or to optimise a store takes long, so each runs beside the mailbox: the memtable is flushed
+//! meanwhile. Compaction keeps to the node's [`Pace`] and ends as soon as somebody wants the store optimised; that has somebody
+//! who waits for it, and keeps to no pace.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,12 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, Result};
 use shoal_storage::Store;
 use tokio::sync::oneshot;
 
+use super::compactor::{Overdue, compact};
 use super::message::{MaintenanceTask, ReplicaMessage};
 use crate::later::later;
+use crate::node::pace::Pace;
 
 /// How often the age of the memtable and the need for compaction are looked at.
 const TURN: Duration = Duration::from_secs(1);
@@ -29,6 +34,7 @@ pub(super) struct Maintainer;
 pub(super) struct Arguments {
     pub(super) env: Env,
     pub(super) store: Arc<Store>,
+    pub(super) pace: Arc<Pace>,
     pub(super) replica: ActorRef<ReplicaMessage>,
 }
 
@@ -39,6 +45,8 @@ pub(super) enum MaintainerMessage {
     Turn,
     /// Somebody wants a task carried out. How many may wait is the handle's to bound.
     Asked(MaintenanceTask, oneshot::Sender<Result<()>>),
+    /// Nothing is due to be merged any more, or it failed.
+    Compacted(Result<()>),
     /// The store was optimised, or not.
     Optimised(Result<()>),
 }
@@ -46,7 +54,13 @@ pub(super) enum MaintainerMessage {
 pub(super) struct State {
     env: Env,
     store: Arc<Store>,
+    pace: Arc<Pace>,
     replica: ActorRef<ReplicaMessage>,
+    overdue: Overdue,
+    /// The task that merges what is due.
+    compacting: Option<TaskHandle>,
+    /// Not before then, after it has failed.
+    compacts_after: Duration,
     optimising: bool,
     /// Who wants the store optimised after that.
     waiting: VecDeque<oneshot::Sender<Result<()>>>,
@@ -56,8 +70,9 @@ pub(super) struct State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // Also when the actor fails: whoever closes the store waits for the merge that is under way.
+        // Also when the actor fails: whoever closes the store waits for the page that is under way.
         self.ended.store(true, Ordering::Relaxed);
+        self.stop_compacting();
     }
 }
 
@@ -79,9 +94,20 @@ impl Actor for Maintainer {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let Arguments { env, store, replica } = arguments;
+        let Arguments { env, store, pace, replica } = arguments;
         later(&env, "maintainer turn", &myself, TURN, MaintainerMessage::Turn);
-        Ok(State { env, store, replica, optimising: false, waiting: VecDeque::new(), ended: Arc::default() })
+        Ok(State {
+            env,
+            store,
+            pace,
+            replica,
+            overdue: Overdue::default(),
+            compacting: None,
+            compacts_after: Duration::ZERO,
+            optimising: false,
+            waiting: VecDeque::new(),
+            ended: Arc::default(),
+        })
     }
 
     async fn handle(
@@ -94,16 +120,28 @@ impl Actor for Maintainer {
         let done = match message {
             MaintainerMessage::Committed => state.blocking(move || flush_if_due(&store)).await,
             MaintainerMessage::Turn => {
-                let compacts = !state.optimising;
-                let done = state.blocking(move || flush_if_due(&store).and_then(|()| turn(&store, compacts))).await;
+                let done = state.blocking(move || flush_if_due(&store).map(|()| store.recheck())).await;
                 let verdict = done.err().map(|error| state.judge(error));
                 let pause = match verdict {
                     None => TURN,
                     Some(Verdict::Pause(pause)) => pause,
                     Some(Verdict::End(error)) => return Err(error.into()),
                 };
+                state.overdue.set(state.store.segments_overdue());
+                state.compact(&myself);
                 later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
                 return Ok(());
+            }
+            MaintainerMessage::Compacted(done) => {
+                state.compacting = None;
+                let Err(error) = done else { return Ok(()) };
+                return match state.judge(error) {
+                    Verdict::Pause(pause) => {
+                        state.compacts_after = state.env.monotonic() + pause;
+                        Ok(())
+                    }
+                    Verdict::End(error) => Err(error.into()),
+                };
             }
             MaintainerMessage::Asked(MaintenanceTask::Flush, answer) => {
                 let done = state.blocking(move || store.flush().map(drop)).await;
@@ -145,6 +183,25 @@ impl State {
         }
     }
 
+    /// Merges what is due, beside the mailbox, unless that is under way.
+    fn compact(&mut self, myself: &ActorRef<MaintainerMessage>) {
+        let is_due = self.store.segments_overdue() > 0 && self.env.monotonic() >= self.compacts_after;
+        if self.optimising || self.compacting.is_some() || !is_due {
+            return;
+        }
+        let (env, store, pace, myself) = (self.env.clone(), self.store.clone(), self.pace.clone(), myself.clone());
+        self.compacting = Some(self.env.spawn("compact", async move {
+            let done = compact(&env, &store, &pace).await;
+            let _ = myself.cast(MaintainerMessage::Compacted(done));
+        }));
+    }
+
+    fn stop_compacting(&mut self) {
+        if let Some(task) = self.compacting.take() {
+            task.abort();
+        }
+    }
+
     /// Starts on the next wish, if the one before has ended.
     fn optimise_next(&mut self, myself: &ActorRef<MaintainerMessage>) {
         if self.optimising {
@@ -152,6 +209,7 @@ impl State {
         }
         let Some(answer) = self.waiting.pop_front() else { return };
         self.optimising = true;
+        self.stop_compacting();
         let (env, store, ended, myself) = (self.env.clone(), self.store.clone(), self.ended.clone(), myself.clone());
         self.env.spawn("optimise", async move {
             let work = env.blocking(move || {
@@ -167,9 +225,4 @@ impl State {
 
 fn flush_if_due(store: &Store) -> Result<()> {
     if store.maintenance_due() { store.flush().map(drop) } else { Ok(()) }
-}
-
-fn turn(store: &Store, compacts: bool) -> Result<()> {
-    store.recheck();
-    if compacts { store.compact().map(drop) } else { Ok(()) }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -29,8 +30,8 @@ pub(crate) enum ReplicaCall {
     Recent { partition: PartitionId, log_id: LogId, after: u64 },
     /// Rows accepted after the cursor.
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
-    /// How are your replicas?
-    Status,
+    /// How are your replicas? With digests of versions alone, or of content as well.
+    Status { by_content: bool },
     /// Carry out a task on each of these replicas.
     Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
 }
@@ -118,6 +119,8 @@ pub(crate) struct Promised {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RecentAnswer {
     pub(crate) log_id: LogId,
+    /// What the asker's place is worth in this log: if it was in another one, everything up to here is the same in both.
+    pub(crate) after: u64,
     pub(crate) position: u64,
     pub(crate) sealed: Epoch,
     /// Whether the peer counts itself.
@@ -145,6 +148,8 @@ pub(crate) struct ReplicaReport {
     pub(crate) position: Option<u64>,
     pub(crate) rows: Option<u64>,
     pub(crate) bytes: Option<u64>,
+    pub(crate) segments: Option<u64>,
+    pub(crate) segments_overdue: Option<u64>,
     pub(crate) digest: Option<String>,
     pub(crate) restarts: u32,
     pub(crate) problem: Option<String>,
@@ -182,6 +187,8 @@ pub(crate) enum ReplicaMessage {
     Cursors(BTreeMap<NodeId, PullCursor>),
     /// The durable part was written with this core.
     Persisted(Meta),
+    /// What was accepted before that time of the monotonic clock is durable.
+    Synced { begun: Duration },
     /// Reading found damage on the disk.
     Damaged(Error),
     /// Something that the actor had others do has failed for good.

@@ -5,14 +5,18 @@
 //! - **Owns** the [`Store`] of its directory. It alone commits; readers take snapshots through the [`handle`].
 //! - **Restarts** at any error of its store (a failed fsync among them): the store is opened and replayed anew. Back-off from
 //!   100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem.
-//! - **Survives a restart**: everything acknowledged; the sealed epoch; whether it counts; how far it has pulled from each
-//!   peer. Lost and harmless: the memory of recent accepts, and writes not yet acknowledged.
+//! - **Survives a restart**: everything acknowledged, and a loss of power as far as the table's `fsync` promises; the sealed
+//!   epoch; whether it counts; how far it has pulled from each peer. Lost and harmless: the memory of recent accepts, and
+//!   writes not yet acknowledged.
 
+mod compactor;
 pub(crate) mod directory;
 pub(crate) mod handle;
+mod late_sync;
 pub(crate) mod maintainer;
 pub(crate) mod message;
-mod open;
+pub(crate) mod open;
+pub(crate) mod opening;
 pub(crate) mod promises;
 mod recent;
 pub(crate) mod replicator;
@@ -28,12 +32,13 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
 use shoal_kernel::{
-    Applied, Epoch, Error, ErrorCode, LogId, NodeId, Planted, Rare, Result, TableSchema, Version, wire,
+    Applied, Epoch, Error, ErrorCode, Fsync, LogId, NodeId, Planted, Rare, Result, TableSchema, Version, wire,
 };
 use shoal_storage::{PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
 
 use self::handle::{ReplicaHandle, Running};
+use self::late_sync::LateSync;
 use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
 use self::promises::{Promises, Reserved};
@@ -69,6 +74,7 @@ pub(crate) struct ReplicaArguments {
     pub(crate) handle: Arc<ReplicaHandle>,
     pub(crate) partition: Partition,
     pub(crate) schema: Arc<TableSchema>,
+    pub(crate) fsync: Fsync,
 }
 
 /// The actor.
@@ -109,6 +115,7 @@ pub(crate) struct ReplicaShell {
     next_ticket: Ticket,
     replicator: ActorRef<ReplicatorMessage>,
     maintainer: ActorRef<MaintainerMessage>,
+    late_sync: Option<LateSync>,
 }
 
 impl Actor for ReplicaActor {
@@ -121,14 +128,16 @@ impl Actor for ReplicaActor {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let ReplicaArguments { context, handle, partition, schema } = arguments;
-        let opened = open::open(&context, &partition, schema).await?;
+        let ReplicaArguments { context, handle, partition, schema, fsync } = arguments;
+        let opened = open::open(&context, &partition, open::Form { schema, fsync }, &handle).await?;
         let mut durable = opened.durable.unwrap_or_default();
         let meta = opened.known.then(|| durable.core.clone());
         let core = ReplicaCore::new(context.node, partition.clone(), meta, opened.emptied, opened.in_doubt);
         if opened.in_doubt {
-            // What was lost from the log's end may lie before the cursors.
-            durable.cursors.clear();
+            if !opened.blob_holds {
+                // What was lost from the log's end may lie before the cursors.
+                durable.cursors.clear();
+            }
             durable.core.counts = core.holds_enough();
         }
         let store = opened.store;
@@ -151,7 +160,12 @@ impl Actor for ReplicaActor {
         let (maintainer, _) = Actor::spawn_linked(
             None,
             Maintainer,
-            maintainer::Arguments { env: context.env.clone(), store: store.clone(), replica: myself.clone() },
+            maintainer::Arguments {
+                env: context.env.clone(),
+                store: store.clone(),
+                pace: context.pace.clone(),
+                replica: myself.clone(),
+            },
             myself.get_cell(),
         )
         .await?;
@@ -170,6 +184,7 @@ impl Actor for ReplicaActor {
             next_ticket: 0,
             replicator,
             maintainer,
+            late_sync: fsync.interval().map(LateSync::new),
         };
         let effects = shell.core.start();
         shell.perform(&myself, effects)?;
@@ -257,6 +272,13 @@ impl Actor for ReplicaActor {
                 shell.context.env.blocking(move || store.close()).await?;
                 open::condemn(&shell.context, shell.core.partition(), &error).await?;
                 return Err(error.into());
+            }
+            ReplicaMessage::Synced { begun } => {
+                if let Some(late_sync) = &mut shell.late_sync {
+                    late_sync.ended();
+                    late_sync.go_on(&shell.context.env, &shell.store, &myself, Some(begun));
+                }
+                return Ok(());
             }
             ReplicaMessage::Failed(error) => return Err(error.into()),
         };
@@ -422,6 +444,9 @@ impl ReplicaShell {
                     let _ = in_hand.answer.send(written);
                 }
                 let _ = self.maintainer.cast(MaintainerMessage::Committed);
+                if let Some(late_sync) = &mut self.late_sync {
+                    late_sync.go_on(&self.context.env, &self.store, myself, None);
+                }
                 Ok(())
             }
             Err(error) => {
@@ -507,9 +532,11 @@ impl ReplicaShell {
 
     fn recent(&self, log_id: LogId, after: u64) -> RecentAnswer {
         let status = self.store.status();
-        let accepts = (log_id == status.log_id).then(|| self.recent.after(after, status.position)).flatten();
+        let after = self.store.place_of(log_id, after).unwrap_or(0);
+        let accepts = self.recent.after(after, status.position);
         RecentAnswer {
             log_id: status.log_id,
+            after,
             position: status.position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),

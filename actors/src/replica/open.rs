@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Rare, Result, TableSchema, wire};
-use shoal_storage::{Store, StoreOptions};
+use shoal_kernel::{Epoch, Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
+use shoal_storage::{Replay, Store, StoreOptions};
 
-use super::Durable;
+use super::handle::ReplicaHandle;
+use super::{Durable, opening};
 use crate::node::context::NodeContext;
 
 /// Beside a replica's directory: what is in there was given up and is to be removed.
-const LOST: &str = "lost";
+pub(crate) const LOST: &str = "lost";
 /// Beside a replica's directory: it began empty and has not counted since.
-const REFILLING: &str = "refilling";
+pub(crate) const REFILLING: &str = "refilling";
 
 pub(super) struct Opened {
     pub(super) store: Arc<Store>,
@@ -23,30 +24,67 @@ pub(super) struct Opened {
     pub(super) known: bool,
     /// Its rows were given up; it must be filled from its peers.
     pub(super) emptied: bool,
-    /// The end of its log is ambiguous.
+    /// The end of its log is ambiguous, or may have been lost.
     pub(super) in_doubt: bool,
+    /// Nothing is missing that was durable when the owner's blob was written.
+    pub(super) blob_holds: bool,
+}
+
+/// What a table says of its replicas' stores.
+#[derive(Clone)]
+pub(super) struct Form {
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) fsync: Fsync,
+}
+
+/// What a replica last made durable of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) sealed: Epoch,
+    pub(crate) counts: bool,
+    pub(crate) log_id: LogId,
+}
+
+/// Reads the owner's blob of a store; `None` if the replica has never been opened to the end.
+///
+/// # Errors
+/// [`ErrorCode::Corruption`] if it makes no sense.
+pub(crate) fn remembered(meta: &[u8]) -> Result<Option<Remembered>> {
+    if meta.is_empty() {
+        return Ok(None);
+    }
+    let durable: Durable = wire::decode(meta)?;
+    Ok(Some(Remembered { sealed: durable.core.sealed, counts: durable.core.counts, log_id: durable.log_id }))
 }
 
 /// Opens the store; one that is corrupt is put aside if others can fill it again.
 pub(super) async fn open(
     context: &Arc<NodeContext>,
     partition: &Partition,
-    schema: Arc<TableSchema>,
+    form: Form,
+    handle: &ReplicaHandle,
 ) -> Result<Opened> {
-    match try_open(context, partition, schema.clone()).await {
+    match try_open(context, partition, form.clone(), handle).await {
         Err(error) if error.code() == ErrorCode::Corruption && has_peers(context, partition) => {
             condemn(context, partition, &error).await?;
-            try_open(context, partition, schema).await
+            try_open(context, partition, form, handle).await
         }
         opened => opened,
     }
 }
 
-async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc<TableSchema>) -> Result<Opened> {
+async fn try_open(
+    context: &Arc<NodeContext>,
+    partition: &Partition,
+    form: Form,
+    handle: &ReplicaHandle,
+) -> Result<Opened> {
     let (env, dir) = (context.env.clone(), context.replica_dir(partition.id));
     let options = StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
+        segments_overdue_max: context.config.segments_overdue_max,
+        sync_commits: form.fsync == Fsync::Always,
         planted: context.config.planted,
         ..StoreOptions::default()
     };
@@ -54,6 +92,8 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
     let label = partition.id;
     let (disk, alone) = (env.disk(), !has_peers(context, partition));
     let watched = env.clone();
+    let replay = Arc::new(Replay::default());
+    let watch = replay.clone();
     let opened = env.blocking(move || -> Result<Opened> {
         let (lost, refilling) = (dir.with_extension(LOST), dir.with_extension(REFILLING));
         if disk.exists(&lost)? {
@@ -64,17 +104,21 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
             disk.rename(&lost, &refilling)?;
         }
         disk.create_dir_all(&dir)?;
-        let (store, recovery) = Store::open(disk.clone(), &dir, schema, options, new_log_id)?;
+        let (store, recovery) = Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, &watch)?;
         if recovery.tail_bytes_cut > 0 {
             watched.reached(Rare::TailCut);
         }
         if recovery.in_doubt {
             watched.reached(Rare::LogInDoubt);
         }
+        if recovery.unclean {
+            watched.reached(Rare::LogUnclean);
+            metrics::counter!("shoal_logs_unclean_total").increment(1);
+        }
         let meta = store.meta();
         let durable: Option<Durable> = if meta.is_empty() { None } else { Some(wire::decode(&meta)?) };
         if let Some(problem) = recovery.quarantined.first().filter(|_| !alone) {
-            return Err(Error::new(ErrorCode::Corruption, format!("{}: {}", problem.file, problem.message)));
+            return Err(problem.to_error());
         }
         let counted = durable.as_ref().is_some_and(|durable| durable.core.counts);
         let mut emptied = disk.exists(&refilling)?;
@@ -86,12 +130,16 @@ async fn try_open(context: &Arc<NodeContext>, partition: &Partition, schema: Arc
         Ok(Opened {
             known: durable.is_some(),
             emptied,
-            in_doubt: recovery.in_doubt || durable.as_ref().is_some_and(|durable| durable.log_id != recovery.log_id),
+            in_doubt: recovery.in_doubt
+                || recovery.unclean
+                || durable.as_ref().is_some_and(|durable| durable.log_id != recovery.log_id),
+            blob_holds: durable.as_ref().is_some_and(|durable| store.has_synced_of(durable.log_id)),
             durable,
             store,
         })
     });
-    opened.await?.map_err(|error| error.context(format_args!("replica of {label}")))
+    let opened = opening::watch(context, handle, replay, opened).await;
+    opened?.map_err(|error| error.context(format_args!("replica of {label}")))
 }
 
 /// Gives up on what is on the disk: the next start begins empty and fills itself from its peers. Without peers the damage

@@ -153,9 +153,9 @@ impl State {
     /// Brings this replica nearer to what the peer held when first asked; says so once it is there.
     async fn catch_up_with(&mut self, peer: NodeId) -> Result<Option<Event>> {
         let known = self.cursors.get(&peer).cloned().unwrap_or_default();
-        let (log_id, after) = (known.log_id, known.position);
-        let answer = self.call(peer, &ReplicaCall::Recent { partition: self.partition.id, log_id, after }).await?;
-        let ReplicaAnswer::Recent(RecentAnswer { log_id, position, sealed, counts, accepts }) = answer else {
+        let recent = ReplicaCall::Recent { partition: self.partition.id, log_id: known.log_id, after: known.position };
+        let answer = self.call(peer, &recent).await?;
+        let ReplicaAnswer::Recent(RecentAnswer { log_id, after, position, sealed, counts, accepts }) = answer else {
             return Err(serve::unexpected());
         };
         if self.context.config.has(Planted::NoCatchUp) {
@@ -164,8 +164,12 @@ impl State {
         }
         if log_id != known.log_id && known.position > 0 {
             self.context.env.reached(Rare::LogBegunAnew);
+            if after > 0 {
+                self.context.env.reached(Rare::CursorMoved);
+            }
         }
-        let mut cursor = if log_id == known.log_id { known } else { PullCursor { log_id, ..PullCursor::default() } };
+        let there = || PullCursor { log_id, position: after, ..PullCursor::default() };
+        let mut cursor = if log_id == known.log_id { known } else { there() };
         if let Some(accepts) = accepts {
             let from = cursor.position;
             let covered = self.handle.ask(|answer| ReplicaMessage::Covers { from, accepts, answer }).await?;

@@ -83,7 +83,7 @@ impl ReplicaService {
                     next: pulled.next,
                 }))
             }
-            ReplicaCall::Status => Ok(ReplicaAnswer::Status(self.status().await)),
+            ReplicaCall::Status { by_content } => Ok(ReplicaAnswer::Status(self.status(by_content).await)),
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();
                 for partitions in partitions.chunks(MAINTAINED_AT_ONCE) {
@@ -140,21 +140,22 @@ impl ReplicaService {
             .map_err(|_| Error::new(ErrorCode::Moved, format!("{partition} is not known at {epoch} here yet")))
     }
 
-    async fn status(&self) -> Vec<ReplicaReport> {
+    async fn status(&self, by_content: bool) -> Vec<ReplicaReport> {
         let mut reports = Vec::new();
         for handle in self.directory.all() {
-            reports.push(self.report(&handle).await);
+            reports.push(self.report(&handle, by_content).await);
         }
         reports
     }
 
-    async fn report(&self, handle: &Arc<ReplicaHandle>) -> ReplicaReport {
+    async fn report(&self, handle: &Arc<ReplicaHandle>, by_content: bool) -> ReplicaReport {
         let core = handle.report().await.ok();
         let running = handle.running().ok();
         let digest = match running.clone() {
             Some(running) => {
                 let digest = self.context.env.blocking(move || {
-                    let digest = running.store.digest();
+                    let store = &running.store;
+                    let digest = if by_content { store.content_digest() } else { store.digest() };
                     digest.inspect_err(|error| running.blame(error))
                 });
                 digest.await.ok().and_then(Result::ok)
@@ -173,10 +174,13 @@ impl ReplicaService {
             position: status.as_ref().map(|status| status.position),
             rows: status.as_ref().map(|status| status.rows),
             bytes: status.as_ref().map(|status| status.disk_bytes),
+            segments: status.as_ref().map(|status| status.segments as u64),
+            segments_overdue: status.as_ref().map(|status| status.segments_overdue as u64),
             digest: digest.as_ref().map(text),
             restarts: handle.restarts(),
             problem: problem
-                .or_else(|| damage.map(|problem| format!("{}: {}", problem.file, problem.message)))
+                .or_else(|| handle.replaying())
+                .or_else(|| damage.map(|problem| problem.to_string()))
                 .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }
     }

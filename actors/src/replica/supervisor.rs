@@ -184,6 +184,7 @@ impl State {
             handle: child.handle.clone(),
             partition: child.told.clone(),
             schema: Arc::new(table.schema.clone()),
+            fsync: table.options.fsync,
         };
         let (env, handle, myself) = (self.context.env.clone(), child.handle.clone(), myself.clone());
         self.context.env.spawn("replica start", async move {

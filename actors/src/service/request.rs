@@ -26,6 +26,12 @@ pub struct NodeConfig {
     pub clock_skew_max_ms: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
+    /// Replicas of this node that compact at once.
+    pub compactions_max: usize,
+    /// Bytes that all of them may read and write in a second; 0 is no limit. What somebody asks for is not held back.
+    pub compaction_bytes_per_second: u64,
+    /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
+    pub segments_overdue_max: usize,
     /// Writes stop when less than this is free on the disk.
     pub disk_reserve_bytes: u64,
     /// Memory that all queries of this node may use together.
@@ -60,6 +66,9 @@ impl NodeConfig {
             cluster_secret: String::from("shoal"),
             clock_skew_max_ms: 500,
             memtable_bytes_max: 64 << 20,
+            compactions_max: 1,
+            compaction_bytes_per_second: 64 << 20,
+            segments_overdue_max: 64,
             disk_reserve_bytes: 256 << 20,
             query_memory_bytes_max: 2 << 30,
             queries_max: 32,

@@ -88,7 +88,11 @@ pub struct ReplicaStatus {
     pub rows: Option<u64>,
     /// Bytes on disk.
     pub bytes: Option<u64>,
-    /// Digest of its winning rows and tombstones, in hexadecimal; equal digests mean equal rows.
+    /// Segments.
+    pub segments: Option<u64>,
+    /// How many of them wait to be merged.
+    pub segments_overdue: Option<u64>,
+    /// Digest of its winning rows and tombstones, in hexadecimal; equal digests mean equal versions of equal keys.
     pub digest: Option<String>,
     /// Times it was restarted by its supervisor since the node started.
     pub restarts: Option<u32>,

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 it failed; 2 it was asked the wrong way; 3 no node could be reached; 130 interrupted.
 
 mod demo;
+mod doctor;
 mod import;
 mod interrupt;
 mod output;
@@ -34,6 +35,8 @@ enum Command {
     Sql(sql::SqlArguments),
     /// Load a CSV, NDJSON or Parquet file into a table
     Import(import::ImportArguments),
+    /// Examine the data directory of a node that is stopped
+    Doctor(doctor::DoctorArguments),
     /// Try Shoal: three nodes in this process, real data, a shell
     Demo(demo::DemoArguments),
 }
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Start(arguments) => start::run(arguments),
         Command::Sql(arguments) => sql::run(arguments),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
     };
     match done {

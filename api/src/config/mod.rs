@@ -127,9 +127,13 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.number("memtable_bytes_max", 1 << 20, &mut node.memtable_bytes_max)?;
     values.number("disk_reserve_bytes", 0, &mut node.disk_reserve_bytes)?;
     values.size("query_memory_bytes_max", 1 << 20, &mut node.query_memory_bytes_max)?;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    node.compactions_max = (cores / 2).clamp(1, 8);
+    values.size("compactions_max", 1, &mut node.compactions_max)?;
+    values.number("compaction_bytes_per_second", 0, &mut node.compaction_bytes_per_second)?;
+    values.size("segments_overdue_max", 8, &mut node.segments_overdue_max)?;
     values.size("queries_max", 1, &mut node.queries_max)?;
     values.size("queries_queued_max", 0, &mut node.queries_queued_max)?;
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
     node.scan_slices_max = cores.clamp(1, 32);
     values.size("scan_slices_max", 1, &mut node.scan_slices_max)?;
     values.number("scan_slice_rows_min", 1, &mut node.scan_slice_rows_min)?;

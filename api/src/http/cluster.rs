@@ -101,7 +101,11 @@ struct Replica {
     rows: Option<u64>,
     /// Bytes on disk.
     bytes: Option<u64>,
-    /// Digest of its winning rows and tombstones; equal digests mean equal rows.
+    /// Segments.
+    segments: Option<u64>,
+    /// How many of them wait to be merged: more and more of them mean that compaction has fallen behind.
+    segments_overdue: Option<u64>,
+    /// Digest of its winning rows and tombstones; equal digests mean equal versions of equal keys.
     digest: Option<String>,
     /// Times it was restarted by its supervisor since the node started.
     restarts: Option<u32>,
@@ -165,6 +169,8 @@ impl From<ReplicaStatus> for Replica {
             position: status.position,
             rows: status.rows,
             bytes: status.bytes,
+            segments: status.segments,
+            segments_overdue: status.segments_overdue,
             digest: status.digest,
             restarts: status.restarts,
             problem: status.problem,

@@ -121,7 +121,7 @@ impl CsvDecoder {
             let is_text = column.data_type == DataType::Utf8 && !column.nullable;
             cells[*place] = Some(if field.is_empty() && !is_text { Cell::Null } else { Cell::Field(field) });
         }
-        self.rows.push(self.line, cells)
+        self.rows.push(self.line, &mut cells)
     }
 }
 

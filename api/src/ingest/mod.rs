@@ -8,6 +8,7 @@ mod arrow;
 mod cell;
 mod column;
 mod csv;
+mod line;
 mod ndjson;
 mod parquet;
 mod rows;

@@ -12,7 +12,7 @@ use shoal_kernel::Result;
 
 use super::cell::Cell;
 use super::rows::Rows;
-use super::{Bounds, Decoded, Decoder, OnError, RowError, RowErrorCode, Target, line_too_long};
+use super::{Bounds, Decoded, Decoder, OnError, RowError, RowErrorCode, Target, line, line_too_long};
 
 pub(super) struct NdjsonDecoder {
     rows: Rows,
@@ -26,7 +26,8 @@ impl NdjsonDecoder {
         Self { rows: Rows::new(target, on_error, bounds), line: 0, partial: Vec::new() }
     }
 
-    fn take_line(&mut self, text: &[u8]) -> Result<()> {
+    /// Takes a line. The cells are its columns' once it is read, and are only lent so that not every line needs new ones.
+    fn take_line<'a>(&mut self, text: &'a [u8], cells: &mut Vec<Option<Cell<'a>>>) -> Result<()> {
         self.line += 1;
         if text.len() > self.rows.bounds().line_bytes_max {
             return Err(line_too_long(self.line, self.rows.bounds()));
@@ -35,8 +36,13 @@ impl NdjsonDecoder {
         if text.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        match parse(text, self.rows.target()) {
-            Ok(cells) => self.rows.push(self.line, cells),
+        // JSON is UTF-8; checked once here, so that strings can be borrowed.
+        let parsed = match std::str::from_utf8(text) {
+            Ok(text) => parse(text, self.rows.target(), cells),
+            Err(_) => Err((RowErrorCode::Malformed, None, "the line is not UTF-8".into())),
+        };
+        match parsed {
+            Ok(()) => self.rows.push(self.line, cells),
             Err((code, column, message)) => {
                 self.rows.reject(RowError { line: self.line, column, code, message });
                 Ok(())
@@ -47,19 +53,19 @@ impl NdjsonDecoder {
 
 impl Decoder for NdjsonDecoder {
     fn push(&mut self, bytes: Bytes) -> Result<()> {
-        let mut rest = &bytes[..];
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let (line, after) = (&rest[..end], &rest[end + 1..]);
+        let mut cells = Vec::new();
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', &bytes) {
+            let line = &bytes[std::mem::replace(&mut start, end + 1)..end];
             if self.partial.is_empty() {
-                self.take_line(line)?;
+                self.take_line(line, &mut cells)?;
             } else {
                 let mut whole = std::mem::take(&mut self.partial);
                 whole.extend_from_slice(line);
-                self.take_line(&whole)?;
+                self.take_line(&whole, &mut Vec::new())?;
             }
-            rest = after;
         }
-        self.partial.extend_from_slice(rest);
+        self.partial.extend_from_slice(&bytes[start..]);
         if self.partial.len() > self.rows.bounds().line_bytes_max {
             return Err(line_too_long(self.line + 1, self.rows.bounds()));
         }
@@ -73,22 +79,33 @@ impl Decoder for NdjsonDecoder {
     fn finish(mut self: Box<Self>) -> Result<Decoded> {
         let last = std::mem::take(&mut self.partial);
         if !last.is_empty() {
-            self.take_line(&last)?;
+            self.take_line(&last, &mut Vec::new())?;
         }
         self.rows.finish()
     }
 }
 
-type Refused = (RowErrorCode, Option<String>, String);
+pub(super) type Refused = (RowErrorCode, Option<String>, String);
 
-fn parse<'a>(text: &'a [u8], target: &Target) -> std::result::Result<Vec<Option<Cell<'a>>>, Refused> {
-    let malformed = |message: String| (RowErrorCode::Malformed, None, message);
-    // JSON is UTF-8; checked once here, so that strings can be borrowed.
-    let text = std::str::from_utf8(text).map_err(|_| malformed("the line is not UTF-8".into()))?;
-    let mut cells: Vec<Option<Cell<'a>>> = target.columns().iter().map(|_| None).collect();
+/// Fills the cells, one for each column.
+fn parse<'a>(text: &'a str, target: &Target, cells: &mut Vec<Option<Cell<'a>>>) -> std::result::Result<(), Refused> {
+    empty(cells, target);
+    if line::read(text, target, cells).is_some() {
+        return Ok(());
+    }
+    empty(cells, target);
+    parse_any(text, target, cells)
+}
+
+/// As [`parse`], whatever the line looks like.
+pub(super) fn parse_any<'a>(
+    text: &'a str,
+    target: &Target,
+    cells: &mut [Option<Cell<'a>>],
+) -> std::result::Result<(), Refused> {
     let mut fault = None;
     let mut parser = serde_json::Deserializer::from_str(text);
-    let row = RowSeed { target, cells: &mut cells, fault: &mut fault };
+    let row = RowSeed { target, cells, fault: &mut fault };
     let parsed = row.deserialize(&mut parser).and_then(|()| parser.end());
     match (fault, parsed) {
         (Some(fault), _) => Err(fault),
@@ -99,16 +116,21 @@ fn parse<'a>(text: &'a [u8], target: &Target) -> std::result::Result<Vec<Option<
                 Some((what, column)) => format!("not a JSON object: {what} at column {column}"),
                 None => format!("not a JSON object: {message}"),
             };
-            Err(malformed(message))
+            Err((RowErrorCode::Malformed, None, message))
         }
-        (None, Ok(())) => Ok(cells),
+        (None, Ok(())) => Ok(()),
     }
+}
+
+fn empty(cells: &mut Vec<Option<Cell<'_>>>, target: &Target) {
+    cells.clear();
+    cells.resize(target.columns().len(), None);
 }
 
 /// Fills the cells of one object; what is wrong beyond the syntax goes to `fault`.
 struct RowSeed<'r, 'a> {
     target: &'r Target,
-    cells: &'r mut Vec<Option<Cell<'a>>>,
+    cells: &'r mut [Option<Cell<'a>>],
     fault: &'r mut Option<Refused>,
 }
 

@@ -45,8 +45,8 @@ impl Rows {
         }
     }
 
-    /// Takes a row: for each column in the table's order its cell, if it has one.
-    pub(super) fn push(&mut self, line: u64, cells: Vec<Option<Cell<'_>>>) -> Result<()> {
+    /// Takes a row: for each column in the table's order its cell, if it has one. The cells are empty afterwards.
+    pub(super) fn push(&mut self, line: u64, cells: &mut [Option<Cell<'_>>]) -> Result<()> {
         let scalars = match self.check(line, cells) {
             Ok(scalars) => scalars,
             Err(error) => {
@@ -70,12 +70,12 @@ impl Rows {
     fn check<'a>(
         &self,
         line: u64,
-        cells: Vec<Option<Cell<'a>>>,
+        cells: &mut [Option<Cell<'a>>],
     ) -> std::result::Result<Vec<Option<Scalar<'a>>>, RowError> {
         let mut scalars = Vec::with_capacity(cells.len());
         for (column, cell) in self.target.columns().iter().zip(cells) {
             let refuse = |code, message| RowError { line, column: Some(column.name.clone()), code, message };
-            let Some(cell) = cell else {
+            let Some(cell) = cell.take() else {
                 if !column.nullable && !column.filled {
                     let message = format!("column '{}' is missing and may not be null", column.name);
                     return Err(refuse(RowErrorCode::MissingColumn, message));

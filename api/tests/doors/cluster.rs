@@ -12,9 +12,9 @@ use shoal::client::{Client, ClientError};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A node as a process. Killed when dropped.
-struct Process {
+pub struct Process {
     child: Child,
-    client: Client,
+    pub client: Client,
     arguments: Vec<String>,
 }
 
@@ -35,12 +35,12 @@ impl Process {
     }
 
     /// As `kill -9`.
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn again(&mut self) {
+    pub fn again(&mut self) {
         *self = Self::start(self.arguments.clone());
     }
 
@@ -69,7 +69,7 @@ fn cluster_port() -> String {
     }
 }
 
-fn nodes(directory: &Path, count: usize) -> Vec<Process> {
+pub fn nodes(directory: &Path, count: usize) -> Vec<Process> {
     let mut nodes: Vec<Process> = Vec::new();
     let mut first: Option<String> = None;
     for number in 0..count {

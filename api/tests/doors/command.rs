@@ -11,7 +11,7 @@ use shoal_kernel::{Error, ErrorCode, Span};
 
 use crate::scripted::{MICROS, Script, World, batch, insert_of, table_of};
 
-fn shoal(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
+pub fn shoal(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SHOAL_")) {
@@ -24,7 +24,7 @@ fn shoal(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Outpu
 }
 
 #[track_caller]
-fn ends(output: &Output, code: i32, words: &[&str]) {
+pub fn ends(output: &Output, code: i32, words: &[&str]) {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{said}");
     for word in words {

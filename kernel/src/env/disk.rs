@@ -24,8 +24,8 @@ pub enum OpenMode {
     CreateNew,
 }
 
-/// A disk. Durability is explicit and nothing is implied: bytes are safe after [`DiskFile::sync`], and a created, renamed or
-/// removed entry is safe after [`Disk::sync_dir`] of its directory.
+/// A disk. Durability is explicit and nothing is implied: bytes are safe after [`DiskFile::sync`], and a created, linked,
+/// renamed or removed entry is safe after [`Disk::sync_dir`] of its directory.
 pub trait Disk: Send + Sync {
     /// Makes a directory and its parents; one that exists is fine. Each new level is synced into its parent.
     ///
@@ -56,6 +56,13 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// As the operating system reports.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name on the same file system; the bytes stay until the last name is removed. The new entry is
+    /// durable only after [`Disk::sync_dir`] of its directory.
+    ///
+    /// # Errors
+    /// As the operating system reports; `AlreadyExists` if there is something of that name.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file.
     ///

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{ColumnId, Epoch, KeyRange, NodeId, PartitionId, TableId, TableSchema, WriteLevel};
+use shoal_kernel::{ColumnId, Epoch, Fsync, KeyRange, NodeId, PartitionId, TableId, TableSchema, WriteLevel};
 
 use crate::placement::Held;
 
@@ -83,11 +83,13 @@ pub struct TableOptions {
     pub replication_factor: u32,
     /// The level of a write that names none.
     pub write_level: WriteLevel,
+    /// When replicas sync what they have written.
+    pub fsync: Fsync,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { replication_factor: 3, write_level: WriteLevel::Quorum }
+        Self { replication_factor: 3, write_level: WriteLevel::Quorum, fsync: Fsync::Always }
     }
 }
 

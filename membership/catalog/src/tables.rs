@@ -1,13 +1,17 @@
 //! Making, changing and dropping tables.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
 use shoal_kernel::limits::{COLUMNS_PER_TABLE_MAX, KEY_BYTES_MAX, PARTITIONS_PER_TABLE_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
 use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableId, TableKind, TableSchema};
 
 use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
 use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
+
+const FSYNC_INTERVAL_MAX: Duration = Duration::from_millis(FSYNC_INTERVAL_MS_MAX as u64);
 
 /// Replicas of one partition.
 pub const REPLICATION_FACTOR_MAX: u32 = 9;
@@ -108,6 +112,9 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
             "replication_factor is {}, it must be from 1 to {REPLICATION_FACTOR_MAX}",
             new.options.replication_factor
         )));
+    }
+    if new.options.fsync.interval().is_some_and(|pause| pause.is_zero() || pause > FSYNC_INTERVAL_MAX) {
+        return Err(invalid(format!("fsync_interval_ms must be from 1 to {FSYNC_INTERVAL_MS_MAX}")));
     }
     match &new.partitioning {
         Partitioning::Range { .. } => ranges(&new.split_points),

@@ -34,7 +34,7 @@ fn table(name: &str, partitioning: Partitioning, split_points: Vec<Vec<u8>>, rep
         schema: schema(),
         partitioning,
         split_points,
-        options: TableOptions { replication_factor, write_level: WriteLevel::Quorum },
+        options: TableOptions { replication_factor, ..TableOptions::default() },
         if_not_exists: false,
     }
 }

@@ -19,7 +19,7 @@ use super::types::{Entry, LogId, Proposal, Vote};
 const MAGIC: [u8; 4] = *b"shrl";
 const HEADER_BYTES: usize = 12;
 /// The version of the format that this build writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 
 /// One write.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -98,12 +98,10 @@ impl Journal {
         while at < bytes.len() {
             let Some((frame, length)) = decode(&bytes[at..]) else {
                 if at == 0 {
-                    return Err(corrupt("the log of the catalog does not start as one"));
+                    return Err(corrupt(Some(0), "the log of the catalog does not start as one"));
                 }
                 if (at + 1..bytes.len()).any(|later| decode(&bytes[later..]).is_some()) {
-                    return Err(corrupt(format!(
-                        "the log of the catalog is damaged at byte {at}, and goes on after it"
-                    )));
+                    return Err(corrupt(Some(at), "the log of the catalog is damaged, and goes on after it"));
                 }
                 break;
             };
@@ -121,7 +119,7 @@ impl Journal {
                     ));
                 }
                 Frame::Head { .. } => {}
-                _ if at == 0 => return Err(corrupt("the log of the catalog does not start as one")),
+                _ if at == 0 => return Err(corrupt(Some(0), "the log of the catalog does not start as one")),
                 frame => journal.absorb(frame),
             }
             at += length;
@@ -130,17 +128,25 @@ impl Journal {
         Ok((journal, at))
     }
 
+    /// The node that a file belongs to, if its beginning can be read.
+    pub(super) fn owner(bytes: &[u8]) -> Option<NodeId> {
+        match decode(bytes) {
+            Some((Frame::Head { node, .. }, _)) => Some(node),
+            _ => None,
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let mut next = self.purged.next_index();
         for index in self.entries.keys() {
             // Nothing before the first entry is missing only if something was purged up to it.
             if *index != next {
-                return Err(corrupt(format!("the log of the catalog lacks entry {next}")));
+                return Err(corrupt(None, format!("the log of the catalog lacks entry {next}")));
             }
             next = index + 1;
         }
         if self.committed.next_index() > next {
-            return Err(corrupt("the log of the catalog ends before what was committed"));
+            return Err(corrupt(None, "the log of the catalog ends before what was committed"));
         }
         Ok(())
     }
@@ -186,9 +192,11 @@ fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
     Some((frame, HEADER_BYTES + length))
 }
 
-fn corrupt(why: impl Into<String>) -> Error {
-    Error::new(ErrorCode::Corruption, why)
-        .with_help("remove the node from the cluster and start it with an empty data directory")
+/// What to do about files of the catalog that are damaged.
+pub(super) const REMEDY: &str = "remove the node from the cluster and start it with an empty data directory";
+
+fn corrupt(at: Option<usize>, why: impl Into<String>) -> Error {
+    Error::new(ErrorCode::Corruption, why).in_file("catalog/log", at.map(|at| at as u64)).with_help(REMEDY)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::journal::{Frame, Journal, encode};
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 
 /// Name of the file.
-const FILE: &str = "log";
+pub(super) const FILE: &str = "log";
 
 /// The file is written anew once it has this many bytes more than its content needs.
 const WASTE_BYTES_MAX: u64 = 4 << 20;

@@ -12,14 +12,15 @@ use shoal_catalog::{Catalog, CommandOutcome};
 use shoal_kernel::{Env, Error, ErrorCode, Rare, Result, wire};
 use tokio::sync::watch;
 
+use super::journal::{Journal, REMEDY};
 use super::types::{Entry, LogId, Membership, Outcome, Peer, Proposal, SnapshotMeta, StorageError, TypeConfig};
 use shoal_kernel::NodeId;
 
 /// Name of the snapshot file.
-const FILE: &str = "snapshot";
+pub(super) const FILE: &str = "snapshot";
 
 /// The version of the format that this build writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 
 /// Outcomes that are remembered, so that a proposal sent again is not applied again. More than can be on their way at once.
 const OUTCOMES_MAX: usize = 512;
@@ -170,7 +171,25 @@ fn decode(bytes: &[u8]) -> Result<State> {
 }
 
 fn damaged(error: wire::WireError) -> Error {
-    Error::from(error).context("the snapshot of the catalog")
+    let error = Error::from(error).context("the snapshot of the catalog").in_file("catalog/snapshot", Some(0));
+    error.with_help(REMEDY)
+}
+
+/// The catalog that a start from these files shows at first, and the index of the last entry applied to it.
+///
+/// # Errors
+/// The snapshot is damaged or of another format.
+pub(super) fn restored(snapshot: Option<&[u8]>, journal: &Journal) -> Result<(Catalog, Option<u64>)> {
+    let mut state = snapshot.map(decode).transpose()?.unwrap_or_default();
+    let committed = journal.committed.map_or(0, |id| id.index);
+    let applied = state.applied.map(|id| id.index);
+    for (index, entry) in &journal.entries {
+        if *index <= committed && applied.is_none_or(|applied| *index > applied) {
+            // What a command came to was told to whoever sent it.
+            let _ = state.apply(entry.clone());
+        }
+    }
+    Ok((state.catalog, state.applied.map(|id| id.index)))
 }
 
 fn meta_of(state: &State) -> SnapshotMeta {

@@ -7,6 +7,7 @@
 //! Owned by the node's membership actor. A failed write or sync stops the agreement for good (its errors and its status say
 //! why); the owner calls [`Agreement::shutdown`] and opens a new one, which recovers from disk.
 
+mod examine;
 mod join;
 mod journal;
 mod log;
@@ -32,6 +33,7 @@ use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
 use tokio::sync::{Semaphore, watch};
 
+pub use examine::{CatalogReport, examine};
 pub use join::JoinError;
 pub use journal::log_bytes;
 pub use network::PeerRpc;

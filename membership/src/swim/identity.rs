@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Env, NodeId, Result, wire};
+use shoal_kernel::env::Disk;
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result, wire};
 
 /// Name of the file that holds the last generation.
-const FILE: &str = "generation";
+pub const GENERATION_FILE: &str = "generation";
 
 /// Set in the port of an address of version 6, so that none is taken for one of version 4.
 const V6: u32 = 1 << 16;
@@ -50,6 +52,19 @@ impl foca::Identity for Identity {
     }
 }
 
+/// The last generation, if there was one.
+///
+/// # Errors
+/// [`ErrorCode::Corruption`] if the file is damaged; else as the disk reports.
+pub fn read_generation(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<u64>> {
+    let path = dir.join(GENERATION_FILE);
+    if !disk.exists(&path)? {
+        return Ok(None);
+    }
+    let read = wire::unseal(&disk.read(&path)?);
+    read.map(Some).map_err(|error| Error::from(error).in_file(GENERATION_FILE, Some(0)))
+}
+
 /// Takes a generation above all that this node had before, and stores it.
 ///
 /// It starts from the wall clock, so that a new node also beats a former one at the same address. The clock alone would not
@@ -58,17 +73,17 @@ impl foca::Identity for Identity {
 /// # Errors
 /// The file cannot be read or written.
 pub(super) async fn next_generation(env: &Env, dir: &Path) -> Result<u64> {
-    let (disk, made, path) = (env.disk(), dir.to_path_buf(), dir.join(FILE));
-    let bytes = env
+    let (disk, made) = (env.disk(), dir.to_path_buf());
+    let read = env
         .blocking(move || {
             disk.create_dir_all(&made)?;
-            if disk.exists(&path)? { disk.read(&path).map(Some) } else { Ok(None) }
+            read_generation(&disk, &made)
         })
-        .await??;
-    let last = match bytes.map(|bytes| wire::unseal::<u64>(&bytes)) {
-        None => 0,
-        Some(Ok(generation)) => generation,
-        Some(Err(error)) => {
+        .await?;
+    let last = match read {
+        Ok(last) => last.unwrap_or(0),
+        Err(error) if error.code() != ErrorCode::Corruption => return Err(error),
+        Err(error) => {
             // Not worth refusing to start: peers that remember a greater one make this node renew until it wins.
             tracing::warn!(%error, "the stored generation is damaged; starting from the clock");
             0
@@ -84,7 +99,7 @@ pub(super) async fn next_generation(env: &Env, dir: &Path) -> Result<u64> {
 /// # Errors
 /// The file cannot be written.
 pub(super) async fn store_generation(env: &Env, dir: &Path, generation: u64) -> Result<()> {
-    let (disk, path, bytes) = (env.disk(), dir.join(FILE), wire::seal(&generation)?);
+    let (disk, path, bytes) = (env.disk(), dir.join(GENERATION_FILE), wire::seal(&generation)?);
     env.blocking(move || disk.replace(&path, &bytes)).await??;
     Ok(())
 }

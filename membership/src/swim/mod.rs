@@ -40,6 +40,7 @@ use self::driver::{Command, Driver};
 use self::identity::Identity;
 use self::seal::Seal;
 
+pub use self::identity::{GENERATION_FILE, read_generation};
 pub use self::payload::PAYLOAD_BYTES_MAX;
 
 /// The protocol without a world: what [`Swim`] drives with a socket and a clock, and the simulator with a queue of events.

@@ -202,6 +202,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn hard_link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.fuse.spend()?;
         self.live.lock().unwrap().remove(path).map(drop).ok_or(io::ErrorKind::NotFound.into())

@@ -1,4 +1,4 @@
-//! Partial aggregation that tells groups apart by codes and numbers instead of by text.
+//! Partial aggregation that tells groups apart by codes and numbers instead of by text, and adds up runs of rows at once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use shoal_kernel::Error;
 
 use crate::error::error_to_datafusion;
 use crate::groups::Groups;
+use crate::runs::{Reduction, Runs};
 
 /// Groups that are collected before what they came to is handed on: a later stage puts equal ones together.
 const GROUPS_MAX: usize = 256 * 1024;
@@ -103,7 +104,11 @@ impl ExecutionPlan for CodedAggregateExec {
         let schema = self.schema();
         let reservation =
             MemoryConsumer::new(format!("CodedAggregateExec[{partition}]")).register(context.memory_pool());
+        let input_schema = aggregate.input().schema();
+        let reductions = aggregate.aggr_expr().iter().map(|call| Reduction::of(call, &input_schema));
         let run = Run {
+            reductions: reductions.collect::<Result<_>>()?,
+            runs: Runs::default(),
             keys: aggregate.group_expr().expr().iter().map(|(expr, _)| Arc::clone(expr)).collect(),
             calls: aggregate.aggr_expr().to_vec(),
             batch_rows: context.session_config().batch_size().max(1),
@@ -136,6 +141,9 @@ struct Collected {
 struct Run {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     calls: Vec<Arc<AggregateFunctionExpr>>,
+    /// How to add up runs of rows at once, by call, where that is known.
+    reductions: Vec<Option<Reduction>>,
+    runs: Runs,
     batch_rows: usize,
     schema: SchemaRef,
     reservation: MemoryReservation,
@@ -161,7 +169,16 @@ impl Run {
             }
         };
         let (indices, total) = collected.groups.place(&keys, rows)?;
-        for (call, accumulator) in self.calls.iter().zip(&mut collected.accumulators) {
+        let in_runs = self.runs.find(indices);
+        let calls = self.calls.iter().zip(&self.reductions).zip(&mut collected.accumulators);
+        for ((call, reduction), accumulator) in calls {
+            if let Some(reduction) = reduction.as_ref().filter(|_| in_runs) {
+                let values = reduction.argument().map(array).transpose()?;
+                if let Some(states) = reduction.states(values.as_ref(), &self.runs) {
+                    accumulator.merge_batch(&states, self.runs.groups(), total)?;
+                    continue;
+                }
+            }
             let arguments = call.expressions().iter().map(array).collect::<Result<Vec<ArrayRef>>>()?;
             accumulator.update_batch(&arguments, indices, None, total)?;
         }

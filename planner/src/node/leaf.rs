@@ -15,7 +15,7 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Sched
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{ADDRESS_COLUMN, ColumnId, Error, PartitionId, ScanSpec, TableId};
+use shoal_kernel::{ADDRESS_COLUMN, ColumnId, Error, KeyEnds, PartitionId, ScanSpec, TableId};
 
 use crate::error::error_to_datafusion;
 
@@ -23,9 +23,17 @@ use crate::error::error_to_datafusion;
 #[derive(Debug, Clone)]
 pub(crate) struct LeafScanExec {
     body: Body,
-    /// Rows by scan, where the planner knows them; only ever used to choose between plans.
-    rows: Vec<Option<u64>>,
+    known: Known,
     properties: Arc<PlanProperties>,
+}
+
+/// What only the planner knows, and needs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    /// Rows by scan, as far as somebody can tell; only ever used to choose between plans.
+    pub(crate) rows: Vec<Option<u64>>,
+    /// The columns of the table's key, in its order.
+    pub(crate) key: Vec<ColumnId>,
 }
 
 /// What travels.
@@ -40,17 +48,11 @@ struct Body {
 
 impl LeafScanExec {
     /// A scan of at least one partition. `words` says for people what the scans read.
-    pub(crate) fn new(
-        table: String,
-        schema: SchemaRef,
-        scans: Vec<ScanSpec>,
-        words: String,
-        rows: Vec<Option<u64>>,
-    ) -> Self {
-        Self::from_body(Body { table, schema, scans, words }, rows)
+    pub(crate) fn new(table: String, schema: SchemaRef, scans: Vec<ScanSpec>, words: String, known: Known) -> Self {
+        Self::from_body(Body { table, schema, scans, words }, known)
     }
 
-    fn from_body(body: Body, rows: Vec<Option<u64>>) -> Self {
+    fn from_body(body: Body, known: Known) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&body.schema)),
             Partitioning::UnknownPartitioning(body.scans.len()),
@@ -58,7 +60,7 @@ impl LeafScanExec {
             Boundedness::Bounded,
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        Self { body, rows, properties: Arc::new(properties) }
+        Self { body, known, properties: Arc::new(properties) }
     }
 
     /// The partitions it reads, by output partition.
@@ -76,6 +78,33 @@ impl LeafScanExec {
     /// What it reads, by output partition.
     pub(crate) fn scans(&self) -> &[ScanSpec] {
         &self.body.scans
+    }
+
+    /// The columns of the table's key, in its order; none if this has travelled.
+    pub(crate) fn key(&self) -> &[ColumnId] {
+        &self.known.key
+    }
+
+    /// The rows that it makes sure to give, if not all.
+    pub(crate) fn ends(&self) -> Option<KeyEnds> {
+        self.body.scans.first()?.ends
+    }
+
+    /// Of the same rows at least those at the ends of the key's order.
+    pub(crate) fn at_ends(&self, ends: KeyEnds) -> Self {
+        let mut body = self.body.clone();
+        body.scans.iter_mut().for_each(|scan| scan.ends = Some(ends));
+        let which = match (ends.first, ends.last) {
+            (true, true) => "first and last",
+            (true, false) => "first",
+            (false, _) => "last",
+        };
+        let columns = ends.columns;
+        body.words += &match columns {
+            0 => format!(", ends=[{which}]"),
+            _ => format!(", ends=[{which} by {columns} of the key's columns]"),
+        };
+        Self::from_body(body, self.known.clone())
     }
 
     /// The table that it reads.
@@ -96,7 +125,7 @@ impl LeafScanExec {
         let conditions = body.words.find(", where=").map_or("", |at| &body.words[at..]);
         body.words = format!(", columns=[{}]{conditions}", names.join(", "));
         body.schema = Arc::new(Schema::new(fields));
-        Ok(Self::from_body(body, self.rows.clone()))
+        Ok(Self::from_body(body, self.known.clone()))
     }
 
     /// The same rows with these text columns (places in its schema) as dictionaries.
@@ -111,7 +140,7 @@ impl LeafScanExec {
         for scan in &mut body.scans {
             scan.coded = places.iter().filter_map(|place| scan.columns.get(*place).copied()).collect();
         }
-        Self::from_body(body, self.rows.clone())
+        Self::from_body(body, self.known.clone())
     }
 
     pub(super) fn encode(&self) -> shoal_kernel::Result<Vec<u8>> {
@@ -119,7 +148,7 @@ impl LeafScanExec {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> shoal_kernel::Result<Self> {
-        Ok(Self::from_body(shoal_kernel::wire::decode(bytes)?, Vec::new()))
+        Ok(Self::from_body(shoal_kernel::wire::decode(bytes)?, Known::default()))
     }
 }
 
@@ -176,8 +205,8 @@ impl ExecutionPlan for LeafScanExec {
 
     fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
         let known = match args.partition() {
-            Some(partition) => self.rows.get(partition).copied().flatten(),
-            None => self.rows.iter().copied().sum::<Option<u64>>().filter(|_| !self.rows.is_empty()),
+            Some(partition) => self.known.rows.get(partition).copied().flatten(),
+            None => self.known.rows.iter().copied().sum::<Option<u64>>().filter(|_| !self.known.rows.is_empty()),
         };
         let mut statistics = Statistics::new_unknown(&self.body.schema);
         if let Some(rows) = known.and_then(|rows| usize::try_from(rows).ok()) {

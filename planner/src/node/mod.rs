@@ -12,7 +12,7 @@ pub(crate) use codec::ShoalCodec;
 pub(crate) use coded::CodedAggregateExec;
 pub(crate) use exchange::{ExchangeExec, ExchangeSource};
 pub(crate) use fetch::{LateFetchExec, Output};
-pub(crate) use leaf::LeafScanExec;
+pub(crate) use leaf::{Known, LeafScanExec};
 pub(crate) use replay::ReplayExec;
 pub(crate) use stable::plan_to_bytes;
 

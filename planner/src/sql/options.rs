@@ -1,7 +1,8 @@
 //! `WITH (…)` of CREATE TABLE.
 
 use shoal_catalog::TableOptions;
-use shoal_kernel::{Error, ErrorCode, Result, WriteLevel, suggest};
+use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
+use shoal_kernel::{Error, ErrorCode, Fsync, Result, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 
 use super::normalised;
@@ -10,7 +11,7 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 2] = ["replication_factor", "write_level"];
+const NAMES: [&str; 4] = ["replication_factor", "write_level", "fsync", "fsync_interval_ms"];
 
 /// The settings of a table.
 ///
@@ -18,6 +19,7 @@ const NAMES: [&str; 2] = ["replication_factor", "write_level"];
 /// An unknown setting, or a value that it cannot have; the error has its place.
 pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
     let mut settings = TableOptions::default();
+    let mut interval = None;
     for option in options {
         let SqlOption::KeyValue { key, value } = option else {
             let message = format!("'{option}' is not a setting of a table");
@@ -41,6 +43,24 @@ pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
                         wrong(format!("replication_factor is a number from 1 to {REPLICATION_FACTOR_MAX}, not {text}"))
                     })?;
             }
+            "fsync" => {
+                settings.fsync = text.parse().map_err(|message| {
+                    let near = suggest::closest(&text.to_ascii_lowercase(), Fsync::NAMES);
+                    let help = near.map_or_else(
+                        || {
+                            "always: synced before it is acknowledged; interval: so often; never: when it suits"
+                                .to_owned()
+                        },
+                        |near| format!("did you mean '{near}'?"),
+                    );
+                    wrong(message).with_help(help)
+                })?;
+            }
+            "fsync_interval_ms" => {
+                let ms = text.parse().ok().filter(|ms| (1..=FSYNC_INTERVAL_MS_MAX).contains(ms));
+                let message = || format!("fsync_interval_ms is a number from 1 to {FSYNC_INTERVAL_MS_MAX}, not {text}");
+                interval = Some((ms.ok_or_else(|| wrong(message()))?, key.span));
+            }
             "write_level" => settings.write_level = text.parse().map_err(wrong)?,
             name => {
                 let message = format!("'{name}' is not a setting of a table");
@@ -49,19 +69,30 @@ pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
             }
         }
     }
+    match (interval, &mut settings.fsync) {
+        (Some((asked, _)), Fsync::Interval { ms }) => *ms = asked,
+        (Some((_, span)), _) => {
+            let message = "fsync_interval_ms says how often a table is synced whose fsync is 'interval'";
+            let error = at(Error::new(ErrorCode::InvalidStatement, message), span);
+            return Err(error.with_help("add fsync = 'interval', or leave it out"));
+        }
+        (None, _) => {}
+    }
     Ok(settings)
 }
 
 /// The write level that `ALTER TABLE … SET (…)` gives.
 ///
 /// # Errors
-/// Another setting, which a table keeps for life or does not have; or a value that it cannot have.
+/// Another setting, which a table keeps as it was made or does not have; or a value that it cannot have.
 pub(super) fn changed_write_level(options: &[SqlOption]) -> Result<WriteLevel> {
     for option in options {
         if let SqlOption::KeyValue { key, .. } = option
-            && normalised(key) == "replication_factor"
+            && let name = normalised(key)
+            && name != "write_level"
+            && NAMES.contains(&name.as_str())
         {
-            let error = Error::new(ErrorCode::Unsupported, "replication_factor cannot be changed yet");
+            let error = Error::new(ErrorCode::Unsupported, format!("{name} cannot be changed yet"));
             return Err(at(error.with_help("the setting that can be changed is write_level"), key.span));
         }
     }

@@ -135,6 +135,10 @@ async fn tables() {
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_facto = 2)",
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_factor = 0)",
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (write_level = 'most')",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'sometimes')",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'allways')",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'interval', fsync_interval_ms = 0)",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync_interval_ms = 200, fsync = 'never')",
         "CREATE TABLE t (a INT PRIMARY KEY) nonsense",
         "CREATE TABLE t (a INT DEFAULT 5)",
         "CREATE TABLE t (_ts INT)",
@@ -176,6 +180,14 @@ async fn tables() {
             invalid_statement: replication_factor is a number from 1 to 16, not 0 @1:63-1:64
         CREATE TABLE t (a INT PRIMARY KEY) WITH (write_level = 'most')
             invalid_statement: 'most' is not a level; use one of one, quorum, all @1:56-1:62
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'sometimes')
+            invalid_statement: fsync is one of always, interval, never, not 'sometimes' @1:50-1:61 [always: synced before it is acknowledged; interval: so often; never: when it suits]
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'allways')
+            invalid_statement: fsync is one of always, interval, never, not 'allways' @1:50-1:59 [did you mean 'always'?]
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'interval', fsync_interval_ms = 0)
+            invalid_statement: fsync_interval_ms is a number from 1 to 60000, not 0 @1:82-1:83
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync_interval_ms = 200, fsync = 'never')
+            invalid_statement: fsync_interval_ms says how often a table is synced whose fsync is 'interval' @1:42-1:59 [add fsync = 'interval', or leave it out]
         CREATE TABLE t (a INT PRIMARY KEY) nonsense
             syntax_error: expected: end of statement, found: nonsense @1:36-1:44
         CREATE TABLE t (a INT DEFAULT 5)

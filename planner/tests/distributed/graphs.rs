@@ -497,3 +497,72 @@ async fn what_is_not_rewritten() {
         assert!(!graph.contains(absent), "{sql}\n{graph}");
     }
 }
+
+/// Which rows of a scan are enough, and where more are needed.
+#[tokio::test]
+async fn scans_of_the_ends_of_the_key() {
+    let world = World::new().await;
+    check(
+        &world,
+        "SELECT e.* FROM edges e JOIN (SELECT src AS s, max(dst) AS d FROM edges GROUP BY src) l \
+         ON e.src = l.s AND e.dst = l.d",
+        expect![[r#"
+            f4 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f3 from 2 tasks
+            f3 on 2 x anywhere -> gather
+              HashJoinExec: mode=Partitioned, join_type=LeftSemi, on=[(src@0, s@0), (dst@1, d@1)]
+                ExchangeExec: hash f0 from 3 tasks into 2
+                ExchangeExec: hash f2 from 2 tasks into 2
+            f2 on 2 x anywhere -> hash into 2
+              ProjectionExec: expr=[src@0 as s, max(edges.dst)@1 as d]
+                AggregateExec: mode=FinalPartitioned, gby=[src@0 as src], aggr=[max(edges.dst)]
+                  ExchangeExec: hash f1 from 3 tasks into 2
+            f1 on [p19, p20, p21] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[src@0 as src], aggr=[max(edges.dst)]
+                  LeafScanExec: table=edges, partitions=[p19, p20, p21], columns=[src, dst], ends=[last by 1 of the key's columns]
+            f0 on [p19, p20, p21] -> hash into 2
+              LeafScanExec: table=edges, partitions=[p19, p20, p21], columns=[src, dst], ends=[last by 1 of the key's columns]"#]],
+    )
+    .await;
+    let options = PlanOptions { target_partitions: 2, ..PlanOptions::default() };
+    let last = "ends=[last by 1 of the key's columns]";
+    let first = "ends=[first by 1 of the key's columns]";
+    let both = "ends=[first and last by 1 of the key's columns]";
+    let joined = |points: &str, kind: &str, ends: &str| {
+        format!(
+            "SELECT p.* FROM (SELECT * FROM edges {points}) p JOIN (SELECT src AS s, {kind}(dst) AS d FROM edges {ends} \
+             GROUP BY src) l ON p.src = l.s AND p.dst = l.d"
+        )
+    };
+    for (sql, wanted) in [
+        ("SELECT src, max(dst) FROM edges GROUP BY src", [last].as_slice()),
+        ("SELECT src, min(dst) FROM edges WHERE dst > 3 AND src < 9 GROUP BY src", &[first]),
+        ("SELECT src, min(dst), max(dst) FROM edges GROUP BY src", &[both]),
+        ("SELECT max(src) FROM edges", &["ends=[last]"]),
+        ("SELECT DISTINCT src FROM edges", &[last]),
+        ("SELECT DISTINCT ON (src) src, dst FROM edges ORDER BY src, dst DESC", &[both]),
+        ("SELECT a, max(b) FROM pairs GROUP BY a", &[last]),
+        // More than the ends is asked for.
+        ("SELECT src, count(*) FROM edges GROUP BY src", &[]),
+        ("SELECT src, max(dst), count(*) FROM edges GROUP BY src", &[]),
+        ("SELECT src, max(dst) FILTER (WHERE dst % 2 = 0) FROM edges GROUP BY src", &[]),
+        ("SELECT src, max(dst) FROM edges WHERE dst % 2 = 0 GROUP BY src", &[]),
+        ("SELECT src, max(dst + 1) FROM edges GROUP BY src", &[]),
+        ("SELECT max(dst) FROM edges", &[]),
+        ("SELECT dst, max(src) FROM edges GROUP BY dst", &[]),
+        ("SELECT a, max(c) FROM pairs GROUP BY a", &[]),
+        (&joined("", "max", ""), &[last, last]),
+        (&joined("WHERE dst > 2", "min", "WHERE dst > 2"), &[first, first]),
+        (&joined("WHERE dst > 2", "max", ""), &[last, last]),
+        // The newest of some need not be the newest of all.
+        (&joined("", "max", "WHERE dst < 2"), &[last]),
+        (&joined("WHERE dst < 3", "max", "WHERE dst < 2"), &[last]),
+    ] {
+        let graph = graph_of(&world, sql, &options).await;
+        let found: Vec<&str> = graph.matches("ends=[").collect();
+        assert_eq!(found.len(), wanted.len(), "{sql}\n{graph}");
+        assert!(wanted.iter().all(|wanted| graph.contains(wanted)), "{sql}\n{graph}");
+    }
+}

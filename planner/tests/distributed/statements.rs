@@ -3,7 +3,7 @@
 use arrow::datatypes::DataType;
 use expect_test::{Expect, expect};
 use shoal_catalog::Partitioning;
-use shoal_kernel::{Column, ColumnId, Datum, ErrorCode, SchemaChange, TableKind, WriteLevel};
+use shoal_kernel::{Column, ColumnId, Datum, ErrorCode, Fsync, SchemaChange, TableKind, WriteLevel};
 use shoal_planner::{ExplainKind, InsertSource, PlanOptions, Statement};
 
 use crate::answers::lines;
@@ -42,6 +42,22 @@ async fn create_table_says_everything() {
     assert_eq!(table.partitioning, Partitioning::Range { columns: vec![region] });
     assert_eq!(table.split_points, ["g", "p"].map(|text| Datum::Text(text.into()).encode()));
     assert_eq!((table.options.replication_factor, table.options.write_level), (2, WriteLevel::All));
+    assert_eq!(table.options.fsync, Fsync::Always);
+}
+
+#[tokio::test]
+async fn a_table_says_when_it_is_synced() {
+    let world = World::new().await;
+    for (with, fsync) in [
+        ("fsync = 'ALWAYS'", Fsync::Always),
+        ("fsync = 'interval'", Fsync::Interval { ms: Fsync::INTERVAL_MS_DEFAULT }),
+        ("fsync_interval_ms = 250, fsync = 'interval'", Fsync::Interval { ms: 250 }),
+        ("fsync = never", Fsync::Never),
+    ] {
+        let sql = format!("CREATE TABLE t (a INT PRIMARY KEY) WITH ({with})");
+        let Statement::CreateTable(table) = plan(&world, &sql).await else { panic!("not a table") };
+        assert_eq!(table.options.fsync, fsync, "{with}");
+    }
 }
 
 #[tokio::test]
@@ -214,12 +230,12 @@ async fn the_catalog_as_rows() {
         &world,
         "SHOW TABLES",
         expect![[r#"
-        airports|upsert|HASH(iata)|3|3|quorum
-        edges|upsert|RANGE(src)|3|3|quorum
-        flights|upsert|RANGE(id)|4|3|quorum
-        nothing|upsert|RANGE(k)|2|3|quorum
-        pairs|upsert|HASH(a, b)|4|3|quorum
-        readings|event|HASH(_dedup)|2|3|quorum"#]],
+        airports|upsert|HASH(iata)|3|3|quorum|always
+        edges|upsert|RANGE(src)|3|3|quorum|always
+        flights|upsert|RANGE(id)|4|3|quorum|always
+        nothing|upsert|RANGE(k)|2|3|quorum|always
+        pairs|upsert|HASH(a, b)|4|3|quorum|always
+        readings|event|HASH(_dedup)|2|3|quorum|always"#]],
     )
     .await;
     shows(

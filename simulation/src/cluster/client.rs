@@ -184,7 +184,7 @@ impl Office {
         let viewed = self.call(env, node, "an observer".to_owned(), move |running, reply| {
             let Running { node: handle, env } = running;
             env.spawn("client view", async move {
-                let status = handle.cluster().await;
+                let status = handle.cluster_by_content().await;
                 let mut tables = std::collections::BTreeMap::new();
                 for name in names {
                     let there = handle.table(&name).await.is_ok();

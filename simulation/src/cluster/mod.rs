@@ -55,8 +55,14 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,
     };
-    let mut evidence =
-        Evidence { nodes: settings.nodes, replicas: settings.replicas, ending: settings.ending, ..Evidence::default() };
+    let mut evidence = Evidence {
+        nodes: settings.nodes,
+        replicas: settings.replicas,
+        upserts_fsync: settings.upserts_fsync,
+        events_fsync: settings.events_fsync,
+        ending: settings.ending,
+        ..Evidence::default()
+    };
     let driven = Phases {
         simulation: &mut simulation,
         office: &office,
@@ -71,6 +77,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     }
     simulation.shut_down();
     evidence.facts = std::mem::take(&mut *history.facts());
+    evidence.power_losses = simulation.shared().power_losses();
     report.operations = counts(&evidence.facts.counts);
     report.begun = std::mem::take(&mut evidence.facts.operations);
     report.plan.clone_from(&evidence.plan);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_actors::service::NodeConfig;
-use shoal_kernel::Planted;
+use shoal_kernel::{Fsync, Planted};
 
 use crate::faults::{FaultMenu, draw_kinds};
 use crate::random::Stream;
@@ -45,6 +45,9 @@ pub(super) struct Settings {
     pub(super) clients: u64,
     /// How long clients work before anything fails.
     pub(super) load: Duration,
+    /// When the tables are synced.
+    pub(super) upserts_fsync: Fsync,
+    pub(super) events_fsync: Fsync,
     /// The statement that makes the upsert table.
     pub(super) upserts: String,
     /// The statement that makes the event table.
@@ -52,6 +55,8 @@ pub(super) struct Settings {
     /// The statement that makes the table that is joined.
     pub(super) names: String,
     memtable_bytes_max: u64,
+    /// So slow at times that most things happen in the middle of a merge.
+    compaction_bytes_per_second: u64,
     /// Rows for which a scan gets one more task.
     scan_slice_rows_min: u64,
     /// Hardly any queries at once.
@@ -76,7 +81,16 @@ impl Settings {
         let drawn = stream("replication").pick(&factors).copied();
         let factor = options.replication_factor.or(drawn).unwrap_or(3);
         let replicas = factor.min(nodes);
-        let with = if factor == 3 { String::new() } else { format!(" WITH (replication_factor = {factor})") };
+        let copies = (factor != 3).then(|| format!("replication_factor = {factor}"));
+        let with = |fsync: Fsync| {
+            let late = match fsync {
+                Fsync::Always => None,
+                Fsync::Interval { ms } => Some(format!("fsync = 'interval', fsync_interval_ms = {ms}")),
+                Fsync::Never => Some("fsync = 'never'".to_owned()),
+            };
+            let all: Vec<String> = copies.clone().into_iter().chain(late).collect();
+            if all.is_empty() { String::new() } else { format!(" WITH ({})", all.join(", ")) }
+        };
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
@@ -84,6 +98,12 @@ impl Settings {
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
         let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
         let ending = options.ending.unwrap_or(drawn);
+        // A replica that may have lost the end of its log waits for N-W+1 others, of which one would be gone for good.
+        let drawn = |purpose| match ending {
+            Ending::HealAll => draw_fsync(&mut stream(purpose)),
+            Ending::LoseOne { .. } => Fsync::Always,
+        };
+        let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
         let flips = match ending {
             Ending::LoseOne { node } => Some(node),
             Ending::HealAll => Some(node).filter(|_| replicas >= 2 && joins.is_none()),
@@ -107,16 +127,20 @@ impl Settings {
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
             upserts: format!(
-                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}{with}",
-                partitioned("k", "upsert partitions", "20, 40")
+                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}{}",
+                partitioned("k", "upsert partitions", "20, 40"),
+                with(upserts_fsync)
             ),
             // Events spread by hash only where the table may say so; by time and content they stay in one partition.
-            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){with}"),
-            names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){with}"),
+            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}", with(events_fsync)),
+            names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){}", with(Fsync::Always)),
+            upserts_fsync,
+            events_fsync,
             memtable_bytes_max: options
                 .memtable_bytes
                 .or_else(|| stream("memtable").pick(&sizes).copied())
                 .unwrap_or(1 << 20),
+            compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
             planted: options.planted,
@@ -138,6 +162,7 @@ impl Settings {
                 (0..self.nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
         }
         config.memtable_bytes_max = self.memtable_bytes_max;
+        config.compaction_bytes_per_second = self.compaction_bytes_per_second;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
         config.disk_reserve_bytes = 1 << 20;
@@ -148,5 +173,14 @@ impl Settings {
         }
         config.planted = self.planted;
         config
+    }
+}
+
+/// Mostly the default.
+fn draw_fsync(stream: &mut Stream) -> Fsync {
+    match stream.below(20) {
+        0..=3 => Fsync::Interval { ms: *stream.pick(&[20, 200, 2_000]).unwrap_or(&200) },
+        4..=6 => Fsync::Never,
+        _ => Fsync::Always,
     }
 }

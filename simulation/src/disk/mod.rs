@@ -139,6 +139,11 @@ impl SimDisk {
         let lost = state.tree.lose_power(&mut state.survival);
         state.used_bytes = state.tree.bytes();
         let (host, files, entries) = (self.host, lost.blocks, lost.changes);
+        {
+            let mut core = self.shared.core();
+            let now_micros = core.now_micros;
+            core.power_losses.push((now_micros, host.0));
+        }
         if files + entries > 0 {
             self.shared.sometimes(Rare::PowerLossTook);
         }
@@ -280,6 +285,14 @@ impl Disk for LifeDisk {
         state.tree.rename(from, to)?;
         state.used_bytes = state.tree.bytes();
         self.disk.trace(format_args!("rename {} to {}", from.display(), to.display()));
+        self.disk.changed(&mut state);
+        Ok(())
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.disk.begin(self.life, OPEN_MICROS)?;
+        state.tree.hard_link(from, to)?;
+        self.disk.trace(format_args!("link {} as {}", from.display(), to.display()));
         self.disk.changed(&mut state);
         Ok(())
     }

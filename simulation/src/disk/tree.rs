@@ -1,6 +1,6 @@
 //! Directories: their present entries, those on the platter, and the changes between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -137,6 +137,18 @@ impl Tree {
         Ok(())
     }
 
+    pub(super) fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let entry = match self.find(from) {
+            Some(entry @ Entry::File(_)) => entry,
+            Some(Entry::Dir(_)) => return Err(io::ErrorKind::PermissionDenied.into()),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        if self.find(to).is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.link(to, entry)
+    }
+
     pub(super) fn remove_file(&self, path: &Path) -> io::Result<()> {
         match self.find(path) {
             Some(Entry::File(_)) => {}
@@ -189,9 +201,11 @@ impl Tree {
         found
     }
 
-    /// Bytes of all files.
+    /// Bytes of all files; one that has several names counts once.
     pub(super) fn bytes(&self) -> u64 {
-        self.files().iter().map(|(_, file)| file.len()).sum()
+        let mut seen = BTreeSet::new();
+        let files = self.files();
+        files.iter().filter(|(_, file)| seen.insert(Arc::as_ptr(file).addr())).map(|(_, file)| file.len()).sum()
     }
 
     pub(super) fn lose_power(&mut self, survival: &mut Stream) -> Lost {
@@ -267,6 +281,28 @@ mod tests {
             survived += u32::from(tree.find(Path::new("/a/b/not")).is_some());
         }
         assert!((20..80).contains(&survived), "{survived}");
+    }
+
+    #[test]
+    fn a_file_lives_as_long_as_one_of_its_names() {
+        let mut tree = Tree::default();
+        tree.create_dir_all(Path::new("/a")).unwrap();
+        tree.create_dir_all(Path::new("/b")).unwrap();
+        let (one, two) = (Path::new("/a/one"), Path::new("/b/two"));
+        let node = Arc::new(FileNode::default());
+        node.write(b"seven b", 0);
+        node.sync();
+        tree.link(one, Entry::File(node)).unwrap();
+        tree.hard_link(one, two).unwrap();
+        assert_eq!(tree.hard_link(one, two).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(tree.bytes(), 7, "two names are one file");
+        tree.sync_dir(Path::new("/b")).unwrap();
+        tree.remove_file(one).unwrap();
+        tree.sync_dir(Path::new("/a")).unwrap();
+        tree.lose_power(&mut Stream::new(1, "survival", 0));
+        assert!(tree.find(one).is_none() && tree.find(two).is_some());
+        assert_eq!(tree.bytes(), 7);
+        assert_eq!(tree.hard_link(Path::new("/b"), one).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

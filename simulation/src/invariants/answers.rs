@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::WriteLevel;
 
 use super::Evidence;
+use super::late::may_be_lost;
 use super::writes::{by_key, deletions, is_certain, may_beat, pairs};
 use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
 use crate::world::HostId;
 
 /// Rows that an answer can hold.
 struct Model<'a> {
+    evidence: &'a Evidence,
     keys: BTreeMap<i64, Vec<(i64, &'a Write)>>,
     deletions: BTreeMap<i64, Vec<&'a Write>>,
     /// Who wrote an event.
@@ -28,7 +30,7 @@ impl<'a> Model<'a> {
     fn new(evidence: &'a Evidence) -> Self {
         let events = evidence.facts.writes.iter().filter(|write| write.target == Target::Events);
         let events = events.flat_map(|write| write.rows.iter().map(move |(id, amount)| (*id, (*amount, write))));
-        Self { keys: by_key(evidence), deletions: deletions(evidence), events: events.collect() }
+        Self { evidence, keys: by_key(evidence), deletions: deletions(evidence), events: events.collect() }
     }
 
     /// What the key can show to a question: anything written before its end, but nothing older than what every replica
@@ -36,8 +38,8 @@ impl<'a> Model<'a> {
     fn possible(&self, key: i64, read: &Read) -> Possible {
         let writes = self.keys.get(&key).map_or(&[][..], Vec::as_slice);
         let deletions = self.deletions.get(&key).map_or(&[][..], Vec::as_slice);
-        let everywhere = || writes.iter().filter(|(_, write)| on_all(write, read));
-        let deleted = deletions.iter().filter(|deletion| is_certain(deletion) && on_all(deletion, read));
+        let everywhere = || writes.iter().filter(|(_, write)| self.on_all(write, read));
+        let deleted = deletions.iter().filter(|deletion| is_certain(deletion) && self.on_all(deletion, read));
         let everything = everywhere().map(|(_, write)| write).chain(deleted);
         let floor = everything.filter_map(|write| write.version_at_least()).max();
         let shown = |(_, write): &&(i64, &Write)| {
@@ -51,14 +53,15 @@ impl<'a> Model<'a> {
         Possible { values, certain }
     }
 
+    /// Whether every replica had the write before the question, and none can have lost it that no other could give it back.
+    fn on_all(&self, write: &Write, read: &Read) -> bool {
+        let everywhere = write.level() == Some(WriteLevel::All) && write.ended < read.begun;
+        everywhere && !may_be_lost(self.evidence, write, read.ended)
+    }
+
     fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {
         self.keys.keys().copied()
     }
-}
-
-/// Whether every replica had the write before the question.
-fn on_all(write: &Write, read: &Read) -> bool {
-    write.level() == Some(WriteLevel::All) && write.ended < read.begun
 }
 
 fn tell(read: &Read) -> String {
@@ -205,13 +208,13 @@ fn events(model: &Model<'_>, read: &Read) -> Option<String> {
             _ => return Some(format!("event ({id}, {amount}) was never written")),
         }
     }
-    let missing = model.events.iter().find(|(id, (_, write))| on_all(write, read) && !shown.contains_key(id));
+    let missing = model.events.iter().find(|(id, (_, write))| model.on_all(write, read) && !shown.contains_key(id));
     missing.map(|(id, _)| format!("event {id} is missing, though every replica had it"))
 }
 
 fn event_count(model: &Model<'_>, read: &Read) -> Option<String> {
     let Some([Cell::Int(count), ..]) = read.rows.first().map(Vec::as_slice) else { return Some("no count".to_owned()) };
-    let certain = model.events.values().filter(|(_, write)| on_all(write, read)).count() as i64;
+    let certain = model.events.values().filter(|(_, write)| model.on_all(write, read)).count() as i64;
     let begun = |(_, write): &&(i64, &Write)| write.begun < read.ended && write.outcome != Outcome::NotApplied;
     let at_most = model.events.values().filter(begun).count() as i64;
     (!(certain..=at_most).contains(count)).then(|| format!("{count} events, not from {certain} to {at_most}"))

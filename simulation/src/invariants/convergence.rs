@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_kernel::NodeId;
+use shoal_kernel::{Fsync, NodeId};
 
 use super::Evidence;
 use crate::cluster::{Question, Read, View};
@@ -52,12 +52,17 @@ fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
 
 pub(super) fn replicas_equal_after_heal(evidence: &Evidence) -> Vec<String> {
     let mut found = evidence.unequal.clone();
-    // The same rows through every node.
-    let mut whole: BTreeMap<&'static str, &Read> = BTreeMap::new();
+    // The same rows through every node; of tables that are synced late, until power is lost again.
+    let lossy = (evidence.upserts_fsync, evidence.events_fsync) != (Fsync::Always, Fsync::Always);
+    let losses = |read: &Read| match lossy {
+        true => evidence.power_losses.iter().filter(|(at, _)| *at < read.begun).count(),
+        false => 0,
+    };
+    let mut whole: BTreeMap<(&'static str, usize), &Read> = BTreeMap::new();
     for read in
         evidence.facts.reads.iter().filter(|read| read.at_rest && !matches!(read.question, Question::Point { .. }))
     {
-        let first = whole.entry(read.question.word()).or_insert(read);
+        let first = whole.entry((read.question.word(), losses(read))).or_insert(read);
         if first.rows != read.rows {
             let word = read.question.word();
             let differing = first.rows.iter().zip(&read.rows).find(|(one, other)| one != other);

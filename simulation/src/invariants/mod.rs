@@ -2,7 +2,10 @@
 
 mod answers;
 mod convergence;
+mod late;
 mod writes;
+
+use shoal_kernel::Fsync;
 
 use crate::cluster::{Ending, Facts, View};
 use crate::faults::PlannedFault;
@@ -20,6 +23,12 @@ pub struct Evidence {
     pub nodes: u16,
     /// Replicas of every table.
     pub replicas: u16,
+    /// When the upsert table is synced.
+    pub upserts_fsync: Fsync,
+    /// When the event table is.
+    pub events_fsync: Fsync,
+    /// When hosts lost their power, in microseconds of virtual time, in order.
+    pub power_losses: Vec<(u64, u16)>,
     /// How the run ended.
     pub ending: Ending,
     /// The faults.
@@ -60,7 +69,8 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant {
         name: "no_acknowledged_write_lost",
         text: "After the heal, and after a later loss of power of all nodes, every acknowledged row is there, or a newer one of \
-               its key, or the key was deleted. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
+               its key, or the key was deleted. Of a table that is synced late, unless as many nodes lost their power before \
+               they had synced the row as its level asks for. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
                acknowledged.",
         check: writes::no_acknowledged_write_lost,
     },

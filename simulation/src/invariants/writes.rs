@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::WriteLevel;
 
 use super::Evidence;
+use super::late::may_be_lost;
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
 use crate::entropy::EPOCH_MICROS;
 use crate::faults::{Fault, PlannedFault};
@@ -59,15 +60,15 @@ pub(super) fn pairs(rows: &[Vec<Cell>]) -> BTreeMap<i64, i64> {
     rows.iter().filter_map(pair).collect()
 }
 
-/// Whether the run's ending promises that the write survives.
-fn survives(evidence: &Evidence, write: &Write) -> bool {
+/// Whether a read at rest must find the write: the run's ending promises that it survives.
+fn survives(evidence: &Evidence, write: &Write, read: &Read) -> bool {
     // A replica that reads damage empties itself: its disk is as good as lost.
     let flips = |planned: &PlannedFault| match &planned.fault {
         Fault::Disk { disk, .. } => disk.flip_permille > 0,
         fault => matches!(fault, Fault::Damage { .. }),
     };
     let whole = evidence.ending == Ending::HealAll && !evidence.plan.iter().any(flips);
-    write.level().is_some_and(|level| whole || level >= WriteLevel::Quorum)
+    write.level().is_some_and(|level| whole || level >= WriteLevel::Quorum) && !may_be_lost(evidence, write, read.begun)
 }
 
 fn tell(write: &Write) -> String {
@@ -90,7 +91,7 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
                 |write: &Write| deletions.get(key).is_some_and(|all| all.iter().any(|one| may_beat(one, write)));
             let seen = shown.get(key);
             let source = seen.and_then(|value| writes.iter().find(|(written, _)| written == value));
-            for (value, write) in writes.iter().filter(|(_, write)| survives(evidence, write)) {
+            for (value, write) in writes.iter().filter(|(_, write)| survives(evidence, write, read)) {
                 let lost = match (seen, source) {
                     (None, _) => !deleted(write),
                     // An older row, from a write that had ended before this one began.
@@ -116,8 +117,11 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
     let whole = |read: &&Read| read.at_rest && read.question == Question::Events;
     for read in evidence.facts.reads.iter().filter(whole) {
         let shown = pairs(&read.rows);
-        for write in
-            evidence.facts.writes.iter().filter(|write| write.target == Target::Events && survives(evidence, write))
+        for write in evidence
+            .facts
+            .writes
+            .iter()
+            .filter(|write| write.target == Target::Events && survives(evidence, write, read))
         {
             for (id, _) in write.rows.iter().filter(|(id, _)| !shown.contains_key(id)) {
                 let (node, scan) = (HostId(read.node), read.id);
@@ -139,8 +143,9 @@ pub(super) fn newest_wins(evidence: &Evidence) -> Vec<String> {
             let Some(writes) = keys.get(key) else { continue };
             let Some((_, source)) = writes.iter().find(|(written, _)| written == value) else { continue };
             let Some(version) = source.version() else { continue };
-            let newer =
-                writes.iter().find(|(_, write)| survives(evidence, write) && write.version_at_least() > Some(version));
+            let newer = writes
+                .iter()
+                .find(|(_, write)| survives(evidence, write, read) && write.version_at_least() > Some(version));
             if let Some((other, write)) = newer {
                 let (node, scan) = (HostId(read.node), read.id);
                 found.push(format!(
@@ -165,8 +170,11 @@ pub(super) fn deleted_rows_stay_deleted(evidence: &Evidence) -> Vec<String> {
             let Some((_, source)) = writes.iter().find(|(written, _)| *written == value) else { continue };
             let Some(version) = source.version() else { continue };
             let holds = |deletion: &&&Write| match read.at_rest {
-                true => survives(evidence, deletion),
-                false => deletion.level() == Some(WriteLevel::All) && deletion.ended < read.begun,
+                true => survives(evidence, deletion, read),
+                false => {
+                    let everywhere = deletion.level() == Some(WriteLevel::All) && deletion.ended < read.begun;
+                    everywhere && !may_be_lost(evidence, deletion, read.ended)
+                }
             };
             let mut of_key = deletions.get(&key).into_iter().flatten().filter(|deletion| is_certain(deletion));
             if let Some(deletion) = of_key.find(|one| holds(one) && one.version_at_least() > Some(version)) {

@@ -65,6 +65,7 @@ pub(crate) struct Core {
     pub(crate) network: NetworkState,
     trace: Trace,
     sometimes: BTreeMap<Rare, u64>,
+    pub(crate) power_losses: Vec<(u64, u16)>,
     stray_threads: u64,
 }
 
@@ -133,6 +134,7 @@ impl Shared {
             network: NetworkState::default(),
             trace,
             sometimes: BTreeMap::new(),
+            power_losses: Vec::new(),
             stray_threads: 0,
         }))
     }
@@ -179,6 +181,11 @@ impl Shared {
     /// Counts a state that is rare and should be reached by some seeds.
     pub fn sometimes(&self, what: Rare) {
         self.core().sometimes(what);
+    }
+
+    /// When hosts lost their power, in order.
+    pub fn power_losses(&self) -> Vec<(u64, u16)> {
+        self.core().power_losses.clone()
     }
 
     /// Rare states reached, with how often.

@@ -16,6 +16,8 @@ const COMPRESS_BYTES_MIN: usize = 512;
 const ZSTD_LEVEL: i32 = 3;
 /// What one byte of LZ4 can at most stand for; a greater claim is a lie that would cost memory.
 const LZ4_RATIO_MAX: usize = 255;
+/// The same of Zstandard: a block of four bytes repeats one byte 128 KiB times.
+const ZSTD_RATIO_MAX: usize = 32 << 10;
 /// The most that a page's bytes may come to.
 const RAW_BYTES_MAX: usize = 1 << 31;
 
@@ -84,6 +86,9 @@ pub(super) fn read<'a>(input: &mut Input<'a>) -> Result<Cow<'a, [u8]>> {
             if zstd::zstd_safe::get_frame_content_size(compressed).ok().flatten() != Some(raw_len as u64) {
                 return Err(malformed("lengths before and in the compressed bytes differ"));
             }
+            if raw_len > len.saturating_mul(ZSTD_RATIO_MAX) {
+                return Err(malformed("impossible compression"));
+            }
             zstd::bulk::decompress(compressed, raw_len).map_err(malformed)?
         }
         other => return Err(malformed(format_args!("unknown compression {other}"))),
@@ -91,5 +96,15 @@ pub(super) fn read<'a>(input: &mut Input<'a>) -> Result<Cow<'a, [u8]>> {
     match bytes.len() == raw_len {
         true => Ok(Cow::Owned(bytes)),
         false => Err(malformed("wrong length after decompression")),
+    }
+}
+
+/// How it is compressed.
+pub(super) fn describe(input: &mut Input<'_>) -> Result<&'static str> {
+    match input.u8()? {
+        RAW => Ok("raw"),
+        LZ4 => Ok("lz4"),
+        ZSTD => Ok("zstd"),
+        other => Err(malformed(format_args!("unknown compression {other}"))),
     }
 }

@@ -37,7 +37,8 @@ impl Dictionary {
         self.values.get_array_memory_size() + self.bounds.len() * 4 + self.bytes.len()
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
         self.values.len()
     }
 

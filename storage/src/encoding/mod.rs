@@ -7,22 +7,19 @@
 mod blob;
 mod bytes;
 mod decimal;
+mod describe;
 mod dictionary;
+mod ipc;
 mod packed;
 mod words;
 
-use std::sync::Arc;
-
-use arrow::array::{
-    Array, ArrayData, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array, make_array, new_null_array,
-};
+use arrow::array::{Array, ArrayData, ArrayRef, BooleanArray, UInt32Array, make_array, new_null_array};
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::compute::take;
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
-use arrow::ipc::reader::StreamReader;
-use arrow::ipc::writer::StreamWriter;
+use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::{Error, ErrorCode, Result};
 
+pub(crate) use describe::describe;
 pub(crate) use dictionary::Dictionary;
 
 const TAG_WORDS: u8 = 1;
@@ -193,7 +190,7 @@ pub(crate) fn encode_page(array: &ArrayRef, effort: Effort) -> Result<Vec<u8>> {
         }
         Physical::Other => {
             out.extend_from_slice(&[TAG_IPC, 0]);
-            blob::write(&ipc_bytes(array)?, effort, &mut out)?;
+            blob::write(&ipc::write(array)?, effort, &mut out)?;
         }
     }
     Ok(out)
@@ -296,7 +293,7 @@ fn decode_plain(page: &[u8], data_type: &DataType, rows: usize, wanted: Option<&
     let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls.clone());
     let data = match (tag, physical(data_type)) {
         (TAG_NULLS, _) => return Ok(new_null_array(data_type, wanted.map_or(rows, <[u32]>::len))),
-        (TAG_IPC, _) => from_ipc_bytes(&blob::read(&mut input)?, data_type, rows)?.to_data(),
+        (TAG_IPC, _) => ipc::read(&blob::read(&mut input)?, data_type, rows)?.to_data(),
         (TAG_BITS, Physical::Bits) => BooleanArray::new(read_bits(&mut input, rows)?, nulls).into_data(),
         (TAG_BYTES, Physical::Bytes { wide_offsets }) => {
             let (bounds, bytes) = bytes::read(&mut input, rows)?;
@@ -363,28 +360,6 @@ fn write_bits(bits: &BooleanBuffer, out: &mut Vec<u8>) {
 
 fn read_bits(input: &mut Input<'_>, rows: usize) -> Result<BooleanBuffer> {
     Ok(BooleanBuffer::new(Buffer::from(input.take(rows.div_ceil(8))?), 0, rows))
-}
-
-fn ipc_bytes(array: &ArrayRef) -> Result<Vec<u8>> {
-    let failed = |error| Error::internal(format!("cannot encode a column of type {}: {error}", array.data_type()));
-    let schema = Arc::new(Schema::new(vec![Field::new("", array.data_type().clone(), true)]));
-    let options = RecordBatchOptions::new().with_row_count(Some(array.len()));
-    let batch = RecordBatch::try_new_with_options(schema.clone(), vec![array.clone()], &options).map_err(failed)?;
-    let mut out = Vec::new();
-    let mut writer = StreamWriter::try_new(&mut out, &schema).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
-    writer.finish().map_err(failed)?;
-    drop(writer);
-    Ok(out)
-}
-
-fn from_ipc_bytes(bytes: &[u8], data_type: &DataType, rows: usize) -> Result<ArrayRef> {
-    let mut reader = StreamReader::try_new(bytes, None).map_err(malformed)?;
-    let batch = reader.next().ok_or_else(|| malformed("no batch"))?.map_err(malformed)?;
-    match batch.columns().first() {
-        Some(array) if array.data_type() == data_type && array.len() == rows => Ok(array.clone()),
-        _ => Err(malformed("a batch of another type or length")),
-    }
 }
 
 /// Bytes still to be read.

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use arrow::array::{
     BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array, Int8Array,
     Int32Array, Int64Array, LargeStringArray, ListArray, NullArray, StringArray, StructArray,
     TimestampMicrosecondArray, UInt64Array,
 };
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 
 use super::*;

@@ -151,6 +151,34 @@ fn read_runs<T: Word>(input: &mut Input<'_>, rows: usize) -> Result<Vec<T>> {
     }
 }
 
+/// Which form the numbers have, and how wide they are packed.
+pub(super) fn describe(input: &mut Input<'_>) -> Result<String> {
+    // What stands before the packed numbers, in words of 64 bits: base, and the first value and step.
+    let (form, words) = match input.u8()? {
+        CONSTANT => return Ok("constant".to_owned()),
+        PACKED => ("frame of reference", 1),
+        STEPS => ("steps", 2),
+        STEPS_OF_STEPS => ("steps of steps", 3),
+        RUNS => {
+            let runs = input.u32()?;
+            input.u64()?;
+            return Ok(format!("{runs} runs, {}", describe_patched(input)?));
+        }
+        other => return Err(malformed(format_args!("unknown number encoding {other}"))),
+    };
+    (0..words).try_for_each(|_| input.u64().map(drop))?;
+    Ok(format!("{form}, {}", describe_patched(input)?))
+}
+
+fn describe_patched(input: &mut Input<'_>) -> Result<String> {
+    let exceptions = input.u32()?;
+    let width = input.u8()?;
+    Ok(match exceptions {
+        0 => format!("{width} bits"),
+        _ => format!("{width} bits, {exceptions} exceptions"),
+    })
+}
+
 /// A NULL holds what stood before it, so that it costs nothing.
 fn fill(words: &[u64], nulls: &NullBuffer) -> Vec<u64> {
     let mut last = (0..words.len()).find(|&row| nulls.is_valid(row)).map_or(0, |row| words[row]);

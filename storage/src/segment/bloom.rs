@@ -41,6 +41,11 @@ impl Bloom {
         self.blocks[self.block(hash)].iter().zip(mask(hash)).all(|(word, bit)| word & bit != 0)
     }
 
+    /// Blocks of 32 bytes.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
     fn block(&self, hash: u64) -> usize {
         (((hash >> 32) * self.blocks.len() as u64) >> 32) as usize
     }

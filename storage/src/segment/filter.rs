@@ -44,6 +44,14 @@ impl KeyFilter {
         }
     }
 
+    /// What it is, and of how many parts.
+    pub(super) fn describe(&self) -> (&'static str, usize) {
+        match self {
+            Self::Bloom(bloom) => ("bloom, blocks", bloom.blocks()),
+            Self::Intervals(intervals) => ("intervals", intervals.len()),
+        }
+    }
+
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let corrupt = || Error::new(ErrorCode::Corruption, "a key filter is malformed");
         match bytes.split_first() {

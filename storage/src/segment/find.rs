@@ -3,11 +3,12 @@
 use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
+use arrow::array::ArrayRef;
 use shoal_kernel::{Result, Version};
 
 use super::cache::{Identities, PageKeys};
 use super::{GROUP_PAGES, Segment};
-use crate::key::{EncodedKeys, Values};
+use crate::key::{EncodedKeys, Values, encode_columns};
 use crate::layout::Layout;
 use crate::rows::identities;
 use crate::state::{Location, SegmentView, SourceId};
@@ -48,6 +49,40 @@ impl Segment {
         let versions = self.read_versions(page)?;
         Ok(keys.versions.get_or_init(|| versions)[row])
     }
+
+    /// Identities and versions of a page's rows, read without a thought for the cache.
+    pub(crate) fn read_keys(&self, layout: &Layout, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
+        let keys = match layout.schema.is_upsert() {
+            true => {
+                let column = |&place: &usize| self.read_stored(layout, place, page, None);
+                let columns: Vec<ArrayRef> = layout.key.iter().map(column).collect::<Result<_>>()?;
+                encode_columns(&columns, self.page_rows(page).len())?
+            }
+            false => identities(layout, &self.read_batch(layout, page)?)?,
+        };
+        Ok((keys, self.read_versions(page)?))
+    }
+
+    /// The first row whose identity is not below that one.
+    pub(crate) fn lower_bound(&self, layout: &Layout, identity: &[u8]) -> Result<u32> {
+        let page = self.footer.first_keys.partition_point(|first| first.as_slice() < identity);
+        // Those before it begin below; how far the last of them goes, its rows know.
+        let Some(page) = page.checked_sub(1) else { return Ok(0) };
+        let rows = self.page_rows(page as u32);
+        let content = self.page_keys(layout, page as u32)?;
+        let at = Search::of(&content.identities, rows.len())?.lower_bound(identity);
+        Ok(rows.start + at as u32)
+    }
+
+    /// The identity of the first row of each page.
+    pub(crate) fn first_keys(&self) -> &[Vec<u8>] {
+        &self.footer.first_keys
+    }
+
+    /// The identity of the last row.
+    pub(crate) fn last_key(&self) -> &[u8] {
+        &self.footer.last_key
+    }
 }
 
 impl SegmentView {
@@ -68,7 +103,8 @@ impl SegmentView {
                 if !self.dead.contains(found) {
                     let source = SourceId::Segment(self.segment.id());
                     let version = self.segment.version_at(&content, page, at)?;
-                    met[row] = Some(Location { source, row: found, version });
+                    let tombstone = self.segment.tombstones().contains(found);
+                    met[row] = Some(Location { source, row: found, version, tombstone });
                 }
             }
         }
@@ -104,20 +140,36 @@ impl<'a> Search<'a> {
         let (mut low, mut high) = (0, self.rows);
         while low < high {
             let middle = low + (high - low) / 2;
-            let order = match &self.identities {
-                Sorted::Columns(columns) => {
-                    self.scratch.clear();
-                    columns.iter().for_each(|column| column.encode(middle, &mut self.scratch));
-                    self.scratch.as_slice().cmp(key)
-                }
-                Sorted::Encoded(keys) => keys.get(middle).cmp(key),
-            };
-            match order {
+            match self.order(middle, key) {
                 Ordering::Less => low = middle + 1,
                 Ordering::Equal => return Some(middle),
                 Ordering::Greater => high = middle,
             }
         }
         None
+    }
+
+    /// The first row of that identity or a greater one.
+    fn lower_bound(&mut self, key: &[u8]) -> usize {
+        let (mut low, mut high) = (0, self.rows);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.order(middle, key) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal | Ordering::Greater => high = middle,
+            }
+        }
+        low
+    }
+
+    fn order(&mut self, row: usize, key: &[u8]) -> Ordering {
+        match &self.identities {
+            Sorted::Columns(columns) => {
+                self.scratch.clear();
+                columns.iter().for_each(|column| column.encode(row, &mut self.scratch));
+                self.scratch.as_slice().cmp(key)
+            }
+            Sorted::Encoded(keys) => keys.get(row).cmp(key),
+        }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
 use crate::head;
-use crate::layout::StoredColumn;
+use crate::layout::{StoredColumn, is_storable};
 use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
@@ -64,17 +64,36 @@ impl Footer {
         self.first_keys.len()
     }
 
-    /// Whether all parts speak of the same number of pages and rows: what follows may index without looking.
-    fn is_consistent(&self) -> bool {
+    /// Whether all parts speak of the same number of pages and rows, and no page lies outside of the bytes between the
+    /// header and `end`: what follows may index and read without looking.
+    fn is_consistent(&self, end: u64) -> bool {
         let pages = (self.rows as usize).div_ceil(PAGE_ROWS);
         let groups = pages.div_ceil(GROUP_PAGES);
+        let rows_of = |page: usize| (self.rows as usize - page * PAGE_ROWS).min(PAGE_ROWS) as u32;
+        let whole = |(page, zone): (usize, &Zone)| zone.rows == rows_of(page) && zone.nulls <= zone.rows;
+        let inside = |extent: &Extent| {
+            extent.offset >= HEADER_BYTES
+                && extent.offset.checked_add(u64::from(extent.bytes)).is_some_and(|bound| bound <= end)
+        };
         self.first_keys.len() == pages
             && self.position_ranges.len() == pages
             && self.filters.len() == groups
             && self.hidden.iter().all(|extents| extents.len() == pages)
             && self.columns.iter().all(|column| {
-                column.pages.len() == pages && column.zones.len() == pages && column.dictionaries.len() == groups
+                column.pages.len() == pages
+                    && column.zones.len() == pages
+                    && column.dictionaries.len() == groups
+                    && column.zones.iter().enumerate().all(whole)
+                    && is_storable(&column.column.data_type)
             })
+            && self.extents().all(inside)
+    }
+
+    /// Everything between header and footer.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = &Extent> {
+        let of_columns =
+            self.columns.iter().flat_map(|column| column.dictionaries.iter().flatten().chain(&column.pages));
+        of_columns.chain(self.hidden.iter().flatten()).chain(&self.filters)
     }
 }
 
@@ -107,13 +126,41 @@ pub(crate) fn parse_trailer(bytes: &[u8; TRAILER_BYTES as usize]) -> Result<(u32
     Ok((number(0), number(4)))
 }
 
-pub(crate) fn parse_footer(bytes: &[u8], crc: u32) -> Result<Footer> {
+/// Parses a footer that begins at byte `start` of its file.
+pub(crate) fn parse_footer(bytes: &[u8], crc: u32, start: u64) -> Result<Footer> {
     if crc32fast::hash(bytes) != crc {
         return Err(Error::new(ErrorCode::Corruption, "the checksum of the footer is wrong"));
     }
     let footer: Footer = wire::decode(bytes)?;
-    match footer.is_consistent() {
+    match footer.is_consistent(start) {
         true => Ok(footer),
         false => Err(Error::new(ErrorCode::Corruption, "the footer contradicts itself")),
     }
+}
+
+/// The file with the checksums that its bytes ought to have, as far as its outline makes sense. For fuzzers only.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn reseal_footer(bytes: &[u8]) -> Option<Vec<u8>> {
+    let trailer: &[u8; TRAILER_BYTES as usize] = bytes.last_chunk()?;
+    let length = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]) as usize;
+    let start = (bytes.len() - trailer.len()).checked_sub(length)?;
+    let footer = &bytes[start..start + length];
+    let mut out = bytes[..start].to_vec();
+    let Ok(mut parsed) = wire::decode::<Footer>(footer) else {
+        out.extend_from_slice(footer);
+        out.extend_from_slice(&trailer[..4]);
+        out.extend_from_slice(&crc32fast::hash(footer).to_le_bytes());
+        out.extend_from_slice(END_MAGIC);
+        return Some(out);
+    };
+    let of_columns =
+        parsed.columns.iter_mut().flat_map(|column| column.dictionaries.iter_mut().flatten().chain(&mut column.pages));
+    for extent in of_columns.chain(parsed.hidden.iter_mut().flatten()).chain(&mut parsed.filters) {
+        let from = usize::try_from(extent.offset).ok()?;
+        if let Some(page) = from.checked_add(extent.bytes as usize).and_then(|end| out.get(from..end)) {
+            extent.crc = crc32fast::hash(page);
+        }
+    }
+    out.extend_from_slice(&footer_bytes(&parsed).ok()?);
+    Some(out)
 }

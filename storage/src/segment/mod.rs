@@ -2,9 +2,11 @@
 
 mod bloom;
 mod cache;
+mod dump;
 mod filter;
 mod find;
 mod format;
+mod inspect;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -22,7 +24,10 @@ use shoal_kernel::env::{DiskFile, OpenMode};
 use shoal_kernel::{ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
 pub(crate) use cache::SegmentContext;
+pub use dump::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
 pub(crate) use format::PAGE_ROWS;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use format::reseal_footer;
 pub(crate) use writer::{SegmentRows, SegmentWriter};
 
 use filter::KeyFilter;
@@ -30,10 +35,11 @@ use format::{
     Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, TRAILER_BYTES, check_header, parse_footer, parse_trailer,
 };
 
+use crate::damage::{Problem, corrupt, damaged};
 use crate::encoding::{Dictionary, decode_codes, decode_page};
-use crate::layout::{Layout, fill};
+use crate::layout::{Layout, StoredColumn, fill};
 use crate::predicate::Zone;
-use crate::state::{Problem, SegmentView};
+use crate::state::SegmentView;
 use crate::store::Digest;
 use crate::wal::join_versions;
 
@@ -54,13 +60,15 @@ pub(crate) struct Segment {
     bytes: u64,
     file: Arc<dyn DiskFile>,
     footer: Footer,
+    /// Where the footer begins.
+    footer_start: u64,
     filters: Vec<KeyFilter>,
     tombstones: RoaringBitmap,
     /// Of each stored column: its place in the footer, and what is in it.
     columns: BTreeMap<ColumnId, (usize, Zone)>,
     context: Arc<SegmentContext>,
     /// Pages that could not be read, and why.
-    damage: Mutex<BTreeMap<(Place, u32), String>>,
+    damage: Mutex<BTreeMap<(Place, u32), Problem>>,
     /// Digest of each page, with the number of dead rows and the version of the schema that it was computed for: rows never
     /// come back to life.
     digests: Mutex<BTreeMap<u32, (u64, u32, Digest)>>,
@@ -109,33 +117,53 @@ impl Segment {
     /// [`ErrorCode::Corruption`] if these are damaged or the file has not the length that the manifest says, or is gone;
     /// [`ErrorCode::IncompatibleVersion`] if a newer build wrote it; else as the disk reports.
     pub(crate) fn open(context: &Arc<SegmentContext>, dir: &Path, id: SegmentId, bytes: u64) -> Result<Self> {
-        Self::read(context, dir, id, bytes).map_err(|error| error.context(segment_file(id)))
+        let path = dir.join(segment_file(id));
+        Self::read(context, &path, id, Some(bytes)).map_err(|error| damaged(error, segment_file(id), None))
     }
 
-    fn read(context: &Arc<SegmentContext>, dir: &Path, id: SegmentId, bytes: u64) -> Result<Self> {
-        let corrupt = |what: &str| Error::new(ErrorCode::Corruption, what);
-        let path = dir.join(segment_file(id));
-        if !context.disk.exists(&path)? {
+    /// Opens a file of which no manifest says how long it is.
+    ///
+    /// # Errors
+    /// As [`Segment::open`], and [`ErrorCode::InvalidRequest`] if the name is not that of a segment.
+    pub(crate) fn open_file(context: &Arc<SegmentContext>, path: &Path) -> Result<Self> {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let id = segment_of_file(&name).ok_or_else(|| {
+            Error::new(ErrorCode::InvalidRequest, format!("'{name}' is not the name of a segment"))
+                .with_help("segments are the files seg-<16 hexadecimal digits>.seg in a replica's directory")
+        })?;
+        Self::read(context, path, id, None).map_err(|error| damaged(error, &name, None))
+    }
+
+    fn read(context: &Arc<SegmentContext>, path: &Path, id: SegmentId, expected: Option<u64>) -> Result<Self> {
+        let at = |offset: u64| move |error| damaged(error, segment_file(id), Some(offset));
+        if !context.disk.exists(path)? {
             return Err(corrupt("the file is gone"));
         }
-        let file = context.disk.open(&path, OpenMode::Read)?;
-        if file.len()? != bytes || bytes < HEADER_BYTES + TRAILER_BYTES {
+        let file = context.disk.open(path, OpenMode::Read)?;
+        let bytes = file.len()?;
+        if expected.is_some_and(|expected| bytes != expected) || bytes < HEADER_BYTES + TRAILER_BYTES {
             return Err(corrupt("the file has not the length that it had"));
         }
         let mut header = [0; HEADER_BYTES as usize];
         file.read_exact_at(&mut header, 0)?;
-        check_header(&header)?;
+        check_header(&header).map_err(at(0))?;
+        let trailer_start = bytes - TRAILER_BYTES;
         let mut trailer = [0; TRAILER_BYTES as usize];
-        file.read_exact_at(&mut trailer, bytes - TRAILER_BYTES)?;
-        let (length, crc) = parse_trailer(&trailer)?;
-        let start = (bytes - TRAILER_BYTES).checked_sub(u64::from(length)).filter(|&start| start >= HEADER_BYTES);
+        file.read_exact_at(&mut trailer, trailer_start)?;
+        let (length, crc) = parse_trailer(&trailer).map_err(at(trailer_start))?;
+        let start = trailer_start.checked_sub(u64::from(length)).filter(|&start| start >= HEADER_BYTES);
+        let start = start.ok_or_else(|| corrupt("the footer is longer than the file")).map_err(at(trailer_start))?;
         let mut footer = vec![0; length as usize];
-        file.read_exact_at(&mut footer, start.ok_or_else(|| corrupt("the footer is longer than the file"))?)?;
-        let footer = parse_footer(&footer, crc)?;
-        let filter = |extent: &Extent| KeyFilter::from_bytes(&read_extent(&*file, *extent)?);
+        file.read_exact_at(&mut footer, start)?;
+        let footer = parse_footer(&footer, crc, start).map_err(at(start))?;
+        let filter = |extent: &Extent| {
+            let bytes = read_extent(&*file, *extent).and_then(|bytes| KeyFilter::from_bytes(&bytes));
+            bytes.map_err(|error| at(extent.offset)(error.context("a key filter")))
+        };
         let filters = footer.filters.iter().map(filter).collect::<Result<_>>()?;
-        let tombstones = RoaringBitmap::deserialize_from(footer.tombstones.as_slice())
-            .map_err(|_| corrupt("the bitmap of tombstones is damaged"))?;
+        let tombstones = RoaringBitmap::deserialize_from(footer.tombstones.as_slice());
+        let tombstones = tombstones.ok().filter(|rows| rows.max().is_none_or(|row| row < footer.rows));
+        let tombstones = tombstones.ok_or_else(|| at(start)(corrupt("the bitmap of tombstones is damaged")))?;
         let zone = |place: usize| {
             let mut zones = footer.columns[place].zones.iter();
             let first = zones.next().cloned().unwrap_or(Zone { rows: 0, nulls: 0, min: None, max: None });
@@ -150,6 +178,7 @@ impl Segment {
             tombstones,
             columns: columns.collect(),
             footer,
+            footer_start: start,
             context: context.clone(),
             damage: Mutex::default(),
             digests: Mutex::default(),
@@ -184,7 +213,7 @@ impl Segment {
     /// Damage that was met, and that was still there when last looked at.
     pub(crate) fn damage(&self) -> Option<Problem> {
         let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
-        damage.values().next().map(|message| Problem { file: segment_file(self.id), message: message.clone() })
+        damage.values().next().cloned()
     }
 
     /// Looks again at what could not be read: a disk's error may pass, and then there is no damage.
@@ -208,6 +237,12 @@ impl Segment {
         self.footer.first_keys.partition_point(|first| first.as_slice() <= key).saturating_sub(1) as u32
     }
 
+    /// The first key of a page, and one that none of its keys is above.
+    pub(crate) fn key_bounds(&self, page: u32) -> (&[u8], &[u8]) {
+        let keys = &self.footer.first_keys;
+        (&keys[page as usize], keys.get(page as usize + 1).unwrap_or(&self.footer.last_key))
+    }
+
     /// What is in a column of the table.
     pub(crate) fn zone(&self, layout: &Layout, column: usize) -> Zone {
         self.zone_of(layout, column, self.footer.rows, |_, total| total)
@@ -228,7 +263,12 @@ impl Segment {
     ) -> Zone {
         let form = |place: &usize| self.form(layout, *place).map(|(number, total)| stored(number, total));
         // A column that came later, and none of whose older forms is here, is NULL.
-        let newest = form(&column).cloned().unwrap_or(Zone { rows, nulls: rows, min: None, max: None });
+        let newest = form(&column).cloned();
+        let newest = match self.has_type_of(layout, column) {
+            true => newest,
+            false => newest.map(|zone| Zone { min: None, max: None, ..zone }),
+        };
+        let newest = newest.unwrap_or(Zone { rows, nulls: rows, min: None, max: None });
         let older = layout.older(column).iter().filter_map(form).filter(|zone| zone.nulls < zone.rows);
         older.fold(newest, |zone, older| {
             // A row has a value in one form at most. Bounds of another type say nothing here.
@@ -239,6 +279,18 @@ impl Segment {
     /// Where a stored column is in this file, if it is: its number, and what is in it.
     fn form(&self, layout: &Layout, place: usize) -> Option<(usize, &Zone)> {
         self.columns.get(&layout.stored[place].id).map(|(number, zone)| (*number, zone))
+    }
+
+    /// Whether a stored column has the type here that it always had. What has not is damage, whatever its checksum says.
+    fn has_type_of(&self, layout: &Layout, place: usize) -> bool {
+        let stored = &layout.stored[place];
+        self.form(layout, place)
+            .is_none_or(|(number, _)| self.footer.columns[number].column.data_type == stored.data_type)
+    }
+
+    /// Whether rows lie in the order of the table's key: all of its columns are here.
+    pub(crate) fn is_in_key_order(&self, layout: &Layout) -> bool {
+        layout.key.iter().all(|&place| self.form(layout, place).is_some() && self.has_type_of(layout, place))
     }
 
     /// Reads a page of a column of the table: NULLs if it came later, converted if it was widened. All rows, or the wanted
@@ -252,15 +304,18 @@ impl Segment {
     ) -> Result<ArrayRef> {
         let newest = self.read_stored(layout, column, page, wanted)?;
         layout.older(column).iter().try_fold(newest, |newer, older| match self.form(layout, *older) {
-            Some((number, _)) if newer.null_count() > 0 => {
-                fill(newer, &self.read_noting(Place::Column(number), page, wanted)?)
-            }
+            Some(_) if newer.null_count() > 0 => fill(newer, &self.read_stored(layout, *older, page, wanted)?),
             _ => Ok(newer),
         })
     }
 
     /// Reads a page of a stored column.
     fn read_stored(&self, layout: &Layout, place: usize, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        if !self.has_type_of(layout, place) {
+            let StoredColumn { id, data_type } = &layout.stored[place];
+            let message = format!("column {} is not stored as {data_type}, the type that it has", id.0);
+            return Err(damaged(corrupt(message), segment_file(self.id), Some(self.footer_start)));
+        }
         match self.form(layout, place) {
             Some((number, _)) => self.read_noting(Place::Column(number), page, wanted),
             None => {
@@ -281,7 +336,7 @@ impl Segment {
     ) -> Result<Option<PageCodes>> {
         let Some((number, _)) = self.form(layout, column) else { return Ok(None) };
         let mut older = layout.older(column).iter().filter_map(|older| self.form(layout, *older));
-        if older.any(|(_, zone)| zone.nulls < zone.rows) {
+        if older.any(|(_, zone)| zone.nulls < zone.rows) || !self.has_type_of(layout, column) {
             return Ok(None);
         }
         let Some(dictionary) =
@@ -299,9 +354,13 @@ impl Segment {
     /// Reads all of a page.
     pub(crate) fn read_rows(&self, layout: &Layout, page: u32) -> Result<PageRows> {
         let batch = self.read_batch(layout, page)?;
+        Ok(PageRows { batch, versions: self.read_versions(page)?, positions: self.read_positions(page)? })
+    }
+
+    /// The accept positions of a page's rows.
+    pub(crate) fn read_positions(&self, page: u32) -> Result<Vec<u64>> {
         let positions = self.read_noting(POSITIONS, page, None)?;
-        let positions = positions.as_primitive::<UInt64Type>().values().to_vec();
-        Ok(PageRows { batch, versions: self.read_versions(page)?, positions })
+        Ok(positions.as_primitive::<UInt64Type>().values().to_vec())
     }
 
     /// Reads all stored columns of a page.
@@ -316,13 +375,20 @@ impl Segment {
         Ok(join_versions(&high, &low))
     }
 
+    /// Where a page lies, or the dictionary of its row group if there is one.
+    fn extent(&self, place: Place, page: u32) -> Option<Extent> {
+        let page = page as usize;
+        match place {
+            Place::Column(number) => self.footer.columns[number].pages.get(page).copied(),
+            Place::Hidden(number) => self.footer.hidden[number].get(page).copied(),
+            Place::Dictionary(number) => {
+                self.footer.columns[number].dictionaries.get(page / GROUP_PAGES).copied().flatten()
+            }
+        }
+    }
+
     fn page_bytes(&self, place: Place, page: u32) -> Result<Vec<u8>> {
-        let extents = match place {
-            Place::Column(number) => &self.footer.columns[number].pages,
-            Place::Hidden(number) => &self.footer.hidden[number],
-            Place::Dictionary(_) => return Err(Error::internal("a dictionary is no page of rows")),
-        };
-        let extent = extents[page as usize];
+        let extent = self.extent(place, page).ok_or_else(|| Error::internal("there is no such page"))?;
         match self.context.planted == Some(Planted::NoPageChecksum) {
             true => read_unchecked(&*self.file, extent),
             false => read_extent(&*self.file, extent),
@@ -354,6 +420,10 @@ impl Segment {
     }
 
     fn read_noting(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        if let Place::Column(number) = place {
+            // A bad dictionary is damage of its own.
+            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page))?;
+        }
         self.noting(place, page, |segment| segment.read_page(place, page, wanted))
     }
 
@@ -367,30 +437,25 @@ impl Segment {
                 POSITIONS => format!("page {page} of positions"),
                 Place::Hidden(_) => format!("page {page} of versions"),
             });
+            let file = segment_file(self.id);
+            let offset = self.extent(place, page).map(|extent| extent.offset);
+            let error = damaged(error, &file, offset);
             if matches!(error.code(), ErrorCode::Corruption | ErrorCode::Io) {
                 let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
-                damage.insert((place, page), error.message().to_owned());
+                damage.insert((place, page), Problem::of(&error, &file));
             }
-            error.context(segment_file(self.id))
+            error
         })
     }
 
     /// Reads everything and checks it.
     pub(crate) fn verify(&self, dir: &Path) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut check = |result: Result<()>| {
-            if let Err(error) = result {
-                problems.push(Problem { file: segment_file(self.id), message: error.message().to_owned() });
-            }
-        };
         // What was read before is read again.
         self.context.forget(self.id);
-        check(Self::open(&self.context, dir, self.id, self.bytes).map(drop));
-        for page in 0..self.pages() {
-            let columns = (0..self.footer.columns.len()).map(Place::Column);
-            let hidden = (0..HIDDEN_COLUMNS).map(Place::Hidden);
-            columns.chain(hidden).for_each(|place| check(self.read_noting(place, page, None).map(drop)));
-        }
+        let opened = Self::open(&self.context, dir, self.id, self.bytes).err();
+        let mut problems: Vec<Problem> =
+            opened.map(|error| Problem::of(&error, &segment_file(self.id))).into_iter().collect();
+        problems.extend(self.read_everything());
         problems
     }
 }

@@ -90,6 +90,11 @@ impl SegmentWriter {
         self.footer.rows
     }
 
+    /// Bytes written so far: of whole row groups.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.offset
+    }
+
     /// Adds a page; only the last one may have less than [`PAGE_ROWS`] rows.
     pub(crate) fn push(&mut self, rows: &SegmentRows) -> Result<()> {
         let count = rows.batch.num_rows();

@@ -1,23 +1,27 @@
 //! Group commit: check everything, log it with one write and one fsync, apply it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::BooleanArray;
-use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
+use super::digest::Tally;
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
 use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
 use crate::size::batch_bytes;
-use crate::state::{Location, SourceId};
+use crate::state::{Location, SegmentView, SourceId};
 use crate::token::TokenRecord;
-use crate::wal::{AppendFailure, FrameBuilder};
+use crate::wal::{FrameBuilder, LogFailure};
 
 /// Tells a client that is ahead of the flusher when to come back.
 const OVERLOAD_RETRY_MS: u64 = 200;
+/// The same for one that is ahead of compaction.
+const MERGE_RETRY_MS: u64 = 1_000;
 
 /// A checked write, with the rows that it meets.
 pub(super) struct Prepared {
@@ -39,8 +43,8 @@ enum Fate {
 }
 
 impl Store {
-    /// Commits a group of writes with one append and one fsync. When it returns, those that were accepted are durable,
-    /// applied and visible, in order; the others had no effect.
+    /// Commits a group of writes with one append and one fsync. When it returns, those that were accepted are durable (as
+    /// far as [`crate::StoreOptions::sync_commits`] promises), applied and visible, in order; the others had no effect.
     ///
     /// # Errors
     /// The outer error: the log is in doubt (a failed write or fsync) and every later commit fails until the store is opened
@@ -79,7 +83,7 @@ impl Store {
             });
             fates.push(fate.unwrap_or_else(|error| Fate::Settled(Err(error))));
         }
-        let full = if frame.is_empty() { None } else { self.log(&mut writer, frame, position)? };
+        let full = if frame.is_empty() { None } else { self.log(&mut writer, frame, &group)? };
         if full.is_none() && !group.is_empty() {
             self.apply_or_fail(&mut writer, group)?;
         }
@@ -118,6 +122,12 @@ impl Store {
             let message = "writes come faster than they can be flushed (memtables_bytes_max)";
             return Some(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(OVERLOAD_RETRY_MS));
         }
+        let overdue = self.segments_overdue();
+        if overdue >= self.options.segments_overdue_max {
+            let message =
+                format!("{overdue} segments wait to be merged: writes come faster than that (segments_overdue_max)");
+            return Some(Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(MERGE_RETRY_MS));
+        }
         None
     }
 
@@ -138,6 +148,7 @@ impl Store {
         };
         let layout = self.layout();
         let mut incoming = normalise(&layout, write)?;
+        incoming = self.within_range(&layout, incoming, is_replicated)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
 
@@ -186,6 +197,17 @@ impl Store {
         Ok(Ok((Prepared { incoming, met }, accepted)))
     }
 
+    /// Leaves out replicated rows that this store does not hold: a peer may not have been split yet. Of other writes there
+    /// may be none.
+    fn within_range(&self, layout: &Layout, incoming: Incoming, is_replicated: bool) -> Result<Incoming> {
+        let incoming = match incoming.admitted_by(&self.range) {
+            Some(admitted) if is_replicated => incoming.filter(layout, &admitted)?,
+            Some(_) => return Err(Error::new(ErrorCode::Moved, "a row's key is not in the range of this partition")),
+            None => incoming,
+        };
+        Ok(incoming)
+    }
+
     /// Whether one more token may be remembered, if it is not known already.
     fn check_tokens_room(&self, token: &str) -> Result<()> {
         let mut tokens = lock(&self.tokens);
@@ -223,28 +245,28 @@ impl Store {
         Ok(Ok((Prepared { incoming, met }, accepted)))
     }
 
-    /// Makes the group durable. `Some` if the disk had no room and nothing happened.
-    fn log(&self, writer: &mut Writer, frame: FrameBuilder, position: u64) -> Result<Option<Error>> {
+    /// Logs the group, and makes it durable if that was promised. `Some` if the disk had no room and nothing happened.
+    fn log(&self, writer: &mut Writer, frame: FrameBuilder, group: &[Prepared]) -> Result<Option<Error>> {
         if writer.wal.current_bytes() >= self.options.wal_segment_bytes_max {
-            // Only tidiness: if there is no room for another file, this one goes on.
-            let _ = writer.wal.roll(position + 1);
+            match writer.wal.roll() {
+                // Only tidiness: if there is no room for another file, this one goes on.
+                Ok(()) | Err(LogFailure::Refused(_)) => {}
+                Err(LogFailure::Doubt(error)) => return Err(self.give_up(writer, error)),
+            }
         }
-        let frame = frame.finish(position + 1);
-        match writer.wal.append(&frame, !self.has(Planted::SkipFsync)) {
-            Ok(()) => {
-                writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + frame.len() as u64);
+        // Whoever accepted a version for a token must never forget it: rows may stand under it elsewhere.
+        let reserves = || group.iter().any(|prepared| prepared.incoming.tokens.iter().any(TokenRecord::is_reservation));
+        let sync = (self.options.sync_commits || reserves()) && !self.has(Planted::SkipFsync);
+        match writer.wal.append(frame, sync) {
+            Ok(written) => {
+                writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + written);
                 Ok(None)
             }
-            Err(AppendFailure::Full(error)) => {
+            Err(LogFailure::Refused(error)) => {
                 writer.bytes_since_check = None;
                 Ok(Some(error))
             }
-            Err(AppendFailure::Doubt(error)) => {
-                tracing::error!(%error, "the log is in doubt; no more commits are taken");
-                writer.failed = Some(error.clone());
-                lock(&self.state).failed = Some(error.clone());
-                Err(error.with_applied(Applied::Unknown))
-            }
+            Err(LogFailure::Doubt(error)) => Err(self.give_up(writer, error)),
         }
     }
 
@@ -260,11 +282,12 @@ impl Store {
     }
 
     fn apply(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
-        let (number, mut next_row, mut position) = {
+        let (number, mut next_row, mut position, digest, layout) = {
             let state = lock(&self.state);
             let active = state.memtables.last().ok_or_else(|| Error::internal("there is no memtable"))?;
-            (active.number, active.rows(), state.position)
+            (active.number, active.rows(), state.position, state.digest.clone(), state.layout.clone())
         };
+        let mut tally = Tally::new(&layout, digest.as_ref().clone());
         let active = SourceId::Memtable(number);
         let mut buried: BTreeMap<SourceId, Vec<u32>> = BTreeMap::new();
         let mut tombstones = Vec::new();
@@ -275,28 +298,28 @@ impl Store {
             let first_row = next_row;
             for (row, key) in incoming.keys.iter().enumerate() {
                 let (at, version) = (first_row + row as u32, incoming.versions[row]);
-                if incoming.is_tombstone(row) {
+                let tombstone = incoming.is_tombstone(row);
+                if tombstone {
                     tombstones.push(at);
                 }
-                let here = writer.index.get_mut(key);
+                // One way down the tree, which is most of what applying costs.
+                let here = writer.index.entry(key.into());
                 let old = match &here {
-                    Some(entry) => Some(Location { source: active, row: entry.row, version: entry.version }),
-                    None => met[row],
+                    btree_map::Entry::Occupied(entry) => Some(entry.get().at(active)),
+                    btree_map::Entry::Vacant(_) => met[row],
                 };
-                let loser = match old {
-                    Some(old) if !self.beats(version, old.version) => Location { source: active, row: at, version },
-                    old => {
-                        match here {
-                            Some(entry) => *entry = Entry { row: at, version },
-                            None => drop(writer.index.insert(key.into(), Entry { row: at, version })),
-                        }
-                        let Some(old) = old else { continue };
-                        old
-                    }
-                };
-                buried.entry(loser.source).or_default().push(loser.row);
-                if loser.source != active {
-                    writer.young.entry(loser.source).or_default().push((position, loser.row));
+                let entry = Entry { row: at, version, tombstone };
+                if old.is_some_and(|old| !self.beats(version, old.version)) {
+                    // It never was a winner, so no reader of changes will ask for it.
+                    buried.entry(active).or_default().push(at);
+                    continue;
+                }
+                here.insert_entry(entry);
+                tally.add(key, version, tombstone);
+                if let Some(old) = old {
+                    tally.subtract(key, old.version, old.tombstone);
+                    buried.entry(old.source).or_default().push(old.row);
+                    writer.deaths.entry(old.source).or_default().push((position, old.row));
                 }
             }
             let rows = incoming.rows();
@@ -318,6 +341,7 @@ impl Store {
         let mut state = lock(&self.state);
         state.wal_bytes = writer.wal.bytes();
         state.position = position;
+        state.digest = Arc::new(tally.finish());
         buried.iter().for_each(|(source, rows)| state.bury(*source, rows));
         let view = state.memtables.last_mut().ok_or_else(|| Error::internal("there is no memtable"))?;
         view.bytes += bytes;
@@ -339,14 +363,25 @@ impl Store {
             let sealed = writer.sealed.iter().rev().map(|(number, index)| (*number, &**index));
             newest.chain(sealed).find_map(|(number, index)| {
                 let entry = index.get(key)?;
-                Some(Location { source: SourceId::Memtable(number), row: entry.row, version: entry.version })
+                Some(entry.at(SourceId::Memtable(number)))
             })
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
-        for view in segments.values().filter(|_| !self.has(Planted::ReplacedRowsStay)) {
-            view.find(&layout, keys, &mut met)?;
-        }
+        self.locate_in_segments(&layout, &segments, keys, &mut met)?;
         Ok(met)
+    }
+
+    /// The winner in segments of each key for which none is known yet.
+    pub(super) fn locate_in_segments(
+        &self,
+        layout: &Layout,
+        segments: &BTreeMap<SegmentId, SegmentView>,
+        keys: &EncodedKeys,
+        met: &mut [Option<Location>],
+    ) -> Result<()> {
+        // The rows of history are dead, all of them.
+        let mut views = segments.values().filter(|view| !view.history && !self.has(Planted::ReplacedRowsStay));
+        views.try_for_each(|view| view.find(layout, keys, met))
     }
 }
 

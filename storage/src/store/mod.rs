@@ -1,23 +1,29 @@
 //! One replica on one disk.
 //!
-//! Locks, always taken in this order: `flushing` or `compacting` (one of each at a time), `maintenance` (the manifest is being
+//! Locks, always taken in this order: `flushing`, `compacting` (one of each at a time), `maintenance` (the manifest is being
 //! replaced), `writer` (commits one after another), `state` (what readers see; held for moments only), `tokens`.
 
+mod changes;
 mod commit;
-mod compact;
+mod compaction;
 mod digest;
+mod history;
 mod maintenance;
 mod open;
 mod pull;
 mod schema;
+mod split;
+mod split_point;
 mod status;
+mod sync;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
+use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Planted, Result, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::manifest::write_meta;
@@ -26,31 +32,43 @@ use crate::options::StoreOptions;
 use crate::segment::{Segment, SegmentContext};
 use crate::state::{Snapshot, SourceId, State};
 use crate::token::{TokenRecord, Tokens};
-use crate::wal::Wal;
+use crate::wal::{Durability, LogFailure, Wal};
 
-pub use digest::Digest;
+pub use changes::{Changed, Changes};
+use compaction::Compaction;
+pub use compaction::{CompactionProgress, CompactionStep};
+pub use digest::{Digest, DigestBuckets};
 pub use maintenance::FlushReport;
 pub use open::Recovery;
 pub use pull::{PullCursor, PullRound, Pulled};
+pub use split::{Split, SplitChild};
+pub use split_point::{NoSplitPoint, SplitPoint};
 pub use status::StoreStatus;
 
 /// The storage engine of one replica. All calls block on the disk; none waits for anything else.
 pub struct Store {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// Keys that the store holds; rows of others are not taken.
+    range: KeyRange,
     /// Whether the newest version of a row wins.
     is_upsert: bool,
     options: StoreOptions,
     context: Arc<SegmentContext>,
     /// Held through a whole flush.
     flushing: Mutex<()>,
-    /// Held through a whole compaction.
-    compacting: Mutex<()>,
+    /// Held through a step of compaction.
+    compacting: Mutex<Compaction>,
+    /// Segments that wait to be merged.
+    overdue: AtomicUsize,
+    /// The store is being closed.
+    ending: AtomicBool,
     maintenance: Mutex<Maintenance>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
     tokens: Mutex<Tokens>,
     meta: Mutex<Vec<u8>>,
+    durability: Arc<Durability>,
 }
 
 /// What only the one who changes the set of files needs.
@@ -68,6 +86,10 @@ impl Maintenance {
     }
 }
 
+/// Dead rows with the position of the record that beat them, as long as that is not flushed, or a reader of changes may ask
+/// for what was before it.
+type Deaths = BTreeMap<SourceId, Vec<(u64, u32)>>;
+
 /// What only the one who commits needs.
 struct Writer {
     wal: Wal,
@@ -75,8 +97,8 @@ struct Writer {
     index: KeyIndex,
     /// Keys of the memtables that wait for their flush, oldest first.
     sealed: Vec<(u64, Arc<KeyIndex>)>,
-    /// Dead rows with the position of the record that beat them, as long as that is not flushed.
-    young: BTreeMap<SourceId, Vec<(u64, u32)>>,
+    /// Of rows that were winners once.
+    deaths: Deaths,
     /// Why no more commits are taken.
     failed: Option<Error>,
     /// Bytes logged since the free space was looked at; `None` to look before the next commit.
@@ -102,32 +124,45 @@ impl Store {
         lock(&self.meta).clone()
     }
 
-    /// Replaces the owner's blob, atomically; durable on return.
+    /// Replaces the owner's blob, atomically; durable on return, and so is everything that was accepted before: the blob may
+    /// speak of it.
     ///
     /// # Errors
     /// As the disk reports; after an error either blob may be there at the next start.
     pub fn set_meta(&self, bytes: Vec<u8>) -> Result<()> {
-        lock(&self.writer).check_sound()?;
+        self.sync()?;
         let mut meta = lock(&self.meta);
         write_meta(&self.disk, &self.dir, &bytes).map_err(|error| error.with_applied(Applied::Unknown))?;
         *meta = bytes;
         Ok(())
     }
 
-    /// Ends the store: waits for a flush, compaction or commit that is under way, and refuses every later change. To be
-    /// called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
+    /// Ends the store: waits for a flush or commit that is under way, gives up a merge, makes durable what is not, and refuses
+    /// every later change. To be called before the directory is opened anew, removed, or unlocked; reads of snapshots go on.
     pub fn close(&self) {
+        self.ending.store(true, Ordering::Relaxed);
         let _flushing = lock(&self.flushing);
-        let _compacting = lock(&self.compacting);
+        let mut compacting = lock(&self.compacting);
+        compacting.give_up();
         let mut writer = lock(&self.writer);
         // A blob that is being written ends first.
         let _meta = lock(&self.meta);
+        if writer.failed.is_none()
+            && let Err(LogFailure::Refused(error) | LogFailure::Doubt(error)) = writer.wal.close()
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "the log could not be closed in good order");
+        }
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
     /// How rows are laid out now. Commits may rely on it while they hold the writer.
     fn layout(&self) -> Arc<Layout> {
         lock(&self.state).layout.clone()
+    }
+
+    /// Keys that the store holds.
+    pub fn range(&self) -> &KeyRange {
+        &self.range
     }
 
     /// Whether that bug was planted.
@@ -146,6 +181,8 @@ impl Store {
 impl Writer {
     fn check_sound(&self) -> Result<()> {
         match &self.failed {
+            // Who asks again elsewhere is served.
+            Some(error) if error.code() == ErrorCode::Moved => Err(error.clone()),
             Some(error) => Err(Error::new(ErrorCode::NotReady, "the store must be opened again")
                 .context(error.message())
                 .with_applied(Applied::False)),

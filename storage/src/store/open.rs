@@ -2,24 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, ErrorCode, LogId, Planted, Result, SegmentId, TableSchema};
+use shoal_kernel::{ErrorCode, LogId, Planted, Result, TableSchema};
 
 use super::commit::Prepared;
 use super::schema::newest_schema;
+use super::split::{finish, moved};
 use super::{Store, Writer};
+use crate::damage::{Problem, corrupt, damaged};
 use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, read_meta};
 use crate::memtable::{KeyIndex, MemView};
 use crate::options::StoreOptions;
 use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
-use crate::state::{Problem, SegmentView, State};
+use crate::state::{SegmentView, SourceId, State};
 use crate::token::Tokens;
-use crate::wal::{Tail, Wal, recover};
+use crate::wal::{Recovered, Replay, Tail, Wal, recover, replay};
 
 /// What opening a store found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,11 +35,17 @@ pub struct Recovery {
     pub records_replayed: u64,
     /// Rows in them.
     pub rows_replayed: u64,
-    /// Bytes of an incomplete record that were cut off the log's end. It was never acknowledged.
+    /// Bytes of incomplete records that were cut off the log's end. They were not synced, and so, if commits are, never
+    /// acknowledged.
     pub tail_bytes_cut: u64,
     /// The log's last record is complete and its checksum is wrong, or the log is gone: acknowledged writes may be missing.
     /// A new log has begun; the replica must compare with others before it counts.
     pub in_doubt: bool,
+    /// The log was not synced before every acknowledgement, and was not closed: a loss of power may have taken records beyond
+    /// the last sync. A new log has begun; the replica must compare with others before it counts. What was synced is here.
+    pub unclean: bool,
+    /// Position up to which nothing can be missing; what was acknowledged beyond it and is not here was lost.
+    pub durable: u64,
     /// Segments that cannot be read. Reads and writes are refused; the replica must be rebuilt.
     pub quarantined: Vec<Problem>,
 }
@@ -45,10 +54,14 @@ impl Recovery {
     fn report(&self, dir: &Path) {
         let dir = dir.display();
         for problem in &self.quarantined {
-            tracing::error!(%dir, file = problem.file, problem = problem.message, "a segment cannot be read");
+            tracing::error!(%dir, %problem, "a segment cannot be read");
         }
         if self.in_doubt {
             tracing::warn!(%dir, log = %self.log_id, "the end of the log is in doubt; a new log begins");
+        }
+        if self.unclean {
+            let (log, durable) = (self.log_id, self.durable);
+            tracing::warn!(%dir, %log, durable, "the log was synced late and not closed; a new log begins");
         }
         if self.tail_bytes_cut > 0 {
             tracing::info!(%dir, bytes = self.tail_bytes_cut, "an incomplete record was cut off the log");
@@ -62,14 +75,30 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
-    /// [`ErrorCode::IncompatibleVersion`] for files of a newer build; [`ErrorCode::Unsupported`] for column types that cannot
-    /// be stored; and as the disk reports.
+    /// [`ErrorCode::IncompatibleVersion`] for files of a newer build; [`ErrorCode::Moved`] if the store was split, and then its
+    /// children can be opened ([`Store::split_of`] names them); [`ErrorCode::Unsupported`] for column types that cannot be
+    /// stored; and as the disk reports.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
         schema: Arc<TableSchema>,
         options: StoreOptions,
         new_log_id: LogId,
+    ) -> Result<(Arc<Self>, Recovery)> {
+        Self::open_watched(disk, dir, schema, options, new_log_id, &Replay::default())
+    }
+
+    /// The same; `watch` says how far it is, and lets others help.
+    ///
+    /// # Errors
+    /// As of [`Store::open`].
+    pub fn open_watched(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        schema: Arc<TableSchema>,
+        options: StoreOptions,
+        new_log_id: LogId,
+        watch: &Replay,
     ) -> Result<(Arc<Self>, Recovery)> {
         let disk: Arc<dyn Disk> = match options.planted {
             Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
@@ -78,8 +107,13 @@ impl Store {
         disk.create_dir_all(dir)?;
         let layout = Arc::new(Layout::new(newest_schema(&disk, dir, schema)?)?);
         let (manifest, created) = match Manifest::read(&disk, dir)? {
+            Some(manifest) if manifest.split.is_some() => {
+                disk.sync_dir(dir)?;
+                finish(&disk, dir, &manifest)?;
+                return Err(moved(&manifest));
+            }
             Some(manifest) => (manifest, false),
-            None => (create(&disk, dir, &layout, new_log_id)?, true),
+            None => (create(&disk, dir, &layout, &options, new_log_id)?, true),
         };
         // The manifest that was read may have been renamed into place by a life that could not sync the directory. Before
         // what it does not name is removed, it must be the one that a loss of power leaves.
@@ -88,19 +122,29 @@ impl Store {
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 
         let context = SegmentContext::new(disk.clone(), &options);
-        let mut segments = BTreeMap::new();
+        let (mut segments, mut deaths) = (BTreeMap::new(), BTreeMap::new());
         for record in &manifest.segments {
-            let dead = RoaringBitmap::deserialize_from(record.dead.as_slice())
-                .map_err(|error| Error::new(ErrorCode::Corruption, format!("{MANIFEST_FILE}: a bitmap: {error}")))?;
+            let dead = record.dead_rows()?;
             let dead = if options.planted == Some(Planted::MasksForgotten) { RoaringBitmap::new() } else { dead };
             match Segment::open(&context, dir, record.id, record.bytes) {
+                Ok(segment) if dead.max().is_some_and(|row| row >= segment.rows()) => {
+                    let message = format!("says that rows of {} are dead which it does not have", record.id);
+                    return Err(damaged(corrupt(message), MANIFEST_FILE, None));
+                }
                 Ok(segment) => {
-                    let (segment, old_dead) = (Arc::new(segment), dead.len());
-                    segments.insert(record.id, SegmentView { segment, dead: Arc::new(dead), old_dead });
+                    if record.rows.end > segment.rows() {
+                        let message = format!("says that rows of {} are the store's which it does not have", record.id);
+                        return Err(damaged(corrupt(message), MANIFEST_FILE, None));
+                    }
+                    let (rows, kept) = (record.rows.clone(), record.deaths.len() as u64);
+                    let view = SegmentView::new(Arc::new(segment), dead, rows, kept, record.history);
+                    segments.insert(record.id, view);
+                    if kept > 0 {
+                        deaths.insert(SourceId::Segment(record.id), record.deaths.clone());
+                    }
                 }
                 Err(error) if error.code() == ErrorCode::Corruption => {
-                    let file = segment_file(record.id);
-                    recovery.quarantined.push(Problem { file, message: error.message().to_owned() });
+                    recovery.quarantined.push(Problem::of(&error, &segment_file(record.id)));
                 }
                 Err(error) => return Err(error),
             }
@@ -111,102 +155,120 @@ impl Store {
         let state = State {
             layout: layout.clone(),
             log_id: manifest.log_id,
+            past: Arc::default(),
             position: manifest.flushed,
             flushed: manifest.flushed,
             segments,
-            memtables: vec![MemView::new(0, manifest.flushed)],
+            memtables: vec![MemView::new(0, manifest.flushed, Arc::default())],
+            digest: Arc::default(),
+            digest_base: manifest.digest()?.map(Arc::new),
+            changes_from: manifest.changes_from,
+            keep_changes_from: manifest.keep_changes_from,
             wal_bytes: 0,
             failed: None,
             broken: recovery.quarantined.clone().into(),
         };
-        let mut replayed = Vec::new();
         let skips = options.planted == Some(Planted::BadRecordSkipped);
-        let mut recovered = recover(&disk, dir, &layout, manifest.flushed, skips, |position, incoming| {
-            recovery.records_replayed += 1;
-            recovery.rows_replayed += incoming.rows() as u64;
-            replayed.push((position, incoming));
-            Ok(())
-        })?;
+        let mut recovered = recover(&disk, dir, manifest.flushed, skips)?;
         match recovered.tail {
             Tail::Clean => {}
             Tail::Torn(bytes) => recovery.tail_bytes_cut = bytes,
             Tail::Doubt(_) | Tail::Missing => recovery.in_doubt = true,
         }
+        // A log that has just been made ends with nothing that could be missed.
+        recovery.unclean = recovered.unclean && !created;
+        recovery.durable = if recovered.unclean { recovered.durable } else { recovered.last_position };
         let mut manifest = manifest;
-        if recovery.in_doubt {
-            // Before the end is cut: a crash between the two must find the doubt again.
-            manifest.log_id = new_log_id;
+        if recovery.in_doubt || recovery.unclean {
+            // Before the end is cut: a crash between the two must find the doubt again. And before anything is accepted: peers
+            // may know more of the old log than is left of it.
+            manifest.begin_log(new_log_id, recovered.last_position, !recovery.in_doubt);
             manifest.write(&disk, dir)?;
             recovery.log_id = new_log_id;
         }
         recovered.make_durable(&disk)?;
-        let next_position = recovered.last_position + 1;
-        let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), recovered.files, next_position)?;
+        let (lazy, files) = (!options.sync_commits, std::mem::take(&mut recovered.files));
+        let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), lazy, files, recovered.last_position)?;
 
-        let wal_bytes = wal.bytes();
-        let writer = Writer {
-            wal,
-            index: KeyIndex::new(),
-            sealed: Vec::new(),
-            young: BTreeMap::new(),
-            failed: None,
-            bytes_since_check: None,
-        };
+        let (wal_bytes, durability) = (wal.bytes(), wal.durability());
+        let writer =
+            Writer { wal, index: KeyIndex::new(), sealed: Vec::new(), deaths, failed: None, bytes_since_check: None };
         let meta = read_meta(&disk, dir)?;
         let store = Self {
             disk,
             dir: dir.to_owned(),
+            range: manifest.range,
             is_upsert: layout.schema.is_upsert(),
             options,
             context,
             flushing: Mutex::default(),
             compacting: Mutex::default(),
+            overdue: AtomicUsize::new(0),
+            ending: AtomicBool::new(false),
             maintenance: Mutex::new(super::Maintenance::new(manifest.next_segment)),
             writer: Mutex::new(writer),
-            state: Mutex::new(State { log_id: recovery.log_id, wal_bytes, ..state }),
+            state: Mutex::new(State { log_id: recovery.log_id, past: manifest.past.into(), wal_bytes, ..state }),
             tokens: Mutex::new(tokens),
             meta: Mutex::new(meta),
+            durability,
         };
-        store.replay(replayed, recovery.quarantined.is_empty())?;
+        store.replay(recovered, watch, &mut recovery)?;
         if store.has(Planted::TokensLostAtRestart) {
             *super::lock(&store.tokens) = Tokens::default();
+        }
+        if recovery.quarantined.is_empty() {
+            store.note_overdue()?;
         }
         recovery.report(dir);
         Ok((Arc::new(store), recovery))
     }
 
-    fn replay(&self, records: Vec<(u64, crate::rows::Incoming)>, whole: bool) -> Result<()> {
+    fn replay(&self, recovered: Recovered, watch: &Replay, recovery: &mut Recovery) -> Result<()> {
         let mut writer = super::lock(&self.writer);
-        for (position, incoming) in records {
-            if !whole {
-                // Without every segment nobody can say which rows win; only the position is kept.
-                super::lock(&self.state).position = position;
-                continue;
-            }
-            let met = self.locate(&writer, &incoming.keys)?;
-            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])?;
+        if !recovery.quarantined.is_empty() {
+            // Without every segment nobody can say which rows win; only the position is kept.
+            super::lock(&self.state).position = recovered.last_position;
+            return Ok(());
         }
-        Ok(())
+        let layout = self.layout();
+        replay(watch, &self.disk, &layout, recovered, |_, incoming| {
+            recovery.records_replayed += 1;
+            recovery.rows_replayed += incoming.rows() as u64;
+            // The log of a store that was split is its children's.
+            let incoming = match incoming.admitted_by(&self.range) {
+                Some(admitted) => incoming.filter(&layout, &admitted)?,
+                None => incoming,
+            };
+            // There is one memtable, and applying looks into that by itself.
+            let mut met = vec![None; incoming.rows()];
+            let segments = super::lock(&self.state).segments.clone();
+            self.locate_in_segments(&layout, &segments, &incoming.keys, &mut met)?;
+            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])
+        })
     }
 }
 
 /// Makes an empty store. The manifest comes last: without it there is no store.
-fn create(disk: &Arc<dyn Disk>, dir: &Path, layout: &Layout, log_id: LogId) -> Result<Manifest> {
+fn create(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    layout: &Layout,
+    options: &StoreOptions,
+    log_id: LogId,
+) -> Result<Manifest> {
     for entry in disk.list(dir)? {
         if segment_of_file(&entry.name).is_some() {
-            let message = format!("there are segments in {} and no {MANIFEST_FILE}", dir.display());
-            return Err(Error::new(ErrorCode::Corruption, message));
+            return Err(damaged(corrupt("it is gone, and there are segments"), MANIFEST_FILE, None));
         }
     }
-    let recovered = recover(disk, dir, layout, 0, false, |_, _| {
-        let message = format!("there is a log in {} and no {MANIFEST_FILE}", dir.display());
-        Err(Error::new(ErrorCode::Corruption, message))
-    })?;
-    if recovered.files.is_empty() {
-        Wal::create(disk.clone(), dir, layout.stored.clone(), 1)?;
+    let recovered = recover(disk, dir, 0, false)?;
+    if recovered.last_position > 0 {
+        return Err(damaged(corrupt("it is gone, and there is a log"), MANIFEST_FILE, None));
     }
-    let manifest =
-        Manifest { log_id, flushed: 0, next_segment: SegmentId(1), segments: Vec::new(), tokens: Vec::new() };
+    if recovered.files.is_empty() {
+        Wal::create(disk.clone(), dir, layout.stored.clone(), !options.sync_commits)?;
+    }
+    let manifest = Manifest::new(log_id);
     manifest.write(disk, dir)?;
     Ok(manifest)
 }

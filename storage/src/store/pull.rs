@@ -72,6 +72,22 @@ impl Pulled {
 }
 
 impl Store {
+    /// What a place in a log that has gone is worth in the present one: everything up to there is the same in both. `None` if
+    /// that log is not known.
+    pub fn place_of(&self, log_id: LogId, position: u64) -> Option<u64> {
+        let state = lock(&self.state);
+        if log_id == state.log_id {
+            return Some(position);
+        }
+        state.past.iter().find(|past| past.log_id == log_id).map(|past| position.min(past.common))
+    }
+
+    /// Whether everything is here that was synced of that log.
+    pub fn has_synced_of(&self, log_id: LogId) -> bool {
+        let state = lock(&self.state);
+        log_id == state.log_id || state.past.iter().any(|past| past.log_id == log_id && past.intact)
+    }
+
     /// The next part of the feed, of about `bytes_max` bytes. A cursor of another log, or from beyond this log's end, starts
     /// from the beginning. Rows may be handed out more than once, never skipped.
     ///
@@ -112,7 +128,7 @@ impl Store {
     fn feed_segments(&self, state: &State, from: u64, round: &PullRound, feed: &mut Feed) -> Result<Option<Vec<u8>>> {
         let input = |view: &SegmentView| MergeInput { segment: view.segment.clone(), left_out: view.dead.clone() };
         let inputs = state.segments.values().map(input).collect();
-        let range = MergeRange { after_position: from, after_key: &round.after_key };
+        let range = MergeRange { after_position: from, after_key: &round.after_key, ..MergeRange::default() };
         let mut merge = Merge::new(state.layout.clone(), inputs, &range);
         let mut after_key = round.after_key.clone();
         let mut rows_wanted = FEED_ROWS_FIRST;

@@ -10,7 +10,7 @@ use shoal_kernel::{Error, ErrorCode, Result, TableSchema};
 use super::{Store, lock};
 use crate::layout::Layout;
 use crate::manifest::{read_schema, write_schema};
-use crate::wal::AppendFailure;
+use crate::wal::LogFailure;
 
 impl Store {
     /// The version of the schema that writes are taken under.
@@ -27,10 +27,7 @@ impl Store {
     pub fn adopt(&self, schema: Arc<TableSchema>) -> Result<()> {
         let mut writer = lock(&self.writer);
         writer.check_sound()?;
-        let (old, position) = {
-            let state = lock(&self.state);
-            (state.layout.clone(), state.position)
-        };
+        let old = self.layout();
         if schema.version <= old.schema.version {
             return Ok(());
         }
@@ -38,14 +35,10 @@ impl Store {
         check_follows(&old, &layout)?;
         // Before a row of it is logged: whoever opens the directory must not read such a row by an older schema.
         write_schema(&self.disk, &self.dir, &layout.schema)?;
-        match writer.wal.follow(layout.stored.clone(), position + 1) {
+        match writer.wal.follow(layout.stored.clone()) {
             Ok(()) => {}
-            Err(AppendFailure::Full(error)) => return Err(error),
-            Err(AppendFailure::Doubt(error)) => {
-                writer.failed = Some(error.clone());
-                lock(&self.state).failed = Some(error.clone());
-                return Err(error);
-            }
+            Err(LogFailure::Refused(error)) => return Err(error),
+            Err(LogFailure::Doubt(error)) => return Err(self.give_up(&mut writer, error)),
         }
         let mut state = lock(&self.state);
         state.wal_bytes = writer.wal.bytes();
@@ -57,13 +50,16 @@ impl Store {
 pub(super) fn newest_schema(disk: &Arc<dyn Disk>, dir: &Path, given: Arc<TableSchema>) -> Result<Arc<TableSchema>> {
     match read_schema(disk, dir)? {
         Some(known) if known.version >= given.version => Ok(Arc::new(known)),
-        // What was never altered needs no file.
-        None if given.version <= 1 => Ok(given),
         _ => {
-            write_schema(disk, dir, &given)?;
+            keep_schema(disk, dir, &given)?;
             Ok(given)
         }
     }
+}
+
+/// Makes a directory know a schema. What was never altered needs no file.
+pub(super) fn keep_schema(disk: &Arc<dyn Disk>, dir: &Path, schema: &TableSchema) -> Result<()> {
+    if schema.version > 1 { write_schema(disk, dir, schema) } else { Ok(()) }
 }
 
 /// Checks that rows keep their identities.

@@ -3,7 +3,8 @@
 use shoal_kernel::LogId;
 
 use super::{Store, lock};
-use crate::state::Problem;
+use crate::damage::Problem;
+use crate::state::SegmentView;
 
 /// A store at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub struct StoreStatus {
     pub log_id: LogId,
     /// Position of the last accepted record.
     pub position: u64,
+    /// Position up to which records are known to be durable.
+    pub synced: u64,
     /// Position up to which records lie in segments.
     pub flushed: u64,
     /// Visible rows.
@@ -20,10 +23,18 @@ pub struct StoreStatus {
     pub disk_bytes: u64,
     /// Segments.
     pub segments: usize,
+    /// Their rows: visible ones, dead ones and tombstones.
+    pub segment_rows: u64,
+    /// How many of them wait to be merged.
+    pub segments_overdue: usize,
     /// Bytes of memory that hold rows which are not flushed.
     pub memtable_bytes: u64,
     /// Bytes of the log.
     pub wal_bytes: u64,
+    /// The earliest position that changes can be told from.
+    pub changes_from: u64,
+    /// Dead rows in segments that no merge leaves out: they died since the last flush, or a reader of changes needs them.
+    pub kept_rows: u64,
     /// Damage that was met and has not passed, by file.
     pub problems: Vec<Problem>,
     /// Why commits are refused until the store is opened again, if they are.
@@ -35,16 +46,22 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         let state = lock(&self.state).clone();
         let segment_bytes: u64 = state.segments.values().map(|view| view.segment.bytes()).sum();
+        let kept = |view: &SegmentView| view.dead.len().saturating_sub(view.old_dead);
         let damaged = state.segments.values().filter_map(|view| view.segment.damage());
         StoreStatus {
             log_id: state.log_id,
             position: state.position,
+            synced: self.durability.synced(),
             flushed: state.flushed,
             rows: state.visible_rows(),
             disk_bytes: segment_bytes + state.wal_bytes,
             segments: state.segments.len() + state.broken.len(),
+            segment_rows: state.segments.values().map(|view| u64::from(view.segment.rows())).sum(),
+            segments_overdue: self.segments_overdue(),
             memtable_bytes: state.memtable_bytes(),
             wal_bytes: state.wal_bytes,
+            changes_from: state.changes_from,
+            kept_rows: state.segments.values().map(kept).sum(),
             problems: state.broken.iter().cloned().chain(damaged).collect(),
             failed: state.failed.as_ref().map(|error| error.message().to_owned()),
         }

@@ -11,13 +11,17 @@ use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
 use crate::encoding::{Effort, Input, decode_page, encode_page, malformed};
 use crate::layout::{Layout, StoredColumn};
+use crate::manifest::POSITION_MAX;
 use crate::rows::Incoming;
 use crate::token::TokenRecord;
 
-pub(super) const MAGIC: [u8; 4] = *b"SHWF";
-pub(super) const HEADER_BYTES: usize = 32;
+pub(crate) const MAGIC: [u8; 4] = *b"SHWF";
+pub(crate) const HEADER_BYTES: usize = 32;
 /// Bytes of one frame; a group that would be larger is refused in part.
 const FRAME_BYTES_MAX: usize = 1 << 30;
+/// Rows of one write. A page of equal values takes a few bytes however many they are, so that the bytes of an entry do not
+/// bound what its head can claim.
+const ENTRY_ROWS_MAX: u32 = 16 << 20;
 
 /// What stands before the columns of an entry.
 #[derive(Serialize, Deserialize)]
@@ -32,11 +36,24 @@ struct EntryHead {
 pub(super) struct FrameHeader {
     pub(super) payload_bytes: usize,
     pub(super) first_position: u64,
+    /// None in a closing mark.
     pub(super) entries: u32,
     pub(super) payload_crc: u32,
+    /// How many records right before this frame were not synced when it was written.
+    pub(super) unsynced: u32,
 }
 
 impl FrameHeader {
+    /// Up to where records were durable when the frame was written.
+    pub(super) fn durable(&self) -> u64 {
+        self.first_position.saturating_sub(1 + u64::from(self.unsynced))
+    }
+
+    /// Whether the log was closed with it.
+    pub(super) fn is_closing_mark(&self) -> bool {
+        self.entries == 0
+    }
+
     /// `None` if these are not the bytes of a header.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
@@ -44,11 +61,13 @@ impl FrameHeader {
         if header[..4] != MAGIC || number(28)? != crc32fast::hash(&header[..28]) {
             return None;
         }
-        Some(Self {
+        let first_position = u64::from_le_bytes(header[8..16].try_into().ok()?);
+        (first_position <= POSITION_MAX).then_some(Self {
             payload_bytes: number(4)? as usize,
-            first_position: u64::from_le_bytes(header[8..16].try_into().ok()?),
+            first_position,
             entries: number(16)?,
             payload_crc: number(20)?,
+            unsynced: number(24)?,
         })
     }
 
@@ -85,8 +104,13 @@ impl FrameBuilder {
         self.entries == 0
     }
 
-    /// The frame.
-    pub(crate) fn finish(self, first_position: u64) -> Vec<u8> {
+    /// How many writes it holds.
+    pub(super) fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// The frame; without writes, a closing mark. `unsynced` is how many records right before it are not synced.
+    pub(super) fn finish(self, first_position: u64, unsynced: u64) -> Vec<u8> {
         let mut frame = Vec::with_capacity(HEADER_BYTES + self.payload.len());
         frame.extend_from_slice(&MAGIC);
         // The bound on frames keeps the length below 4 GiB.
@@ -94,7 +118,8 @@ impl FrameBuilder {
         frame.extend_from_slice(&first_position.to_le_bytes());
         frame.extend_from_slice(&self.entries.to_le_bytes());
         frame.extend_from_slice(&crc32fast::hash(&self.payload).to_le_bytes());
-        frame.extend_from_slice(&[0; 4]);
+        // One file is synced before the next, and no file holds so many records.
+        frame.extend_from_slice(&u32::try_from(unsynced).unwrap_or(u32::MAX).to_le_bytes());
         let header_crc = crc32fast::hash(&frame);
         frame.extend_from_slice(&header_crc.to_le_bytes());
         frame.extend_from_slice(&self.payload);
@@ -116,7 +141,9 @@ fn take<'a>(input: &mut Input<'a>) -> Result<&'a [u8]> {
 }
 
 fn write_entry(incoming: &Incoming, out: &mut Vec<u8>) -> Result<()> {
-    let rows = u32::try_from(incoming.rows()).map_err(|_| Error::new(ErrorCode::LimitExceeded, "too many rows"))?;
+    let rows = u32::try_from(incoming.rows()).ok().filter(|rows| *rows <= ENTRY_ROWS_MAX);
+    let rows = rows
+        .ok_or_else(|| Error::new(ErrorCode::LimitExceeded, format!("more than {ENTRY_ROWS_MAX} rows in one write")))?;
     let head = EntryHead { rows, has_tombstones: incoming.tombstones.is_some(), tokens: incoming.tokens.clone() };
     put(&wire::encode(&head)?, out)?;
     let (high, low) = split_versions(&incoming.versions);
@@ -146,6 +173,9 @@ pub(super) fn read_entries(
 
 fn read_entry(layout: &Layout, columns: &[StoredColumn], input: &mut Input<'_>) -> Result<Incoming> {
     let head: EntryHead = wire::decode(take(input)?)?;
+    if head.rows > ENTRY_ROWS_MAX {
+        return Err(malformed("an entry of more rows than a write may have"));
+    }
     let rows = head.rows as usize;
     let high = decode_page(take(input)?, &DataType::UInt64, rows, None, None)?;
     let low = decode_page(take(input)?, &DataType::UInt64, rows, None, None)?;

@@ -10,27 +10,27 @@ use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
 use crate::model::{Change, Model, write};
 
-fn small_options() -> StoreOptions {
+pub fn small_options() -> StoreOptions {
     StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 500, ..options() }
 }
 
-fn try_open(disk: &MemoryDisk) -> shoal_kernel::Result<(Arc<Store>, shoal_storage::Recovery)> {
+pub fn try_open(disk: &MemoryDisk) -> shoal_kernel::Result<(Arc<Store>, shoal_storage::Recovery)> {
     let shared: Arc<dyn Disk> = disk.shared();
     open_with(&shared, &upsert_schema(), small_options(), 7)
 }
 
 /// What was acknowledged, and what may be there beside it.
-struct Outcome {
-    acknowledged: Model,
-    in_flight: Option<Model>,
-    meta: Vec<Vec<u8>>,
-    finished: bool,
+#[derive(Default)]
+pub struct Outcome {
+    pub acknowledged: Model,
+    pub in_flight: Option<Model>,
+    pub meta: Vec<Vec<u8>>,
+    pub finished: bool,
 }
 
 /// Inserts, replaces, deletes, flushes and compacts until the end or until the power goes.
 fn workload(disk: &MemoryDisk) -> Outcome {
-    let mut outcome =
-        Outcome { acknowledged: Model::default(), in_flight: None, meta: vec![Vec::new()], finished: false };
+    let mut outcome = Outcome { meta: vec![Vec::new()], ..Outcome::default() };
     let Ok((store, _)) = try_open(disk) else { return outcome };
     for round in 0..6i64 {
         for part in 0..2i64 {
@@ -58,7 +58,8 @@ fn workload(disk: &MemoryDisk) -> Outcome {
         if round % 2 == 1 && store.flush().is_err() {
             return outcome;
         }
-        if round >= 3 && store.compact().is_err() {
+        // A page in one round, the rest of it in a later one.
+        if round >= 2 && store.compact_step(1).is_err() {
             return outcome;
         }
     }
@@ -66,7 +67,7 @@ fn workload(disk: &MemoryDisk) -> Outcome {
     outcome
 }
 
-fn check(disk: &MemoryDisk, outcome: &Outcome, what: &str) -> (Arc<Store>, bool) {
+pub fn check(disk: &MemoryDisk, outcome: &Outcome, what: &str) -> (Arc<Store>, bool) {
     let (store, recovery) = try_open(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = read(&store.snapshot());
     let acknowledged = outcome.acknowledged.visible();

@@ -70,6 +70,9 @@ fn every_flipped_byte_of_the_log_is_seen() {
             }
             Err(error) => {
                 assert_eq!(error.code(), ErrorCode::Corruption, "byte {at}: {error}");
+                let place = error.file().unwrap();
+                assert!(place.file.starts_with("wal-") && place.offset.is_some_and(|offset| offset <= at as u64));
+                assert!(error.help().is_some());
                 corruptions += 1;
             }
         }
@@ -122,7 +125,10 @@ fn every_flipped_byte_of_a_segment_is_seen() {
                 let damaged = !store.verify().unwrap().is_empty();
                 if let Err(error) = &scanned {
                     assert_eq!(error.code(), ErrorCode::Corruption);
-                    assert!(error.message().contains("seg-0000000000000001.seg: page 0 of column"), "{error}");
+                    let place = error.file().unwrap();
+                    assert_eq!(place.file, "seg-0000000000000001.seg");
+                    assert!(place.offset.is_some_and(|offset| offset <= at as u64), "byte {at}: {error}");
+                    assert!(error.message().contains("page 0 of column") && error.help().is_some(), "{error}");
                     assert!(damaged && !store.status().problems.is_empty());
                 } else {
                     assert_eq!(read(&store.snapshot()), expected.0, "byte {at}");
@@ -144,6 +150,8 @@ fn every_flipped_byte_of_the_manifest_is_seen() {
         flipped.tamper(&manifest, |bytes| bytes[at] ^= 0x10);
         let error = open_with(&flipped.shared(), &upsert_schema(), options(), 8).err().unwrap();
         assert_eq!(error.code(), ErrorCode::Corruption, "byte {at}: {error}");
+        assert_eq!(error.file().unwrap().file, "MANIFEST");
+        assert!(error.file().unwrap().offset.is_some_and(|offset| offset <= at as u64) && error.help().is_some());
     }
 }
 

@@ -26,6 +26,9 @@ struct World {
     reads: u64,
 }
 
+/// What a disk loses at once, when it loses some.
+const BLOCK_BYTES: usize = 128;
+
 /// What happens to bytes and entries that were not synced when power goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
@@ -34,6 +37,8 @@ pub enum Loss {
     /// Of each file a part of what was written stays, of the entries some; with an odd seed, the rest of what was written
     /// reads as zeros.
     Torn(u64),
+    /// Of what was written, some blocks stay and others do not, in no order; directories are as they were last.
+    Scattered(u64),
     /// Nothing: only the process died.
     Nothing,
 }
@@ -52,8 +57,15 @@ impl MemoryDisk {
         self.0.lock().unwrap().power_cut_at = Some(operation);
     }
 
+    /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.0.lock().unwrap().operations
+    }
+
+    /// The same as [`Self::cut_power_at`], counted from now on.
+    pub fn cut_power_after(&self, operations: u64) {
+        let mut world = self.0.lock().unwrap();
+        world.power_cut_at = Some(world.operations + operations);
     }
 
     pub fn fail_syncs(&self, failing: bool) {
@@ -86,6 +98,11 @@ impl MemoryDisk {
         world.inodes[inode] = Inode { now: bytes.clone(), durable: bytes };
     }
 
+    /// All files with their content.
+    pub fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.files().into_iter().map(|path| (path.clone(), self.bytes(&path))).collect()
+    }
+
     pub fn bytes(&self, path: &Path) -> Vec<u8> {
         let world = self.0.lock().unwrap();
         world.inodes[world.entries[path]].now.clone()
@@ -95,7 +112,7 @@ impl MemoryDisk {
     pub fn restart(&self, loss: Loss) -> Self {
         let world = self.0.lock().unwrap();
         let mut seed = match loss {
-            Loss::Torn(seed) => seed,
+            Loss::Torn(seed) | Loss::Scattered(seed) => seed,
             _ => 0,
         };
         // A file may have grown before its bytes were written.
@@ -104,7 +121,10 @@ impl MemoryDisk {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             if below == 0 { 0 } else { (seed >> 33) as usize % below }
         };
-        let mut entries = if loss == Loss::Nothing { world.entries.clone() } else { world.durable_entries.clone() };
+        let mut entries = match loss {
+            Loss::Nothing | Loss::Scattered(_) => world.entries.clone(),
+            Loss::Everything | Loss::Torn(_) => world.durable_entries.clone(),
+        };
         if matches!(loss, Loss::Torn(_)) {
             for (path, inode) in &world.entries {
                 if random(2) == 0 {
@@ -116,6 +136,17 @@ impl MemoryDisk {
             match loss {
                 Loss::Nothing => inode.now.clone(),
                 Loss::Everything => inode.durable.clone(),
+                Loss::Scattered(_) => {
+                    let mut bytes = inode.now.clone();
+                    for (number, block) in bytes.chunks_mut(BLOCK_BYTES).enumerate() {
+                        if random(2) == 0 {
+                            let old = inode.durable.get(number * BLOCK_BYTES..).unwrap_or_default();
+                            let old = old.iter().copied().chain(std::iter::repeat(0));
+                            block.iter_mut().zip(old).for_each(|(byte, old)| *byte = old);
+                        }
+                    }
+                    bytes
+                }
                 Loss::Torn(_) => {
                     let same = inode.now.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
                     let kept = same + random(inode.now.len() - same + 1);
@@ -155,7 +186,8 @@ impl MemoryDisk {
 
 impl World {
     fn used(&self) -> u64 {
-        self.entries.values().map(|&inode| self.inodes[inode].now.len() as u64).sum()
+        let named: BTreeSet<usize> = self.entries.values().copied().collect();
+        named.into_iter().map(|inode| self.inodes[inode].now.len() as u64).sum()
     }
 
     fn inode(&self, path: &Path) -> io::Result<usize> {
@@ -201,6 +233,17 @@ impl Disk for MemoryDisk {
         self.run(|world| {
             let inode = world.inode(from)?;
             world.entries.remove(from);
+            world.entries.insert(to.to_owned(), inode);
+            Ok(())
+        })
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(|world| {
+            let inode = world.inode(from)?;
+            if world.entries.contains_key(to) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
             world.entries.insert(to.to_owned(), inode);
             Ok(())
         })

@@ -60,13 +60,15 @@ fn ends_of(all: &Points, ends: KeyEnds) -> Points {
         1 => (name.clone(), 0),
         _ => (name.clone(), *time),
     };
-    let mut groups: BTreeMap<(String, i64), Vec<(&(String, i64), &i64)>> = BTreeMap::new();
-    all.iter().for_each(|row| groups.entry(group(row.0)).or_default().push(row));
+    let mut groups: BTreeMap<(String, i64), Points> = BTreeMap::new();
+    for (key, value) in all {
+        groups.entry(group(key)).or_default().insert(key.clone(), *value);
+    }
     let ends = groups.values().flat_map(|rows| {
-        let first = ends.first.then(|| rows.first()).flatten();
-        first.into_iter().chain(ends.last.then(|| rows.last()).flatten())
+        let first = ends.first.then(|| rows.first_key_value()).flatten();
+        first.into_iter().chain(ends.last.then(|| rows.last_key_value()).flatten())
     });
-    ends.map(|(key, value)| ((*key).clone(), **value)).collect()
+    ends.map(|(key, value)| (key.clone(), *value)).collect()
 }
 
 /// Whatever is left out, the ends are there; and what is there is a row that satisfies the conditions.

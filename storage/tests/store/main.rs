@@ -1,15 +1,22 @@
 //! The store from outside: what it promises, under faults.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails should say where, and stop")]
 
+mod changes;
+mod compaction;
 mod concurrency;
 mod crash;
 mod damage;
+mod digest;
 mod disk;
 mod ends;
+mod examine;
 mod fixture;
+mod lazy;
 mod model;
 mod optimize;
 mod pull;
 mod schema;
 mod segments;
+mod split;
+mod upkeep;
 mod writes;

@@ -25,6 +25,18 @@ impl Model {
         }
     }
 
+    /// What another one holds, where it is newer.
+    pub fn take(&mut self, other: Self) {
+        for (key, (version, row)) in other.0 {
+            self.set(key, version, row);
+        }
+    }
+
+    /// Forgets keys.
+    pub fn retain(&mut self, keep: impl Fn(i64) -> bool) {
+        self.0.retain(|id, _| keep(*id));
+    }
+
     pub fn visible(&self) -> Table {
         self.0.iter().filter_map(|(key, (_, row))| Some((*key, row.clone()?))).collect()
     }
@@ -36,11 +48,24 @@ pub enum Change {
     Delete(Vec<i64>),
 }
 
+impl Change {
+    /// Leaves out keys.
+    pub fn retain(self, keep: impl Fn(i64) -> bool) -> Self {
+        match self {
+            Self::Put(rows) => Self::Put(rows.into_iter().filter(|(id, _)| keep(*id)).collect()),
+            Self::Delete(ids) => Self::Delete(ids.into_iter().filter(|id| keep(*id)).collect()),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Commit(Vec<(u64, Change)>),
     Flush,
     Compact,
+    /// A page of a compaction: what follows happens in the middle of it.
+    Merge,
+    Optimize,
     Reopen(bool),
     Hold,
     Pull(usize),
@@ -67,7 +92,7 @@ pub fn write(model: &mut Model, version: Version, change: &Change) -> Write {
     Write { version, token: None, rows }
 }
 
-fn change() -> impl Strategy<Value = Change> {
+pub fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => prop::collection::vec((0i64..60, 0i64..1000), 1..12).prop_map(Change::Put),
         1 => prop::collection::vec(0i64..60, 1..6).prop_map(Change::Delete),
@@ -79,6 +104,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => prop::collection::vec((0u64..50, change()), 1..4).prop_map(Step::Commit),
         3 => Just(Step::Flush),
         2 => Just(Step::Compact),
+        3 => Just(Step::Merge),
+        1 => Just(Step::Optimize),
         1 => any::<bool>().prop_map(Step::Reopen),
         2 => Just(Step::Hold),
         2 => (1usize..4000).prop_map(Step::Pull),
@@ -102,6 +129,8 @@ pub fn pull_all(from: &Store, into: &Store, cursor: &mut PullCursor, bytes_max: 
         if pull_once(from, into, cursor, bytes_max) {
             let digest = from.digest().unwrap();
             assert_eq!(into.digest().unwrap(), digest);
+            assert_eq!(into.digest_buckets().unwrap(), from.digest_buckets().unwrap());
+            assert_eq!(into.content_digest().unwrap(), from.content_digest().unwrap());
             return digest;
         }
     }
@@ -139,6 +168,8 @@ fn run(steps: Vec<Step>) {
             }
             Step::Flush => drop(store.flush().unwrap()),
             Step::Compact => drop(store.compact().unwrap()),
+            Step::Merge => _ = store.compact_step(1).unwrap(),
+            Step::Optimize => _ = store.optimize(&|| true).unwrap(),
             Step::Reopen(power_cut) => {
                 held.clear();
                 let before = (store.digest().unwrap(), store.snapshot().position());

@@ -57,6 +57,10 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -131,6 +135,10 @@ mod tests {
         disk.replace(&path, b"two").unwrap();
         assert_eq!(disk.read(&path).unwrap(), b"two");
         assert_eq!(disk.list(&deep).unwrap().len(), 1);
+        disk.hard_link(&path, &deep.join("second")).unwrap();
+        disk.remove_file(&path).unwrap();
+        assert_eq!(disk.read(&deep.join("second")).unwrap(), b"two");
+        disk.rename(&deep.join("second"), &path).unwrap();
         assert!(disk.free_bytes(&deep).unwrap() > 0);
 
         let lock = disk.lock(&deep.join("LOCK")).unwrap();

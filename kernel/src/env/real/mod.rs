@@ -43,6 +43,11 @@ struct RealWorld {
     compute: compute::ComputePool,
 }
 
+/// The real disk alone, for tools that need no clock, network or thread.
+pub fn disk() -> Arc<dyn Disk> {
+    Arc::new(disk::RealDisk)
+}
+
 /// The real world. Must be used inside a tokio runtime with timers and I/O.
 ///
 /// # Errors
