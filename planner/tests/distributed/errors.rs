@@ -398,6 +398,8 @@ async fn alterations() {
         "ALTER TABLE flights ALTER COLUMN delay SET NOT NULL",
         "ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)",
         "ALTER TABLE flights SET (replication_factor = 2)",
+        "ALTER TABLE flights SET (fsync = 'never')",
+        "ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)",
         "ALTER TABLE flights SET (wirte_level = 'one')",
         "ALTER TABLE flights",
     ];
@@ -440,6 +442,10 @@ async fn alterations() {
             unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
         ALTER TABLE flights SET (replication_factor = 2)
             unsupported: replication_factor cannot be changed yet @1:26-1:44 [the setting that can be changed is write_level]
+        ALTER TABLE flights SET (fsync = 'never')
+            unsupported: fsync cannot be changed yet @1:26-1:31 [the setting that can be changed is write_level]
+        ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)
+            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the setting that can be changed is write_level]
         ALTER TABLE flights SET (wirte_level = 'one')
             invalid_statement: 'wirte_level' is not a setting of a table @1:26-1:37 [did you mean 'write_level'?]
         ALTER TABLE flights

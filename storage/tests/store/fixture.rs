@@ -10,8 +10,8 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema,
-    Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, SchemaChange, Slice, TableId, TableKind,
+    TableSchema, Version,
 };
 use shoal_storage::{Accepted, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
 
@@ -31,6 +31,24 @@ pub fn upsert_schema() -> Arc<TableSchema> {
         ],
         TableKind::Upsert { primary_key: vec![ColumnId(1)] },
     ))
+}
+
+/// The upsert table after so many changes: a column comes with one, and goes with the next.
+pub fn altered(version: u32) -> Arc<TableSchema> {
+    let next = |schema: TableSchema, version: u32| {
+        let ColumnId(id) = schema.next_column;
+        let change = match version % 2 {
+            0 => SchemaChange::Add(column(id, "extra", DataType::Utf8, true)),
+            _ => SchemaChange::Drop(ColumnId(id - 1)),
+        };
+        TableSchema { version, ..schema.changed(&change).unwrap() }
+    };
+    Arc::new((2..=version).fold(upsert_schema().as_ref().clone(), next))
+}
+
+/// Makes the next change of the upsert table.
+pub fn alter(store: &Store) {
+    store.adopt(altered(store.schema_version() + 1)).unwrap();
 }
 
 pub fn event_schema() -> Arc<TableSchema> {

@@ -1,13 +1,14 @@
 //! Schemas that change while rows are there, and while they come.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::cast::AsArray;
 use arrow::array::types::{Float64Type, Int64Type};
 use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
-use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, SchemaChange, TableSchema};
-use shoal_storage::{PullCursor, Store, StoreOptions};
+use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, LogId, SchemaChange, TableSchema};
+use shoal_storage::{CompactionProgress, Digest, Finding, PullCursor, Severity, Store, StoreOptions, examine_store};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture;
@@ -44,6 +45,16 @@ fn column_of(store: &Store, id: u32, predicates: Vec<ColumnPredicate>) -> Vec<Op
 
 fn some(values: &[&str]) -> Vec<Option<String>> {
     values.iter().map(|value| Some((*value).to_owned())).collect()
+}
+
+/// Of versions, and of contents.
+fn digests(store: &Store) -> [Digest; 2] {
+    [store.digest().unwrap(), store.content_digest().unwrap()]
+}
+
+/// All that a deep look finds, by that schema.
+fn examined(disk: &MemoryDisk, schema: Option<&Arc<TableSchema>>) -> Vec<Finding> {
+    examine_store(&disk.shared(), Path::new(DIR), schema.cloned(), true).unwrap().findings
 }
 
 /// Brings all rows of one store to another.
@@ -97,21 +108,21 @@ fn a_widened_column_shows_old_and_new_values() {
         assert_eq!(stale.code(), ErrorCode::SchemaChanged);
     };
     check(&store);
-    let digest = store.digest().unwrap();
+    let digest = digests(&store);
     for loss in [Loss::Everything, Loss::Nothing] {
         let disk = disk.restart(loss);
         // Its catalog may be behind what the directory knows.
         let (store, _) = open(&disk.shared());
         assert_eq!(store.schema_version(), 2);
         check(&store);
-        assert_eq!(store.digest().unwrap(), digest);
+        assert_eq!(digests(&store), digest);
     }
     store.flush().unwrap();
     check(&store);
     while store.compact().unwrap() {}
     store.optimize(&|| true).unwrap();
     check(&store);
-    assert_eq!(store.digest().unwrap(), digest);
+    assert_eq!(digests(&store), digest);
     assert_eq!(store.verify().unwrap(), []);
 }
 
@@ -190,7 +201,7 @@ fn events_keep_their_identity() {
     copy(&first, &second);
     copy(&second, &first);
     assert_eq!((first.snapshot().rows(), second.snapshot().rows()), (50, 50));
-    assert_eq!(first.digest().unwrap(), second.digest().unwrap());
+    assert_eq!(digests(&first), digests(&second));
     // A resend of a writer that has not heard of the change.
     let again = commit(&first, put(9, numbered(&schema, &events(&sent))));
     assert_eq!(again.rows, 50);
@@ -199,9 +210,9 @@ fn events_keep_their_identity() {
     first.optimize(&|| true).unwrap();
     second.flush().unwrap();
     assert_eq!(first.status().segments, 1, "segments of both schemas are merged");
-    assert_eq!(first.digest().unwrap(), second.digest().unwrap());
+    assert_eq!(digests(&first), digests(&second));
     let (reopened, _) = open_with(&one.restart(Loss::Everything).shared(), &schema, few(), 9).unwrap();
-    assert_eq!(reopened.digest().unwrap(), second.digest().unwrap());
+    assert_eq!(digests(&reopened), digests(&second));
 }
 
 /// An integer is the same event whatever its column's width.
@@ -262,4 +273,144 @@ fn a_schema_of_another_table_is_refused() {
     let stranger = TableSchema { version: 5, ..event_schema().as_ref().clone() };
     assert_eq!(store.adopt(Arc::new(stranger)).unwrap_err().code(), ErrorCode::Unsupported);
     assert_eq!(store.schema_version(), 1);
+}
+
+/// Whichever schema a deep look is given, the directory knows the newest.
+#[test]
+fn an_altered_table_is_examined() {
+    for upserts in [true, false] {
+        let disk = MemoryDisk::default();
+        let old = if upserts { upsert_schema() } else { event_schema() };
+        let (dropped, kept) = if upserts { (2, 3) } else { (3, 5) };
+        let batch = |first: i64| match upserts {
+            true => rows(&(first..first + 50).map(|n| (n % 70, Some("text"), n)).collect::<Vec<_>>()),
+            false => events(&(first..first + 50).map(|n| (n / 10, "d", n)).collect::<Vec<_>>()),
+        };
+        let few = || StoreOptions { compaction_fan_in: 2, ..options() };
+        let (store, _) = open_with(&disk.shared(), &old, few(), 7).unwrap();
+        commit(&store, put(1, batch(0)));
+        store.flush().unwrap();
+        commit(&store, put(2, batch(40)));
+        let wide = changed(&old, &[add(4, "extra", DataType::Utf8), widen(3, 5, DataType::Float64)]);
+        store.adopt(wide.clone()).unwrap();
+        commit(&store, put(3, numbered(&old, &batch(60))));
+        store.flush().unwrap();
+        commit(&store, put(4, numbered(&old, &batch(100))));
+        let mut drops = vec![SchemaChange::Drop(ColumnId(4))];
+        drops.push(SchemaChange::Drop(ColumnId(if upserts { dropped } else { kept })));
+        let new = changed(&wide, &drops);
+        store.adopt(new.clone()).unwrap();
+        commit(&store, put(5, numbered(&old, &batch(140))));
+        let seen = (store.snapshot().rows(), digests(&store));
+        drop(store);
+        for schema in [None, Some(&old), Some(&wide), Some(&new)] {
+            assert_eq!(examined(&disk.restart(Loss::Nothing), schema), [], "{upserts}");
+        }
+        let (store, _) = open_with(&disk.shared(), &old, few(), 7).unwrap();
+        store.flush().unwrap();
+        while store.compact().unwrap() {}
+        store.optimize(&|| true).unwrap();
+        assert_eq!((store.snapshot().rows(), digests(&store)), seen);
+        drop(store);
+        for schema in [None, Some(&old), Some(&new)] {
+            assert_eq!(examined(&disk.restart(Loss::Nothing), schema), [], "{upserts}");
+        }
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_the_schema_is_seen() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    commit(&store, put(1, rows(&[(1, None, 10)])));
+    store.adopt(changed(&upsert_schema(), &[widen(3, 4, DataType::Float64)])).unwrap();
+    drop(store);
+    let path = Path::new(DIR).join("SCHEMA");
+    for at in 0..disk.bytes(&path).len() {
+        let flipped = disk.restart(Loss::Nothing);
+        flipped.tamper(&path, |bytes| bytes[at] ^= 0x10);
+        let found = examined(&flipped, Some(&upsert_schema()));
+        let is_named = |finding: &Finding| finding.severity == Severity::Damage && finding.problem.file == "SCHEMA";
+        assert!(found.iter().any(is_named), "byte {at}: {found:?}");
+        let refused = open_with(&flipped.shared(), &upsert_schema(), options(), 8).err().unwrap();
+        assert_eq!(refused.code(), ErrorCode::Corruption, "byte {at}");
+    }
+}
+
+/// What goes and what comes is told by the schema of now, whichever it was written under.
+#[test]
+fn changes_are_told_by_the_present_schema() {
+    for flushes in [false, true] {
+        let disk = MemoryDisk::default();
+        let old = upsert_schema();
+        let (store, _) = open(&disk.shared());
+        commit(&store, put(1, rows(&[(1, None, 10), (2, None, 20)])));
+        store.flush().unwrap();
+        store.keep_changes_from(Some(1)).unwrap();
+        commit(&store, put(2, rows(&[(1, None, 11)])));
+        store.adopt(changed(&old, &[widen(3, 4, DataType::Float64), SchemaChange::Drop(ColumnId(2))])).unwrap();
+        commit(&store, put(3, numbered(&old, &rows(&[(2, None, 21), (3, None, 30)]))));
+        if flushes {
+            store.flush().unwrap();
+            store.optimize(&|| true).unwrap();
+        }
+        let mut told = Vec::new();
+        for changed in store.changes(LogId(7), 1, 3).unwrap() {
+            let changed = changed.unwrap();
+            let names: Vec<&str> =
+                changed.rows.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
+            assert_eq!(names, ["id", "n"]);
+            let (id, n) = (changed.rows.column(0).as_primitive::<Int64Type>(), changed.rows.column(1));
+            let n = n.as_primitive::<Float64Type>();
+            told.extend(changed.weights.iter().enumerate().map(|(row, weight)| (id.value(row), *weight, n.value(row))));
+        }
+        told.sort_by(|one, other| one.partial_cmp(other).unwrap());
+        assert_eq!(told, [(1, -1, 10.0), (1, 1, 11.0), (2, -1, 20.0), (2, 1, 21.0), (3, 1, 30.0)], "{flushes}");
+    }
+}
+
+/// A log that is synced late is durable up to the change once the change is.
+#[test]
+fn a_late_log_is_synced_before_the_schema_changes() {
+    let disk = MemoryDisk::default();
+    let old = upsert_schema();
+    let late = || StoreOptions { sync_commits: false, ..options() };
+    let (store, _) = open_with(&disk.shared(), &old, late(), 7).unwrap();
+    commit(&store, put(1, rows(&[(1, None, 10)])));
+    store.adopt(changed(&old, &[widen(3, 4, DataType::Float64)])).unwrap();
+    commit(&store, put(2, numbered(&old, &rows(&[(2, None, 20)]))));
+    assert_eq!(column_of(&store, 4, vec![]), some(&["10.0", "20.0"]));
+    let (store, recovery) = open_with(&disk.restart(Loss::Everything).shared(), &old, late(), 8).unwrap();
+    assert!(recovery.unclean && !recovery.in_doubt);
+    assert_eq!((recovery.durable, store.schema_version()), (1, 2));
+    assert_eq!(column_of(&store, 4, vec![]), some(&["10.0"]));
+}
+
+/// What is being merged while the schema changes ends by the layout that it began with.
+#[test]
+fn the_schema_changes_in_the_middle_of_a_merge() {
+    let disk = MemoryDisk::default();
+    let old = upsert_schema();
+    let few = || StoreOptions { compaction_fan_in: 2, ..options() };
+    let (store, _) = open_with(&disk.shared(), &old, few(), 7).unwrap();
+    for time in 0..2 {
+        let many: Vec<(i64, Option<&str>, i64)> = (0..9_000).map(|n| (n * 2 + time, Some("x"), n)).collect();
+        commit(&store, put(time as u64 + 1, rows(&many)));
+        store.flush().unwrap();
+    }
+    assert_eq!(store.compact_step(1).unwrap().progress, CompactionProgress::Running);
+    let new = changed(&old, &[widen(3, 4, DataType::Utf8), SchemaChange::Drop(ColumnId(2))]);
+    store.adopt(new.clone()).unwrap();
+    commit(&store, put(9, numbered(&old, &rows(&[(5, None, -1)]))));
+    store.flush().unwrap();
+    let digest = digests(&store);
+    while store.compact().unwrap() {}
+    assert_eq!((digests(&store), store.snapshot().rows()), (digest, 18_000));
+    store.optimize(&|| true).unwrap();
+    assert_eq!((store.status().segments, digests(&store)), (1, digest));
+    let values = column_of(&store, 4, vec![]);
+    assert_eq!((values.len(), values[0].as_deref(), values[1].as_deref()), (18_000, Some("-1"), Some("0")));
+    assert_eq!(store.verify().unwrap(), []);
+    drop(store);
+    assert_eq!(examined(&disk, None), []);
 }
