@@ -37,7 +37,7 @@ use format::{
 
 use crate::damage::{Problem, corrupt, damaged};
 use crate::encoding::{Dictionary, decode_codes, decode_page};
-use crate::layout::{Layout, StoredColumn, fill};
+use crate::layout::{Layout, fill};
 use crate::predicate::Zone;
 use crate::state::SegmentView;
 use crate::store::Digest;
@@ -311,12 +311,11 @@ impl Segment {
 
     /// Reads a page of a stored column.
     fn read_stored(&self, layout: &Layout, place: usize, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        if !self.has_type_of(layout, place) {
-            let StoredColumn { id, data_type } = &layout.stored[place];
-            let message = format!("column {} is not stored as {data_type}, the type that it has", id.0);
-            return Err(damaged(corrupt(message), segment_file(self.id), Some(self.footer_start)));
-        }
         match self.form(layout, place) {
+            Some((number, _)) if !self.has_type_of(layout, place) => {
+                let wanted = &layout.stored[place].data_type;
+                self.noting(Place::Column(number), page, |_| Err(corrupt(format!("it is not stored as {wanted}"))))
+            }
             Some((number, _)) => self.read_noting(Place::Column(number), page, wanted),
             None => {
                 let rows = wanted.map_or_else(|| self.page_rows(page).len(), <[u32]>::len);
