@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
-use shoal_kernel::{Applied, Error, ErrorCode, QueryId, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, Result};
 use shoal_planner::FragmentGraph;
 
 use super::Inner;
@@ -19,6 +19,8 @@ use crate::service::{CommandDone, SqlRequest, WriteRequest};
 
 /// Bytes of rows that are written at once.
 const PART_BYTES: usize = 8 << 20;
+/// So often the rows are read before it is given up to learn how new they are.
+const READS_MAX: usize = 3;
 
 /// A statement that changes the rows that it finds.
 pub(super) struct FoundRows {
@@ -32,6 +34,27 @@ pub(super) struct FoundRows {
 }
 
 impl Inner {
+    /// All rows of a query, and a time that none of them is newer than. Nothing has been written yet, so a query that some
+    /// node has answered without the time, because it was lost or late, is asked again.
+    async fn read_dated(
+        &self,
+        tag: &str,
+        graph: &FragmentGraph,
+        first: QueryId,
+        left: &impl Fn() -> Duration,
+    ) -> Result<(Vec<RecordBatch>, Hlc)> {
+        let mut id = first;
+        for _ in 0..READS_MAX {
+            if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, left()).await? {
+                return Ok((batches, newest));
+            }
+            // The first may not have ended everywhere.
+            id = QueryId::new(self.context.node, self.context.env.random("query id"));
+        }
+        let message = "a node that was read is gone, and nobody can say how new its rows are";
+        Err(Error::new(ErrorCode::NodeLost, message).with_applied(Applied::False))
+    }
+
     pub(super) async fn change(
         &self,
         request: &SqlRequest,
@@ -48,10 +71,7 @@ impl Inner {
                  only once",
             ));
         }
-        let (batches, newest) = self.collect(tag, graph, id, left()).await?;
-        let read = newest.ok_or_else(|| {
-            Error::new(ErrorCode::NodeLost, "a node that was read is gone, and nobody can say how new its rows are")
-        })?;
+        let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
         if !deletes {
             check_not_null(&table, &batches)?;
         }
