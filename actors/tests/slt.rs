@@ -7,7 +7,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -151,6 +154,11 @@ async fn alone(file: &str, count: usize) {
     run(start(dir.path(), count).await, file).await;
 }
 
+async fn alter(count: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    run(start(dir.path(), count).await, "alter.slt").await;
+}
+
 /// Runs a file, then stops the nodes.
 async fn run(nodes: Vec<Node>, file: &str) {
     let cluster = nodes.clone();
@@ -203,4 +211,106 @@ async fn late_syncs_on_one_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn late_syncs_on_three_nodes() {
     alone("fsync.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alter_on_one_node() {
+    alter(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alter_on_three_nodes() {
+    alter(3).await;
+}
+
+/// Writers at every node go on while columns come, change their type and go: nothing that was acknowledged is lost, and all
+/// replicas hold the same in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_go_on_while_a_table_is_altered() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = start(dir.path(), 3).await;
+    let command = async |node: &Node, sql: &str| node.sql(SqlRequest::new(sql)).await?.collect().await;
+    command(&nodes[0], "CREATE TABLE t (k BIGINT PRIMARY KEY, n INTEGER) PARTITION BY HASH (k) PARTITIONS 3")
+        .await
+        .unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..3_i64)
+        .map(|writer| {
+            let (node, done) = (nodes[writer as usize].clone(), done.clone());
+            tokio::spawn(async move {
+                let mut acknowledged = Vec::new();
+                for number in 0.. {
+                    let key = number * 3 + writer;
+                    // A column may go or change its type between the plan and the write; then nothing has happened.
+                    let sql = format!("INSERT INTO t (k, n) VALUES ({key}, {number})");
+                    match node.sql(SqlRequest::new(sql)).await {
+                        Ok(stream) => {
+                            stream.collect().await.unwrap();
+                            acknowledged.push((key, number.to_string()));
+                        }
+                        Err(error) => assert!(error.retryable(), "{error}"),
+                    }
+                    if done.load(Ordering::Relaxed) {
+                        return acknowledged;
+                    }
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    for (number, sql) in [
+        "ALTER TABLE t ADD COLUMN extra VARCHAR",
+        "ALTER TABLE t ALTER COLUMN n TYPE BIGINT",
+        "ALTER TABLE t RENAME COLUMN extra TO more",
+        "ALTER TABLE t DROP COLUMN more, ADD COLUMN extra DOUBLE",
+        "ALTER TABLE t ALTER COLUMN n TYPE VARCHAR",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        command(&nodes[number % 3], sql).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    done.store(true, Ordering::Relaxed);
+    let mut expected = Vec::new();
+    for writer in writers {
+        expected.extend(writer.await.unwrap());
+    }
+    expected.sort();
+    command(&nodes[1], "FLUSH").await.unwrap();
+    for node in &nodes {
+        // Names a column that came last, so that every node has heard of all of it.
+        let mut found = Vec::new();
+        for attempt in 0.. {
+            let (_, batches, _) = command(node, "SELECT k, n, extra FROM t ORDER BY k").await.unwrap();
+            found = batches
+                .iter()
+                .flat_map(text_rows)
+                .map(|row| (row[0].parse::<i64>().unwrap(), row[1].clone()))
+                .collect();
+            // A read at level one may be behind.
+            if found == expected || attempt == 100 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(found == expected, "{} rows found, {} were acknowledged", found.len(), expected.len());
+    }
+    for _ in 0..100 {
+        let digests = |status: &shoal_actors::service::ClusterStatus| {
+            let of = |partition: &shoal_actors::service::PartitionStatus| {
+                partition.replicas.iter().map(|replica| replica.digest.clone()).collect::<BTreeSet<_>>()
+            };
+            status.partitions.iter().map(of).collect::<Vec<_>>()
+        };
+        if digests(&nodes[0].cluster().await).iter().all(|digests| digests.len() == 1 && !digests.contains(&None)) {
+            for node in &nodes {
+                node.shutdown().await;
+            }
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("replicas differ: {:?}", nodes[0].cluster().await.partitions);
 }

@@ -109,6 +109,8 @@ codes! {
     NodeLost = "node_lost", "57P01", 503, true;
     /// The replica set has moved on; the sender's map was old. Re-routed inside, seldom seen outside.
     Moved = "moved", "57P04", 503, true;
+    /// A table was altered while the request was under way, and what it was planned for is gone.
+    SchemaChanged = "schema_changed", "40001", 503, true;
     /// The catalog has no quorum; tables keep serving, DDL waits.
     NoCatalogQuorum = "no_catalog_quorum", "57P03", 503, true;
     /// The node is starting or stopping.

@@ -5,6 +5,7 @@
 //!
 //! The kernel knows nothing of SQL, partitions on disk, actors or HTTP.
 
+pub mod alter;
 pub mod durability;
 pub mod env;
 pub mod error;
@@ -18,8 +19,10 @@ pub mod scan;
 pub mod schema;
 pub mod suggest;
 pub mod time;
+pub mod widen;
 pub mod wire;
 
+pub use alter::{ChangeRefused, SchemaChange};
 pub use durability::Fsync;
 pub use env::Env;
 pub use error::{Applied, Error, ErrorCode, FilePlace, Result, Span};
@@ -29,5 +32,5 @@ pub use level::{ReadLevel, WriteLevel};
 pub use planted::Planted;
 pub use rare::Rare;
 pub use scan::{ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, KeyEnds, ScanSpec, Slice};
-pub use schema::{Column, ColumnId, TableKind, TableSchema};
+pub use schema::{Column, ColumnId, RetiredColumn, TableKind, TableSchema};
 pub use time::{Hlc, HlcClock, Version};

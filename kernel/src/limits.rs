@@ -15,6 +15,9 @@ pub const PARTITIONS_PER_TABLE_MAX: u32 = 1024;
 /// Columns of one table.
 pub const COLUMNS_PER_TABLE_MAX: usize = 4096;
 
+/// Columns that a table may store, older forms and dropped ones of event tables included.
+pub const STORED_COLUMNS_PER_TABLE_MAX: usize = 8192;
+
 /// Bytes of one encoded primary key.
 pub const KEY_BYTES_MAX: usize = 16 << 10;
 

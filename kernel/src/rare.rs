@@ -73,10 +73,12 @@ rare! {
     DiedWhileMerged = "rows were replaced while their segments were merged";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
+    SchemaAwaited = "a query waited for a node to hear of a table's schema";
     QueryRestarted = "a query was started again because a node was lost";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
     // Agreement and membership.
+    AlteredByOthers = "two changes of one table met in the catalog";
     ProposalRepeated = "a change of the catalog was proposed again";
     LeaderChanged = "the leader changed while a change of the catalog was under way";
     SnapshotInstalled = "a node took over a snapshot of the catalog";

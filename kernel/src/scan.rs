@@ -14,6 +14,8 @@ pub struct ScanSpec {
     pub table: TableId,
     /// The partition.
     pub partition: PartitionId,
+    /// Version of the table's schema that the columns were named by.
+    pub schema_version: u32,
     /// Columns wanted, in this order. Empty: only the number of rows matters (batches without columns).
     pub columns: Vec<ColumnId>,
     /// All of these hold for every row that the reader cares about. The engine must leave out every row that breaks one which
@@ -32,6 +34,24 @@ pub struct ScanSpec {
     /// Which of the rows that satisfy the predicates matter; all of them if `None`. The engine may leave out the others, and
     /// need not. Only set where the reader judges no condition itself, and without a limit.
     pub ends: Option<KeyEnds>,
+}
+
+impl ScanSpec {
+    /// All rows of a partition, in these columns.
+    pub const fn of(table: TableId, partition: PartitionId, schema_version: u32, columns: Vec<ColumnId>) -> Self {
+        Self {
+            table,
+            partition,
+            schema_version,
+            columns,
+            predicates: Vec::new(),
+            limit: None,
+            slice: Slice::WHOLE,
+            addresses: false,
+            coded: Vec::new(),
+            ends: None,
+        }
+    }
 }
 
 /// Of the rows that agree in the first columns of the table's key, those at an end of the key's order.
@@ -55,6 +75,8 @@ pub struct FetchSpec {
     pub table: TableId,
     /// The partition.
     pub partition: PartitionId,
+    /// Version of the table's schema that the columns were named by.
+    pub schema_version: u32,
     /// Columns wanted, in this order.
     pub columns: Vec<ColumnId>,
 }

@@ -19,6 +19,17 @@ pub const DEDUP_COLUMN: &str = "_dedup";
 #[serde(transparent)]
 pub struct ColumnId(pub u32);
 
+/// A field of rows on their way between nodes.
+pub fn numbered_field(name: &str, data_type: &DataType, nullable: bool, id: ColumnId) -> Field {
+    let number = std::iter::once((COLUMN_ID_KEY.to_owned(), id.0.to_string())).collect();
+    Field::new(name, data_type.clone(), nullable).with_metadata(number)
+}
+
+/// Which column a field of rows on their way between nodes is; `None` if it does not say.
+pub fn column_of(field: &Field) -> Option<ColumnId> {
+    field.metadata().get(COLUMN_ID_KEY)?.parse().ok().map(ColumnId)
+}
+
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
@@ -53,9 +64,54 @@ pub struct TableSchema {
     pub kind: TableKind,
     /// Counts up with every change of the schema.
     pub version: u32,
+    /// Columns that no statement can name any more, and that rows still have values of.
+    pub retired: Vec<RetiredColumn>,
+    /// No column has ever had this number or a greater one.
+    pub next_column: ColumnId,
 }
 
+/// A column that was dropped or widened. The values that it had stay as they were written: a row's content never changes with
+/// the schema, and with it what identifies the row of an event table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetiredColumn {
+    /// Its identity.
+    pub id: ColumnId,
+    /// Its type.
+    pub data_type: DataType,
+    /// The first form of the column: all forms of one column hash their values under one number.
+    pub root: ColumnId,
+    /// The column that has taken its place and shows its values, converted; `None` if it was dropped.
+    pub into: Option<ColumnId>,
+}
+
+/// The key under which a field of rows on their way between nodes says which column it is.
+pub const COLUMN_ID_KEY: &str = "shoal.column";
+
 impl TableSchema {
+    /// The schema of a new table.
+    pub fn new(columns: Vec<Column>, kind: TableKind) -> Self {
+        let next_column = ColumnId(columns.iter().map(|column| column.id.0.saturating_add(1)).max().unwrap_or(0));
+        Self { columns, kind, version: 1, retired: Vec::new(), next_column }
+    }
+
+    /// The Arrow schema of the visible columns, each field with the number of its column: names may change while rows are on
+    /// their way.
+    pub fn numbered(&self) -> SchemaRef {
+        let field = |column: &Column| numbered_field(&column.name, &column.data_type, column.nullable, column.id);
+        Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>()))
+    }
+
+    /// Under which number the values of a column are hashed: the first form that it had.
+    pub fn root(&self, id: ColumnId) -> ColumnId {
+        let older = self.retired.iter().find(|retired| retired.id == id || retired.into == Some(id));
+        older.map_or(id, |retired| retired.root)
+    }
+
+    /// The older forms of a column, latest first.
+    pub fn older(&self, id: ColumnId) -> impl Iterator<Item = &RetiredColumn> {
+        self.retired.iter().rev().filter(move |retired| retired.into == Some(id))
+    }
+
     /// The Arrow schema of the visible columns.
     pub fn arrow(&self) -> SchemaRef {
         let field = |column: &Column| Field::new(&column.name, column.data_type.clone(), column.nullable);

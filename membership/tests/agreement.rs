@@ -212,11 +212,7 @@ fn table(name: &str) -> Command {
     let key = Column { id: ColumnId(0), name: "k".into(), data_type: DataType::Int64, nullable: false };
     Command::CreateTable(NewTable {
         name: name.into(),
-        schema: TableSchema {
-            columns: vec![key],
-            kind: TableKind::Upsert { primary_key: vec![ColumnId(0)] },
-            version: 1,
-        },
+        schema: TableSchema::new(vec![key], TableKind::Upsert { primary_key: vec![ColumnId(0)] }),
         partitioning: Partitioning::Hash { columns: vec![ColumnId(0)], buckets: 2 },
         split_points: vec![],
         options: TableOptions::default(),

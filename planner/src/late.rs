@@ -41,7 +41,7 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     }
     let below = filter.map_or(sort.input(), |filter| filter.input());
     let Some(leaf) = below.downcast_ref::<LeafScanExec>() else { return Ok(None) };
-    let (Some(table), Some(columns)) = (leaf.table(), leaf.columns()) else { return Ok(None) };
+    let (Some((table, schema_version)), Some(columns)) = (leaf.table(), leaf.columns()) else { return Ok(None) };
     let leaf_schema = leaf.schema();
 
     // The columns that decide, by name: those of one table all have different ones.
@@ -91,6 +91,7 @@ fn rewrite(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan
     if picked.properties().output_partitioning().partition_count() != leaf.partitions().len() {
         return Ok(None);
     }
-    let late = LateFetchExec::new(Arc::new(picked), table, leaf.partitions(), fetched, outputs, plan.properties());
+    let (input, partitions) = (Arc::new(picked), leaf.partitions());
+    let late = LateFetchExec::new(input, table, partitions, schema_version, fetched, outputs, plan.properties());
     Ok(Some(Arc::new(late)))
 }

@@ -1,7 +1,7 @@
 //! What a statement asks for, once it has been understood.
 
 use arrow::record_batch::RecordBatch;
-use shoal_catalog::NewTable;
+use shoal_catalog::{AlteredTable, NewTable};
 
 use crate::graph::FragmentGraph;
 
@@ -19,6 +19,8 @@ pub enum Statement {
         /// An unknown name is no error.
         if_exists: bool,
     },
+    /// A table is to be changed; `None` if it is as it is wanted.
+    AlterTable(Option<AlteredTable>),
     /// Rows are to be written.
     Insert {
         /// The table's name.
@@ -60,6 +62,7 @@ impl Statement {
             Self::Query(_) => "SELECT",
             Self::CreateTable(_) => "CREATE TABLE",
             Self::DropTable { .. } => "DROP TABLE",
+            Self::AlterTable(_) => "ALTER TABLE",
             Self::Insert { .. } => "INSERT",
             Self::Delete { .. } => "DELETE",
             Self::Update { .. } => "UPDATE",

@@ -158,17 +158,9 @@ impl ShoalTable {
         let limit = limit.filter(|_| filters.is_empty()).map(|limit| limit as u64);
         let (mut scans, mut rows) = (Vec::new(), Vec::new());
         for partition in partitions {
-            let whole = ScanSpec {
-                table: table.id,
-                partition: partition.id,
-                columns: columns.iter().map(|column| column.id).collect(),
-                predicates: predicates.clone(),
-                limit,
-                slice: Slice::WHOLE,
-                addresses: false,
-                coded: Vec::new(),
-                ends: None,
-            };
+            let columns = columns.iter().map(|column| column.id).collect();
+            let all_rows = ScanSpec::of(table.id, partition.id, table.schema.version, columns);
+            let whole = ScanSpec { predicates: predicates.clone(), limit, ..all_rows };
             let all = (self.rows)(&whole);
             let slices = self.slicing.of_scan(&whole, all);
             rows.extend(std::iter::repeat_n(all.map(|rows| rows / u64::from(slices)), slices as usize));

@@ -10,8 +10,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema,
-    Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, TableId, TableKind, TableSchema, Version,
 };
 use shoal_storage::{CompactionProgress, Rows, Store, StoreOptions, Write};
 
@@ -130,17 +129,7 @@ impl Table {
     /// The median time of a scan of everything.
     fn scan(&self) -> Result<Duration> {
         let columns = vec![ColumnId(1), ColumnId(2), ColumnId(3)];
-        let spec = ScanSpec {
-            table: TableId(1),
-            partition: PartitionId(1),
-            columns,
-            predicates: Vec::new(),
-            limit: None,
-            slice: Slice::WHOLE,
-            addresses: false,
-            coded: Vec::new(),
-            ends: None,
-        };
+        let spec = ScanSpec::of(TableId(1), PartitionId(1), 1, columns);
         let mut times = Vec::new();
         for _ in 0..SCANS {
             let started = Instant::now();
@@ -165,7 +154,7 @@ fn schema(upserts: bool) -> Arc<TableSchema> {
         }
     };
     let columns = vec![first, column(2, second, DataType::Utf8), column(3, "n", DataType::Int64)];
-    Arc::new(TableSchema { columns, kind, version: 1 })
+    Arc::new(TableSchema::new(columns, kind))
 }
 
 /// Written by flushes and merges, over written by flushes; and what lies on the disk, over what would if everything had just

@@ -27,11 +27,7 @@ fn schema() -> Arc<TableSchema> {
     let mut columns =
         vec![column(1, "host", DataType::Utf8), column(2, "at", DataType::Int64), column(3, "region", DataType::Utf8)];
     columns.extend((0..GAUGES).map(|gauge| column(4 + gauge, &format!("g{gauge}"), DataType::Float64)));
-    Arc::new(TableSchema {
-        columns,
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
-        version: 1,
-    })
+    Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] }))
 }
 
 /// Rows of which `key` says host and time.

@@ -22,7 +22,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::env::{Disk, OpenMode};
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, ScanSpec, Slice, TableId, TableKind, TableSchema, Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, ScanSpec, TableId, TableKind, TableSchema, Version,
 };
 use shoal_storage::{Replay, Rows, Store, StoreOptions, Write};
 
@@ -38,11 +38,7 @@ fn schema() -> Arc<TableSchema> {
         column(2, "ts", DataType::Timestamp(TimeUnit::Microsecond, None), false),
     ];
     columns.extend((0..FIELDS).map(|field| column(3 + field, &format!("f{field}"), DataType::Float64, true)));
-    Arc::new(TableSchema {
-        columns,
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
-        version: 1,
-    })
+    Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] }))
 }
 
 /// Every host once per ten seconds, as they report.
@@ -121,17 +117,7 @@ fn load(disk: &Arc<dyn Disk>, dir: &Path, rows: usize) {
 fn reopen(disk: &Arc<dyn Disk>, dir: &Path, helpers: usize) {
     let store = open(disk, dir, helpers);
     let since = Instant::now();
-    let spec = ScanSpec {
-        table: TableId(1),
-        partition: PartitionId(1),
-        columns: schema().columns.iter().map(|column| column.id).collect(),
-        predicates: Vec::new(),
-        limit: None,
-        slice: Slice::WHOLE,
-        addresses: false,
-        coded: Vec::new(),
-        ends: None,
-    };
+    let spec = ScanSpec::of(TableId(1), PartitionId(1), 1, schema().columns.iter().map(|column| column.id).collect());
     let rows: usize = store.snapshot().scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum();
     say(&format!("scanned {rows} rows"), since);
     let since = Instant::now();

@@ -15,9 +15,7 @@ use crate::segment::Segment;
 /// Leaves out rows of which another one of the same scan makes sure that nobody wants them.
 pub(crate) struct Ends {
     wanted: KeyEnds,
-    /// The columns in which rows must agree.
-    columns: Vec<shoal_kernel::Column>,
-    /// Their places in the table's schema.
+    /// Places in the table's schema of the columns in which rows must agree.
     places: Vec<usize>,
     /// The source that was read last, and the values that the columns have in the row that was kept last.
     met: Option<(u32, Vec<Datum>)>,
@@ -26,8 +24,7 @@ pub(crate) struct Ends {
 impl Ends {
     pub(crate) fn new(wanted: KeyEnds, layout: &Layout) -> Self {
         let places: Vec<usize> = layout.key.iter().copied().take(wanted.columns as usize).collect();
-        let columns = places.iter().map(|place| layout.schema.columns[*place].clone()).collect();
-        Self { wanted, columns, places, met: None }
+        Self { wanted, places, met: None }
     }
 
     /// Whether pages are best read backwards.
@@ -36,12 +33,12 @@ impl Ends {
     }
 
     /// Whether the page, which comes after those that were read, has only rows that agree with one that was kept.
-    pub(crate) fn have_passed(&self, source: u32, segment: &Segment, page: u32) -> bool {
+    pub(crate) fn have_passed(&self, layout: &Layout, source: u32, segment: &Segment, page: u32) -> bool {
         let Some((_, values)) = self.met.as_ref().filter(|(met, _)| *met == source) else { return false };
         // Both ends of the same rows may be far apart.
         self.wanted.first != self.wanted.last
-            && self.columns.iter().zip(values).all(|(column, value)| {
-                let zone = segment.page_zone(column, page);
+            && self.places.iter().zip(values).all(|(place, value)| {
+                let zone = segment.page_zone(layout, *place, page);
                 zone.nulls == 0 && zone.min.as_ref() == Some(value) && zone.max.as_ref() == Some(value)
             })
     }

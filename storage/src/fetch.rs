@@ -21,12 +21,8 @@ impl Snapshot {
     /// [`ErrorCode::UnknownColumn`]; [`ErrorCode::InvalidRequest`] for an address that is none of this snapshot;
     /// [`ErrorCode::Corruption`] if a page cannot be read.
     pub fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {
-        let (state, layout) = (&self.state, &self.layout);
-        let place = |id: &shoal_kernel::ColumnId| {
-            let unknown = || Error::new(ErrorCode::UnknownColumn, format!("the table has no column with id {}", id.0));
-            layout.schema.index_of(*id).ok_or_else(unknown)
-        };
-        let columns: Vec<usize> = spec.columns.iter().map(place).collect::<Result<_>>()?;
+        let (state, layout) = (&self.state, &self.state.layout);
+        let columns: Vec<usize> = spec.columns.iter().map(|id| layout.visible_place(*id)).collect::<Result<_>>()?;
         let mut runs: BTreeMap<(usize, u32), Run> = BTreeMap::new();
         for (at, &address) in addresses.iter().enumerate() {
             let (source, row) = ((address >> 32) as usize, address as u32);
@@ -55,7 +51,7 @@ impl Snapshot {
                     }
                     let wanted = wanted(segment.page_rows(*run).start);
                     for (part, &column) in parts.iter_mut().zip(&columns) {
-                        part.push(segment.read_column(&layout.schema.columns[column], *run, Some(&wanted))?);
+                        part.push(segment.read_column(layout, column, *run, Some(&wanted))?);
                     }
                 }
                 None => {
@@ -63,7 +59,7 @@ impl Snapshot {
                     let chunk = view.chunks.get(*run as usize).ok_or_else(stray)?;
                     let wanted = UInt32Array::from(wanted(chunk.first_row));
                     for (part, &column) in parts.iter_mut().zip(&columns) {
-                        part.push(take(chunk.batch.column(column), &wanted, None).map_err(failed)?);
+                        part.push(take(&layout.column_of(&chunk.batch, column)?, &wanted, None).map_err(failed)?);
                     }
                 }
             }

@@ -17,7 +17,8 @@ const FINGERPRINT_SEED: u64 = 0x5_40a3;
 const VERSION_SEED: u64 = 0x5_40a4;
 const BUCKET_SEED: u64 = 0x5_40a5;
 
-/// Hash of each row's content: the sum over columns of the hash of the value, seeded with the column's id. NULL adds nothing.
+/// Hash of each row's content: the sum over columns of the hash of the value, seeded with the column's number (of its first
+/// form, if it was widened). NULL adds nothing.
 pub(crate) fn content_hashes(columns: &[(ColumnId, ArrayRef)], rows: usize) -> Result<Vec<u128>> {
     let mut hashes = vec![0u128; rows];
     for (id, array) in columns {
@@ -74,7 +75,7 @@ pub fn fingerprint_of(schema: &TableSchema, rows: &RecordBatch) -> Result<u128> 
     let columns: Vec<(ColumnId, ArrayRef)> = schema
         .columns
         .iter()
-        .filter_map(|column| rows.column_by_name(&column.name).map(|array| (column.id, array.clone())))
+        .filter_map(|column| rows.column_by_name(&column.name).map(|array| (schema.root(column.id), array.clone())))
         .collect();
     Ok(fingerprint(false, &content_hashes(&columns, rows.num_rows())?))
 }

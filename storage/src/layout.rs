@@ -1,12 +1,17 @@
 //! The table's schema as the store uses it inside.
+//!
+//! A stored column never changes its type. A column that was widened is a new one that shows the values of its older forms,
+//! converted when they are read; of a dropped column of an event table the values stay, for they are part of what identifies a
+//! row. So rows mean the same under every version of the schema, wherever they lie.
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::{cast, is_not_null};
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
 use shoal_kernel::key::value_end;
+use shoal_kernel::schema::numbered_field;
 use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
 use crate::hash::content_hashes;
@@ -23,9 +28,15 @@ pub(crate) struct StoredColumn {
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) schema: Arc<TableSchema>,
+    /// What rows are stored as: the table's columns in its order, then the retired ones.
+    pub(crate) stored: Vec<StoredColumn>,
+    /// Under which number the values of each stored column are hashed.
+    hashed_as: Vec<ColumnId>,
+    /// Of each column of the table, places of its older forms among the stored columns, latest first.
+    older: Vec<Vec<usize>>,
     /// As users see it.
     pub(crate) visible: SchemaRef,
-    /// The same columns, all nullable: tombstones hold only their key.
+    /// The stored columns, all nullable: tombstones hold only their key.
     pub(crate) relaxed: SchemaRef,
     /// Places of the key's columns, in key order.
     pub(crate) key: Vec<usize>,
@@ -34,8 +45,17 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn new(schema: Arc<TableSchema>) -> Result<Self> {
         let visible = schema.arrow();
-        let relaxed = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
-        let relaxed = Arc::new(Schema::new(visible.fields().iter().map(relaxed).collect::<Vec<_>>()));
+        let named = schema.columns.iter().map(|column| (column.name.as_str(), column.id, &column.data_type));
+        let unnamed = schema.retired.iter().map(|retired| ("", retired.id, &retired.data_type));
+        let all: Vec<_> = named.chain(unnamed).collect();
+        let field = |(name, id, data_type): &(&str, ColumnId, &DataType)| numbered_field(name, data_type, true, *id);
+        let relaxed = Arc::new(Schema::new(all.iter().map(field).collect::<Vec<_>>()));
+        let stored: Vec<StoredColumn> =
+            all.iter().map(|(_, id, data_type)| StoredColumn { id: *id, data_type: (*data_type).clone() }).collect();
+        let hashed_as = stored.iter().map(|column| schema.root(column.id)).collect();
+        let place = |id: ColumnId| stored.iter().position(|column| column.id == id);
+        let older = |column: &shoal_kernel::Column| schema.older(column.id).filter_map(|old| place(old.id)).collect();
+        let older = schema.columns.iter().map(older).collect();
         let key = schema.key_indices();
         let wanted = match &schema.kind {
             shoal_kernel::TableKind::Upsert { primary_key } => primary_key.len(),
@@ -48,7 +68,7 @@ impl Layout {
             let message = format!("column '{}' of type {} cannot be part of a key", column.name, column.data_type);
             return Err(Error::new(ErrorCode::Unsupported, message));
         }
-        let layout = Self { schema, visible, relaxed, key };
+        let layout = Self { schema, stored, hashed_as, older, visible, relaxed, key };
         // Fails for a column whose values have no hash, before the first row is taken.
         content_hashes(&layout.with_ids(RecordBatch::new_empty(layout.relaxed.clone()).columns()), 0)?;
         Ok(layout)
@@ -64,15 +84,50 @@ impl Layout {
     /// Of a table of which nothing is known, to read files by what they say of themselves.
     pub(crate) fn unknown() -> Self {
         let kind = shoal_kernel::TableKind::Upsert { primary_key: Vec::new() };
-        let schema = Arc::new(TableSchema { columns: Vec::new(), kind, version: 0 });
+        let schema = Arc::new(TableSchema::new(Vec::new(), kind));
         let visible = schema.arrow();
-        Self { schema, relaxed: visible.clone(), visible, key: Vec::new() }
+        Self {
+            schema,
+            stored: Vec::new(),
+            hashed_as: Vec::new(),
+            older: Vec::new(),
+            relaxed: visible.clone(),
+            visible,
+            key: Vec::new(),
+        }
     }
 
-    pub(crate) fn stored_columns(&self) -> Vec<StoredColumn> {
-        let stored =
-            |column: &shoal_kernel::Column| StoredColumn { id: column.id, data_type: column.data_type.clone() };
-        self.schema.columns.iter().map(stored).collect()
+    /// The place of a column among the stored ones. `None` if it was dropped without a trace.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Moved`] if the column came with a schema that this store has not heard of.
+    pub(crate) fn place(&self, id: ColumnId) -> Result<Option<usize>> {
+        if id >= self.schema.next_column {
+            let version = self.schema.version;
+            let message = format!("column {} came after version {version} of the schema, the newest known here", id.0);
+            return Err(Error::new(ErrorCode::Moved, message));
+        }
+        Ok(self.stored.iter().position(|column| column.id == id))
+    }
+
+    /// The place of a column of the table, for a reader that knows it by its number.
+    ///
+    /// # Errors
+    /// [`ErrorCode::UnknownColumn`]; [`ErrorCode::SchemaChanged`] if it was dropped or widened.
+    pub(crate) fn visible_place(&self, id: ColumnId) -> Result<usize> {
+        if let Some(place) = self.schema.index_of(id) {
+            return Ok(place);
+        }
+        if id < self.schema.next_column {
+            let message = "a column that this request reads has been dropped or widened meanwhile";
+            return Err(Error::new(ErrorCode::SchemaChanged, message).with_help("send it again"));
+        }
+        Err(Error::new(ErrorCode::UnknownColumn, format!("the table has no column with id {}", id.0)))
+    }
+
+    /// Places of the older forms of a column of the table among the stored columns, latest first.
+    pub(crate) fn older(&self, place: usize) -> &[usize] {
+        &self.older[place]
     }
 
     /// The encoded key columns at the beginning of what identifies a row: the content hash of events is cut off.
@@ -92,38 +147,55 @@ impl Layout {
         Some(&identity[..end])
     }
 
-    /// Pairs columns in schema order with their ids.
+    /// Pairs stored columns with the numbers under which they are hashed.
     pub(crate) fn with_ids(&self, columns: &[ArrayRef]) -> Vec<(ColumnId, ArrayRef)> {
-        self.schema.columns.iter().map(|column| column.id).zip(columns.iter().cloned()).collect()
+        self.hashed_as.iter().copied().zip(columns.iter().cloned()).collect()
     }
 
-    /// A batch of all columns in schema order.
+    /// A batch of all stored columns.
     pub(crate) fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         RecordBatch::try_new_with_options(self.relaxed.clone(), columns, &options)
             .map_err(|error| Error::internal(format!("columns do not fit the table: {error}")))
     }
 
-    /// Brings columns that were stored under another schema version into the present one: a column that was not there is
-    /// NULL, a widened one is converted.
+    /// Brings columns that were stored under another version of the schema into the order of this one. What was not there is
+    /// NULL.
     pub(crate) fn adapt(&self, stored: &[(ColumnId, ArrayRef)], rows: usize) -> Result<RecordBatch> {
-        let column = |column: &shoal_kernel::Column| match stored.iter().find(|(id, _)| *id == column.id) {
-            Some((_, array)) => convert(array, &column.data_type),
+        let column = |column: &StoredColumn| match stored.iter().find(|(id, _)| *id == column.id) {
+            Some((_, array)) if *array.data_type() == column.data_type => Ok(array.clone()),
+            Some((_, array)) => {
+                let (id, wanted, found) = (column.id.0, &column.data_type, array.data_type());
+                let message = format!("column {id} is of type {wanted}, and was stored as {found}");
+                Err(Error::new(ErrorCode::Corruption, message))
+            }
             None => Ok(new_null_array(&column.data_type, rows)),
         };
-        self.batch(self.schema.columns.iter().map(column).collect::<Result<_>>()?, rows)
+        self.batch(self.stored.iter().map(column).collect::<Result<_>>()?, rows)
+    }
+
+    /// A column of the table as its readers see it, out of a batch of all stored columns.
+    pub(crate) fn column_of(&self, batch: &RecordBatch, place: usize) -> Result<ArrayRef> {
+        let mut older = self.older[place].iter().map(|place| batch.column(*place));
+        older.try_fold(batch.column(place).clone(), fill)
     }
 }
 
-/// Converts a column to the type that the schema has now.
-pub(crate) fn convert(array: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
-    if array.data_type() == wanted {
-        return Ok(array.clone());
+/// Puts the values of an older form of a column, converted, where the newer one has none.
+pub(crate) fn fill(newer: ArrayRef, older: &ArrayRef) -> Result<ArrayRef> {
+    let failed = |error| {
+        let (from, to) = (older.data_type(), newer.data_type());
+        Error::new(ErrorCode::Unsupported, format!("a stored column of type {from} cannot be read as {to}: {error}"))
+    };
+    if newer.null_count() == 0 || older.null_count() == older.len() {
+        return Ok(newer);
     }
-    cast(array, wanted).map_err(|error| {
-        let message = format!("a stored column of type {} cannot be read as {wanted}: {error}", array.data_type());
-        Error::new(ErrorCode::Unsupported, message)
-    })
+    let converted = cast(older, newer.data_type()).map_err(failed)?;
+    if newer.null_count() == newer.len() {
+        return Ok(converted);
+    }
+    let given = is_not_null(&newer).map_err(failed)?;
+    arrow::compute::kernels::zip::zip(&given, &newer, &converted).map_err(failed)
 }
 
 /// Bytes of a fixed-size value, and values of a fixed-size list.

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, KeyRange, LogId, Result, SegmentId, wire};
+use shoal_kernel::{Error, KeyRange, LogId, Result, SegmentId, TableSchema, wire};
 
 use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
@@ -17,11 +17,14 @@ use crate::token::TokenEntry;
 
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
 pub(crate) const META_FILE: &str = "META";
+pub(crate) const SCHEMA_FILE: &str = "SCHEMA";
 
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
+const SCHEMA_MAGIC: &[u8; 8] = b"SHOALSCH";
 const MANIFEST_VERSION: u32 = 2;
 const META_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 1;
 /// Past logs that are remembered; a peer that has heard nothing for longer is told everything anew.
 const PAST_LOGS_MAX: usize = 16;
 
@@ -186,6 +189,16 @@ pub(crate) fn read_meta(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Vec<u8>> {
 /// Replaces the owner's blob. Durable on return.
 pub(crate) fn write_meta(disk: &Arc<dyn Disk>, dir: &Path, meta: &Vec<u8>) -> Result<()> {
     write(disk, &dir.join(META_FILE), META_MAGIC, META_VERSION, meta)
+}
+
+/// The newest schema that a table which was altered had here; `None` if it never was.
+pub(crate) fn read_schema(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<TableSchema>> {
+    read(disk, &dir.join(SCHEMA_FILE), SCHEMA_MAGIC, SCHEMA_VERSION)
+}
+
+/// Replaces it. Durable on return.
+pub(crate) fn write_schema(disk: &Arc<dyn Disk>, dir: &Path, schema: &TableSchema) -> Result<()> {
+    write(disk, &dir.join(SCHEMA_FILE), SCHEMA_MAGIC, SCHEMA_VERSION, schema)
 }
 
 fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], version: u32) -> Result<Option<T>> {

@@ -21,7 +21,7 @@ pub(crate) const CHUNK_ROWS_MAX: usize = 8192;
 pub(crate) struct Chunk {
     /// Number of its first row within the memtable.
     pub(crate) first_row: u32,
-    /// All columns in schema order.
+    /// All stored columns.
     pub(crate) batch: RecordBatch,
     pub(crate) versions: Vec<Version>,
     /// Accept position of each row, ascending.
@@ -41,11 +41,11 @@ impl Chunk {
         self.first_row + self.versions.len() as u32
     }
 
-    /// Whether a row may satisfy a condition on that column.
-    pub(crate) fn may_match(&self, column: usize, predicate: &ColumnPredicate) -> bool {
+    /// Whether a row may satisfy a condition on that column of the table.
+    pub(crate) fn may_match(&self, layout: &Layout, column: usize, predicate: &ColumnPredicate) -> bool {
         let array = self.batch.column(column);
-        // Text is looked at row by row anyway, and its bounds cost as much as that.
-        if !array.data_type().is_primitive() {
+        // Text is looked at row by row anyway, and its bounds cost as much as that; so is what has older forms.
+        if !array.data_type().is_primitive() || !layout.older(column).is_empty() {
             return true;
         }
         let mut zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,6 +82,23 @@ impl MemView {
             last_position: position,
             digest_before,
         }
+    }
+
+    /// The same rows in another layout.
+    pub(crate) fn adopted(&self, old: &Layout, new: &Layout) -> Result<Self> {
+        let adopted = |chunk: &Arc<Chunk>| -> Result<Arc<Chunk>> {
+            let ids = old.stored.iter().map(|column| column.id);
+            let stored: Vec<_> = ids.zip(chunk.batch.columns().iter().cloned()).collect();
+            Ok(Arc::new(Chunk {
+                first_row: chunk.first_row,
+                batch: new.adapt(&stored, chunk.rows())?,
+                versions: chunk.versions.clone(),
+                positions: chunk.positions.clone(),
+                zones: Mutex::default(),
+                digest: Mutex::default(),
+            }))
+        };
+        Ok(Self { chunks: self.chunks.iter().map(adopted).collect::<Result<_>>()?, ..self.clone() })
     }
 
     pub(crate) fn rows(&self) -> u32 {

@@ -17,7 +17,7 @@ pub(crate) fn gather(layout: &Layout, batches: &[&RecordBatch], picks: &[(usize,
         let arrays: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(at).as_ref()).collect();
         interleave(&arrays, picks).map_err(|error| Error::internal(format!("cannot put rows together: {error}")))
     };
-    let columns = (0..layout.schema.columns.len()).map(column).collect::<Result<_>>()?;
+    let columns = (0..layout.stored.len()).map(column).collect::<Result<_>>()?;
     layout.batch(columns, picks.len())
 }
 
@@ -123,12 +123,8 @@ impl Cursor {
             if self.input.left_out.range_cardinality(rows.clone()) == rows.len() as u64 {
                 continue;
             }
-            let content = segment.read_rows(number)?;
-            // What was written before a column was dropped or widened is in the order of its own time.
-            let keys = match layout.schema.is_upsert() || segment.is_current() {
-                true => crate::rows::identities(layout, &content.batch)?,
-                false => segment.read_identities(number)?,
-            };
+            let content = segment.read_rows(layout, number)?;
+            let keys = crate::rows::identities(layout, &content.batch)?;
             let is_wanted = |row: &usize| {
                 content.positions[*row] > self.after_position
                     && !self.input.left_out.contains(rows.start + *row as u32)

@@ -8,12 +8,12 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use shoal_kernel::limits::{KEY_BYTES_MAX, TOKEN_BYTES_MAX};
-use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
+use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN, column_of};
 use shoal_kernel::{Error, ErrorCode, KeyRange, Result, Version};
 
 use crate::hash::content_hashes;
 use crate::key::{EncodedKeys, encode_keys};
-use crate::layout::Layout;
+use crate::layout::{Layout, StoredColumn};
 use crate::token::TokenRecord;
 
 /// One write.
@@ -30,8 +30,9 @@ pub struct Write {
 /// The rows of a write.
 #[derive(Debug, Clone)]
 pub enum Rows {
-    /// Rows to insert or replace: every column of the table, by name, with the table's types. A missing nullable column is
-    /// NULL.
+    /// Rows to insert or replace: columns of the table with their types, by number where the field says it
+    /// ([`shoal_kernel::schema::COLUMN_ID_KEY`]), else by name. Numbers may be those of an older version of the schema. A
+    /// missing nullable column is NULL.
     Put(RecordBatch),
     /// Keys to delete: the key's columns, by name. Upsert tables only.
     Delete(RecordBatch),
@@ -77,7 +78,7 @@ pub struct Accepted {
 /// Rows in the store's own form.
 #[derive(Debug, Clone)]
 pub(crate) struct Incoming {
-    /// All columns in schema order; a tombstone has only its key.
+    /// All stored columns; a tombstone has only its key.
     pub(crate) batch: RecordBatch,
     /// What identifies each row: the key, for event tables followed by the hash of the content.
     pub(crate) keys: EncodedKeys,
@@ -148,6 +149,7 @@ pub(crate) fn identities(layout: &Layout, batch: &RecordBatch) -> Result<Encoded
 /// The schema of rows on their way between replicas: the table's columns, all but the key nullable, then version and
 /// tombstone.
 pub(crate) fn replicated_schema(layout: &Layout) -> SchemaRef {
+    // Each field says which column it is: the other replica may know it by another name.
     let mut fields: Vec<Field> = layout.relaxed.fields().iter().map(|field| field.as_ref().clone()).collect();
     fields.push(Field::new(VERSION_COLUMN, DataType::FixedSizeBinary(16), false));
     fields.push(Field::new(TOMBSTONE_COLUMN, DataType::Boolean, false));
@@ -209,55 +211,82 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorCode::InvalidRows, message)
 }
 
-fn typed<'a>(batch: &'a RecordBatch, column: &shoal_kernel::Column) -> Result<Option<&'a ArrayRef>> {
-    let Some(array) = batch.column_by_name(&column.name) else {
-        return Ok(None);
-    };
-    if array.data_type() != &column.data_type {
-        let (name, wanted) = (&column.name, &column.data_type);
-        return Err(invalid(format!("column '{name}' is of type {wanted}, the rows have {}", array.data_type())));
+/// The columns of a batch in the order in which they are stored; `None` where the batch has none.
+fn placed<'a>(layout: &Layout, batch: &'a RecordBatch) -> Result<Vec<Option<&'a ArrayRef>>> {
+    let mut columns = vec![None; layout.stored.len()];
+    let schema = batch.schema();
+    for (field, array) in schema.fields().iter().zip(batch.columns()) {
+        let place = match column_of(field) {
+            // Values of a column that has been dropped are not wanted any more.
+            Some(id) => match layout.place(id)? {
+                Some(place) => place,
+                None => continue,
+            },
+            None if [VERSION_COLUMN, TOMBSTONE_COLUMN].contains(&field.name().as_str()) => continue,
+            None => {
+                let place = layout.schema.columns.iter().position(|column| column.name == *field.name());
+                place.ok_or_else(|| invalid(format!("the table has no column '{}'", field.name())))?
+            }
+        };
+        let wanted = &layout.stored[place].data_type;
+        if array.data_type() != wanted {
+            let (name, found) = (field.name(), array.data_type());
+            return Err(invalid(format!("column '{name}' is of type {wanted}, the rows have {found}")));
+        }
+        columns[place] = Some(array);
     }
-    Ok(Some(array))
+    Ok(columns)
 }
 
-fn not_null(array: &ArrayRef, column: &shoal_kernel::Column, only: Option<&BooleanBuffer>) -> Result<()> {
-    if array.null_count() == 0 {
+/// Checks that a column of the table has a value, in one of its forms, in all rows, or in those of `only`.
+fn not_null(
+    layout: &Layout,
+    columns: &[Option<&ArrayRef>],
+    place: usize,
+    rows: usize,
+    only: Option<&BooleanBuffer>,
+) -> Result<()> {
+    let forms = || std::iter::once(&place).chain(layout.older(place)).filter_map(|form| columns[*form]);
+    if forms().any(|form| form.null_count() == 0) {
         return Ok(());
     }
-    let applies = |row: usize| only.is_none_or(|only| only.value(row));
-    match (0..array.len()).find(|&row| array.is_null(row) && applies(row)) {
-        Some(row) => Err(invalid(format!("column '{}' may not be NULL, row {row} is", column.name))),
+    let is_wrong = |row: &usize| only.is_none_or(|only| only.value(*row)) && forms().all(|form| form.is_null(*row));
+    match (0..rows).find(is_wrong) {
+        Some(row) => {
+            let name = &layout.schema.columns[place].name;
+            Err(invalid(format!("column '{name}' may not be NULL, row {row} is")))
+        }
         None => Ok(()),
     }
 }
 
-fn put_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
-    if let Some(stranger) = batch.schema().fields().iter().find(|field| layout.schema.column(field.name()).is_none()) {
-        return Err(invalid(format!("the table has no column '{}'", stranger.name())));
-    }
-    let rows = batch.num_rows();
-    let column = |column: &shoal_kernel::Column| {
-        let array = typed(batch, column)?.cloned().unwrap_or_else(|| new_null_array(&column.data_type, rows));
-        if !column.nullable {
-            not_null(&array, column, None)?;
-        }
-        Ok(array)
+/// A batch of all stored columns.
+fn filled(layout: &Layout, columns: Vec<Option<&ArrayRef>>, rows: usize) -> Result<RecordBatch> {
+    let column = |(stored, array): (&StoredColumn, Option<&ArrayRef>)| {
+        array.cloned().unwrap_or_else(|| new_null_array(&stored.data_type, rows))
     };
-    layout.batch(layout.schema.columns.iter().map(column).collect::<Result<_>>()?, rows)
+    layout.batch(layout.stored.iter().zip(columns).map(column).collect(), rows)
+}
+
+fn put_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
+    let (columns, rows) = (placed(layout, batch)?, batch.num_rows());
+    for (place, _) in layout.schema.columns.iter().enumerate().filter(|(_, column)| !column.nullable) {
+        not_null(layout, &columns, place, rows, None)?;
+    }
+    filled(layout, columns, rows)
 }
 
 fn delete_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
-    let rows = batch.num_rows();
-    let column = |(at, column): (usize, &shoal_kernel::Column)| {
-        if !layout.key.contains(&at) {
-            return Ok(new_null_array(&column.data_type, rows));
+    let (mut columns, rows) = (placed(layout, batch)?, batch.num_rows());
+    for place in &layout.key {
+        if columns[*place].is_none() {
+            return Err(invalid(format!("the key column '{}' is missing", layout.schema.columns[*place].name)));
         }
-        let array = typed(batch, column)?;
-        let array = array.ok_or_else(|| invalid(format!("the key column '{}' is missing", column.name)))?;
-        not_null(array, column, None)?;
-        Ok(array.clone())
-    };
-    layout.batch(layout.schema.columns.iter().enumerate().map(column).collect::<Result<_>>()?, rows)
+        not_null(layout, &columns, *place, rows, None)?;
+    }
+    let others = columns.iter_mut().enumerate().filter(|(place, _)| !layout.key.contains(place));
+    others.for_each(|(_, column)| *column = None);
+    filled(layout, columns, rows)
 }
 
 fn replicated_rows(layout: &Layout, batch: &RecordBatch, tokens: Vec<TokenRecord>) -> Result<Incoming> {
@@ -279,13 +308,10 @@ fn replicated_rows(layout: &Layout, batch: &RecordBatch, tokens: Vec<TokenRecord
         return Err(invalid("an event table has no tombstones".into()));
     }
     let live = !&tombstones;
-    let column = |(at, column): (usize, &shoal_kernel::Column)| {
-        let array = typed(batch, column)?.cloned().unwrap_or_else(|| new_null_array(&column.data_type, rows));
-        if !column.nullable {
-            not_null(&array, column, if layout.key.contains(&at) { None } else { Some(&live) })?;
-        }
-        Ok(array)
-    };
-    let columns = layout.schema.columns.iter().enumerate().map(column).collect::<Result<_>>()?;
-    Incoming::assemble(layout, layout.batch(columns, rows)?, versions, Some(tombstones), tokens)
+    let columns = placed(layout, batch)?;
+    for (place, _) in layout.schema.columns.iter().enumerate().filter(|(_, column)| !column.nullable) {
+        let only = if layout.key.contains(&place) { None } else { Some(&live) };
+        not_null(layout, &columns, place, rows, only)?;
+    }
+    Incoming::assemble(layout, filled(layout, columns, rows)?, versions, Some(tombstones), tokens)
 }

@@ -12,7 +12,7 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use roaring::RoaringBitmap;
-use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
+use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, Result, ScanSpec, Slice};
 
 use crate::encoding::Dictionary;
 use crate::ends::Ends;
@@ -130,20 +130,16 @@ impl Unit {
 
 impl Scan {
     pub(crate) fn new(snapshot: &Snapshot, spec: &ScanSpec) -> Result<Self> {
-        let (state, layout) = (&snapshot.state, snapshot.layout.clone());
+        let (state, layout) = (&snapshot.state, snapshot.state.layout.clone());
         state.check_whole()?;
-        let place = |id: ColumnId| {
-            let unknown = || Error::new(ErrorCode::UnknownColumn, format!("the table has no column with id {}", id.0));
-            layout.schema.index_of(id).ok_or_else(unknown)
-        };
         let wanted = |&id: &ColumnId| {
-            let column = place(id)?;
+            let column = layout.visible_place(id)?;
             let coded = spec.coded.contains(&id) && layout.schema.columns[column].data_type == DataType::Utf8;
             Ok(Wanted { column, coded })
         };
         let columns: Vec<Wanted> = spec.columns.iter().map(wanted).collect::<Result<_>>()?;
         let condition = |predicate: &ColumnPredicate| {
-            let column = place(predicate.column())?;
+            let column = layout.visible_place(predicate.column())?;
             let data_type = &layout.schema.columns[column].data_type;
             let evaluator = Evaluator::new(predicate, data_type);
             if evaluator.is_none() && predicate.is_exact_on(data_type) {
@@ -210,10 +206,10 @@ impl Scan {
         if self.counts_only() {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
-        let excluded = self.conditions.iter().any(|condition| {
-            let column = &self.layout.schema.columns[condition.column];
-            !may_match(&condition.predicate, &view.segment.zone(column))
-        });
+        let excluded = self
+            .conditions
+            .iter()
+            .any(|condition| !may_match(&condition.predicate, &view.segment.zone(&self.layout, condition.column)));
         if excluded {
             return;
         }
@@ -222,8 +218,7 @@ impl Scan {
         let backwards = self.ends.as_ref().is_some_and(Ends::goes_backwards);
         for page in pages.clone().map(|page| if backwards { pages.end - 1 - (page - pages.start) } else { page }) {
             let may_hold = self.conditions.iter().all(|condition| {
-                let column = &self.layout.schema.columns[condition.column];
-                may_match(&condition.predicate, &view.segment.page_zone(column, page))
+                may_match(&condition.predicate, &view.segment.page_zone(&self.layout, condition.column, page))
             });
             if may_hold && point.as_ref().is_none_or(|key| view.segment.may_hold_key(key, page)) {
                 self.units.push_back(Unit::Page { source, view: view.clone(), page });
@@ -256,7 +251,9 @@ impl Scan {
             return self.units.push_back(Unit::Count(view.visible_rows()));
         }
         let may_hold = |chunk: &Chunk| {
-            self.conditions.iter().all(|condition| chunk.may_match(condition.column, &condition.predicate))
+            self.conditions
+                .iter()
+                .all(|condition| chunk.may_match(&self.layout, condition.column, &condition.predicate))
         };
         for chunk in view.chunks.iter().filter(|chunk| may_hold(chunk)) {
             for start in (0..chunk.rows()).step_by(PAGE_ROWS) {
@@ -279,10 +276,13 @@ impl Scan {
                 let first = chunk.first_row + rows.start as u32;
                 let numbers = first..first + rows.len() as u32;
                 let visible = visibility(numbers.clone(), &[dead, tombstones]);
-                self.finish(*source, numbers, visible, &MemRows { chunk, rows: rows.clone() })
+                let layout = self.layout.clone();
+                let rows = MemRows { layout: &layout, chunk, rows: rows.clone() };
+                self.finish(*source, numbers, visible, &rows)
             }
             Unit::Page { source, view, page } => {
-                if self.ends.as_ref().is_some_and(|ends| ends.have_passed(*source, &view.segment, *page)) {
+                if self.ends.as_ref().is_some_and(|ends| ends.have_passed(&self.layout, *source, &view.segment, *page))
+                {
                     return Ok(None);
                 }
                 let rows = view.segment.page_rows(*page);
@@ -419,18 +419,22 @@ pub(crate) trait Source {
     /// The codes of all rows, or of the wanted ones (ascending), if that is how they are stored.
     fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>>;
 
-    /// Whether the rows lie in the order of the table's key as it is now.
+    /// Whether the rows lie in the order of the table's key.
     fn is_in_key_order(&self) -> bool;
 }
 
 struct MemRows<'a> {
+    layout: &'a Layout,
     chunk: &'a Chunk,
     rows: Range<usize>,
 }
 
 impl Source for MemRows<'_> {
     fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        let all = self.chunk.batch.column(column).slice(self.rows.start, self.rows.len());
+        let all = match self.layout.older(column).is_empty() {
+            true => self.chunk.batch.column(column).slice(self.rows.start, self.rows.len()),
+            false => self.layout.column_of(&self.chunk.batch.slice(self.rows.start, self.rows.len()), column)?,
+        };
         match wanted {
             None => Ok(all),
             Some(wanted) => take(&all, &UInt32Array::from(wanted.to_vec()), None)
@@ -455,15 +459,15 @@ struct SegmentPage<'a> {
 
 impl Source for SegmentPage<'_> {
     fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        self.segment.read_column(&self.layout.schema.columns[column], self.page, wanted)
+        self.segment.read_column(self.layout, column, self.page, wanted)
     }
 
     fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {
-        self.segment.read_codes(&self.layout.schema.columns[column], self.page, wanted)
+        self.segment.read_codes(self.layout, column, self.page, wanted)
     }
 
     fn is_in_key_order(&self) -> bool {
-        self.segment.is_in_key_order()
+        self.segment.is_in_key_order(self.layout)
     }
 }
 

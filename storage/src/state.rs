@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{Error, LogId, Result, ScanSpec, SegmentId, Version};
+use shoal_kernel::{Error, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
 
 use crate::damage::Problem;
 use crate::layout::Layout;
@@ -79,6 +79,8 @@ impl SegmentView {
 /// Everything readers need. Each key has at most one row, or tombstone, that is not dead.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
+    /// What the rows in memtables are laid out by, and what readers see.
+    pub(crate) layout: Arc<Layout>,
     pub(crate) log_id: LogId,
     /// Logs before that one, oldest first.
     pub(crate) past: Arc<[PastLog]>,
@@ -106,6 +108,14 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Goes over to a newer layout: rows in memory get its columns, those on disk have them in their own way.
+    pub(crate) fn adopt(&mut self, layout: Arc<Layout>) -> Result<()> {
+        let memtables = self.memtables.iter().map(|view| view.adopted(&self.layout, &layout)).collect::<Result<_>>()?;
+        self.memtables = memtables;
+        self.layout = layout;
+        Ok(())
+    }
+
     /// Winning tombstones.
     pub(crate) fn tombstones(&self) -> u64 {
         let in_segments = self.segments.values().map(|view| view.segment.tombstones().difference_len(&view.dead));
@@ -148,13 +158,27 @@ impl State {
 #[derive(Clone)]
 pub struct Snapshot {
     pub(crate) state: Arc<State>,
-    pub(crate) layout: Arc<Layout>,
 }
 
 impl Snapshot {
     /// The log and the position of the last record that the snapshot shows.
     pub fn position(&self) -> (LogId, u64) {
         (self.state.log_id, self.state.position)
+    }
+
+    /// The version of the schema that the rows are seen under.
+    pub fn schema_version(&self) -> u32 {
+        self.state.layout.schema.version
+    }
+
+    /// The same rows under a newer version of the table's schema, which the store need not have heard of.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] for column types that cannot be stored.
+    pub fn under(&self, schema: Arc<TableSchema>) -> Result<Self> {
+        let mut state = self.state.as_ref().clone();
+        state.adopt(Arc::new(Layout::new(schema)?))?;
+        Ok(Self { state: Arc::new(state) })
     }
 
     /// Exact number of visible rows.

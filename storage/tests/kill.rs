@@ -17,7 +17,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::DataType;
 use shoal_kernel::env::real;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, ScanSpec, Slice, TableId, TableKind, TableSchema, Version,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, ScanSpec, TableId, TableKind, TableSchema, Version,
 };
 use shoal_storage::{Recovery, Rows, Severity, Store, StoreOptions, Write as StoreWrite, examine_store};
 
@@ -35,7 +35,7 @@ fn schema() -> Arc<TableSchema> {
         nullable: false,
     };
     let kind = TableKind::Upsert { primary_key: vec![ColumnId(1)] };
-    Arc::new(TableSchema { columns: vec![column(1, "id"), column(2, "n")], kind, version: 1 })
+    Arc::new(TableSchema::new(vec![column(1, "id"), column(2, "n")], kind))
 }
 
 fn open(dir: &Path) -> (Arc<Store>, Recovery) {
@@ -87,17 +87,7 @@ fn model(writes: u64) -> BTreeMap<i64, i64> {
 }
 
 fn read(store: &Store) -> BTreeMap<i64, i64> {
-    let spec = ScanSpec {
-        table: TableId(1),
-        partition: PartitionId(1),
-        columns: vec![ColumnId(1), ColumnId(2)],
-        predicates: Vec::new(),
-        limit: None,
-        slice: Slice::WHOLE,
-        addresses: false,
-        coded: Vec::new(),
-        ends: None,
-    };
+    let spec = ScanSpec::of(TableId(1), PartitionId(1), 1, vec![ColumnId(1), ColumnId(2)]);
     let mut rows = BTreeMap::new();
     for batch in store.snapshot().scan(&spec).unwrap() {
         let batch = batch.unwrap();

@@ -42,14 +42,15 @@ pub(super) fn check(table: &Table, batches: &[RecordBatch]) -> Result<u128> {
         shaped.push(shape(table, batch, &blank, first_row)?);
         first_row += batch.num_rows();
     }
-    let rows = concat_batches(&table.schema.arrow(), &shaped).map_err(internal)?;
+    let rows = concat_batches(&table.schema.numbered(), &shaped).map_err(internal)?;
     fingerprint_of(&table.schema, &rows)
 }
 
-/// Brings a batch into the table's shape: its columns in its order; a missing nullable column is NULL. `first_row` counts
+/// Brings a batch into the table's shape: its columns in its order, each with its number, for replicas may have gone over to
+/// another schema meanwhile; a missing nullable column is NULL. `first_row` counts
 /// the rows of the request before this batch.
 pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row: usize) -> Result<RecordBatch> {
-    let schema = table.schema.arrow();
+    let schema = table.schema.numbered();
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
     for field in schema.fields() {
         let column = match batch.column_by_name(field.name()) {
@@ -89,7 +90,7 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
 
 /// The key's columns of a batch of keys.
 pub(super) fn keys(table: &Table, batch: &RecordBatch) -> Result<RecordBatch> {
-    let schema = table.schema.arrow();
+    let schema = table.schema.numbered();
     let places = table.schema.key_indices();
     let key = Arc::new(schema.project(&places).map_err(internal)?);
     let columns = key.fields().iter().map(|field| match batch.column_by_name(field.name()) {

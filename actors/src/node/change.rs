@@ -26,7 +26,8 @@ const READS_MAX: usize = 3;
 pub(super) struct FoundRows {
     /// Its words.
     pub(super) tag: &'static str,
-    pub(super) table: String,
+    /// Of before the read: if it is dropped and made anew meanwhile, nothing is written to the new one.
+    pub(super) table: Arc<Table>,
     /// Reads the rows as they are to be, or their keys.
     pub(super) graph: FragmentGraph,
     pub(super) deletes: bool,
@@ -70,8 +71,6 @@ impl Inner {
                  only once",
             ));
         }
-        // Of before the read: if the table is dropped and made anew meanwhile, nothing is written to the new one.
-        let table = self.table(&table)?;
         let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
         if !deletes {
             check_not_null(&table, &batches)?;

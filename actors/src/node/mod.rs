@@ -141,7 +141,7 @@ impl Node {
             &context.env,
             context.transport.clone(),
             Arc::new(planner.clone()),
-            Arc::new(Replicas::new(directory.clone(), context.clock.clone(), &context.config)),
+            Arc::new(Replicas::new(directory.clone(), context.clone())),
             Arc::new(Places(context.clone())),
             QueryLimits::of(&context.config),
             Some(root.get_cell()),

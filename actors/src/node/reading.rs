@@ -2,22 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
-use shoal_kernel::{Error, FetchSpec, Hlc, NodeId, PartitionId, Planted, Result, ScanSpec};
+use shoal_catalog::Catalog;
+use shoal_kernel::{
+    Error, ErrorCode, FetchSpec, Hlc, NodeId, PartitionId, Planted, Rare, Result, ScanSpec, TableId, TableSchema,
+};
 use shoal_storage::Snapshot;
 
-use super::clock::NodeClock;
 use super::context::NodeContext;
-use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement};
+use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::Running;
-use crate::service::NodeConfig;
 
 /// The replicas of this node, as shards read them.
 pub(super) struct Replicas {
     directory: Arc<ReplicaDirectory>,
-    clock: Arc<NodeClock>,
+    context: Arc<NodeContext>,
     /// Only with [`Planted::StaleSnapshot`].
     stale: Option<Mutex<BTreeMap<PartitionId, Shown>>>,
     /// [`Planted::SilentPartial`].
@@ -27,17 +29,17 @@ pub(super) struct Replicas {
 /// What is shown, and how often it has been.
 type Shown = (u32, Arc<dyn PartitionSnapshot>);
 
+/// How long a query waits for this node to hear of the schema that the query was planned with.
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(2);
 /// Reads of one snapshot under [`Planted::StaleSnapshot`].
 const STALE_READS: u32 = 10;
 
 impl Replicas {
-    pub(super) fn new(directory: Arc<ReplicaDirectory>, clock: Arc<NodeClock>, config: &NodeConfig) -> Self {
-        Self {
-            directory,
-            clock,
-            stale: config.has(Planted::StaleSnapshot).then(Mutex::default),
-            silent: config.has(Planted::SilentPartial),
-        }
+    pub(super) fn new(directory: Arc<ReplicaDirectory>, context: Arc<NodeContext>) -> Self {
+        let config = &context.config;
+        let stale = config.has(Planted::StaleSnapshot).then(Mutex::default);
+        let silent = config.has(Planted::SilentPartial);
+        Self { directory, context, stale, silent }
     }
 
     fn stale(&self, partition: PartitionId) -> Option<Arc<dyn PartitionSnapshot>> {
@@ -50,7 +52,7 @@ impl Replicas {
 
 impl LocalReplicas for Replicas {
     fn newest(&self) -> Hlc {
-        self.clock.ceiling()
+        self.context.clock.ceiling()
     }
 
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
@@ -62,7 +64,7 @@ impl LocalReplicas for Replicas {
             return Ok(Arc::new(Nothing));
         }
         let (replica, snapshot) = found?;
-        let shown: Arc<dyn PartitionSnapshot> = Arc::new(Pinned { replica, snapshot });
+        let shown: Arc<dyn PartitionSnapshot> = Arc::new(Pinned { replica, snapshot, context: self.context.clone() });
         if let Some(stale) = &self.stale {
             stale.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, (0, shown.clone()));
         }
@@ -87,6 +89,7 @@ impl PartitionSnapshot for Nothing {
 struct Pinned {
     replica: Running,
     snapshot: Snapshot,
+    context: Arc<NodeContext>,
 }
 
 impl PartitionSnapshot for Pinned {
@@ -96,9 +99,38 @@ impl PartitionSnapshot for Pinned {
         Ok(Box::new(scan.map(move |batch| batch.inspect_err(|error| replica.blame(error)))))
     }
 
+    fn behind(&self, table: TableId, schema_version: u32) -> Option<Reached> {
+        if self.snapshot.schema_version() >= schema_version {
+            return None;
+        }
+        let (replica, snapshot, context) = (self.replica.clone(), self.snapshot.clone(), self.context.clone());
+        Some(Box::pin(async move {
+            context.env.reached(Rare::SchemaAwaited);
+            let schema = known_schema(&context, table, schema_version).await?;
+            let snapshot = snapshot.under(schema)?;
+            Ok(Arc::new(Self { replica, snapshot, context }) as Arc<dyn PartitionSnapshot>)
+        }))
+    }
+
     fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {
         self.snapshot.fetch(spec, addresses).inspect_err(|error| self.replica.blame(error))
     }
+}
+
+/// The table's schema, once this node's catalog has come to that version of it.
+async fn known_schema(context: &NodeContext, table: TableId, version: u32) -> Result<Arc<TableSchema>> {
+    let mut catalog = context.agreement.catalog();
+    let known = async {
+        let reached =
+            |catalog: &Arc<Catalog>| catalog.tables.get(&table).is_none_or(|table| table.schema.version >= version);
+        let catalog = catalog.wait_for(reached).await.ok()?;
+        catalog.tables.get(&table).map(|table| Arc::new(table.schema.clone()))
+    };
+    let schema = context.env.timeout(SCHEMA_PATIENCE, known).await.ok().flatten();
+    schema.ok_or_else(|| {
+        let message = format!("this node has not heard of version {version} of the schema of {table} yet");
+        Error::new(ErrorCode::Moved, message)
+    })
 }
 
 /// Where replicas are.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
-use shoal_catalog::{Catalog, Command, Table};
+use shoal_catalog::{AlteredTable, Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
-use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, ReadLevel, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, Rare, ReadLevel, Result};
 use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Slicing, Statement};
 
 use super::Inner;
@@ -19,6 +19,10 @@ use crate::service::{CommandDone, QueryEvent, QueryStream, QuerySummary, SqlRequ
 pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of rows that a statement which writes what it reads may hold; it is validated whole before its first row is sent.
 const FOUND_BYTES_MAX: usize = 256 << 20;
+/// The words of the statement.
+const ALTER_TABLE: &str = "ALTER TABLE";
+/// How often a change of a table is made anew because somebody else's came between.
+const ALTER_ATTEMPTS_MAX: u32 = 5;
 /// Consumer tasks of a hash edge at most.
 const TARGET_PARTITIONS_MAX: usize = 8;
 
@@ -39,7 +43,13 @@ impl Inner {
         let id =
             request.query_id.unwrap_or_else(|| QueryId::new(self.context.node, self.context.env.random("query id")));
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
-        match self.plan(&request).await? {
+        let (statement, catalog) = self.plan(&request).await?;
+        // As of the plan: rows have its columns, whatever has become of them meanwhile.
+        let table = |name: &str| match catalog.table(name) {
+            Some(table) => Ok(Arc::new(table.clone())),
+            None => Err(catalog.unknown_table(name)),
+        };
+        match statement {
             Statement::Query(query) => {
                 let analyze = query.explain == Some(ExplainKind::Analyze);
                 self.queries.run(query.graph, id, RunOptions { timeout: left(), analyze }).await
@@ -54,19 +64,23 @@ impl Inner {
                 let done = self.propose(Command::DropTable { name, if_exists }, "DROP TABLE", left()).await?;
                 Ok(self.done(id, done, started))
             }
-            Statement::Insert { table, source } => {
+            Statement::AlterTable(altered) => {
+                let done = self.alter(&request, altered, left).await?;
+                Ok(self.done(id, done, started))
+            }
+            Statement::Insert { table: name, source } => {
                 let batches = match source {
                     InsertSource::Rows(batches) => batches,
                     InsertSource::Query(graph) => self.collect("INSERT … SELECT", graph, id, left()).await?.0,
                 };
                 let write = WriteRequest {
-                    table: table.clone(),
+                    table: name.clone(),
                     batches,
                     level: request.write_level,
                     token: request.token.clone(),
                     timeout: Some(left()),
                 };
-                let report = self.gateway.write(self.table(&table)?, write).await?;
+                let report = self.gateway.write(table(&name)?, write).await?;
                 let done = CommandDone {
                     tag: "INSERT".into(),
                     rows: Some(report.rows),
@@ -75,13 +89,13 @@ impl Inner {
                 };
                 Ok(self.done(id, done, started))
             }
-            Statement::Delete { table, keys } => {
-                let found = FoundRows { tag: "DELETE", table, graph: keys, deletes: true };
+            Statement::Delete { table: name, keys } => {
+                let found = FoundRows { tag: "DELETE", table: table(&name)?, graph: keys, deletes: true };
                 let done = self.change(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
-            Statement::Update { table, rows } => {
-                let found = FoundRows { tag: "UPDATE", table, graph: rows, deletes: false };
+            Statement::Update { table: name, rows } => {
+                let found = FoundRows { tag: "UPDATE", table: table(&name)?, graph: rows, deletes: false };
                 let done = self.change(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
@@ -97,7 +111,7 @@ impl Inner {
     }
 
     /// Plans on what this node knows; a table that it does not know may have been made elsewhere a moment ago.
-    async fn plan(&self, request: &SqlRequest) -> Result<Statement> {
+    async fn plan(&self, request: &SqlRequest) -> Result<(Statement, Arc<Catalog>)> {
         let config = &self.context.config;
         let directory = self.directory.clone();
         let options = PlanOptions {
@@ -112,16 +126,48 @@ impl Inner {
             ..PlanOptions::default()
         };
         let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();
-        match self.planner.plan(&request.sql, &catalog, &options).await {
+        let planned = match self.planner.plan(&request.sql, &catalog, &options).await {
             Err(error) if matches!(error.code(), ErrorCode::UnknownTable | ErrorCode::UnknownColumn) => {
                 let newer = self.newest_catalog(&error).await?;
                 if newer.version > catalog.version {
-                    self.planner.plan(&request.sql, &newer, &options).await
-                } else {
-                    Err(error)
+                    let planned = self.planner.plan(&request.sql, &newer, &options).await;
+                    return planned.map(|statement| (statement, newer));
                 }
+                Err(error)
             }
             planned => planned,
+        };
+        planned.map(|statement| (statement, catalog))
+    }
+
+    /// Has a change of a table agreed upon. If somebody else was faster, it is made anew for what that has left.
+    async fn alter(
+        &self,
+        request: &SqlRequest,
+        altered: Option<AlteredTable>,
+        left: impl Fn() -> Duration,
+    ) -> Result<CommandDone> {
+        let (mut altered, mut attempts) = (altered, 0);
+        loop {
+            attempts += 1;
+            match altered {
+                Some(altered) => match self.propose(Command::AlterTable(altered), ALTER_TABLE, left()).await {
+                    Err(error) if error.code() == ErrorCode::SchemaChanged && attempts < ALTER_ATTEMPTS_MAX => {
+                        self.context.env.reached(Rare::AlteredByOthers);
+                    }
+                    done => return done,
+                },
+                None if attempts > 1 => {
+                    return Ok(CommandDone { tag: ALTER_TABLE.into(), rows: None, level: None, version: None });
+                }
+                // Nothing to do, as far as this node knows; it may be behind.
+                None => {}
+            }
+            self.context.agreement.linearizable(REFRESH_TIMEOUT).await?;
+            altered = match self.plan(request).await?.0 {
+                Statement::AlterTable(altered) => altered,
+                _ => return Err(Error::internal("an ALTER TABLE was planned as another statement")),
+            };
         }
     }
 

@@ -7,11 +7,15 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
-use shoal_kernel::{FetchSpec, Hlc, NodeId, PartitionId, Result, ScanSpec};
+use shoal_kernel::env::BoxFuture;
+use shoal_kernel::{FetchSpec, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
 use shoal_planner::{Edge, Fragment, TaskInputs};
 
 /// Rows of a scan, batch by batch; each step may block on the disk.
 pub type BatchIterator = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
+
+/// A snapshot in the making.
+pub type Reached = BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>>;
 
 /// A replica's rows at one moment. Held for the length of a query; dropping it lets go of the files.
 pub trait PartitionSnapshot: Send + Sync {
@@ -20,6 +24,13 @@ pub trait PartitionSnapshot: Send + Sync {
     /// # Errors
     /// A file cannot be read or is corrupted.
     fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator>;
+
+    /// The same rows under a newer version of the table's schema, if the snapshot has not heard of that version yet. The future
+    /// may wait for this node to hear of it.
+    fn behind(&self, table: TableId, schema_version: u32) -> Option<Reached> {
+        let _ = (table, schema_version);
+        None
+    }
 
     /// More columns of rows that a scan gave the addresses of, in the order of the addresses. May block on the disk.
     ///

@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
-use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, Result, ScanSpec};
+use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, Result, ScanSpec, TableId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::edge::codec::with_schema;
@@ -76,7 +76,7 @@ pub(super) fn scan(group: &Arc<TaskGroup>, spec: &ScanSpec, schema: SchemaRef) -
 pub(super) async fn fetch(group: Arc<TaskGroup>, spec: FetchSpec, addresses: Vec<u64>) -> Result<RecordBatch> {
     let partition = spec.partition;
     let reading = async {
-        let snapshot = group.pinned(partition)?;
+        let snapshot = reached(group.pinned(partition)?, spec.table, spec.schema_version).await?;
         let (sender, receiver) = oneshot::channel();
         let env = group.node.env.clone();
         // A task of its own, which whoever lets go of the snapshots waits for, also if the reader has gone.
@@ -103,7 +103,26 @@ pub(super) fn blames_replica(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Corruption | ErrorCode::Io | ErrorCode::PartitionUnavailable | ErrorCode::Moved)
 }
 
+/// The snapshot under the schema that the reader was planned with, or a newer one.
+async fn reached(
+    snapshot: Arc<dyn PartitionSnapshot>,
+    table: TableId,
+    schema_version: u32,
+) -> Result<Arc<dyn PartitionSnapshot>> {
+    match snapshot.behind(table, schema_version) {
+        Some(reached) => reached.await,
+        None => Ok(snapshot),
+    }
+}
+
 async fn read(env: Env, snapshot: Arc<dyn PartitionSnapshot>, spec: ScanSpec, sender: mpsc::Sender<Item>) {
+    let snapshot = match reached(snapshot, spec.table, spec.schema_version).await {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            let _ = sender.send(Item::Failed(error)).await;
+            return;
+        }
+    };
     let opened = env.blocking(move || snapshot.scan(&spec)).await;
     let mut batches = match opened.map_err(Error::from).and_then(|opened| opened) {
         Ok(batches) => batches,

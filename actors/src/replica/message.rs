@@ -1,12 +1,13 @@
 //! What replicas hear: from gateways and from each other over the network, and from within their node.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
-use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, Version};
+use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, TableSchema, Version};
 use shoal_storage::{PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
@@ -176,6 +177,8 @@ pub(crate) enum ReplicaMessage {
     Covers { from: u64, accepts: Vec<RecentAccept>, answer: oneshot::Sender<u64> },
     /// The catalog's newest word on the partition.
     Catalog(Partition),
+    /// The catalog's newest word on what the table's rows look like.
+    Schema(Arc<TableSchema>),
     /// Something happened.
     Event(Event),
     /// A commit has ended.

@@ -53,6 +53,8 @@ pub(crate) use self::serve::ReplicaService;
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that a reservation takes beside its token, about.
 const RESERVATION_BYTES: usize = 128;
+/// How long to wait before a store whose disk is full is asked again to go over to a new schema.
+const SCHEMA_PAUSE: Duration = Duration::from_secs(1);
 /// How long to wait before it is proposed again.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -228,6 +230,10 @@ impl Actor for ReplicaActor {
             ReplicaMessage::Catalog(partition) => {
                 let _ = shell.replicator.cast(ReplicatorMessage::Partition(partition.clone()));
                 Event::Catalog(Box::new(partition))
+            }
+            ReplicaMessage::Schema(schema) => {
+                shell.adopt(&myself, schema);
+                return Ok(());
             }
             ReplicaMessage::Event(event) => event,
             ReplicaMessage::Recent { log_id, after, answer } => {
@@ -454,6 +460,31 @@ impl ReplicaShell {
                 Err(error)
             }
         }
+    }
+
+    /// Has the store go over to a newer schema, beside the mailbox: it waits for the commit that is under way. Until then writes
+    /// made for the new one are told to come again.
+    fn adopt(&self, myself: &ActorRef<ReplicaMessage>, schema: Arc<TableSchema>) {
+        if schema.version <= self.store.schema_version() {
+            return;
+        }
+        let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
+        let (id, version) = (self.handle.partition, schema.version);
+        self.context.env.spawn("replica schema", async move {
+            let adopting = schema.clone();
+            let adopted = env.blocking(move || store.adopt(adopting)).await.map_err(Error::from).and_then(|done| done);
+            match adopted {
+                Ok(()) => env.trace(|| format!("{id} has gone over to version {version} of its schema")),
+                Err(error) if error.code() == ErrorCode::DiskFull => {
+                    // Reads go on by the old one; there may be room again later.
+                    env.sleep(SCHEMA_PAUSE).await;
+                    let _ = myself.cast(ReplicaMessage::Schema(schema));
+                }
+                Err(error) => {
+                    let _ = myself.cast(ReplicaMessage::Failed(error));
+                }
+            }
+        });
     }
 
     fn persist(&mut self, myself: &ActorRef<ReplicaMessage>, told: Told) {

@@ -52,6 +52,7 @@ struct Child {
     /// Its store is being opened, by a task: one slow disk holds up nobody else.
     opening: bool,
     told: Partition,
+    told_schema: u32,
     failures: u32,
     failed_at: Duration,
 }
@@ -135,12 +136,20 @@ impl State {
             self.remove(partition).await;
         }
         for partition in catalog.partitions.values().filter(here) {
+            let schema = catalog.tables.get(&partition.table).map(|table| &table.schema);
             match self.children.get_mut(&partition.id) {
-                Some(child) if child.told == *partition => {}
                 Some(child) => {
-                    child.told = partition.clone();
-                    if let Some(actor) = &child.actor {
-                        let _ = actor.cast(ReplicaMessage::Catalog(partition.clone()));
+                    if child.told != *partition {
+                        child.told = partition.clone();
+                        if let Some(actor) = &child.actor {
+                            let _ = actor.cast(ReplicaMessage::Catalog(partition.clone()));
+                        }
+                    }
+                    if let Some(schema) = schema.filter(|schema| schema.version != child.told_schema) {
+                        child.told_schema = schema.version;
+                        if let Some(actor) = &child.actor {
+                            let _ = actor.cast(ReplicaMessage::Schema(Arc::new(schema.clone())));
+                        }
                     }
                 }
                 None => {
@@ -153,6 +162,7 @@ impl State {
                             actor: None,
                             opening: false,
                             told: partition.clone(),
+                            told_schema: schema.map_or(0, |schema| schema.version),
                             failures: 0,
                             failed_at: Duration::ZERO,
                         },
@@ -211,6 +221,9 @@ impl State {
             (Ok(actor), None) => {
                 // The catalog may have moved on while the store was opened.
                 let _ = actor.cast(ReplicaMessage::Catalog(child.told.clone()));
+                if let Some(table) = self.catalog.tables.get(&child.told.table) {
+                    let _ = actor.cast(ReplicaMessage::Schema(Arc::new(table.schema.clone())));
+                }
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);
                 self.directory.notify();

@@ -320,7 +320,7 @@ fn table(name: &str, kind: TableKind, columns: Vec<Column>) -> Table {
     Table {
         id: TableId(1),
         name: name.into(),
-        schema: TableSchema { columns, kind, version: 1 },
+        schema: TableSchema::new(columns, kind),
         partitioning: Partitioning::Range { columns: vec![ColumnId(1)] },
         options: TableOptions::default(),
         partitions: Vec::new(),

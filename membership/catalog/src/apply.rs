@@ -38,6 +38,7 @@ impl Catalog {
             Command::RemoveNode { id } => self.remove_node(id)?,
             Command::CreateTable(table) => self.create_table(table)?,
             Command::DropTable { name, if_exists } => self.drop_table(name, if_exists)?,
+            Command::AlterTable(altered) => self.alter_table(altered)?,
             Command::AddReplica { partition, node } => self.add_replica(partition, node)?,
             Command::PromoteReplica { partition, node, epoch } => self.promote_replica(partition, node, epoch)?,
             Command::RemoveReplica { partition, node, epoch } => self.remove_replica(partition, node, epoch)?,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Epoch, NodeId, PartitionId, TableId, TableSchema};
+use shoal_kernel::{Epoch, NodeId, PartitionId, SchemaChange, TableId, TableSchema, WriteLevel};
 
 use crate::state::{NodeState, Partitioning, TableOptions};
 
@@ -22,6 +22,17 @@ pub struct NewTable {
     pub options: TableOptions,
     /// An existing table of that name is no error.
     pub if_not_exists: bool,
+}
+
+/// A table to be changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlteredTable {
+    /// Which one.
+    pub table: TableId,
+    /// Changes of its rows, in order: all of them or none.
+    pub changes: Vec<SchemaChange>,
+    /// The level of a write that names none, if it changes.
+    pub write_level: Option<WriteLevel>,
 }
 
 /// A change. Every command may be sent twice (its first answer was lost): applying it again changes nothing.
@@ -78,6 +89,8 @@ pub enum Command {
         /// An unknown name is no error.
         if_exists: bool,
     },
+    /// `ALTER TABLE`. Nothing is rewritten: replicas follow when they hear of it.
+    AlterTable(AlteredTable),
     /// A replica starts on a node; it joins and counts for nothing yet. The epoch stays.
     AddReplica {
         /// Which partition.
@@ -143,6 +156,12 @@ pub enum CatalogError {
     /// No such table.
     #[error("there is no table '{0}'")]
     UnknownTable(String),
+    /// The table has been dropped since the command was made.
+    #[error("{0} has been dropped")]
+    TableGone(TableId),
+    /// The command was made for a version of the table's schema that others have left behind.
+    #[error("table '{0}' was altered by somebody else at the same time")]
+    StaleSchema(String),
     /// No such node.
     #[error("there is no node {0}")]
     UnknownNode(NodeId),

@@ -9,7 +9,8 @@ impl From<CatalogError> for Error {
     fn from(error: CatalogError) -> Self {
         let code = match &error {
             CatalogError::TableExists(_) => ErrorCode::TableExists,
-            CatalogError::UnknownTable(_) => ErrorCode::UnknownTable,
+            CatalogError::UnknownTable(_) | CatalogError::TableGone(_) => ErrorCode::UnknownTable,
+            CatalogError::StaleSchema(_) => ErrorCode::SchemaChanged,
             CatalogError::UnknownNode(_) | CatalogError::UnknownPartition(_) => ErrorCode::NotFound,
             CatalogError::StaleEpoch { .. } => ErrorCode::Moved,
             CatalogError::NodeNumberTaken(..) | CatalogError::Founded => ErrorCode::InvalidRequest,
@@ -18,6 +19,7 @@ impl From<CatalogError> for Error {
         let plain = Self::new(code, error.to_string());
         match error {
             CatalogError::TableExists(_) => plain.with_help("use CREATE TABLE IF NOT EXISTS, or another name"),
+            CatalogError::StaleSchema(_) => plain.with_help("send it again"),
             _ => plain,
         }
     }

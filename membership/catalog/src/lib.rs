@@ -12,7 +12,7 @@ mod replicas;
 mod state;
 mod tables;
 
-pub use command::{CatalogError, Command, CommandOutcome, Effect, NewTable};
+pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable};
 pub use state::{
     Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
     TableOptions,

@@ -1,4 +1,4 @@
-//! Making and dropping tables.
+//! Making, changing and dropping tables.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
 use shoal_kernel::limits::{COLUMNS_PER_TABLE_MAX, KEY_BYTES_MAX, PARTITIONS_PER_TABLE_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{ColumnId, Epoch, KeyRange, PartitionId, TableId, TableKind, TableSchema};
+use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableId, TableKind, TableSchema};
 
-use crate::command::{CatalogError, Effect, NewTable};
+use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
 use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
 
 const FSYNC_INTERVAL_MAX: Duration = Duration::from_millis(FSYNC_INTERVAL_MS_MAX as u64);
@@ -62,6 +62,36 @@ impl Catalog {
             }
         }
         Ok(effects)
+    }
+
+    pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
+        let AlteredTable { table: id, changes, write_level } = altered;
+        let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
+        let mut schema = table.schema.clone();
+        for change in &changes {
+            schema = schema.changed(change).map_err(|refused| match refused {
+                ChangeRefused::Stale => CatalogError::StaleSchema(table.name.clone()),
+                ChangeRefused::Invalid(why) => CatalogError::Invalid(why),
+            })?;
+        }
+        for column in &schema.columns {
+            check_name("column", &column.name)?;
+        }
+        // Rows are spread by the values of these, whatever the table's kind.
+        let spreads_by = |id: &ColumnId| schema.index_of(*id).is_some();
+        if !table.partitioning.columns().iter().all(spreads_by) {
+            return Err(invalid("a column of the partition key cannot be dropped or given another type"));
+        }
+        let mut options = table.options.clone();
+        options.write_level = write_level.unwrap_or(options.write_level);
+        if schema == table.schema && options == table.options {
+            return Ok(Vec::new());
+        }
+        if schema != table.schema {
+            schema.version = table.schema.version + 1;
+        }
+        (table.schema, table.options) = (schema, options);
+        Ok(vec![Effect::Table(id)])
     }
 
     fn draw_id(&mut self) -> u64 {

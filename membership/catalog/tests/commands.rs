@@ -22,11 +22,10 @@ fn add_node(id: u32) -> Command {
 fn schema() -> TableSchema {
     let column =
         |id, name: &str, nullable| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Int64, nullable };
-    TableSchema {
-        columns: vec![column(0, "id", false), column(1, "part", false), column(2, "value", true)],
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(0), ColumnId(1)] },
-        version: 1,
-    }
+    TableSchema::new(
+        vec![column(0, "id", false), column(1, "part", false), column(2, "value", true)],
+        TableKind::Upsert { primary_key: vec![ColumnId(0), ColumnId(1)] },
+    )
 }
 
 fn table(name: &str, partitioning: Partitioning, split_points: Vec<Vec<u8>>, replication_factor: u32) -> NewTable {
@@ -319,6 +318,49 @@ fn unknown_tables_come_with_a_suggestion() {
     let mut again = hashed("flights", 1, 1);
     again.if_not_exists = true;
     assert_eq!(catalog.apply(Command::CreateTable(again)).unwrap().effects, vec![]);
+}
+
+#[test]
+fn a_table_is_altered_whole_or_not_at_all() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(hashed("t", 2, 3))).unwrap();
+    let (id, version) = (catalog.table("t").unwrap().id, catalog.version);
+    let alter =
+        |changes: Vec<SchemaChange>| Command::AlterTable(AlteredTable { table: id, changes, write_level: None });
+    let column =
+        |id: u32, name: &str| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Utf8, nullable: true };
+    let add = |id: u32, name: &str| SchemaChange::Add(column(id, name));
+
+    let both = alter(vec![add(3, "extra"), SchemaChange::Drop(ColumnId(2))]);
+    assert_eq!(catalog.apply(both.clone()).unwrap().effects, [Effect::Table(id)]);
+    assert_eq!(catalog.table("t").unwrap().schema.version, 2, "changes made together are one");
+    assert_eq!(catalog.version, version + 1);
+    let after = catalog.clone();
+    assert_eq!(catalog.apply(both).unwrap().effects, [], "a command that was sent twice");
+
+    let cases = [
+        (alter(vec![add(3, "other")]), CatalogError::StaleSchema("t".into())),
+        (
+            alter(vec![add(4, "fine"), add(5, "extra")]),
+            CatalogError::Invalid("there is a column 'extra' already".into()),
+        ),
+        (
+            alter(vec![SchemaChange::Drop(ColumnId(0))]),
+            CatalogError::Invalid("column 'id' is part of the table's key and cannot be dropped".into()),
+        ),
+        (
+            Command::AlterTable(AlteredTable { table: TableId(99), changes: vec![], write_level: None }),
+            CatalogError::TableGone(TableId(99)),
+        ),
+    ];
+    for (command, refused) in cases {
+        assert_eq!(catalog.apply(command), Err(refused));
+        assert_eq!(catalog, after);
+    }
+    let level = AlteredTable { table: id, changes: vec![], write_level: Some(WriteLevel::All) };
+    catalog.apply(Command::AlterTable(level)).unwrap();
+    let table = catalog.table("t").unwrap();
+    assert_eq!((table.options.write_level, table.schema.version), (WriteLevel::All, 2));
 }
 
 #[test]

@@ -46,6 +46,7 @@ struct Body {
     table: TableId,
     /// By partition of the input.
     partitions: Vec<PartitionId>,
+    schema_version: u32,
     columns: Vec<ColumnId>,
     outputs: Vec<Output>,
     schema: SchemaRef,
@@ -57,12 +58,17 @@ impl LateFetchExec {
         input: Arc<dyn ExecutionPlan>,
         table: TableId,
         partitions: Vec<PartitionId>,
+        schema_version: u32,
         columns: Vec<ColumnId>,
         outputs: Vec<Output>,
         like: &PlanProperties,
     ) -> Self {
         let schema = Arc::clone(like.eq_properties.schema());
-        Self { input, body: Body { table, partitions, columns, outputs, schema }, properties: Arc::new(like.clone()) }
+        Self {
+            input,
+            body: Body { table, partitions, schema_version, columns, outputs, schema },
+            properties: Arc::new(like.clone()),
+        }
     }
 
     pub(super) fn encode(&self) -> shoal_kernel::Result<Vec<u8>> {
@@ -143,7 +149,7 @@ impl ExecutionPlan for LateFetchExec {
         };
         let inputs = super::inputs(&context)?;
         let rows = self.input.execute(partition, context)?;
-        let Body { table, columns, outputs, schema, .. } = self.body.clone();
+        let Body { table, schema_version, columns, outputs, schema, .. } = self.body.clone();
         let answer = Arc::clone(&schema);
         let fetching = async move {
             let arriving = rows.schema();
@@ -151,7 +157,7 @@ impl ExecutionPlan for LateFetchExec {
             let found = concat_batches(&arriving, &batches)?;
             let addresses = found.columns().last().and_then(|column| column.as_primitive_opt::<UInt64Type>());
             let addresses = addresses.ok_or_else(|| error_to_datafusion(Error::internal("rows without addresses")))?;
-            let spec = FetchSpec { table, partition: wanted, columns };
+            let spec = FetchSpec { table, partition: wanted, schema_version, columns };
             let fetched = inputs.fetch(spec, addresses.values().to_vec()).await.map_err(error_to_datafusion)?;
             let column = |output: &Output| {
                 let (batch, place) = match output {

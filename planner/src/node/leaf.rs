@@ -108,8 +108,8 @@ impl LeafScanExec {
     }
 
     /// The table that it reads.
-    pub(crate) fn table(&self) -> Option<TableId> {
-        self.body.scans.first().map(|scan| scan.table)
+    pub(crate) fn table(&self) -> Option<(TableId, u32)> {
+        self.body.scans.first().map(|scan| (scan.table, scan.schema_version))
     }
 
     /// The same rows with only these columns (places in its schema), and behind them the addresses of the rows.

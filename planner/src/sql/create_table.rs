@@ -186,7 +186,7 @@ fn schema(definitions: &[ColumnDef], constraints: &[TableConstraint], table: Spa
             TableKind::Upsert { primary_key }
         }
     };
-    Ok(TableSchema { columns, kind, version: 1 })
+    Ok(TableSchema::new(columns, kind))
 }
 
 fn key_columns(constraint: &PrimaryKeyConstraint) -> Result<Vec<Ident>> {

@@ -1,11 +1,13 @@
 //! SQL text as statements that Shoal knows, or a typed refusal.
 
+mod alter_table;
 mod create_table;
 mod literal;
 mod options;
 mod text;
 mod types;
 
+pub(crate) use alter_table::Alteration;
 pub use text::split_statements;
 pub(crate) use text::{DIALECT, at, first_words, only_statement};
 
@@ -34,6 +36,7 @@ pub(crate) enum Parsed {
         name: String,
         if_exists: bool,
     },
+    AlterTable(Alteration),
     Insert(Box<ast::Statement>),
     /// DELETE or UPDATE.
     Change(Box<ast::Statement>),
@@ -192,6 +195,7 @@ fn classify(statement: ast::Statement) -> Result<Parsed> {
                 None => return Err(at(Error::new(ErrorCode::Syntax, "SHOW COLUMNS needs FROM and a table"), span)),
             }
         }
+        ast::Statement::AlterTable(altered) => Parsed::AlterTable(alter_table::parse(altered)?),
         ast::Statement::Insert(_) => Parsed::Insert(Box::new(statement)),
         ast::Statement::Delete(_) | ast::Statement::Update(_) => Parsed::Change(Box::new(statement)),
         ast::Statement::Drop { object_type: ObjectType::Table, if_exists, names, .. } => match names.as_slice() {

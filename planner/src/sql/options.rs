@@ -2,7 +2,7 @@
 
 use shoal_catalog::TableOptions;
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
-use shoal_kernel::{Error, ErrorCode, Fsync, Result, suggest};
+use shoal_kernel::{Error, ErrorCode, Fsync, Result, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 
 use super::normalised;
@@ -79,6 +79,24 @@ pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
         (None, _) => {}
     }
     Ok(settings)
+}
+
+/// The write level that `ALTER TABLE … SET (…)` gives.
+///
+/// # Errors
+/// Another setting, which a table keeps as it was made or does not have; or a value that it cannot have.
+pub(super) fn changed_write_level(options: &[SqlOption]) -> Result<WriteLevel> {
+    for option in options {
+        if let SqlOption::KeyValue { key, .. } = option
+            && let name = normalised(key)
+            && name != "write_level"
+            && NAMES.contains(&name.as_str())
+        {
+            let error = Error::new(ErrorCode::Unsupported, format!("{name} cannot be changed yet"));
+            return Err(at(error.with_help("the setting that can be changed is write_level"), key.span));
+        }
+    }
+    Ok(table_options(options)?.write_level)
 }
 
 fn known() -> String {

@@ -376,12 +376,91 @@ async fn changes() {
 }
 
 #[tokio::test]
+async fn alterations() {
+    let world = World::new().await;
+    let statements = [
+        "ALTER TABLE flihgts ADD COLUMN x INT",
+        "ALTER TABLE flights ADD COLUMN delay INT",
+        "ALTER TABLE flights ADD COLUMN x INT NOT NULL",
+        "ALTER TABLE flights ADD COLUMN x INT DEFAULT 3",
+        "ALTER TABLE flights ADD COLUMN x INT FIRST",
+        "ALTER TABLE flights ADD COLUMN x UUID",
+        "ALTER TABLE flights ADD COLUMN _version INT",
+        "ALTER TABLE flights ADD COLUMN x INT, ADD COLUMN x INT",
+        "ALTER TABLE flights DROP COLUMN dely",
+        "ALTER TABLE flights DROP COLUMN id",
+        "ALTER TABLE flights RENAME COLUMN delay TO origin",
+        "ALTER TABLE flights RENAME TO fly",
+        "ALTER TABLE readings DROP COLUMN _ts",
+        "ALTER TABLE flights ALTER COLUMN delay SET DATA TYPE SMALLINT",
+        "ALTER TABLE flights ALTER COLUMN origin TYPE INT",
+        "ALTER TABLE flights ALTER COLUMN delay TYPE VARCHAR USING 'x'",
+        "ALTER TABLE flights ALTER COLUMN delay SET NOT NULL",
+        "ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)",
+        "ALTER TABLE flights SET (replication_factor = 2)",
+        "ALTER TABLE flights SET (fsync = 'never')",
+        "ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)",
+        "ALTER TABLE flights SET (wirte_level = 'one')",
+        "ALTER TABLE flights",
+    ];
+    check(&world, &statements, expect![[r#"
+        ALTER TABLE flihgts ADD COLUMN x INT
+            unknown_table: there is no table 'flihgts' @1:13-1:20 [did you mean 'flights'?]
+        ALTER TABLE flights ADD COLUMN delay INT
+            invalid_statement: there is a column 'delay' already @1:32-1:37
+        ALTER TABLE flights ADD COLUMN x INT NOT NULL
+            invalid_statement: the new column 'x' is NULL in the rows that are there @1:32-1:33 [leave NOT NULL out]
+        ALTER TABLE flights ADD COLUMN x INT DEFAULT 3
+            unsupported: 'DEFAULT 3' of a new column is not supported @1:32-1:33
+        ALTER TABLE flights ADD COLUMN x INT FIRST
+            unsupported: a new column stands behind the others @1:32-1:33 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+        ALTER TABLE flights ADD COLUMN x UUID
+            unsupported: columns of type UUID cannot be stored @1:32-1:33 [use BOOLEAN, SMALLINT, INT, BIGINT, REAL, DOUBLE, DECIMAL(p, s), VARCHAR, TIMESTAMP, TIMESTAMP WITH TIME ZONE, DATE, TIME, BYTEA, an ARRAY or a STRUCT]
+        ALTER TABLE flights ADD COLUMN _version INT
+            invalid_statement: the column name '_version' is reserved @1:32-1:40
+        ALTER TABLE flights ADD COLUMN x INT, ADD COLUMN x INT
+            invalid_statement: there is a column 'x' already @1:50-1:51
+        ALTER TABLE flights DROP COLUMN dely
+            unknown_column: there is no column 'dely' in 'flights' @1:33-1:37 [did you mean 'delay'?]
+        ALTER TABLE flights DROP COLUMN id
+            invalid_statement: column 'id' is part of the table's key and cannot be dropped @1:33-1:35
+        ALTER TABLE flights RENAME COLUMN delay TO origin
+            invalid_statement: there is a column 'origin' already @1:44-1:50
+        ALTER TABLE flights RENAME TO fly
+            unsupported: tables keep their names @1:31-1:34 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+        ALTER TABLE readings DROP COLUMN _ts
+            invalid_statement: column '_ts' is part of the table's key and cannot be dropped @1:34-1:37
+        ALTER TABLE flights ALTER COLUMN delay SET DATA TYPE SMALLINT
+            invalid_statement: column 'delay' of type Int32 cannot become Int16, only BIGINT, DOUBLE, VARCHAR, a DECIMAL with room for every digit @1:34-1:39
+        ALTER TABLE flights ALTER COLUMN origin TYPE INT
+            invalid_statement: column 'origin' of type Utf8 cannot get another type @1:34-1:40
+        ALTER TABLE flights ALTER COLUMN delay TYPE VARCHAR USING 'x'
+            syntax_error: expected: end of statement, found: USING @1:53-1:58
+        ALTER TABLE flights ALTER COLUMN delay SET NOT NULL
+            unsupported: ALTER COLUMN does not do 'SET NOT NULL' @1:34-1:39 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+        ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)
+            unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+        ALTER TABLE flights SET (replication_factor = 2)
+            unsupported: replication_factor cannot be changed yet @1:26-1:44 [the setting that can be changed is write_level]
+        ALTER TABLE flights SET (fsync = 'never')
+            unsupported: fsync cannot be changed yet @1:26-1:31 [the setting that can be changed is write_level]
+        ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)
+            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the setting that can be changed is write_level]
+        ALTER TABLE flights SET (wirte_level = 'one')
+            invalid_statement: 'wirte_level' is not a setting of a table @1:26-1:37 [did you mean 'write_level'?]
+        ALTER TABLE flights
+            syntax_error: expected: ADD, RENAME, PARTITION, SWAP, DROP, REPLICA IDENTITY, SET, or SET TBLPROPERTIES after ALTER TABLE, found: EOF @1:20-1:20
+    "#]]).await;
+}
+
+#[tokio::test]
 async fn a_reader_may_only_read() {
     let world = World::new().await;
     let options = PlanOptions { read_only: true, ..PlanOptions::default() };
     for sql in [
         "INSERT INTO pairs VALUES (1, 'a', 1)",
         "DROP TABLE pairs",
+        "ALTER TABLE pairs ADD COLUMN x INT",
         "CREATE TABLE t (a INT PRIMARY KEY)",
         "DELETE FROM pairs",
         "UPDATE pairs SET c = 1",

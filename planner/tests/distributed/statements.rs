@@ -1,8 +1,9 @@
 //! Statements other than SELECT.
 
+use arrow::datatypes::DataType;
 use expect_test::{Expect, expect};
 use shoal_catalog::Partitioning;
-use shoal_kernel::{Datum, ErrorCode, Fsync, TableKind, WriteLevel};
+use shoal_kernel::{Column, ColumnId, Datum, ErrorCode, Fsync, SchemaChange, TableKind, WriteLevel};
 use shoal_planner::{ExplainKind, InsertSource, PlanOptions, Statement};
 
 use crate::answers::lines;
@@ -80,6 +81,36 @@ async fn split_points_have_the_type_of_their_column() {
     let mut second = Datum::Int(18262).encode();
     Datum::Decimal(-150).encode_into(&mut second);
     assert_eq!(table.split_points, [Datum::Int(18262).encode(), second, Datum::Int(18628).encode()]);
+}
+
+#[tokio::test]
+async fn alter_table_names_columns_by_number() {
+    let world = World::new().await;
+    let sql = "ALTER TABLE flights ADD COLUMN Gate VARCHAR, ADD COLUMN IF NOT EXISTS delay INT, RENAME gate TO \"Gate\", \
+               DROP COLUMN IF EXISTS nothing, ALTER COLUMN delay TYPE BIGINT, SET (write_level = 'one')";
+    let Statement::AlterTable(Some(altered)) = plan(&world, sql).await else { panic!("no change") };
+    let table = world.catalog.table("flights").unwrap();
+    let (next, delay) = (table.schema.next_column, table.schema.column("delay").unwrap().id);
+    let gate = Column { id: next, name: "gate".into(), data_type: DataType::Utf8, nullable: true };
+    let into = ColumnId(next.0 + 1);
+    assert_eq!(altered.table, table.id);
+    assert_eq!(
+        altered.changes,
+        [
+            SchemaChange::Add(gate),
+            SchemaChange::Rename { column: next, to: "Gate".into() },
+            SchemaChange::Widen { column: delay, into, data_type: DataType::Int64 },
+        ]
+    );
+    assert_eq!(altered.write_level, Some(WriteLevel::One));
+    for idle in [
+        "ALTER TABLE IF EXISTS absent ADD COLUMN x INT",
+        "ALTER TABLE flights ADD COLUMN IF NOT EXISTS delay INT",
+        "ALTER TABLE flights DROP COLUMN IF EXISTS x",
+        "ALTER TABLE flights ALTER COLUMN delay TYPE INT",
+    ] {
+        assert!(matches!(plan(&world, idle).await, Statement::AlterTable(None)), "{idle}");
+    }
 }
 
 #[tokio::test]

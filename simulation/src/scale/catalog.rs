@@ -59,11 +59,10 @@ fn table(number: u64, buckets: u32) -> Command {
         |id, name: &str| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Int64, nullable: false };
     Command::CreateTable(NewTable {
         name: format!("table_{number}"),
-        schema: TableSchema {
-            columns: vec![column(0, "id"), column(1, "value")],
-            kind: TableKind::Upsert { primary_key: vec![ColumnId(0)] },
-            version: 1,
-        },
+        schema: TableSchema::new(
+            vec![column(0, "id"), column(1, "value")],
+            TableKind::Upsert { primary_key: vec![ColumnId(0)] },
+        ),
         partitioning: Partitioning::Hash { columns: vec![ColumnId(0)], buckets },
         split_points: Vec::new(),
         options: TableOptions::default(),

@@ -14,7 +14,9 @@ pub use finding::{Finding, Severity};
 
 use crate::damage::{corrupt, damaged};
 use crate::layout::Layout;
-use crate::manifest::{MANIFEST_FILE, META_FILE, Manifest, STAGED_FILE, SegmentRecord, read_meta};
+use crate::manifest::{
+    MANIFEST_FILE, META_FILE, Manifest, SCHEMA_FILE, STAGED_FILE, SegmentRecord, read_meta, read_schema,
+};
 use crate::merge::{Merge, MergeInput, MergeRange};
 use crate::options::StoreOptions;
 use crate::segment::{PAGE_ROWS, Segment, SegmentContext, SegmentDump, segment_file, segment_of_file};
@@ -68,7 +70,8 @@ pub struct SegmentSummary {
 
 const NEXT_START: &str = "the next start removes it; nothing is lost";
 
-/// Examines the directory of a replica that no process uses. Changes nothing. With a schema the order of keys can be checked;
+/// Examines the directory of a replica that no process uses. Changes nothing. With a schema, the given one or a newer one that
+/// the directory knows, the order of keys can be checked;
 /// `deep` compares all statistics with the rows, which reads every page twice.
 ///
 /// # Errors
@@ -95,7 +98,7 @@ pub fn examine_store(
 /// for another version; else as the disk reports.
 pub fn dump_segment(disk: &Arc<dyn Disk>, path: &Path) -> Result<SegmentDump> {
     let disk: Arc<dyn Disk> = Arc::new(Untouched(disk.clone()));
-    let context = SegmentContext::new(disk, Arc::new(Layout::unknown()), &StoreOptions::default());
+    let context = SegmentContext::new(disk, &StoreOptions::default());
     Ok(Segment::open_file(&context, path)?.dump())
 }
 
@@ -113,6 +116,14 @@ impl Examination<'_> {
     }
 
     fn run(&mut self, entries: &[DiskEntry]) {
+        match read_schema(&self.disk, self.dir) {
+            // A replica may have followed a change that its node's catalog has not heard of, and never goes back.
+            Ok(Some(known)) if self.schema.as_ref().is_none_or(|given| given.version < known.version) => {
+                self.schema = Some(Arc::new(known));
+            }
+            Ok(_) => {}
+            Err(error) => self.found(&error, SCHEMA_FILE),
+        }
         let layout = match self.schema.clone().map(Layout::new) {
             Some(Ok(layout)) => Arc::new(layout),
             Some(Err(error)) => {
@@ -182,7 +193,10 @@ impl Examination<'_> {
                 note("the next content of a file, which was not put in its place", NEXT_START)
             } else if segment.is_some_and(|id| manifest.is_some() && !named(id)) {
                 note("left by a flush or merge that did not end, or that replaced it", NEXT_START)
-            } else if segment.is_none() && position_of(name).is_none() && ![MANIFEST_FILE, META_FILE].contains(&name) {
+            } else if segment.is_none()
+                && position_of(name).is_none()
+                && ![MANIFEST_FILE, META_FILE, SCHEMA_FILE].contains(&name)
+            {
                 note("a file that is not Shoal's", "nobody reads it")
             } else {
                 continue;
@@ -192,13 +206,13 @@ impl Examination<'_> {
     }
 
     fn judge_segments(&mut self, entries: &[DiskEntry], manifest: Option<&Manifest>, layout: &Arc<Layout>) {
-        let context = SegmentContext::new(self.disk.clone(), layout.clone(), &StoreOptions::default());
+        let context = SegmentContext::new(self.disk.clone(), &StoreOptions::default());
         let found = self.report.findings.len();
         let mut inputs = Vec::new();
         match manifest {
             Some(manifest) => {
                 for record in &manifest.segments {
-                    inputs.extend(self.judge_segment(&context, record, manifest.flushed));
+                    inputs.extend(self.judge_segment(&context, layout, record, manifest.flushed));
                 }
             }
             None => {
@@ -207,7 +221,7 @@ impl Examination<'_> {
                     match Segment::open_file(&context, &path) {
                         Ok(segment) => {
                             self.summarise(&segment, 0);
-                            let problems = segment.inspect(self.deep, true);
+                            let problems = segment.inspect(layout, self.deep, true);
                             self.report.findings.extend(problems.into_iter().map(Finding::from));
                         }
                         Err(error) => self.found(&error, &segment_file(id)),
@@ -224,6 +238,7 @@ impl Examination<'_> {
     fn judge_segment(
         &mut self,
         context: &Arc<SegmentContext>,
+        layout: &Layout,
         record: &SegmentRecord,
         flushed: u64,
     ) -> Option<MergeInput> {
@@ -250,7 +265,7 @@ impl Examination<'_> {
             let what = format!("{file} holds records beyond position {flushed}, up to which all is flushed");
             self.found(&damaged(corrupt(what), MANIFEST_FILE, None), MANIFEST_FILE);
         }
-        let problems = segment.inspect(self.deep, record.history);
+        let problems = segment.inspect(layout, self.deep, record.history);
         self.report.findings.extend(problems.into_iter().map(Finding::from));
         Some(MergeInput { segment, left_out: Arc::new(dead) })
     }

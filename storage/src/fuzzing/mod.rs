@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use roaring::RoaringBitmap;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    ColumnId, ColumnPredicate, CompareOp, Datum, Hlc, LogId, NodeId, PartitionId, ScanSpec, SegmentId, Slice, TableId,
+    ColumnId, ColumnPredicate, CompareOp, Datum, Hlc, LogId, NodeId, PartitionId, ScanSpec, SegmentId, TableId,
     TableSchema, Version,
 };
 
@@ -160,15 +160,9 @@ fn store(disk: &Arc<dyn Disk>, schema: &Arc<TableSchema>) -> Option<Recovery> {
     let compared = ColumnPredicate::Compare { column: ColumnId(3), op: CompareOp::Gt, value: Datum::Int(2) };
     for predicates in [Vec::new(), vec![compared]] {
         let spec = ScanSpec {
-            table: TableId(1),
-            partition: PartitionId(1),
-            columns: columns.clone(),
             predicates,
-            limit: None,
-            slice: Slice::WHOLE,
-            addresses: false,
             coded: vec![ColumnId(2)],
-            ends: None,
+            ..ScanSpec::of(TableId(1), PartitionId(1), 1, columns.clone())
         };
         // It ends at the first error.
         let _ = store.snapshot().scan(&spec).map(Iterator::count);

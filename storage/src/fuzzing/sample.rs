@@ -39,7 +39,7 @@ pub(super) fn upsert() -> Arc<TableSchema> {
         column(3, "n", DataType::Int64),
         column(4, "x", DataType::Float64),
     ];
-    Arc::new(TableSchema { columns, kind: TableKind::Upsert { primary_key: vec![ColumnId(1)] }, version: 1 })
+    Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1)] }))
 }
 
 pub(super) fn events() -> Arc<TableSchema> {
@@ -48,7 +48,7 @@ pub(super) fn events() -> Arc<TableSchema> {
         column(2, "_dedup", DataType::Utf8),
         column(3, "n", DataType::Int64),
     ];
-    Arc::new(TableSchema { columns, kind: TableKind::Event, version: 1 })
+    Arc::new(TableSchema::new(columns, TableKind::Event))
 }
 
 /// Some rows of one of the two tables.

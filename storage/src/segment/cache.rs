@@ -1,4 +1,4 @@
-//! What the segments of one store share: the disk, the schema, and a cache of what is decoded again and again.
+//! What the segments of one store share: the disk, and a cache of what is decoded again and again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,7 +9,6 @@ use shoal_kernel::{Planted, Result, SegmentId, Version};
 
 use crate::encoding::Dictionary;
 use crate::key::EncodedKeys;
-use crate::layout::Layout;
 use crate::options::StoreOptions;
 
 /// What identifies the rows of a page, in their order.
@@ -40,15 +39,14 @@ impl PageKeys {
 /// Shared by the segments of one store.
 pub(crate) struct SegmentContext {
     pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) layout: Arc<Layout>,
     pub(crate) planted: Option<Planted>,
     cache: Mutex<Cache>,
 }
 
 impl SegmentContext {
-    pub(crate) fn new(disk: Arc<dyn Disk>, layout: Arc<Layout>, options: &StoreOptions) -> Arc<Self> {
+    pub(crate) fn new(disk: Arc<dyn Disk>, options: &StoreOptions) -> Arc<Self> {
         let cache = Mutex::new(Cache::new(options.cache_bytes_max));
-        Arc::new(Self { disk, layout, planted: options.planted, cache })
+        Arc::new(Self { disk, planted: options.planted, cache })
     }
 
     /// The keys of a page of so many rows, from the cache or by reading them.

@@ -8,6 +8,7 @@ use super::format::{Extent, FORMAT_VERSION, GROUP_PAGES, HIDDEN_COLUMNS};
 use super::{Place, Segment, segment_file};
 use crate::damage::Problem;
 use crate::encoding::describe;
+use crate::layout::Layout;
 use crate::size::array_bytes;
 
 /// Characters of a bound that are shown.
@@ -151,7 +152,7 @@ impl Segment {
             footer_bytes: self.bytes - self.footer_start,
             columns: columns.chain((0..HIDDEN_COLUMNS).map(|number| self.dump_hidden(number))).collect(),
             filters: footer.filters.iter().zip(&self.filters).enumerate().map(filter).collect(),
-            problems: self.inspect(false, true),
+            problems: self.inspect(&Layout::unknown(), false, true),
         }
     }
 

@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::ArrayRef;
-use shoal_kernel::{ColumnId, Result, Version};
+use shoal_kernel::{Result, Version};
 
 use super::cache::{Identities, PageKeys};
-use super::{GROUP_PAGES, Place, Segment};
-use crate::hash::content_hashes;
+use super::{GROUP_PAGES, Segment};
 use crate::key::{EncodedKeys, Values, encode_columns};
+use crate::layout::Layout;
 use crate::rows::identities;
 use crate::state::{Location, SegmentView, SourceId};
 
@@ -29,15 +29,14 @@ impl Segment {
     }
 
     /// Identities of a page's rows.
-    fn page_keys(&self, page: u32) -> Result<Arc<PageKeys>> {
-        let layout = &self.context.layout;
+    fn page_keys(&self, layout: &Layout, page: u32) -> Result<Arc<PageKeys>> {
         self.context.page_keys(self.id, page, self.page_rows(page).len(), || {
             let identities = match layout.schema.is_upsert() {
                 true => {
-                    let column = |&place: &usize| self.read_column(&layout.schema.columns[place], page, None);
+                    let column = |&place: &usize| self.read_stored(layout, place, page, None);
                     Identities::Columns(layout.key.iter().map(column).collect::<Result<_>>()?)
                 }
-                false => Identities::Encoded(self.read_identities(page)?),
+                false => Identities::Encoded(identities(layout, &self.read_batch(layout, page)?)?),
             };
             Ok(PageKeys { identities, versions: OnceLock::new() })
         })
@@ -52,26 +51,25 @@ impl Segment {
     }
 
     /// Identities and versions of a page's rows, read without a thought for the cache.
-    pub(crate) fn read_keys(&self, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
-        let layout = &self.context.layout;
+    pub(crate) fn read_keys(&self, layout: &Layout, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
         let keys = match layout.schema.is_upsert() {
             true => {
-                let column = |&place: &usize| self.read_column(&layout.schema.columns[place], page, None);
+                let column = |&place: &usize| self.read_stored(layout, place, page, None);
                 let columns: Vec<ArrayRef> = layout.key.iter().map(column).collect::<Result<_>>()?;
                 encode_columns(&columns, self.page_rows(page).len())?
             }
-            false => self.read_identities(page)?,
+            false => identities(layout, &self.read_batch(layout, page)?)?,
         };
         Ok((keys, self.read_versions(page)?))
     }
 
     /// The first row whose identity is not below that one.
-    pub(crate) fn lower_bound(&self, identity: &[u8]) -> Result<u32> {
+    pub(crate) fn lower_bound(&self, layout: &Layout, identity: &[u8]) -> Result<u32> {
         let page = self.footer.first_keys.partition_point(|first| first.as_slice() < identity);
         // Those before it begin below; how far the last of them goes, its rows know.
         let Some(page) = page.checked_sub(1) else { return Ok(0) };
         let rows = self.page_rows(page as u32);
-        let content = self.page_keys(page as u32)?;
+        let content = self.page_keys(layout, page as u32)?;
         let at = Search::of(&content.identities, rows.len())?.lower_bound(identity);
         Ok(rows.start + at as u32)
     }
@@ -85,38 +83,11 @@ impl Segment {
     pub(crate) fn last_key(&self) -> &[u8] {
         &self.footer.last_key
     }
-
-    /// What identifies the rows of an event table's page, in the order in which they were sorted.
-    pub(crate) fn read_identities(&self, page: u32) -> Result<EncodedKeys> {
-        let layout = &self.context.layout;
-        if self.is_current() {
-            let column = |column| self.read_column(column, page, None);
-            let columns = layout.schema.columns.iter().map(column).collect::<Result<_>>()?;
-            return identities(layout, &layout.batch(columns, self.page_rows(page).len())?);
-        }
-        // Sorted by the content as it was when the file was written, so it is searched by that.
-        let rows = self.page_rows(page).len();
-        let stored = (0..self.footer.columns.len())
-            .map(|place| {
-                Ok((self.footer.columns[place].column.id, self.read_noting(Place::Column(place), page, None)?))
-            })
-            .collect::<Result<Vec<(ColumnId, ArrayRef)>>>()?;
-        let keys = crate::key::encode_keys(&layout.adapt(&stored, rows)?, &layout.key)?;
-        let contents = content_hashes(&stored, rows)?;
-        let mut identities = EncodedKeys::default();
-        for (key, content) in keys.iter().zip(contents) {
-            identities.push_with(|out| {
-                out.extend_from_slice(key);
-                out.extend_from_slice(&content.to_be_bytes());
-            })?;
-        }
-        Ok(identities)
-    }
 }
 
 impl SegmentView {
     /// Finds the living rows of the keys that nothing was met for yet.
-    pub(crate) fn find(&self, keys: &EncodedKeys, met: &mut [Option<Location>]) -> Result<()> {
+    pub(crate) fn find(&self, layout: &Layout, keys: &EncodedKeys, met: &mut [Option<Location>]) -> Result<()> {
         let candidate = |row: usize| Some((self.segment.candidate(keys.get(row))?, row));
         let mut wanted: Vec<(u32, usize)> =
             (0..keys.len()).filter(|&row| met[row].is_none()).filter_map(candidate).collect();
@@ -124,7 +95,7 @@ impl SegmentView {
         for same_page in wanted.chunk_by(|one, other| one.0 == other.0) {
             let page = same_page[0].0;
             let first_row = self.segment.page_rows(page).start;
-            let content = self.segment.page_keys(page)?;
+            let content = self.segment.page_keys(layout, page)?;
             let mut search = Search::of(&content.identities, self.segment.page_rows(page).len())?;
             for &(_, row) in same_page {
                 let Some(at) = search.find(keys.get(row)) else { continue };

@@ -11,8 +11,8 @@ use super::format::{GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS};
 use super::{POSITIONS, Place, Segment, VERSIONS_HIGH, VERSIONS_LOW, segment_file};
 use crate::damage::{Problem, corrupt, damaged};
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::predicate::Zone;
-use crate::rows::identities;
 use crate::wal::join_versions;
 
 impl Segment {
@@ -34,7 +34,7 @@ impl Segment {
 
     /// Everything that is wrong, `deep` also what the footer says of rows and they do not bear out. Keys may repeat in what is
     /// kept for readers of changes.
-    pub(crate) fn inspect(&self, deep: bool, repeats: bool) -> Vec<Problem> {
+    pub(crate) fn inspect(&self, layout: &Layout, deep: bool, repeats: bool) -> Vec<Problem> {
         let file = segment_file(self.id);
         let mut problems = self.read_everything();
         let readable = problems.is_empty();
@@ -44,8 +44,9 @@ impl Segment {
         if deep && readable {
             let mut last = Vec::new();
             for page in 0..self.pages() {
-                problems
-                    .extend(self.compare(page, repeats, &mut last).err().iter().map(|error| Problem::of(error, &file)));
+                problems.extend(
+                    self.compare(layout, page, repeats, &mut last).err().iter().map(|error| Problem::of(error, &file)),
+                );
             }
         }
         problems
@@ -88,7 +89,7 @@ impl Segment {
     }
 
     /// Compares the rows of a page with what the footer says of them. `last` is the key of the row before.
-    fn compare(&self, page: u32, repeats: bool, last: &mut Vec<u8>) -> Result<()> {
+    fn compare(&self, layout: &Layout, page: u32, repeats: bool, last: &mut Vec<u8>) -> Result<()> {
         let number = page as usize;
         let wrong = |place: Place, what: String| {
             let offset = self.extent(place, page).map_or(self.footer_start, |extent| extent.offset);
@@ -115,18 +116,10 @@ impl Segment {
                 format!("page {page} of versions: outside of the range, {low} to {high}"),
             ));
         }
-        if self.context.layout.key.is_empty() {
+        if layout.key.is_empty() {
             return Ok(());
         }
-        self.compare_keys(page, repeats, &self.sorted_identities(page)?, last)
-    }
-
-    fn sorted_identities(&self, page: u32) -> Result<EncodedKeys> {
-        let layout = &self.context.layout;
-        match layout.schema.is_upsert() || self.is_current() {
-            true => identities(layout, &self.read_rows(page)?.batch),
-            false => self.read_identities(page),
-        }
+        self.compare_keys(page, repeats, &self.read_keys(layout, page)?.0, last)
     }
 
     fn compare_keys(&self, page: u32, repeats: bool, keys: &EncodedKeys, last: &mut Vec<u8>) -> Result<()> {
@@ -172,13 +165,10 @@ fn broken_zone(zone: &Zone, array: &ArrayRef) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use shoal_kernel::wire;
 
     use super::*;
     use crate::fuzzing::small_segment;
-    use crate::layout::Layout;
     use crate::options::StoreOptions;
     use crate::segment::SegmentContext;
     use crate::segment::format::{Footer, TRAILER_BYTES, footer_bytes};
@@ -192,10 +182,10 @@ mod tests {
             change(&mut footer);
             [&bytes[..trailer - length], &footer_bytes(&footer).unwrap()].concat()
         });
-        let layout = Arc::new(Layout::new(schema).unwrap());
-        let context = SegmentContext::new(disk, layout, &StoreOptions::default());
+        let layout = Layout::new(schema).unwrap();
+        let context = SegmentContext::new(disk, &StoreOptions::default());
         let segment = Segment::open_file(&context, &path).unwrap();
-        segment.inspect(true, false).into_iter().map(|problem| problem.message).collect()
+        segment.inspect(&layout, true, false).into_iter().map(|problem| problem.message).collect()
     }
 
     #[track_caller]

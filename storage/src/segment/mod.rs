@@ -21,7 +21,7 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
-use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Version};
+use shoal_kernel::{ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
 pub(crate) use cache::SegmentContext;
 pub use dump::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
@@ -37,7 +37,7 @@ use format::{
 
 use crate::damage::{Problem, corrupt, damaged};
 use crate::encoding::{Dictionary, decode_codes, decode_page};
-use crate::layout::convert;
+use crate::layout::{Layout, fill};
 use crate::predicate::Zone;
 use crate::state::SegmentView;
 use crate::store::Digest;
@@ -69,8 +69,9 @@ pub(crate) struct Segment {
     context: Arc<SegmentContext>,
     /// Pages that could not be read, and why.
     damage: Mutex<BTreeMap<(Place, u32), Problem>>,
-    /// Digest of each page, with the number of dead rows that it was computed for: rows never come back to life.
-    digests: Mutex<BTreeMap<u32, (u64, Digest)>>,
+    /// Digest of each page, with the number of dead rows and the version of the schema that it was computed for: rows never
+    /// come back to life.
+    digests: Mutex<BTreeMap<u32, (u64, u32, Digest)>>,
 }
 
 impl std::fmt::Debug for Segment {
@@ -103,7 +104,7 @@ pub(crate) struct PageCodes {
 
 /// A page's rows, whole.
 pub(crate) struct PageRows {
-    /// All columns in the order of the table's schema.
+    /// All stored columns.
     pub(crate) batch: RecordBatch,
     pub(crate) versions: Vec<Version>,
     pub(crate) positions: Vec<u64>,
@@ -226,24 +227,6 @@ impl Segment {
         }
     }
 
-    /// Whether every stored column is still one of the table, of the same type: then identities are what they were.
-    pub(crate) fn is_current(&self) -> bool {
-        let schema = &self.context.layout.schema;
-        self.footer.columns.iter().all(|index| {
-            let place = schema.index_of(index.column.id);
-            place.is_some_and(|place| schema.columns[place].data_type == index.column.data_type)
-        })
-    }
-
-    /// Whether rows lie in the order of the table's key: its columns are stored as they are now.
-    pub(crate) fn is_in_key_order(&self) -> bool {
-        let layout = &self.context.layout;
-        layout.key.iter().map(|&place| &layout.schema.columns[place]).all(|column| {
-            let stored = self.columns.get(&column.id).map(|(place, _)| &self.footer.columns[*place].column.data_type);
-            stored == Some(&column.data_type)
-        })
-    }
-
     /// Smallest and greatest accept position in a page.
     pub(crate) fn position_range(&self, page: u32) -> (u64, u64) {
         self.footer.position_ranges[page as usize]
@@ -261,53 +244,106 @@ impl Segment {
     }
 
     /// What is in a column of the table.
-    pub(crate) fn zone(&self, column: &Column) -> Zone {
-        self.zone_of(column, self.footer.rows, |_, total| total.clone())
+    pub(crate) fn zone(&self, layout: &Layout, column: usize) -> Zone {
+        self.zone_of(layout, column, self.footer.rows, |_, total| total)
     }
 
     /// What is in a page of a column of the table.
-    pub(crate) fn page_zone(&self, column: &Column, page: u32) -> Zone {
+    pub(crate) fn page_zone(&self, layout: &Layout, column: usize, page: u32) -> Zone {
         let rows = self.page_rows(page).len() as u32;
-        self.zone_of(column, rows, |place, _| self.footer.columns[place].zones[page as usize].clone())
+        self.zone_of(layout, column, rows, |number, _| &self.footer.columns[number].zones[page as usize])
     }
 
-    fn zone_of(&self, column: &Column, rows: u32, stored: impl Fn(usize, &Zone) -> Zone) -> Zone {
-        match self.columns.get(&column.id) {
-            // The column came later.
-            None => Zone { rows, nulls: rows, min: None, max: None },
-            Some((place, total)) => {
-                let zone = stored(*place, total);
-                let same_type = self.footer.columns[*place].column.data_type == column.data_type;
-                if same_type { zone } else { Zone { min: None, max: None, ..zone } }
-            }
-        }
+    fn zone_of<'a>(
+        &'a self,
+        layout: &Layout,
+        column: usize,
+        rows: u32,
+        stored: impl Fn(usize, &'a Zone) -> &'a Zone,
+    ) -> Zone {
+        let form = |place: &usize| self.form(layout, *place).map(|(number, total)| stored(number, total));
+        // A column that came later, and none of whose older forms is here, is NULL.
+        let newest = form(&column).cloned();
+        let newest = match self.has_type_of(layout, column) {
+            true => newest,
+            false => newest.map(|zone| Zone { min: None, max: None, ..zone }),
+        };
+        let newest = newest.unwrap_or(Zone { rows, nulls: rows, min: None, max: None });
+        let older = layout.older(column).iter().filter_map(form).filter(|zone| zone.nulls < zone.rows);
+        older.fold(newest, |zone, older| {
+            // A row has a value in one form at most. Bounds of another type say nothing here.
+            Zone { rows, nulls: zone.nulls.saturating_sub(older.rows - older.nulls), min: None, max: None }
+        })
+    }
+
+    /// Where a stored column is in this file, if it is: its number, and what is in it.
+    fn form(&self, layout: &Layout, place: usize) -> Option<(usize, &Zone)> {
+        self.columns.get(&layout.stored[place].id).map(|(number, zone)| (*number, zone))
+    }
+
+    /// Whether a stored column has the type here that it always had. What has not is damage, whatever its checksum says.
+    fn has_type_of(&self, layout: &Layout, place: usize) -> bool {
+        let stored = &layout.stored[place];
+        self.form(layout, place)
+            .is_none_or(|(number, _)| self.footer.columns[number].column.data_type == stored.data_type)
+    }
+
+    /// Whether rows lie in the order of the table's key: all of its columns are here.
+    pub(crate) fn is_in_key_order(&self, layout: &Layout) -> bool {
+        layout.key.iter().all(|&place| self.form(layout, place).is_some() && self.has_type_of(layout, place))
     }
 
     /// Reads a page of a column of the table: NULLs if it came later, converted if it was widened. All rows, or the wanted
     /// ones (ascending, counted from the page's first).
-    pub(crate) fn read_column(&self, column: &Column, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        match self.columns.get(&column.id) {
-            Some((place, _)) => convert(&self.read_noting(Place::Column(*place), page, wanted)?, &column.data_type),
+    pub(crate) fn read_column(
+        &self,
+        layout: &Layout,
+        column: usize,
+        page: u32,
+        wanted: Option<&[u32]>,
+    ) -> Result<ArrayRef> {
+        let newest = self.read_stored(layout, column, page, wanted)?;
+        layout.older(column).iter().try_fold(newest, |newer, older| match self.form(layout, *older) {
+            Some(_) if newer.null_count() > 0 => fill(newer, &self.read_stored(layout, *older, page, wanted)?),
+            _ => Ok(newer),
+        })
+    }
+
+    /// Reads a page of a stored column.
+    fn read_stored(&self, layout: &Layout, place: usize, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+        match self.form(layout, place) {
+            Some((number, _)) if !self.has_type_of(layout, place) => {
+                let wanted = &layout.stored[place].data_type;
+                self.noting(Place::Column(number), page, |_| Err(corrupt(format!("it is not stored as {wanted}"))))
+            }
+            Some((number, _)) => self.read_noting(Place::Column(number), page, wanted),
             None => {
                 let rows = wanted.map_or_else(|| self.page_rows(page).len(), <[u32]>::len);
-                Ok(new_null_array(&column.data_type, rows))
+                Ok(new_null_array(&layout.stored[place].data_type, rows))
             }
         }
     }
 
-    /// The codes of a page of a column of the table, of all rows or the wanted ones, if it is stored as such and of the
-    /// table's type.
-    pub(crate) fn read_codes(&self, column: &Column, page: u32, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {
-        let Some((number, _)) = self.columns.get(&column.id) else { return Ok(None) };
-        if self.footer.columns[*number].column.data_type != column.data_type {
+    /// The codes of a page of a column of the table, of all rows or the wanted ones, if it is stored as such and none of its
+    /// values is in an older form.
+    pub(crate) fn read_codes(
+        &self,
+        layout: &Layout,
+        column: usize,
+        page: u32,
+        wanted: Option<&[u32]>,
+    ) -> Result<Option<PageCodes>> {
+        let Some((number, _)) = self.form(layout, column) else { return Ok(None) };
+        let mut older = layout.older(column).iter().filter_map(|older| self.form(layout, *older));
+        if older.any(|(_, zone)| zone.nulls < zone.rows) || !self.has_type_of(layout, column) {
             return Ok(None);
         }
         let Some(dictionary) =
-            self.noting(Place::Dictionary(*number), page, |segment| segment.dictionary(*number, page))?
+            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page))?
         else {
             return Ok(None);
         };
-        let place = Place::Column(*number);
+        let place = Place::Column(number);
         let codes = self.noting(place, page, |segment| {
             decode_codes(&segment.page_bytes(place, page)?, segment.page_rows(page).len(), &dictionary, wanted)
         })?;
@@ -315,10 +351,8 @@ impl Segment {
     }
 
     /// Reads all of a page.
-    pub(crate) fn read_rows(&self, page: u32) -> Result<PageRows> {
-        let layout = &self.context.layout;
-        let columns = layout.schema.columns.iter().map(|column| self.read_column(column, page, None));
-        let batch = layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())?;
+    pub(crate) fn read_rows(&self, layout: &Layout, page: u32) -> Result<PageRows> {
+        let batch = self.read_batch(layout, page)?;
         Ok(PageRows { batch, versions: self.read_versions(page)?, positions: self.read_positions(page)? })
     }
 
@@ -326,6 +360,12 @@ impl Segment {
     pub(crate) fn read_positions(&self, page: u32) -> Result<Vec<u64>> {
         let positions = self.read_noting(POSITIONS, page, None)?;
         Ok(positions.as_primitive::<UInt64Type>().values().to_vec())
+    }
+
+    /// Reads all stored columns of a page.
+    fn read_batch(&self, layout: &Layout, page: u32) -> Result<RecordBatch> {
+        let columns = (0..layout.stored.len()).map(|place| self.read_stored(layout, place, page, None));
+        layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())
     }
 
     fn read_versions(&self, page: u32) -> Result<Vec<Version>> {
@@ -421,22 +461,22 @@ impl Segment {
 
 impl SegmentView {
     /// Digest of the rows of a page that are not dead.
-    pub(crate) fn page_digest(&self, page: u32) -> Result<Digest> {
+    pub(crate) fn page_digest(&self, layout: &Layout, page: u32) -> Result<Digest> {
         let rows = self.segment.page_rows(page);
-        let dead = self.dead.range_cardinality(rows.clone());
+        let (dead, schema) = (self.dead.range_cardinality(rows.clone()), layout.schema.version);
         let known = self.segment.digests.lock().unwrap_or_else(PoisonError::into_inner).get(&page).copied();
-        if let Some((_, digest)) = known.filter(|(count, _)| *count == dead) {
+        if let Some((.., digest)) = known.filter(|(count, version, _)| (*count, *version) == (dead, schema)) {
             return Ok(digest);
         }
-        let content = self.segment.read_rows(page)?;
+        let content = self.segment.read_rows(layout, page)?;
         let digest = Digest::of_rows(
-            &self.segment.context.layout,
+            layout,
             &content.batch,
             &content.versions,
             |row| self.dead.contains(rows.start + row as u32),
             |row| self.segment.tombstones.contains(rows.start + row as u32),
         )?;
-        self.segment.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(page, (dead, digest));
+        self.segment.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(page, (dead, schema, digest));
         Ok(digest)
     }
 }

@@ -15,12 +15,13 @@ use super::format::{
 use super::{Segment, SegmentContext, segment_file};
 use crate::encoding::{Effort, encode_chunk, encode_page};
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::predicate::Zone;
 use crate::wal::split_versions;
 
 /// Rows in the order of their identities.
 pub(crate) struct SegmentRows {
-    /// All columns in the order of the table's schema.
+    /// All stored columns.
     pub(crate) batch: RecordBatch,
     pub(crate) keys: EncodedKeys,
     pub(crate) versions: Vec<Version>,
@@ -31,6 +32,7 @@ pub(crate) struct SegmentRows {
 /// A segment in the making. If it is dropped unfinished, its file is removed.
 pub(crate) struct SegmentWriter {
     context: Arc<SegmentContext>,
+    layout: Arc<Layout>,
     dir: PathBuf,
     id: SegmentId,
     file: Arc<dyn DiskFile>,
@@ -44,8 +46,13 @@ pub(crate) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    pub(crate) fn create(context: &Arc<SegmentContext>, dir: &Path, id: SegmentId) -> Result<Self> {
-        let columns = context.layout.stored_columns();
+    pub(crate) fn create(
+        context: &Arc<SegmentContext>,
+        layout: Arc<Layout>,
+        dir: &Path,
+        id: SegmentId,
+    ) -> Result<Self> {
+        let columns = layout.stored.clone();
         let path = dir.join(segment_file(id));
         let named = |error: std::io::Error| Error::from(error).context(format_args!("creating {}", path.display()));
         let file = context.disk.open(&path, OpenMode::CreateNew).map_err(named)?;
@@ -53,6 +60,7 @@ impl SegmentWriter {
         let column = |column| ColumnIndex { column, dictionaries: Vec::new(), pages: Vec::new(), zones: Vec::new() };
         let writer = Self {
             context: context.clone(),
+            layout,
             dir: dir.to_owned(),
             id,
             file,
@@ -114,7 +122,7 @@ impl SegmentWriter {
         }
         self.footer.first_keys.push(rows.keys.get(0).to_vec());
         self.footer.last_key = rows.keys.get(count - 1).to_vec();
-        self.filter.push(&self.context.layout, rows)?;
+        self.filter.push(&self.layout, rows)?;
         self.footer.rows += count as u32;
         if self.footer.pages().is_multiple_of(GROUP_PAGES) {
             self.write_group()?;

@@ -17,7 +17,7 @@ use crate::state::{SegmentView, SourceId};
 /// Rows that were there at the first position and not at the second, or the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Changed {
-    /// The rows: all columns of the table, with its names and types.
+    /// The rows: all columns of the table, with the names and types that they had when the changes were asked for.
     pub rows: RecordBatch,
     /// What each row counts: -1 if it is gone, +1 if it is new.
     pub weights: Vec<i8>,
@@ -75,7 +75,7 @@ impl Store {
         drop(writer);
 
         let mut changes =
-            Changes { layout: self.layout.clone(), from, to, deaths, units: VecDeque::new(), failed: false };
+            Changes { layout: state.layout.clone(), from, to, deaths, units: VecDeque::new(), failed: false };
         let mut units = VecDeque::new();
         for view in state.segments.values() {
             let pages = view.pages().filter(|page| changes.touches_page(view, *page));
@@ -147,8 +147,8 @@ impl Changes {
             if segment.tombstones().contains(row) { 0 } else { self.weight(source, row, born, view.dead.contains(row)) }
         });
         let Some((wanted, weights)) = changed(weighed) else { return Ok(None) };
-        let columns = self.layout.schema.columns.iter();
-        let columns = columns.map(|column| segment.read_column(column, page, Some(&wanted))).collect::<Result<_>>()?;
+        let column = |column| segment.read_column(&self.layout, column, page, Some(&wanted));
+        let columns = (0..self.layout.schema.columns.len()).map(column).collect::<Result<_>>()?;
         self.batch(columns, weights).map(Some)
     }
 
@@ -159,8 +159,11 @@ impl Changes {
         });
         let Some((wanted, weights)) = changed(weighed) else { return Ok(None) };
         let wanted = UInt32Array::from(wanted);
-        let columns = chunk.batch.columns().iter().map(|column| take(column, &wanted, None));
-        let columns = columns.collect::<Result<_, _>>().map_err(|error| Error::internal(error.to_string()))?;
+        let column = |column| {
+            let all = self.layout.column_of(&chunk.batch, column)?;
+            take(&all, &wanted, None).map_err(|error| Error::internal(error.to_string()))
+        };
+        let columns = (0..self.layout.schema.columns.len()).map(column).collect::<Result<_>>()?;
         self.batch(columns, weights).map(Some)
     }
 

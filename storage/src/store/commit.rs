@@ -10,6 +10,7 @@ use super::digest::Tally;
 use super::{Store, Writer, lock};
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
 use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
 use crate::size::batch_bytes;
@@ -145,8 +146,9 @@ impl Store {
             Rows::Reserve { ballot, fingerprint } => Some((*ballot, *fingerprint)),
             _ => None,
         };
-        let mut incoming = normalise(&self.layout, write)?;
-        incoming = self.within_range(incoming, is_replicated)?;
+        let layout = self.layout();
+        let mut incoming = normalise(&layout, write)?;
+        incoming = self.within_range(&layout, incoming, is_replicated)?;
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
 
@@ -166,7 +168,7 @@ impl Store {
             return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
         }
         if let Some(token) = token {
-            let contents = content_hashes(&self.layout.with_ids(incoming.batch.columns()), incoming.rows())?;
+            let contents = content_hashes(&layout.with_ids(incoming.batch.columns()), incoming.rows())?;
             let fingerprint = fingerprint(is_delete, &contents);
             let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);
@@ -197,9 +199,9 @@ impl Store {
 
     /// Leaves out replicated rows that this store does not hold: a peer may not have been split yet. Of other writes there
     /// may be none.
-    fn within_range(&self, incoming: Incoming, is_replicated: bool) -> Result<Incoming> {
+    fn within_range(&self, layout: &Layout, incoming: Incoming, is_replicated: bool) -> Result<Incoming> {
         let incoming = match incoming.admitted_by(&self.range) {
-            Some(admitted) if is_replicated => incoming.filter(&self.layout, &admitted)?,
+            Some(admitted) if is_replicated => incoming.filter(layout, &admitted)?,
             Some(_) => return Err(Error::new(ErrorCode::Moved, "a row's key is not in the range of this partition")),
             None => incoming,
         };
@@ -232,7 +234,7 @@ impl Store {
             incoming.tokens.retain(|record| tokens.is_news(record));
         }
         if news.values().has_false() {
-            incoming = incoming.filter(&self.layout, &news)?;
+            incoming = incoming.filter(&self.layout(), &news)?;
             met = news.values().set_indices().map(|row| met[row]).collect();
         }
         accepted.rows = incoming.rows() as u64;
@@ -280,12 +282,12 @@ impl Store {
     }
 
     fn apply(&self, writer: &mut Writer, group: Vec<Prepared>) -> Result<()> {
-        let (number, mut next_row, mut position, digest) = {
+        let (number, mut next_row, mut position, digest, layout) = {
             let state = lock(&self.state);
             let active = state.memtables.last().ok_or_else(|| Error::internal("there is no memtable"))?;
-            (active.number, active.rows(), state.position, state.digest.clone())
+            (active.number, active.rows(), state.position, state.digest.clone(), state.layout.clone())
         };
-        let mut tally = Tally::new(&self.layout, digest.as_ref().clone());
+        let mut tally = Tally::new(&layout, digest.as_ref().clone());
         let active = SourceId::Memtable(number);
         let mut buried: BTreeMap<SourceId, Vec<u32>> = BTreeMap::new();
         let mut tombstones = Vec::new();
@@ -352,9 +354,9 @@ impl Store {
 
     /// The present winner of each key.
     pub(super) fn locate(&self, writer: &Writer, keys: &EncodedKeys) -> Result<Vec<Option<Location>>> {
-        let (active, segments) = {
+        let (active, segments, layout) = {
             let state = lock(&self.state);
-            (state.memtables.last().map_or(0, |view| view.number), state.segments.clone())
+            (state.memtables.last().map_or(0, |view| view.number), state.segments.clone(), state.layout.clone())
         };
         let in_memory = |key: &[u8]| {
             let newest = std::iter::once((active, &writer.index));
@@ -365,20 +367,21 @@ impl Store {
             })
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
-        self.locate_in_segments(&segments, keys, &mut met)?;
+        self.locate_in_segments(&layout, &segments, keys, &mut met)?;
         Ok(met)
     }
 
     /// The winner in segments of each key for which none is known yet.
     pub(super) fn locate_in_segments(
         &self,
+        layout: &Layout,
         segments: &BTreeMap<SegmentId, SegmentView>,
         keys: &EncodedKeys,
         met: &mut [Option<Location>],
     ) -> Result<()> {
         // The rows of history are dead, all of them.
         let mut views = segments.values().filter(|view| !view.history && !self.has(Planted::ReplacedRowsStay));
-        views.try_for_each(|view| view.find(keys, met))
+        views.try_for_each(|view| view.find(layout, keys, met))
     }
 }
 

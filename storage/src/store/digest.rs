@@ -126,7 +126,7 @@ impl Digest {
         self.tombstones += other.tombstones;
     }
 
-    /// Of the rows of a batch in schema order that `is_dead` leaves.
+    /// Of the rows of a batch of all stored columns that `is_dead` leaves.
     pub(crate) fn of_rows(
         layout: &Layout,
         batch: &RecordBatch,
@@ -181,14 +181,14 @@ impl Store {
 
     /// The digest's buckets counted anew from keys and versions on disk and in memory.
     pub(super) fn count_buckets(&self, state: &State) -> Result<DigestBuckets> {
-        let mut tally = Tally::new(&self.layout, DigestBuckets::default());
+        let mut tally = Tally::new(&state.layout, DigestBuckets::default());
         for view in state.segments.values() {
             for page in view.pages() {
                 let rows = view.segment.page_rows(page);
                 if view.dead.range_cardinality(rows.clone()) == rows.len() as u64 {
                     continue;
                 }
-                let (keys, versions) = view.segment.read_keys(page)?;
+                let (keys, versions) = view.segment.read_keys(&state.layout, page)?;
                 for (at, row) in rows.enumerate().filter(|(_, row)| !view.dead.contains(*row)) {
                     tally.add(keys.get(at), versions[at], view.segment.tombstones().contains(row));
                 }
@@ -196,7 +196,7 @@ impl Store {
         }
         for view in &state.memtables {
             for chunk in &view.chunks {
-                let keys = identities(&self.layout, &chunk.batch)?;
+                let keys = identities(&state.layout, &chunk.batch)?;
                 for (at, row) in (chunk.first_row..chunk.end_row()).enumerate() {
                     if !view.dead.contains(row) {
                         tally.add(keys.get(at), chunk.versions[at], view.tombstones.contains(row));
@@ -218,12 +218,12 @@ impl Store {
         let mut digest = Digest::default();
         for view in state.segments.values() {
             for page in view.pages() {
-                digest.add(&view.page_digest(page)?);
+                digest.add(&view.page_digest(&state.layout, page)?);
             }
         }
         for view in &state.memtables {
             for chunk in &view.chunks {
-                digest.add(&view.chunk_digest(&self.layout, chunk)?);
+                digest.add(&view.chunk_digest(&state.layout, chunk)?);
             }
         }
         Ok(digest)

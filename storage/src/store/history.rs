@@ -8,6 +8,7 @@ use shoal_kernel::{Error, ErrorCode, Result, SegmentId};
 
 use super::maintenance::{Moved, Replacement};
 use super::{Store, lock};
+use crate::layout::Layout;
 use crate::memtable::MemView;
 use crate::rows::identities;
 use crate::state::{SegmentView, State};
@@ -53,6 +54,7 @@ impl Store {
     pub(super) fn beaten_rows(
         &self,
         view: &MemView,
+        layout: &Layout,
         moved: &Moved,
         deaths: &[(u64, u32)],
         forgotten: u64,
@@ -67,7 +69,7 @@ impl Store {
             if of_chunk.clone().next().is_none() {
                 continue;
             }
-            let keys = identities(&self.layout, &chunk.batch)?;
+            let keys = identities(layout, &chunk.batch)?;
             rows.extend(of_chunk.map(|row| (keys.get((row - chunk.first_row) as usize).to_vec(), row)));
         }
         rows.sort_unstable();

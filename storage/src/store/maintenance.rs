@@ -9,6 +9,7 @@ use shoal_kernel::{Error, Planted, Result, SegmentId};
 use super::{Deaths, Maintenance, Store, Writer, lock};
 use crate::damage::Problem;
 use crate::key::EncodedKeys;
+use crate::layout::Layout;
 use crate::manifest::{Manifest, SegmentRecord};
 use crate::memtable::MemView;
 use crate::merge::gather;
@@ -92,15 +93,15 @@ impl Store {
         self.seal()?;
         let mut report = FlushReport::default();
         loop {
-            let view = {
+            let (view, layout) = {
                 let state = lock(&self.state);
                 report.flushed = state.flushed;
                 if state.memtables.len() < 2 {
                     break;
                 }
-                state.memtables[0].clone()
+                (state.memtables[0].clone(), state.layout.clone())
             };
-            let (rows, bytes) = self.flush_memtable(&view)?;
+            let (rows, bytes) = self.flush_memtable(&view, &layout)?;
             report.rows += rows;
             report.bytes += bytes;
         }
@@ -138,7 +139,7 @@ impl Store {
         Ok(())
     }
 
-    fn flush_memtable(&self, view: &MemView) -> Result<(u64, u64)> {
+    fn flush_memtable(&self, view: &MemView, layout: &Arc<Layout>) -> Result<(u64, u64)> {
         let source = SourceId::Memtable(view.number);
         let (index, deaths) = {
             let writer = lock(&self.writer);
@@ -154,14 +155,14 @@ impl Store {
         let mut segments = Vec::new();
         let winners: Vec<(&[u8], u32)> = index.iter().map(|(key, entry)| (&**key, entry.row)).collect();
         if !winners.is_empty() {
-            segments.push(self.write_memtable(view, &winners, 0, &mut moved)?);
+            segments.push(self.write_memtable(view, layout, &winners, 0, &mut moved)?);
         }
         let written = segments.first().map_or((0, 0), |segment| (u64::from(segment.rows()), segment.bytes()));
-        let beaten = self.beaten_rows(view, &moved, &deaths, forgotten)?;
+        let beaten = self.beaten_rows(view, layout, &moved, &deaths, forgotten)?;
         let histories = usize::from(!beaten.is_empty());
         if !beaten.is_empty() {
             let beaten: Vec<(&[u8], u32)> = beaten.iter().map(|(key, row)| (key.as_slice(), *row)).collect();
-            match self.write_memtable(view, &beaten, winners.len() as u32, &mut moved) {
+            match self.write_memtable(view, layout, &beaten, winners.len() as u32, &mut moved) {
                 Ok(history) => segments.push(history),
                 Err(error) => {
                     self.discard(&segments);
@@ -190,11 +191,12 @@ impl Store {
     fn write_memtable(
         &self,
         view: &MemView,
+        layout: &Arc<Layout>,
         entries: &[(&[u8], u32)],
         rows_before: u32,
         moved: &mut Moved,
     ) -> Result<Arc<Segment>> {
-        let mut segment = SegmentWriter::create(&self.context, &self.dir, self.next_segment())?;
+        let mut segment = SegmentWriter::create(&self.context, layout.clone(), &self.dir, self.next_segment())?;
         let batches: Vec<&RecordBatch> = view.chunks.iter().map(|chunk| &chunk.batch).collect();
         for page in entries.chunks(PAGE_ROWS) {
             let mut keys = EncodedKeys::default();
@@ -209,7 +211,7 @@ impl Store {
             let first_new = rows_before + segment.rows();
             page.iter().enumerate().for_each(|(at, (_, row))| moved.put(*row, first_new + at as u32));
             segment.push(&SegmentRows {
-                batch: gather(&self.layout, &batches, &picks)?,
+                batch: gather(layout, &batches, &picks)?,
                 keys,
                 versions: picks.iter().map(|&(chunk, row)| view.chunks[chunk].versions[row]).collect(),
                 positions: picks.iter().map(|&(chunk, row)| view.chunks[chunk].positions[row]).collect(),

@@ -11,6 +11,7 @@ mod history;
 mod maintenance;
 mod open;
 mod pull;
+mod schema;
 mod split;
 mod split_point;
 mod status;
@@ -50,7 +51,8 @@ pub struct Store {
     dir: PathBuf,
     /// Keys that the store holds; rows of others are not taken.
     range: KeyRange,
-    layout: Arc<Layout>,
+    /// Whether the newest version of a row wins.
+    is_upsert: bool,
     options: StoreOptions,
     context: Arc<SegmentContext>,
     /// Held through a whole flush.
@@ -106,7 +108,7 @@ struct Writer {
 impl Store {
     /// What readers see now. Cheap.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { state: Arc::new(lock(&self.state).clone()), layout: self.layout.clone() }
+        Snapshot { state: Arc::new(lock(&self.state).clone()) }
     }
 
     /// What is known of a token that was seen within [`StoreOptions::token_keep`].
@@ -153,6 +155,11 @@ impl Store {
         writer.failed.get_or_insert_with(|| Error::new(ErrorCode::NotReady, "the store has been closed"));
     }
 
+    /// How rows are laid out now. Commits may rely on it while they hold the writer.
+    fn layout(&self) -> Arc<Layout> {
+        lock(&self.state).layout.clone()
+    }
+
     /// Keys that the store holds.
     pub fn range(&self) -> &KeyRange {
         &self.range
@@ -166,7 +173,7 @@ impl Store {
     /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that
     /// arrived twice the first version stays, so that replicas agree on it whatever the order of arrival.
     fn beats(&self, new: Version, old: Version) -> bool {
-        let newest_wins = self.layout.schema.is_upsert() != self.has(Planted::WrongTieBreak);
+        let newest_wins = self.is_upsert != self.has(Planted::WrongTieBreak);
         if newest_wins { new > old } else { new < old }
     }
 }

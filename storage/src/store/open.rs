@@ -10,6 +10,7 @@ use shoal_kernel::env::Disk;
 use shoal_kernel::{ErrorCode, LogId, Planted, Result, TableSchema};
 
 use super::commit::Prepared;
+use super::schema::newest_schema;
 use super::split::{finish, moved};
 use super::{Store, Writer};
 use crate::damage::{Problem, corrupt, damaged};
@@ -69,7 +70,8 @@ impl Recovery {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins.
+    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins. If the
+    /// directory knows a newer version of the schema, that one is used.
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
@@ -98,12 +100,12 @@ impl Store {
         new_log_id: LogId,
         watch: &Replay,
     ) -> Result<(Arc<Self>, Recovery)> {
-        let layout = Arc::new(Layout::new(schema)?);
         let disk: Arc<dyn Disk> = match options.planted {
             Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
             _ => disk,
         };
         disk.create_dir_all(dir)?;
+        let layout = Arc::new(Layout::new(newest_schema(&disk, dir, schema)?)?);
         let (manifest, created) = match Manifest::read(&disk, dir)? {
             Some(manifest) if manifest.split.is_some() => {
                 disk.sync_dir(dir)?;
@@ -119,7 +121,7 @@ impl Store {
         remove_orphans(&disk, dir, &manifest)?;
         let mut recovery = Recovery { created, log_id: manifest.log_id, ..Recovery::default() };
 
-        let context = SegmentContext::new(disk.clone(), layout.clone(), &options);
+        let context = SegmentContext::new(disk.clone(), &options);
         let (mut segments, mut deaths) = (BTreeMap::new(), BTreeMap::new());
         for record in &manifest.segments {
             let dead = record.dead_rows()?;
@@ -151,6 +153,7 @@ impl Store {
         let mut tokens = Tokens::default();
         manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position));
         let state = State {
+            layout: layout.clone(),
             log_id: manifest.log_id,
             past: Arc::default(),
             position: manifest.flushed,
@@ -185,7 +188,7 @@ impl Store {
         }
         recovered.make_durable(&disk)?;
         let (lazy, files) = (!options.sync_commits, std::mem::take(&mut recovered.files));
-        let wal = Wal::resume(disk.clone(), dir, layout.stored_columns(), lazy, files, recovered.last_position)?;
+        let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), lazy, files, recovered.last_position)?;
 
         let (wal_bytes, durability) = (wal.bytes(), wal.durability());
         let writer =
@@ -195,7 +198,7 @@ impl Store {
             disk,
             dir: dir.to_owned(),
             range: manifest.range,
-            layout,
+            is_upsert: layout.schema.is_upsert(),
             options,
             context,
             flushing: Mutex::default(),
@@ -227,17 +230,19 @@ impl Store {
             super::lock(&self.state).position = recovered.last_position;
             return Ok(());
         }
-        replay(watch, &self.disk, &self.layout, recovered, |_, incoming| {
+        let layout = self.layout();
+        replay(watch, &self.disk, &layout, recovered, |_, incoming| {
             recovery.records_replayed += 1;
             recovery.rows_replayed += incoming.rows() as u64;
             // The log of a store that was split is its children's.
             let incoming = match incoming.admitted_by(&self.range) {
-                Some(admitted) => incoming.filter(&self.layout, &admitted)?,
+                Some(admitted) => incoming.filter(&layout, &admitted)?,
                 None => incoming,
             };
             // There is one memtable, and applying looks into that by itself.
             let mut met = vec![None; incoming.rows()];
-            self.locate_in_segments(&super::lock(&self.state).segments.clone(), &incoming.keys, &mut met)?;
+            let segments = super::lock(&self.state).segments.clone();
+            self.locate_in_segments(&layout, &segments, &incoming.keys, &mut met)?;
             self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])
         })
     }
@@ -261,7 +266,7 @@ fn create(
         return Err(damaged(corrupt("it is gone, and there is a log"), MANIFEST_FILE, None));
     }
     if recovered.files.is_empty() {
-        Wal::create(disk.clone(), dir, layout.stored_columns(), !options.sync_commits)?;
+        Wal::create(disk.clone(), dir, layout.stored.clone(), !options.sync_commits)?;
     }
     let manifest = Manifest::new(log_id);
     manifest.write(disk, dir)?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, LogId, Planted, Result, Version};
 
 use super::{Store, lock};
+use crate::layout::Layout;
 use crate::memtable::MemView;
 use crate::merge::{Merge, MergeInput, MergeRange, Merged};
 use crate::rows::{Rows, Write, replicated_batch, replicated_schema};
@@ -117,7 +118,7 @@ impl Store {
             feed.tokens.extend(tokens.between(from, next.position).map(|entry| entry.record.clone()));
         }
         if feed.batches.is_empty() && !feed.tokens.is_empty() {
-            feed.add(RecordBatch::new_empty(replicated_schema(&self.layout)));
+            feed.add(RecordBatch::new_empty(replicated_schema(&state.layout)));
         }
         let done = next.round.is_none() && next.position == state.position;
         Ok(Pulled { batches: feed.batches, tokens: feed.tokens, next, position: state.position, done })
@@ -128,7 +129,7 @@ impl Store {
         let input = |view: &SegmentView| MergeInput { segment: view.segment.clone(), left_out: view.dead.clone() };
         let inputs = state.segments.values().map(input).collect();
         let range = MergeRange { after_position: from, after_key: &round.after_key, ..MergeRange::default() };
-        let mut merge = Merge::new(self.layout.clone(), inputs, &range);
+        let mut merge = Merge::new(state.layout.clone(), inputs, &range);
         let mut after_key = round.after_key.clone();
         let mut rows_wanted = FEED_ROWS_FIRST;
         while feed.bytes_left > 0 {
@@ -139,7 +140,7 @@ impl Store {
                 after_key = last.to_vec();
             }
             let tombstones = rows.tombstones.iter().copied().collect();
-            feed.add(replicated_batch(&self.layout, rows.batch.columns(), &rows.versions, tombstones)?);
+            feed.add(replicated_batch(&state.layout, rows.batch.columns(), &rows.versions, tombstones)?);
         }
         Ok(Some(after_key))
     }
@@ -166,7 +167,7 @@ impl Store {
                     if self.has(Planted::PullGap) && rows.len() > 1 {
                         rows.pop();
                     }
-                    feed.push(self, view, chunk, &rows)?;
+                    feed.push(&state.layout, view, chunk, &rows)?;
                     start = end;
                 }
             }
@@ -192,7 +193,7 @@ impl Feed {
         (self.bytes_left / row_bytes.max(1)).clamp(1, FEED_ROWS)
     }
 
-    fn push(&mut self, store: &Store, view: &MemView, chunk: &crate::memtable::Chunk, rows: &[u32]) -> Result<()> {
+    fn push(&mut self, layout: &Layout, view: &MemView, chunk: &crate::memtable::Chunk, rows: &[u32]) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -203,7 +204,7 @@ impl Feed {
         let versions: Vec<Version> = rows.iter().map(|&row| chunk.versions[row as usize]).collect();
         let tombstones =
             rows.iter().map(|&row| view.tombstones.contains(chunk.first_row + row)).collect::<BooleanBuffer>();
-        self.add(replicated_batch(&store.layout, &columns, &versions, tombstones)?);
+        self.add(replicated_batch(layout, &columns, &versions, tombstones)?);
         Ok(())
     }
 

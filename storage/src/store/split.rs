@@ -17,6 +17,7 @@ use std::sync::Arc;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Result, SegmentId};
 
+use super::schema::keep_schema;
 use super::{Store, Writer, lock};
 use crate::manifest::{MANIFEST_FILE, Manifest, STAGED_FILE, SplitRecord, write_meta};
 use crate::segment::segment_file;
@@ -139,9 +140,9 @@ impl Store {
     fn link_segments(&self, state: &State, part: &Part<'_>) -> Result<Vec<(SegmentId, Range<u32>)>> {
         let mut linked = Vec::new();
         for (id, view) in &state.segments {
-            let start = view.segment.lower_bound(&part.range.start)?.max(view.rows.start);
+            let start = view.segment.lower_bound(&state.layout, &part.range.start)?.max(view.rows.start);
             let end = match &part.range.end {
-                Some(end) => view.segment.lower_bound(end)?.min(view.rows.end),
+                Some(end) => view.segment.lower_bound(&state.layout, end)?.min(view.rows.end),
                 None => view.rows.end,
             };
             if start < end {
@@ -168,11 +169,13 @@ impl Store {
             for path in writer.wal.closed_files() {
                 self.disk.hard_link(path, &part.dir.join(path.file_name().unwrap_or_default()))?;
             }
-            let (columns, lazy) = (self.layout.stored_columns(), writer.wal.is_lazy());
+            let (columns, lazy) = (state.layout.stored.clone(), writer.wal.is_lazy());
             let mut wal = Wal::resume(self.disk.clone(), &part.dir, columns, lazy, VecDeque::new(), state.position)?;
             // Everything before it is durable.
             wal.close().map_err(LogFailure::into_error)?;
             write_meta(&self.disk, &part.dir, &part.child.meta)?;
+            // The child must not read what it was given by an older schema.
+            keep_schema(&self.disk, &part.dir, &state.layout.schema)?;
             child_manifest(&manifest, part).stage(&self.disk, &part.dir)?;
             // The names of linked files, too.
             self.disk.sync_dir(&part.dir)?;

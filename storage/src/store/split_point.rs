@@ -58,8 +58,9 @@ impl Store {
     /// [`ErrorCode::InvalidRequest`] if the table's key has not so many columns; [`ErrorCode::Corruption`] if a segment cannot
     /// be read.
     pub fn split_point(&self, columns: usize, rows_min: u64) -> Result<SplitPoint> {
-        if columns == 0 || columns > self.layout.key.len() {
-            let message = format!("a partition key of {columns} columns, of a key of {}", self.layout.key.len());
+        let layout = self.layout();
+        if columns == 0 || columns > layout.key.len() {
+            let message = format!("a partition key of {columns} columns, of a key of {}", layout.key.len());
             return Err(Error::new(ErrorCode::InvalidRequest, message));
         }
         let mut runs = Vec::new();
@@ -80,12 +81,12 @@ impl Store {
         // The best one first: the middle of the page in the middle.
         let mut candidates = Vec::new();
         if let Some((segment, page)) = from_median.first().and_then(|run| run.page) {
-            let (keys, _) = segment.read_keys(page)?;
+            let (keys, _) = segment.read_keys(&layout, page)?;
             candidates.extend((!keys.is_empty()).then(|| keys.get(keys.len() / 2).to_vec()));
         }
         candidates.extend(from_median.iter().map(|run| run.key.clone()));
         candidates.push(last);
-        let prefix = |key: &[u8]| self.layout.key_prefix(key, columns).map(<[u8]>::to_vec);
+        let prefix = |key: &[u8]| layout.key_prefix(key, columns).map(<[u8]>::to_vec);
         let lowest = runs.first().and_then(|run| prefix(&run.key)).unwrap_or_default();
         // Equal to the smallest, one side would be empty.
         let floor = lowest.max(self.range.start.clone());

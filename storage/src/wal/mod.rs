@@ -206,6 +206,28 @@ impl Wal {
         Ok(())
     }
 
+    /// Goes on with records of other columns, in a file of its own; what is in the present one is durable before.
+    ///
+    /// # Errors
+    /// [`LogFailure::Refused`]: the present file goes on. [`LogFailure::Doubt`]: it may have been replaced, or cannot be synced.
+    pub(crate) fn follow(&mut self, columns: Vec<StoredColumn>) -> Result<(), LogFailure> {
+        let first_position = self.position + 1;
+        let is_empty = self.files.back().is_some_and(|last| last.first_position == first_position);
+        if self.is_lazy() && !is_empty {
+            self.sync()?;
+        }
+        let place = Place { columns, ..self.place.clone() };
+        let failure = if is_empty { LogFailure::Doubt } else { LogFailure::Refused };
+        let (file, entry) = place.create_file(first_position).map_err(failure)?;
+        if is_empty {
+            self.files.pop_back();
+        }
+        self.place = place;
+        self.file = file;
+        self.files.push_back(entry);
+        Ok(())
+    }
+
     /// Ends the log in good order: nothing that was acknowledged is missing when it is opened again. Nothing may be appended
     /// afterwards.
     pub(crate) fn close(&mut self) -> Result<(), LogFailure> {

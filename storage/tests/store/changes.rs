@@ -54,6 +54,7 @@ enum Step {
     Flush,
     Compact,
     Optimize,
+    Alter,
     Reopen(bool),
     /// Keep changes from that share of the positions, in percent.
     Keep(u64),
@@ -68,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Flush),
         2 => Just(Step::Compact),
         1 => Just(Step::Optimize),
+        1 => Just(Step::Alter),
         1 => any::<bool>().prop_map(Step::Reopen),
         1 => (0u64..101).prop_map(Step::Keep),
         1 => prop::option::of(Just(())).prop_map(|some| if some.is_some() { Step::LetGo } else { Step::Keep(50) }),
@@ -93,6 +95,7 @@ fn run(steps: Vec<Step>) {
             Step::Flush => drop(store.flush().unwrap()),
             Step::Compact => while store.compact().unwrap() {},
             Step::Optimize => drop(store.optimize(&|| true).unwrap()),
+            Step::Alter => alter(&store),
             Step::Reopen(power_cut) => {
                 disk = disk.restart(if power_cut { Loss::Everything } else { Loss::Nothing });
                 store = open_small(&disk);

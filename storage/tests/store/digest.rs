@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch};
 use arrow::datatypes::DataType;
-use shoal_kernel::TableSchema;
+use shoal_kernel::{ColumnId, SchemaChange, TableSchema};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
@@ -66,9 +66,9 @@ fn columns_that_come_and_go_change_no_digest() {
     commit(&old, put(2, events(&[(3, "c", 3)])));
     let digest = old.digest_buckets().unwrap();
     drop(old);
-    let mut columns = schema.columns.clone();
-    columns[2] = column(9, "extra", DataType::Float64, true);
-    let changed = std::sync::Arc::new(TableSchema { columns, version: 2, ..schema.as_ref().clone() });
+    let narrow = schema.changed(&SchemaChange::Drop(ColumnId(3))).unwrap();
+    let wide = narrow.changed(&SchemaChange::Add(column(4, "extra", DataType::Float64, true))).unwrap();
+    let changed = std::sync::Arc::new(TableSchema { version: 2, ..wide });
     let (new, _) = open_with(&disk.shared(), &changed, options(), 1).unwrap();
     assert_eq!(new.digest_buckets().unwrap(), digest);
     assert_eq!(new.verify().unwrap(), []);

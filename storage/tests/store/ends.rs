@@ -7,7 +7,9 @@ use arrow::array::cast::AsArray;
 use arrow::array::types::Int64Type;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
-use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, KeyEnds, ScanSpec, Slice, TableKind, TableSchema};
+use shoal_kernel::{
+    ColumnId, ColumnPredicate, CompareOp, Datum, KeyEnds, ScanSpec, SchemaChange, Slice, TableKind, TableSchema,
+};
 use shoal_storage::Snapshot;
 
 use crate::disk::MemoryDisk;
@@ -19,15 +21,14 @@ const KINDS: [(bool, bool); 3] = [(true, false), (false, true), (true, true)];
 
 /// Points of series: a name, a time, and a value.
 fn series_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        version: 1,
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "name", DataType::Utf8, false),
             column(2, "time", DataType::Int64, false),
             column(3, "value", DataType::Int64, true),
         ],
-    })
+        TableKind::Upsert { primary_key: vec![ColumnId(1), ColumnId(2)] },
+    ))
 }
 
 fn points(names: &[&str], times: std::ops::Range<i64>, value: i64) -> RecordBatch {
@@ -109,6 +110,15 @@ fn the_ends_of_series_are_found_and_little_else() {
     commit(&store, delete(3, end));
     store.flush().unwrap();
     commit(&store, put(4, points(&["d", "a"], 2_000..2_010, 4)));
+    check(&store.snapshot());
+    // Segments of every version of the schema lie in the order of the key.
+    let renamed = SchemaChange::Rename { column: ColumnId(1), to: "series".into() };
+    let added = SchemaChange::Add(column(4, "name", DataType::Utf8, true));
+    let schema = series_schema().changed(&renamed).and_then(|schema| schema.changed(&added)).unwrap();
+    store.adopt(Arc::new(TableSchema { version: 2, ..schema })).unwrap();
+    let more = points(&["d", "b"], 2_005..2_010, 5);
+    commit(&store, put(5, RecordBatch::try_new(series_schema().numbered(), more.columns().to_vec()).unwrap()));
+    store.flush().unwrap();
     check(&store.snapshot());
     store.optimize(&|| true).unwrap();
     let snapshot = store.snapshot();

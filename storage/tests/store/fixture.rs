@@ -10,7 +10,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, Slice, TableId, TableKind, TableSchema,
+    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, SchemaChange, TableId, TableKind, TableSchema,
     Version,
 };
 use shoal_storage::{Accepted, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
@@ -23,27 +23,43 @@ pub fn column(id: u32, name: &str, data_type: DataType, nullable: bool) -> Colum
 
 /// `id BIGINT PRIMARY KEY, name VARCHAR, n BIGINT NOT NULL`
 pub fn upsert_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "id", DataType::Int64, false),
             column(2, "name", DataType::Utf8, true),
             column(3, "n", DataType::Int64, false),
         ],
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1)] },
-        version: 1,
-    })
+        TableKind::Upsert { primary_key: vec![ColumnId(1)] },
+    ))
+}
+
+/// The upsert table after so many changes: a column comes with one, and goes with the next.
+pub fn altered(version: u32) -> Arc<TableSchema> {
+    let next = |schema: TableSchema, version: u32| {
+        let ColumnId(id) = schema.next_column;
+        let change = match version % 2 {
+            0 => SchemaChange::Add(column(id, "extra", DataType::Utf8, true)),
+            _ => SchemaChange::Drop(ColumnId(id - 1)),
+        };
+        TableSchema { version, ..schema.changed(&change).unwrap() }
+    };
+    Arc::new((2..=version).fold(upsert_schema().as_ref().clone(), next))
+}
+
+/// Makes the next change of the upsert table.
+pub fn alter(store: &Store) {
+    store.adopt(altered(store.schema_version() + 1)).unwrap();
 }
 
 pub fn event_schema() -> Arc<TableSchema> {
-    Arc::new(TableSchema {
-        columns: vec![
+    Arc::new(TableSchema::new(
+        vec![
             column(1, "_ts", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
             column(2, "_dedup", DataType::Utf8, true),
             column(3, "n", DataType::Int64, true),
         ],
-        kind: TableKind::Event,
-        version: 1,
-    })
+        TableKind::Event,
+    ))
 }
 
 pub fn options() -> StoreOptions {
@@ -109,17 +125,7 @@ pub fn commit(store: &Store, write: Write) -> Accepted {
 }
 
 pub fn scan_all(columns: &[u32]) -> ScanSpec {
-    ScanSpec {
-        table: TableId(1),
-        partition: PartitionId(1),
-        columns: columns.iter().map(|&id| ColumnId(id)).collect(),
-        predicates: Vec::new(),
-        limit: None,
-        slice: Slice::WHOLE,
-        addresses: false,
-        coded: Vec::new(),
-        ends: None,
-    }
+    ScanSpec::of(TableId(1), PartitionId(1), 1, columns.iter().map(|&id| ColumnId(id)).collect())
 }
 
 pub type Table = BTreeMap<i64, (Option<String>, i64)>;

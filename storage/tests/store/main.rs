@@ -15,6 +15,7 @@ mod lazy;
 mod model;
 mod optimize;
 mod pull;
+mod schema;
 mod segments;
 mod split;
 mod upkeep;

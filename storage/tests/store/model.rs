@@ -68,6 +68,7 @@ enum Step {
     Optimize,
     Reopen(bool),
     Hold,
+    Alter,
     Pull(usize),
 }
 
@@ -108,12 +109,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Optimize),
         1 => any::<bool>().prop_map(Step::Reopen),
         2 => Just(Step::Hold),
+        1 => Just(Step::Alter),
         2 => (1usize..4000).prop_map(Step::Pull),
     ]
 }
 
 /// Pulls one part into the follower.
 pub fn pull_once(from: &Store, into: &Store, cursor: &mut PullCursor, bytes_max: usize) -> bool {
+    // The other one hears of changes before it hears of rows.
+    into.adopt(altered(from.schema_version())).unwrap();
     let pulled = from.pull(cursor, bytes_max).unwrap();
     let (next, done) = (pulled.next.clone(), pulled.done);
     for result in into.commit(pulled.into_writes(), 0).unwrap() {
@@ -172,13 +176,15 @@ fn run(steps: Vec<Step>) {
             Step::Optimize => _ = store.optimize(&|| true).unwrap(),
             Step::Reopen(power_cut) => {
                 held.clear();
-                let before = (store.digest().unwrap(), store.snapshot().position());
+                let before = (store.digest().unwrap(), store.snapshot().position(), store.schema_version());
                 disk = disk.restart(if power_cut { Loss::Everything } else { Loss::Nothing });
                 let (opened, recovery) = open(&disk);
                 assert!(!recovery.in_doubt && recovery.tail_bytes_cut == 0 && !recovery.created);
-                assert_eq!((opened.digest().unwrap(), opened.snapshot().position()), before);
+                let after = (opened.digest().unwrap(), opened.snapshot().position(), opened.schema_version());
+                assert_eq!(after, before);
                 store = opened;
             }
+            Step::Alter => alter(&store),
             Step::Hold => held.push((store.snapshot(), model.visible())),
             Step::Pull(bytes_max) => drop(pull_once(&store, &follower, &mut cursor, bytes_max)),
         }

@@ -188,6 +188,7 @@ fn rows_are_fetched_by_their_addresses() {
     let spec = shoal_kernel::FetchSpec {
         table: shoal_kernel::TableId(1),
         partition: shoal_kernel::PartitionId(1),
+        schema_version: 1,
         columns: vec![ColumnId(3), ColumnId(2), ColumnId(1)],
     };
     let addresses: Vec<u64> = wanted.iter().map(|(_, address)| *address).collect();
@@ -323,43 +324,6 @@ fn masks_between_apply_and_flush_are_in_no_manifest() {
     }
 }
 
-/// Of an event table, what was written before a column was dropped is in the order of its own time.
-#[test]
-fn a_dropped_column_of_an_event_table() {
-    let disk = MemoryDisk::default();
-    let schema = event_schema();
-    let few = || StoreOptions { compaction_fan_in: 2, ..options() };
-    let (store, _) = open_with(&disk.shared(), &schema, few(), 7).unwrap();
-    let some: Vec<(i64, &str, i64)> = (0..50).map(|n| (n / 10, "d", n)).collect();
-    for (time, part) in some.chunks(25).enumerate() {
-        commit(&store, put(time as u64 + 1, events(part)));
-        store.flush().unwrap();
-    }
-    drop(store);
-    let columns = schema.columns[..2].to_vec();
-    let narrow = Arc::new(TableSchema { columns, version: 2, ..schema.as_ref().clone() });
-    let (store, _) = open_with(&disk.shared(), &narrow, few(), 7).unwrap();
-    assert_eq!(store.snapshot().rows(), 50);
-    assert!(!store.compact().unwrap());
-    let pulled = |bytes_max| {
-        let mut cursor = shoal_storage::PullCursor::default();
-        let mut rows = 0;
-        loop {
-            let pulled = store.pull(&cursor, bytes_max).unwrap();
-            rows += pulled.batches.iter().map(|batch| batch.num_rows()).sum::<usize>();
-            cursor = pulled.next;
-            if pulled.done {
-                return rows;
-            }
-        }
-    };
-    assert_eq!((pulled(1), pulled(1 << 20)), (50, 50));
-    let fewer = events(&some).project(&[0, 1]).unwrap();
-    commit(&store, put(9, fewer.slice(0, 1)));
-    store.flush().unwrap();
-    assert_eq!(store.verify().unwrap(), []);
-}
-
 #[test]
 fn a_column_that_came_later_is_null_in_old_rows() {
     let disk = MemoryDisk::default();
@@ -373,7 +337,7 @@ fn a_column_that_came_later_is_null_in_old_rows() {
 
     let mut columns = old.columns.clone();
     columns.insert(1, column(9, "extra", DataType::Float64, true));
-    let new = Arc::new(TableSchema { columns, version: 2, ..old.as_ref().clone() });
+    let new = Arc::new(TableSchema { columns, version: 2, next_column: ColumnId(10), ..old.as_ref().clone() });
     let (store, _) = open_with(&disk.shared(), &new, options(), 7).unwrap();
     assert_eq!(read(&store.snapshot()), table(&[(1, Some("flushed"), 1), (2, Some("logged"), 2)]));
     assert_eq!(store.digest().unwrap(), digest, "replicas agree whatever schema they wrote under");
@@ -391,15 +355,14 @@ fn a_column_that_came_later_is_null_in_old_rows() {
 #[test]
 fn nested_and_decimal_columns_survive_everything() {
     let list = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), None]), None, Some(vec![])]);
-    let schema = Arc::new(TableSchema {
-        columns: vec![
+    let schema = Arc::new(TableSchema::new(
+        vec![
             column(1, "id", DataType::Int64, false),
             column(2, "items", DataType::List(Arc::new(Field::new_list_field(DataType::Int32, true))), true),
             column(3, "price", DataType::Decimal128(20, 3), true),
         ],
-        kind: TableKind::Upsert { primary_key: vec![ColumnId(1)] },
-        version: 1,
-    });
+        TableKind::Upsert { primary_key: vec![ColumnId(1)] },
+    ));
     let columns: Vec<ArrayRef> = vec![
         Arc::new(Int64Array::from(vec![1, 2, 3])),
         Arc::new(list),

@@ -52,6 +52,7 @@ enum Step {
     Compact,
     Reopen,
     Optimize,
+    Alter,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -61,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Compact),
         1 => Just(Step::Reopen),
         1 => Just(Step::Optimize),
+        1 => Just(Step::Alter),
     ]
 }
 
@@ -83,6 +85,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
             Step::Flush => drop(parent.flush().unwrap()),
             Step::Compact => drop(parent.compact().unwrap()),
             Step::Optimize => drop(parent.optimize(&|| true).unwrap()),
+            Step::Alter => alter(&parent),
             Step::Reopen => {
                 disk = disk.restart(Loss::Everything);
                 parent = open_at(&disk, DIR);
@@ -106,6 +109,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
     for (number, (store, table)) in stores.iter().zip(&tables).enumerate() {
         assert_eq!(&read(&store.snapshot()), table);
         assert_eq!(store.snapshot().position(), parent.snapshot().position());
+        assert_eq!(store.schema_version(), parent.schema_version());
         assert_eq!(store.verify().unwrap(), []);
         assert_eq!(store.meta(), children()[number].meta);
         (1..=node).for_each(|node| {
@@ -143,6 +147,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
                 Step::Flush => drop(store.flush().unwrap()),
                 Step::Compact => drop(store.compact().unwrap()),
                 Step::Optimize => drop(store.optimize(&|| true).unwrap()),
+                Step::Alter => alter(store),
                 Step::Reopen => {
                     disk = disk.restart(Loss::Nothing);
                     *store = open_at(&disk, [LEFT, RIGHT][number]);
@@ -188,6 +193,7 @@ fn filled(disk: &MemoryDisk) -> shoal_kernel::Result<Arc<Store>> {
         store.commit(vec![put(time, rows(&batch))], 0)?.remove(0)?;
         store.flush()?;
     }
+    store.adopt(altered(2))?;
     store.commit(vec![put(3, rows(&some(50, 3)))], 0)?.remove(0)?;
     store.commit(vec![delete(4, keys(&[1, 31, 70]))], 0)?.remove(0)?;
     Ok(store)
@@ -215,6 +221,7 @@ fn survivors(disk: &MemoryDisk, what: &str) -> (Table, bool) {
                     "{what}: {recovery:?}"
                 );
                 assert_eq!(child.verify().unwrap(), [], "{what}");
+                assert_eq!(child.schema_version(), 2, "{what}");
                 for (id, row) in read(&child.snapshot()) {
                     assert_eq!(all.insert(id, row), None, "{what}: {id} is in both");
                 }
@@ -335,7 +342,8 @@ fn a_child_takes_its_own_rows_only() {
     }
     // Rows are found by their address in a file that was cut.
     let spec = shoal_kernel::ScanSpec { addresses: true, ..scan_all(&[1]) };
-    let fetch = FetchSpec { table: TableId(1), partition: PartitionId(1), columns: vec![ColumnId(1)] };
+    let fetch =
+        FetchSpec { table: TableId(1), partition: PartitionId(1), schema_version: 1, columns: vec![ColumnId(1)] };
     let snapshot = right.snapshot();
     for batch in snapshot.scan(&spec).unwrap() {
         let batch = batch.unwrap();

@@ -432,16 +432,14 @@ fn data() -> (Catalog, World) {
     };
     use arrow::datatypes::DataType::{Int64, Utf8};
     let upsert = || TableKind::Upsert { primary_key: vec![ColumnId(1)] };
-    let t = TableSchema {
-        columns: vec![column(1, "id", Int64, false), column(2, "grp", Utf8, true), column(3, "v", Int64, true)],
-        kind: upsert(),
-        version: 1,
-    };
-    let u = TableSchema {
-        columns: vec![column(1, "id", Int64, false), column(2, "t_id", Int64, true), column(3, "w", Int64, false)],
-        kind: upsert(),
-        version: 1,
-    };
+    let t = TableSchema::new(
+        vec![column(1, "id", Int64, false), column(2, "grp", Utf8, true), column(3, "v", Int64, true)],
+        upsert(),
+    );
+    let u = TableSchema::new(
+        vec![column(1, "id", Int64, false), column(2, "t_id", Int64, true), column(3, "w", Int64, false)],
+        upsert(),
+    );
     let bounds = [None, Some(300), Some(600), None];
     let ranges = (0..3).map(|at| {
         let key = |value: Option<i64>| value.map(|value| Datum::Int(value).encode());

@@ -145,7 +145,7 @@ impl Store {
             let pick = match self.history_inputs(&state) {
                 Some(ids) => Pick { ids, parts: Parts::cut(Vec::new()) },
                 None => {
-                    let groups = Groups::of(&self.layout, &self.options, &state, &mut compaction.level);
+                    let groups = Groups::of(&self.options, &state, &mut compaction.level);
                     let Some(due) = groups.fewest()? else { break };
                     groups.pick(due)?
                 }
@@ -185,7 +185,7 @@ impl Store {
     fn look(&self, compaction: &mut Compaction) -> Result<()> {
         let state = lock(&self.state).clone();
         state.check_whole()?;
-        let (_, waiting) = Groups::of(&self.layout, &self.options, &state, &mut compaction.level).due();
+        let (_, waiting) = Groups::of(&self.options, &state, &mut compaction.level).due();
         let under_way = compaction.rewrite.as_ref().map_or(0, Rewrite::replaces);
         self.overdue.store(waiting.saturating_sub(under_way), Ordering::Relaxed);
         Ok(())
@@ -195,7 +195,7 @@ impl Store {
     fn next_due(&self, compaction: &mut Compaction) -> Result<Option<Pick>> {
         let state = lock(&self.state).clone();
         state.check_whole()?;
-        let groups = Groups::of(&self.layout, &self.options, &state, &mut compaction.level);
+        let groups = Groups::of(&self.options, &state, &mut compaction.level);
         let (due, waiting) = groups.due();
         self.overdue.store(waiting, Ordering::Relaxed);
         if let Some(ids) = self.history_inputs(&state) {

@@ -15,7 +15,6 @@ use shoal_kernel::{KeyRange, Result, SegmentId};
 
 use super::Parts;
 use super::windows::{Level, Windows};
-use crate::layout::Layout;
 use crate::options::StoreOptions;
 use crate::segment::PAGE_ROWS;
 use crate::state::{SegmentView, State};
@@ -67,14 +66,12 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    pub(super) fn of(layout: &'a Layout, options: &'a StoreOptions, state: &'a State, level: &mut Level) -> Self {
-        let windows = Windows::of(layout, state, level);
+    pub(super) fn of(options: &'a StoreOptions, state: &'a State, level: &mut Level) -> Self {
+        let windows = Windows::of(state, level);
         let mut groups: BTreeMap<Option<i64>, Vec<Candidate<'a>>> = BTreeMap::new();
         for (id, view) in state.segments.iter().filter(|(_, view)| !view.history) {
-            // An event table's identities hang on the columns of their time; what was written before a column was dropped or
-            // widened keeps its order, and stays by itself. What cannot be read waits until it can.
-            let keeps_order = layout.schema.is_upsert() || view.segment.is_current();
-            if !keeps_order || view.segment.damage().is_some() {
+            // What cannot be read waits until it can.
+            if view.segment.damage().is_some() {
                 continue;
             }
             let living = u64::from(view.segment.rows()).saturating_sub(view.old_dead);

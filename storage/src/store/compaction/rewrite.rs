@@ -11,6 +11,7 @@ use shoal_kernel::{KeyRange, Planted, Result, SegmentId};
 use super::super::maintenance::{Moved, Replacement};
 use super::super::{Store, lock};
 use super::pick::Pick;
+use crate::layout::Layout;
 use crate::merge::{Keys, Merge, MergeInput, MergeRange};
 use crate::segment::{PAGE_ROWS, Segment, SegmentRows, SegmentWriter, segment_file};
 use crate::state::SourceId;
@@ -56,6 +57,8 @@ impl Input {
 pub(in super::super) struct Rewrite {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// How rows were laid out when it began: it is written so, whatever comes meanwhile.
+    layout: Arc<Layout>,
     inputs: Vec<Input>,
     /// Where the rows of each input have gone, counted through all that is written.
     moved: Vec<Moved>,
@@ -105,6 +108,7 @@ impl Rewrite {
         Self {
             disk: store.disk.clone(),
             dir: store.dir.clone(),
+            layout: state.layout.clone(),
             inputs,
             moved,
             rows_max,
@@ -156,7 +160,7 @@ impl Rewrite {
                         None => return Ok(false),
                     };
                     let range = MergeRange { keys, ..MergeRange::default() };
-                    none.insert(Merge::new(store.layout.clone(), inputs, &range))
+                    none.insert(Merge::new(self.layout.clone(), inputs, &range))
                 }
             };
             let Some(merged) = merge.next(page_rows)? else {
@@ -184,7 +188,12 @@ impl Rewrite {
         }
         let writer = match &mut self.writer {
             Some(writer) => writer,
-            none => none.insert(SegmentWriter::create(&store.context, &store.dir, store.next_segment())?),
+            none => none.insert(SegmentWriter::create(
+                &store.context,
+                self.layout.clone(),
+                &store.dir,
+                store.next_segment(),
+            )?),
         };
         let first_row = self.finished_rows + writer.rows();
         writer.push(rows)?;

@@ -32,7 +32,7 @@ fn schema(upserts: bool) -> Arc<TableSchema> {
         column(2, "_dedup", DataType::Utf8),
         column(3, "n", DataType::Int64),
     ];
-    Arc::new(TableSchema { columns, kind, version: 1 })
+    Arc::new(TableSchema::new(columns, kind))
 }
 
 struct World {
@@ -82,9 +82,8 @@ impl World {
     /// First and last hour of each segment, and its rows.
     fn segments(&self) -> Vec<(i64, i64, u32)> {
         let state = lock(&self.store.state).clone();
-        let column = &self.store.layout.schema.columns[0];
         let span = |segment: &crate::segment::Segment| {
-            let zone = segment.zone(column);
+            let zone = segment.zone(&state.layout, 0);
             let (Some(Datum::Int(min)), Some(Datum::Int(max))) = (zone.min, zone.max) else { unreachable!() };
             let window = |micros: i64| (micros - START).div_euclid(HOUR);
             (window(min), window(max), segment.rows())

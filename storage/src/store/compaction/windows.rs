@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use arrow::array::cast::AsArray;
 use arrow::array::types::TimestampMicrosecondType;
 use roaring::RoaringBitmap;
-use shoal_kernel::{Column, Datum, KeyRange, Result};
+use shoal_kernel::{Datum, KeyRange, Result};
 
 use crate::layout::Layout;
 use crate::segment::{PAGE_ROWS, Segment};
@@ -34,7 +34,9 @@ pub(super) struct Level(Option<u32>);
 
 /// The windows of a table at one moment.
 pub(super) struct Windows<'a> {
-    column: &'a Column,
+    layout: &'a Layout,
+    /// The place of the column of time.
+    column: usize,
     length_micros: i64,
 }
 
@@ -56,9 +58,9 @@ impl Level {
 
 impl<'a> Windows<'a> {
     /// Those of a table, if it has any.
-    pub(super) fn of(layout: &'a Layout, state: &State, level: &mut Level) -> Option<Self> {
-        let column = &layout.schema.columns[layout.time_order()?];
-        Some(Self { column, length_micros: level.fit(bulk_span_micros(column, state)) })
+    pub(super) fn of(state: &'a State, level: &mut Level) -> Option<Self> {
+        let column = state.layout.time_order()?;
+        Some(Self { layout: &state.layout, column, length_micros: level.fit(bulk_span_micros(column, state)) })
     }
 
     fn window(&self, micros: i64) -> i64 {
@@ -67,7 +69,7 @@ impl<'a> Windows<'a> {
 
     /// The window that holds all rows of a segment, if one does.
     pub(super) fn of_segment(&self, segment: &Segment) -> Option<i64> {
-        let zone = segment.zone(self.column);
+        let zone = segment.zone(self.layout, self.column);
         let (Some(Datum::Int(min)), Some(Datum::Int(max))) = (&zone.min, &zone.max) else { return None };
         Some(self.window(*min)).filter(|window| *window == self.window(*max))
     }
@@ -83,7 +85,7 @@ impl<'a> Windows<'a> {
             for page in 0..segment.pages() {
                 let numbers = segment.page_rows(page);
                 let living = numbers.len() as u64 - dead.range_cardinality(numbers.clone());
-                let zone = segment.page_zone(self.column, page);
+                let zone = segment.page_zone(self.layout, self.column, page);
                 let ends = match (zone.min, zone.max) {
                     (Some(Datum::Int(min)), Some(Datum::Int(max))) => Some((self.window(min), self.window(max))),
                     _ => None,
@@ -92,7 +94,7 @@ impl<'a> Windows<'a> {
                     Some((first, last)) if first == last => *rows.entry(first).or_default() += living,
                     _ if living == 0 => {}
                     _ => {
-                        let times = segment.read_column(self.column, page, None)?;
+                        let times = segment.read_column(self.layout, self.column, page, None)?;
                         let times = times.as_primitive::<TimestampMicrosecondType>().values();
                         for (_, micros) in numbers.zip(times).filter(|(row, _)| !dead.contains(*row)) {
                             *rows.entry(self.window(*micros)).or_default() += 1;
@@ -108,13 +110,13 @@ impl<'a> Windows<'a> {
 }
 
 /// From the first to the last row, without the few that lie far away.
-fn bulk_span_micros(column: &Column, state: &State) -> i64 {
+fn bulk_span_micros(column: usize, state: &State) -> i64 {
     let mut samples: Vec<(i64, u64)> = Vec::new();
     for view in state.segments.values() {
         let step = view.segment.pages().div_ceil(SAMPLES_MAX).max(1);
         // Not the first page: whatever comes before all others begins it.
         for page in (1..view.segment.pages()).step_by(step as usize) {
-            if let Some(Datum::Int(min)) = view.segment.page_zone(column, page).min {
+            if let Some(Datum::Int(min)) = view.segment.page_zone(&state.layout, column, page).min {
                 samples.push((min, u64::from(step) * view.segment.page_rows(page).len() as u64));
             }
         }
