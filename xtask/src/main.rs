@@ -68,12 +68,26 @@ fn lint_steps() -> Vec<Step> {
     ]
 }
 
-/// A run of the simulator in release.
-fn shoal_sim(name: &'static str, arguments: &str) -> Step {
-    step(name, &format!("run --release --locked --package shoal-simulation --bin shoal-sim -- {arguments}"))
+/// Release builds of what the tests run. Server and simulator at once: alone, each would ask its dependencies for other
+/// features, and they would all be compiled twice.
+fn release() -> Step {
+    step("release builds", "build --release --locked --package shoal --package shoal-simulation --bins")
 }
 
-fn simulate(from: u64, seeds: u32) -> Step {
+/// A run of the simulator in release, after [`release`].
+fn shoal_sim(name: &'static str, arguments: &str) -> Result<Step, String> {
+    let program = target()?.join("release").join("shoal-sim");
+    Ok(Step { program, ..step(name, arguments) })
+}
+
+/// The directory of builds, which this program lies in.
+fn target() -> Result<PathBuf, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let target = program.parent().and_then(Path::parent).ok_or("no directory for builds")?;
+    Ok(target.to_owned())
+}
+
+fn simulate(from: u64, seeds: u32) -> Result<Step, String> {
     shoal_sim("simulation seeds", &format!("run --seed {from} --seeds {seeds} --minutes 1 --twice"))
 }
 
@@ -81,7 +95,8 @@ fn simulate(from: u64, seeds: u32) -> Step {
 fn soak(time: &str) -> Result<(), String> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
     let from = now.as_secs();
-    carry_out(vec![shoal_sim("soak", &format!("swarm --seed {from} --for {time} --keep-going --report soak.json"))])
+    let swarm = shoal_sim("soak", &format!("swarm --seed {from} --for {time} --keep-going --report soak.json"))?;
+    carry_out(vec![release(), swarm])
 }
 
 /// Runs that once failed, each in its file.
@@ -91,14 +106,14 @@ fn kept_seeds() -> Result<Vec<Step>, String> {
     let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|file| file.extension().is_some_and(|end| end == "toml"));
     files.sort();
-    Ok(files.iter().map(|file| shoal_sim("a seed that was kept", &format!("replay {}", file.display()))).collect())
+    files.iter().map(|file| shoal_sim("a seed that was kept", &format!("replay {}", file.display()))).collect()
 }
 
 fn main() -> ExitCode {
     let task = Arguments::parse().command;
     let done = match &task {
         Task::Lint => carry_out(lint_steps()),
-        Task::Simulate { seeds, from } => carry_out(vec![simulate(*from, *seeds)]),
+        Task::Simulate { seeds, from } => simulate(*from, *seeds).and_then(|run| carry_out(vec![release(), run])),
         Task::Test { seeds } => test(*seeds),
         Task::Soak { time } => soak(time),
     };
@@ -119,8 +134,9 @@ fn test(seeds: u32) -> Result<(), String> {
     steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
     steps.push(step("examples in the docs", "test --workspace --doc --locked"));
     steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
-    steps.push(simulate(1, seeds));
-    steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}")));
+    steps.push(release());
+    steps.push(simulate(1, seeds)?);
+    steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}"))?);
     steps.extend(kept_seeds()?);
     steps.push(same_in_both_builds()?);
     carry_out(steps)
@@ -144,11 +160,8 @@ fn carry_out(steps: Vec<Step>) -> Result<(), String> {
 
 /// A few seeds give the same hashes in the debug build, which the tests have made, and in the release build.
 fn same_in_both_builds() -> Result<Step, String> {
-    let debug = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("shoal-sim");
-    let target = debug.parent().and_then(Path::parent).ok_or("no directory for builds")?;
-    let name = "the same runs in debug and release";
-    let against = step(name, &format!("run --seeds 4 --minutes 1 --against {}", debug.display()));
-    Ok(Step { program: target.join("release").join("shoal-sim"), ..against })
+    let debug = target()?.join("debug").join("shoal-sim");
+    shoal_sim("the same runs in debug and release", &format!("run --seeds 4 --minutes 1 --against {}", debug.display()))
 }
 
 /// Sees to it that a cargo subcommand is there.
