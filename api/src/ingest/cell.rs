@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use arrow::array::types::{Date32Type, Decimal128Type, Time64MicrosecondType};
 use arrow::compute::kernels::cast_utils::{Parser, parse_decimal, string_to_datetime};
 use arrow::datatypes::{DataType, TimeUnit};
-use chrono::Utc;
+use chrono::{NaiveDate, Utc};
 use serde_json::Value;
 
 use super::RowErrorCode;
@@ -104,9 +104,10 @@ pub(super) fn convert<'a>(cell: Cell<'a>, data_type: &DataType) -> Result<Scalar
         }
         DataType::Timestamp(TimeUnit::Microsecond, _) => match (&cell, text_of(&cell)) {
             (Cell::Integer(micros), _) => Ok(Scalar::Integer(*micros)),
-            (_, Some(text)) => string_to_datetime(&Utc, text.trim())
-                .map(|time| Scalar::Integer(time.timestamp_micros()))
-                .map_err(|_| refused(&cell, data_type)),
+            (_, Some(text)) => usual_time(text)
+                .or_else(|| Some(string_to_datetime(&Utc, text.trim()).ok()?.timestamp_micros()))
+                .map(Scalar::Integer)
+                .ok_or_else(|| refused(&cell, data_type)),
             _ => Err(refused(&cell, data_type)),
         },
         DataType::Decimal128(precision, scale) => decimal(cell, data_type, *precision, *scale),
@@ -123,6 +124,31 @@ pub(super) fn convert<'a>(cell: Cell<'a>, data_type: &DataType) -> Result<Scalar
             ),
         )),
     }
+}
+
+/// Microseconds of a time stamp in the form `2001-02-03 04:05:06.789`, if it is one: with a `T` or a space, up to six decimals
+/// or none, with or without a `Z`. Most are.
+fn usual_time(text: &str) -> Option<i64> {
+    let text = text.strip_suffix('Z').unwrap_or(text).as_bytes();
+    let number = |digits: &[u8]| {
+        digits.iter().try_fold(0, |number, byte| byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0')))
+    };
+    let (&[y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b' ' | b'T', h0, h1, b':', n0, n1, b':', s0, s1], decimals) =
+        text.split_first_chunk::<19>()?
+    else {
+        return None;
+    };
+    let micros = match decimals {
+        [] => 0,
+        [b'.', decimals @ ..] if (1..=6).contains(&decimals.len()) => {
+            number(decimals)? * 10u32.pow(6 - decimals.len() as u32)
+        }
+        _ => return None,
+    };
+    let year = i32::try_from(number(&[y0, y1, y2, y3])?).ok()?;
+    let date = NaiveDate::from_ymd_opt(year, number(&[m0, m1])?, number(&[d0, d1])?)?;
+    let time = date.and_hms_micro_opt(number(&[h0, h1])?, number(&[n0, n1])?, number(&[s0, s1])?, micros)?;
+    Some(time.and_utc().timestamp_micros())
 }
 
 fn integer<'a>(cell: Cell<'a>, data_type: &DataType, least: i64, greatest: i64) -> Result<Scalar<'a>, Refusal> {
@@ -257,6 +283,36 @@ mod tests {
             (Cell::Null, DataType::Int8, Scalar::Null),
         ] {
             assert_eq!(convert(cell.clone(), &data_type), Ok(scalar), "{cell:?} as {data_type}");
+        }
+    }
+
+    #[test]
+    fn usual_times_are_what_they_are_in_any_form() {
+        for text in [
+            "2001-02-03 04:05:06",
+            "2001-02-03T04:05:06Z",
+            "1969-12-31T23:59:59.999999Z",
+            "2001-02-03 04:05:06.7",
+            "0000-01-01 00:00:00.000001",
+            "9999-12-31 23:59:59.5Z",
+            "2000-02-29 00:00:00",
+        ] {
+            let time = usual_time(text);
+            assert!(time.is_some(), "{text}");
+            assert_eq!(time, string_to_datetime(&Utc, text).ok().map(|time| time.timestamp_micros()), "{text}");
+        }
+        for text in [
+            "2001-02-30 04:05:06",
+            "2001-02-03 24:05:06",
+            "2001-02-03 04:05:60",
+            "2001-02-03 04:05:06.",
+            "2001-02-03 04:05:06.1234567",
+            "2001-02-03 04:05:06+01:00",
+            "2001-02-03",
+            "+001-02-03 04:05:06",
+            "2001-02-03 04:05:0\u{e9}",
+        ] {
+            assert_eq!(usual_time(text), None, "{text}");
         }
     }
 

@@ -3,88 +3,191 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Decimal128Builder, Float64Builder, Int64Builder, StringBuilder,
-    UInt64Builder, new_null_array,
+    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, Float64Array, Int64Array, NullBufferBuilder, StringArray,
+    UInt64Array, new_null_array,
 };
+use arrow::buffer::{Buffer, OffsetBuffer};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder;
 use serde_json::Value;
 
-use super::cell::{Scalar, integer_bounds};
+use super::TargetColumn;
+use super::cell::{Cell, Scalar, convert, integer_bounds};
 
 /// Values of one column, in the widest form of their family; the array gets its exact type at the end.
 pub(super) struct ColumnBuilder {
     data_type: DataType,
+    /// Whether a row may leave it out or give null.
+    optional: bool,
+    /// Whether some row has given a value or null.
+    present: bool,
     values: Values,
+    nulls: NullBufferBuilder,
 }
 
+/// Null takes a place here, too.
 enum Values {
-    Bool(BooleanBuilder),
-    Integer(Int64Builder),
-    Unsigned(UInt64Builder),
-    Float(Float64Builder),
-    Decimal(Decimal128Builder),
-    Text(StringBuilder),
-    Binary(BinaryBuilder),
+    Bool(Vec<bool>),
+    Integer(Vec<i64>),
+    Unsigned(Vec<u64>),
+    Float(Vec<f64>),
+    Decimal(Vec<i128>),
+    Text(Bytes),
+    Binary(Bytes),
     Nested(Vec<Value>),
     /// A type that text cannot carry: nothing but nulls reaches it.
-    Nulls(usize),
+    Nulls,
+}
+
+/// Values of any length, one after the other.
+struct Bytes {
+    bytes: Vec<u8>,
+    /// Where each ends, after a zero.
+    ends: Vec<i32>,
+}
+
+impl Bytes {
+    fn new() -> Self {
+        Self { bytes: Vec::new(), ends: vec![0] }
+    }
+
+    /// The rows of a batch are bounded in bytes ([`super::BATCH_BYTES_MAX`]), so that the ends fit.
+    fn push(&mut self, value: &[u8]) {
+        self.bytes.extend_from_slice(value);
+        self.ends.push(self.bytes.len() as i32);
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        self.ends.truncate(rows + 1);
+        self.bytes.truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
+    fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
+        // The next batch is about as large.
+        let next = Self { bytes: Vec::with_capacity(self.bytes.len()), ends: Vec::with_capacity(self.ends.len()) };
+        let Self { bytes, ends } = std::mem::replace(self, next);
+        self.ends.push(0);
+        (OffsetBuffer::new(ends.into()), bytes.into())
+    }
 }
 
 impl ColumnBuilder {
-    pub(super) fn new(data_type: &DataType) -> Self {
+    pub(super) fn new(column: &TargetColumn) -> Self {
+        let data_type = &column.data_type;
         let values = match data_type {
-            DataType::Boolean => Values::Bool(BooleanBuilder::new()),
-            DataType::Date32 | DataType::Time64(_) | DataType::Timestamp(..) => Values::Integer(Int64Builder::new()),
-            DataType::UInt64 => Values::Unsigned(UInt64Builder::new()),
-            DataType::Float32 | DataType::Float64 => Values::Float(Float64Builder::new()),
-            DataType::Decimal128(..) => Values::Decimal(Decimal128Builder::new().with_data_type(data_type.clone())),
-            DataType::Utf8 => Values::Text(StringBuilder::new()),
-            DataType::Binary => Values::Binary(BinaryBuilder::new()),
-            _ if integer_bounds(data_type).is_some() => Values::Integer(Int64Builder::new()),
+            DataType::Boolean => Values::Bool(Vec::new()),
+            DataType::Date32 | DataType::Time64(_) | DataType::Timestamp(..) => Values::Integer(Vec::new()),
+            DataType::UInt64 => Values::Unsigned(Vec::new()),
+            DataType::Float32 | DataType::Float64 => Values::Float(Vec::new()),
+            DataType::Decimal128(..) => Values::Decimal(Vec::new()),
+            DataType::Utf8 => Values::Text(Bytes::new()),
+            DataType::Binary => Values::Binary(Bytes::new()),
+            _ if integer_bounds(data_type).is_some() => Values::Integer(Vec::new()),
             _ if data_type.is_nested() => Values::Nested(Vec::new()),
-            _ => Values::Nulls(0),
+            _ => Values::Nulls,
         };
-        Self { data_type: data_type.clone(), values }
+        let optional = column.nullable || column.filled;
+        Self { data_type: data_type.clone(), optional, present: false, values, nulls: NullBufferBuilder::new(0) }
+    }
+
+    /// Rows so far.
+    pub(super) fn len(&self) -> usize {
+        self.nulls.len()
+    }
+
+    /// Whether a row, also one of an earlier batch, has given a value or null.
+    pub(super) const fn present(&self) -> bool {
+        self.present
+    }
+
+    /// Takes a value if it is good and can be told to be so at once. What is left may be good as well.
+    pub(super) fn append_good(&mut self, cell: Cell<'_>) -> Option<()> {
+        if cell == Cell::Null {
+            return self.optional.then(|| self.append(Scalar::Null));
+        }
+        let scalar = convert(cell, &self.data_type).ok()?;
+        // Whether a nested value fits is only known once an array has been made of it.
+        let told = !matches!(scalar, Scalar::Nested(_));
+        told.then(|| self.append(scalar))
+    }
+
+    /// Takes a row that does not name the column, if it may do so.
+    pub(super) fn leave_out(&mut self) -> Option<()> {
+        self.optional.then(|| self.append_null())
+    }
+
+    /// Forgets all rows but the first.
+    pub(super) fn truncate(&mut self, rows: usize) {
+        self.nulls.truncate(rows);
+        match &mut self.values {
+            Values::Bool(values) => values.truncate(rows),
+            Values::Integer(values) => values.truncate(rows),
+            Values::Unsigned(values) => values.truncate(rows),
+            Values::Float(values) => values.truncate(rows),
+            Values::Decimal(values) => values.truncate(rows),
+            Values::Text(values) | Values::Binary(values) => values.truncate(rows),
+            Values::Nested(values) => values.truncate(rows),
+            Values::Nulls => {}
+        }
     }
 
     /// Appends a value that was converted for this column's type; any other counts as null.
     pub(super) fn append(&mut self, scalar: Scalar<'_>) {
+        self.present = true;
         match (&mut self.values, scalar) {
-            (Values::Bool(values), Scalar::Bool(value)) => values.append_value(value),
-            (Values::Bool(values), _) => values.append_null(),
-            (Values::Integer(values), Scalar::Integer(value)) => values.append_value(value),
-            (Values::Integer(values), _) => values.append_null(),
-            (Values::Unsigned(values), Scalar::Unsigned(value)) => values.append_value(value),
-            (Values::Unsigned(values), _) => values.append_null(),
-            (Values::Float(values), Scalar::Float(value)) => values.append_value(value),
-            (Values::Float(values), _) => values.append_null(),
-            (Values::Decimal(values), Scalar::Decimal(value)) => values.append_value(value),
-            (Values::Decimal(values), _) => values.append_null(),
-            (Values::Text(values), Scalar::Text(value)) => values.append_value(value),
-            (Values::Text(values), _) => values.append_null(),
-            (Values::Binary(values), Scalar::Bytes(value)) => values.append_value(value),
-            (Values::Binary(values), _) => values.append_null(),
+            (Values::Bool(values), Scalar::Bool(value)) => values.push(value),
+            (Values::Integer(values), Scalar::Integer(value)) => values.push(value),
+            (Values::Unsigned(values), Scalar::Unsigned(value)) => values.push(value),
+            (Values::Float(values), Scalar::Float(value)) => values.push(value),
+            (Values::Decimal(values), Scalar::Decimal(value)) => values.push(value),
+            (Values::Text(values), Scalar::Text(value)) => values.push(value.as_bytes()),
+            (Values::Binary(values), Scalar::Bytes(value)) => values.push(&value),
             (Values::Nested(values), Scalar::Nested(value)) => values.push(value),
-            (Values::Nested(values), _) => values.push(Value::Null),
-            (Values::Nulls(count), _) => *count += 1,
+            _ => return self.append_null(),
         }
+        self.nulls.append_non_null();
+    }
+
+    /// Appends null for a row that does not name the column.
+    pub(super) fn append_null(&mut self) {
+        match &mut self.values {
+            Values::Bool(values) => values.push(false),
+            Values::Integer(values) => values.push(0),
+            Values::Unsigned(values) => values.push(0),
+            Values::Float(values) => values.push(0.0),
+            Values::Decimal(values) => values.push(0),
+            Values::Text(values) | Values::Binary(values) => values.push(&[]),
+            Values::Nested(values) => values.push(Value::Null),
+            Values::Nulls => {}
+        }
+        self.nulls.append_null();
     }
 
     /// The column so far; the builder is empty afterwards.
     pub(super) fn finish(&mut self) -> Result<ArrayRef, ArrowError> {
+        let rows = self.nulls.len();
+        let nulls = self.nulls.finish();
         let array: ArrayRef = match &mut self.values {
-            Values::Bool(values) => Arc::new(values.finish()),
-            Values::Integer(values) => Arc::new(values.finish()),
-            Values::Unsigned(values) => Arc::new(values.finish()),
-            Values::Float(values) => Arc::new(values.finish()),
-            Values::Decimal(values) => Arc::new(values.finish()),
-            Values::Text(values) => Arc::new(values.finish()),
-            Values::Binary(values) => Arc::new(values.finish()),
+            Values::Bool(values) => Arc::new(BooleanArray::new(taken(values).into(), nulls)),
+            Values::Integer(values) => Arc::new(Int64Array::new(taken(values).into(), nulls)),
+            Values::Unsigned(values) => Arc::new(UInt64Array::new(taken(values).into(), nulls)),
+            Values::Float(values) => Arc::new(Float64Array::new(taken(values).into(), nulls)),
+            Values::Decimal(values) => {
+                let array = Decimal128Array::new(taken(values).into(), nulls);
+                Arc::new(array.with_data_type(self.data_type.clone()))
+            }
+            Values::Text(values) => {
+                let (ends, bytes) = values.finish();
+                Arc::new(StringArray::try_new(ends, bytes, nulls)?)
+            }
+            Values::Binary(values) => {
+                let (ends, bytes) = values.finish();
+                Arc::new(BinaryArray::try_new(ends, bytes, nulls)?)
+            }
             Values::Nested(values) => return nested(&self.data_type, &std::mem::take(values)),
-            Values::Nulls(count) => return Ok(new_null_array(&self.data_type, std::mem::take(count))),
+            Values::Nulls => return Ok(new_null_array(&self.data_type, rows)),
         };
         match &self.data_type {
             exact if array.data_type() == exact => Ok(array),
@@ -93,6 +196,12 @@ impl ColumnBuilder {
             other => cast(&array, other),
         }
     }
+}
+
+/// All values so far. The next batch is about as long.
+fn taken<T>(values: &mut Vec<T>) -> Vec<T> {
+    let next = Vec::with_capacity(values.len());
+    std::mem::replace(values, next)
 }
 
 /// Lists and structs out of JSON values; says which value does not fit only by failing.

@@ -114,15 +114,28 @@ impl CsvDecoder {
             self.rows.reject(RowError { line: self.line, column: None, code: RowErrorCode::FieldCount, message });
             return Ok(());
         }
-        let columns = self.rows.target().columns();
-        let mut cells: Vec<Option<Cell<'_>>> = columns.iter().map(|_| None).collect();
-        for (field, place) in fields.iter().zip(header) {
-            let column = &columns[*place];
-            let is_text = column.data_type == DataType::Utf8 && !column.nullable;
-            cells[*place] = Some(if field.is_empty() && !is_text { Cell::Null } else { Cell::Field(field) });
+        let (bytes, fields) = (self.text_length, fields.iter().zip(header));
+        let told = fields.clone();
+        let taken = self.rows.push_good(bytes, |target, row| {
+            told.into_iter().try_for_each(|(field, place)| row.put(*place, cell(target, *place, field)))
+        });
+        if taken? {
+            return Ok(());
         }
-        self.rows.push(self.line, &mut cells)
+        let target = self.rows.target();
+        let mut cells = vec![None; target.columns().len()];
+        for (field, place) in fields {
+            cells[*place] = Some(cell(target, *place, field));
+        }
+        self.rows.push(self.line, bytes, &mut cells)
     }
+}
+
+/// A field of a column.
+fn cell<'a>(target: &Target, place: usize, field: &'a str) -> Cell<'a> {
+    let column = &target.columns()[place];
+    let is_text = column.data_type == DataType::Utf8 && !column.nullable;
+    if field.is_empty() && !is_text { Cell::Null } else { Cell::Field(field) }
 }
 
 fn header(fields: &[&str], target: &Target) -> Result<Vec<usize>> {

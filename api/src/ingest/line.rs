@@ -8,19 +8,26 @@ use super::cell::Cell;
 
 /// Whole numbers of so many digits fit 64 bits.
 const DIGITS_MAX: usize = 18;
+/// A double holds whole numbers of so many digits, and the powers of ten up to as many: their quotient is rounded once, as a
+/// decimal number is to be.
+const EXACT_DIGITS_MAX: usize = 15;
+const POWERS_OF_TEN: [f64; EXACT_DIGITS_MAX + 1] =
+    [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15];
 
-/// Fills the cells of the line's columns, which are all empty, if it is such a line. If not, some may be filled.
-pub(super) fn read<'a>(line: &'a str, target: &Target, cells: &mut [Option<Cell<'a>>]) -> Option<()> {
+/// Tells the cells of the line with the places of their columns, if it is such a line and they are taken. If not, some may have
+/// been told.
+pub(super) fn read<'a>(
+    line: &'a str,
+    target: &Target,
+    mut put: impl FnMut(usize, Cell<'a>) -> Option<()>,
+) -> Option<()> {
     let mut line = Line { text: line, at: 0 };
     line.expect(b'{')?;
     let mut expected = 0;
     loop {
         let place = line.key(target, expected)?;
         line.expect(b':')?;
-        let value = line.value()?;
-        // A column that stands twice is a mistake.
-        let cell = cells.get_mut(place).filter(|cell| cell.is_none())?;
-        *cell = Some(value);
+        put(place, line.value()?)?;
         expected = place + 1;
         match line.next()? {
             b',' => {}
@@ -73,7 +80,7 @@ impl<'a> Line<'a> {
 
     /// A string whose opening quote has been read.
     fn string(&mut self) -> Option<&'a str> {
-        let length = self.rest().iter().position(|byte| matches!(byte, b'"' | b'\\' | ..0x20))?;
+        let length = plain(self.rest());
         let start = self.at;
         self.at += length;
         (self.next_raw()? == b'"').then(|| &self.text[start..start + length])
@@ -106,45 +113,67 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn digits(&mut self) -> usize {
-        let digits = self.rest().iter().take_while(|byte| byte.is_ascii_digit()).count();
-        self.at += digits;
-        digits
+    /// Reads digits on to a number, and says how many they were. With more than [`DIGITS_MAX`] in all the number is not one.
+    fn digits(&mut self, number: &mut u64) -> usize {
+        let start = self.at;
+        while let Some(digit @ b'0'..=b'9') = self.rest().first() {
+            *number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+            self.at += 1;
+        }
+        self.at - start
     }
 
     fn number(&mut self) -> Option<Cell<'a>> {
         let start = self.at;
         let negative = self.rest().first() == Some(&b'-');
         self.at += usize::from(negative);
-        let first = self.at;
-        let digits = self.digits();
-        let bytes = self.text.as_bytes();
-        if digits == 0 || digits > 1 && bytes[first] == b'0' {
+        let (first, mut number) = (self.at, 0);
+        let digits = self.digits(&mut number);
+        if digits == 0 || digits > 1 && self.text.as_bytes()[first] == b'0' {
             return None;
         }
         match self.rest().first() {
             Some(b'.') => {
                 self.at += 1;
+                let decimals = self.digits(&mut number);
                 // What has an exponent is left to the full parser.
-                if self.digits() == 0 || matches!(self.rest().first(), Some(b'e' | b'E')) {
+                if decimals == 0 || matches!(self.rest().first(), Some(b'e' | b'E')) {
                     return None;
                 }
-                let value: f64 = self.text[start..self.at].parse().ok()?;
+                let value = if digits + decimals <= EXACT_DIGITS_MAX {
+                    let value = number as f64 / POWERS_OF_TEN[decimals];
+                    if negative { -value } else { value }
+                } else {
+                    self.text[start..self.at].parse().ok()?
+                };
                 value.is_finite().then_some(Cell::Float(value))
             }
             Some(b'e' | b'E') => None,
             _ if digits > DIGITS_MAX => None,
-            _ => {
-                let value = bytes[first..self.at].iter().fold(0, |value, digit| value * 10 + i64::from(digit - b'0'));
-                match (negative, value) {
-                    // There is a negative zero, but not among whole numbers.
-                    (true, 0) => None,
-                    (true, value) => Some(Cell::Integer(-value)),
-                    (false, value) => Some(Cell::Integer(value)),
-                }
-            }
+            // There is a negative zero, but not among whole numbers.
+            _ if negative && number == 0 => None,
+            _ => i64::try_from(number).ok().map(|number| Cell::Integer(if negative { -number } else { number })),
         }
     }
+}
+
+/// How many bytes come before the first quote, backslash or control character.
+fn plain(text: &[u8]) -> usize {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * LOW;
+    // The lowest bit that is set belongs to the first byte that is less than `limit`; higher ones may come from its borrow.
+    let less = |word: u64, limit: u64| word.wrapping_sub(limit * LOW) & !word & HIGH;
+    let (words, rest) = text.as_chunks::<8>();
+    for (place, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let ends = |byte: u8| less(word ^ (u64::from(byte) * LOW), 1);
+        let found = less(word, 0x20) | ends(b'"') | ends(b'\\');
+        if found != 0 {
+            return place * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let ends = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
+    text.len() - rest.len() + rest.iter().position(ends).unwrap_or(rest.len())
 }
 
 #[cfg(test)]
@@ -152,15 +181,21 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
 
     use super::*;
-    use crate::ingest::ndjson::parse_any;
+    use crate::ingest::ndjson::parse;
 
     fn target() -> Target {
         let field = |name: &str| Field::new(name, DataType::Utf8, true);
         Target::of_schema(&Schema::new(vec![field("id"), field("name"), field("größe"), field("n")]))
     }
 
-    fn empty<'a>() -> Vec<Option<Cell<'a>>> {
-        vec![None; 4]
+    fn read_cells<'a>(line: &'a str, target: &Target) -> Option<Vec<Option<Cell<'a>>>> {
+        let mut cells = vec![None; target.columns().len()];
+        let put = |place: usize, cell| {
+            let taken: &mut Option<_> = cells.get_mut(place)?;
+            taken.is_none().then(|| *taken = Some(cell))
+        };
+        read(line, target, put)?;
+        Some(cells)
     }
 
     #[test]
@@ -176,9 +211,32 @@ mod tests {
             ),
             (r#"{"NAME":"größer {,}"}"#, [None, Some(Cell::Text("größer {,}".into())), None, None]),
         ] {
-            let mut cells = empty();
-            assert!(read(line, &target(), &mut cells).is_some(), "{line}");
-            assert_eq!(cells, expected, "{line}");
+            assert_eq!(read_cells(line, &target()), Some(expected.to_vec()), "{line}");
+        }
+    }
+
+    #[test]
+    fn strings_end_at_the_first_byte_that_is_not_plain() {
+        let plain_bytes = "plain, größer: {1}\u{7f}€𝄞!".as_bytes();
+        for length in 0..plain_bytes.len() {
+            assert_eq!(plain(&plain_bytes[..length]), length);
+            for end in [0, 0x1f, b'"', b'\\'] {
+                let mut text = plain_bytes.to_vec();
+                text[length] = end;
+                text.extend([0x1f, b'"', b'\\']);
+                assert_eq!(plain(&text), length, "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn decimals_are_the_nearest_doubles() {
+        for text in ["0.1", "-0.0", "12345678.9012345", "99999999999999.9", "0.000000000000001", "123456789.123456789"]
+        {
+            let line = format!("{{\"id\":{text}}}");
+            let expected: f64 = text.parse().unwrap();
+            let cells = read_cells(&line, &target()).unwrap();
+            assert!(matches!(cells[0], Some(Cell::Float(value)) if value.to_bits() == expected.to_bits()), "{text}");
         }
     }
 
@@ -206,11 +264,11 @@ mod tests {
                         if instead == "++" { characters[at].to_string().repeat(2) } else { instead.to_owned() };
                     let text: String =
                         before.iter().collect::<String>() + &replaced + &after.iter().collect::<String>();
-                    let (mut fast, mut full) = (empty(), empty());
-                    if read(&text, &target, &mut fast).is_some() {
+                    if let Some(cells) = read_cells(&text, &target) {
                         taken += 1;
-                        assert_eq!(parse_any(&text, &target, &mut full), Ok(()), "{text}");
-                        assert_eq!(fast, full, "{text}");
+                        let mut full = Vec::new();
+                        assert_eq!(parse(&text, &target, &mut full), Ok(()), "{text}");
+                        assert_eq!(cells, full, "{text}");
                     }
                 }
             }

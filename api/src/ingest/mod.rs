@@ -27,6 +27,8 @@ pub const ERRORS_REPORTED_MAX: usize = 100;
 
 /// Rows of a batch that a decoder makes out of text.
 pub const BATCH_ROWS: usize = 8192;
+/// A batch ends with the row with which its rows had so many bytes of text.
+const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

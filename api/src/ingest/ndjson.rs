@@ -38,16 +38,22 @@ impl NdjsonDecoder {
         }
         // JSON is UTF-8; checked once here, so that strings can be borrowed.
         let parsed = match std::str::from_utf8(text) {
+            Ok(text) if self.take_usual(text)? => return Ok(()),
             Ok(text) => parse(text, self.rows.target(), cells),
             Err(_) => Err((RowErrorCode::Malformed, None, "the line is not UTF-8".into())),
         };
         match parsed {
-            Ok(()) => self.rows.push(self.line, cells),
+            Ok(()) => self.rows.push(self.line, text.len(), cells),
             Err((code, column, message)) => {
                 self.rows.reject(RowError { line: self.line, column, code, message });
                 Ok(())
             }
         }
+    }
+
+    /// Takes a line if it is good and in the usual form.
+    fn take_usual(&mut self, text: &str) -> Result<bool> {
+        self.rows.push_good(text.len(), |target, row| line::read(text, target, |place, cell| row.put(place, cell)))
     }
 }
 
@@ -88,21 +94,13 @@ impl Decoder for NdjsonDecoder {
 pub(super) type Refused = (RowErrorCode, Option<String>, String);
 
 /// Fills the cells, one for each column.
-fn parse<'a>(text: &'a str, target: &Target, cells: &mut Vec<Option<Cell<'a>>>) -> std::result::Result<(), Refused> {
-    empty(cells, target);
-    if line::read(text, target, cells).is_some() {
-        return Ok(());
-    }
-    empty(cells, target);
-    parse_any(text, target, cells)
-}
-
-/// As [`parse`], whatever the line looks like.
-pub(super) fn parse_any<'a>(
+pub(super) fn parse<'a>(
     text: &'a str,
     target: &Target,
-    cells: &mut [Option<Cell<'a>>],
+    cells: &mut Vec<Option<Cell<'a>>>,
 ) -> std::result::Result<(), Refused> {
+    cells.clear();
+    cells.resize(target.columns().len(), None);
     let mut fault = None;
     let mut parser = serde_json::Deserializer::from_str(text);
     let row = RowSeed { target, cells, fault: &mut fault };
@@ -120,11 +118,6 @@ pub(super) fn parse_any<'a>(
         }
         (None, Ok(())) => Ok(()),
     }
-}
-
-fn empty(cells: &mut Vec<Option<Cell<'_>>>, target: &Target) {
-    cells.clear();
-    cells.resize(target.columns().len(), None);
 }
 
 /// Fills the cells of one object; what is wrong beyond the syntax goes to `fault`.

@@ -6,7 +6,8 @@ use shoal_kernel::{Error, Result};
 use super::cell::{Cell, Scalar, convert};
 use super::column::{ColumnBuilder, nested};
 use super::{
-    BATCH_ROWS, Bounds, Decoded, ERRORS_REPORTED_MAX, OnError, RowError, RowErrorCode, Target, too_large_decoded,
+    BATCH_BYTES_MAX, BATCH_ROWS, Bounds, Decoded, ERRORS_REPORTED_MAX, OnError, RowError, RowErrorCode, Target,
+    too_large_decoded,
 };
 
 /// Where checked rows go.
@@ -15,18 +16,18 @@ pub(super) struct Rows {
     on_error: OnError,
     bounds: Bounds,
     builders: Vec<ColumnBuilder>,
-    /// Columns that some row has given a value or null for.
-    present: Vec<bool>,
+    /// Rows of the batch being made, and bytes that they had as text.
     pending: usize,
+    pending_bytes: usize,
     decoded_bytes: usize,
     decoded: Decoded,
 }
 
 impl Rows {
     pub(super) fn new(target: Target, on_error: OnError, bounds: Bounds) -> Self {
-        let builders = target.columns().iter().map(|column| ColumnBuilder::new(&column.data_type)).collect();
-        let present = vec![false; target.columns().len()];
-        Self { target, on_error, bounds, builders, present, pending: 0, decoded_bytes: 0, decoded: Decoded::default() }
+        let builders = target.columns().iter().map(ColumnBuilder::new).collect();
+        let decoded = Decoded::default();
+        Self { target, on_error, bounds, builders, pending: 0, pending_bytes: 0, decoded_bytes: 0, decoded }
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -45,8 +46,28 @@ impl Rows {
         }
     }
 
-    /// Takes a row: for each column in the table's order its cell, if it has one. The cells are empty afterwards.
-    pub(super) fn push(&mut self, line: u64, cells: &mut [Option<Cell<'_>>]) -> Result<()> {
+    /// Takes a good row of so many bytes of text without looking at its values twice: `tell` puts its cells, and returns `None`
+    /// as [`NewRow::put`] does if the row cannot be taken so. Then `false` comes back, nothing of the row is there, and
+    /// [`Rows::push`] finds out what is wrong, if anything.
+    pub(super) fn push_good(
+        &mut self,
+        bytes: usize,
+        tell: impl FnOnce(&Target, &mut NewRow<'_>) -> Option<()>,
+    ) -> Result<bool> {
+        if self.only_checks() {
+            return Ok(false);
+        }
+        let mut row = NewRow { builders: &mut self.builders, before: self.pending };
+        if tell(&self.target, &mut row).and_then(|()| row.leave_out_others()).is_none() {
+            row.take_back();
+            return Ok(false);
+        }
+        self.taken(bytes).map(|()| true)
+    }
+
+    /// Takes a row of so many bytes of text: for each column in the table's order its cell, if it has one. The cells are empty
+    /// afterwards.
+    pub(super) fn push(&mut self, line: u64, bytes: usize, cells: &mut [Option<Cell<'_>>]) -> Result<()> {
         let scalars = match self.check(line, cells) {
             Ok(scalars) => scalars,
             Err(error) => {
@@ -54,17 +75,28 @@ impl Rows {
                 return Ok(());
             }
         };
-        // Nothing of a request with a bad row is written, so its other rows are only checked.
-        if self.decoded.rejected > 0 && self.on_error == OnError::Fail {
+        if self.only_checks() {
             return Ok(());
         }
-        for ((builder, present), scalar) in self.builders.iter_mut().zip(&mut self.present).zip(scalars) {
-            *present |= scalar.is_some();
-            builder.append(scalar.unwrap_or(Scalar::Null));
+        for (builder, scalar) in self.builders.iter_mut().zip(scalars) {
+            match scalar {
+                Some(scalar) => builder.append(scalar),
+                None => builder.append_null(),
+            }
         }
+        self.taken(bytes)
+    }
+
+    /// Nothing of a request with a bad row is written, so its other rows are only checked.
+    fn only_checks(&self) -> bool {
+        self.decoded.rejected > 0 && self.on_error == OnError::Fail
+    }
+
+    fn taken(&mut self, bytes: usize) -> Result<()> {
         self.pending += 1;
+        self.pending_bytes += bytes;
         self.decoded.rows += 1;
-        if self.pending >= BATCH_ROWS { self.flush() } else { Ok(()) }
+        if self.pending >= BATCH_ROWS || self.pending_bytes >= BATCH_BYTES_MAX { self.flush() } else { Ok(()) }
     }
 
     fn check<'a>(
@@ -104,6 +136,7 @@ impl Rows {
     }
 
     fn flush(&mut self) -> Result<()> {
+        self.pending_bytes = 0;
         if std::mem::take(&mut self.pending) == 0 {
             return Ok(());
         }
@@ -131,22 +164,39 @@ impl Rows {
 
     pub(super) fn finish(mut self) -> Result<Decoded> {
         self.flush()?;
-        let absent = |(column, present): (&super::TargetColumn, &bool)| column.filled && !present;
-        if self.target.columns().iter().zip(&self.present).any(absent) {
+        let columns = self.target.columns().iter().zip(&self.builders);
+        let given = columns.map(|(column, builder)| builder.present() || !column.filled);
+        let kept: Vec<usize> = given.enumerate().filter_map(|(place, given)| given.then_some(place)).collect();
+        if kept.len() < self.builders.len() {
             // A column that no row names is left to the node altogether.
-            let kept: Vec<usize> = self
-                .target
-                .columns()
-                .iter()
-                .zip(&self.present)
-                .enumerate()
-                .filter_map(|(place, pair)| (!absent(pair)).then_some(place))
-                .collect();
             for batch in &mut self.decoded.batches {
                 *batch = batch.project(&kept).map_err(internal)?;
             }
         }
         Ok(self.decoded)
+    }
+}
+
+/// A row that is being told.
+pub(super) struct NewRow<'r> {
+    builders: &'r mut [ColumnBuilder],
+    /// Rows before it.
+    before: usize,
+}
+
+impl NewRow<'_> {
+    /// Puts the cell of a column, which must not stand twice.
+    pub(super) fn put(&mut self, place: usize, cell: Cell<'_>) -> Option<()> {
+        self.builders.get_mut(place).filter(|builder| builder.len() == self.before)?.append_good(cell)
+    }
+
+    fn leave_out_others(&mut self) -> Option<()> {
+        let mut others = self.builders.iter_mut().filter(|builder| builder.len() == self.before);
+        others.try_for_each(ColumnBuilder::leave_out)
+    }
+
+    fn take_back(&mut self) {
+        self.builders.iter_mut().for_each(|builder| builder.truncate(self.before));
     }
 }
 
