@@ -9,7 +9,7 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use shoal_kernel::limits::{KEY_BYTES_MAX, TOKEN_BYTES_MAX};
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN, column_of};
-use shoal_kernel::{Error, ErrorCode, KeyRange, Result, Version};
+use shoal_kernel::{ColumnId, Error, ErrorCode, KeyRange, Result, Version};
 
 use crate::hash::content_hashes;
 use crate::key::{EncodedKeys, encode_keys};
@@ -238,26 +238,43 @@ fn placed<'a>(layout: &Layout, batch: &'a RecordBatch) -> Result<Vec<Option<&'a 
     Ok(columns)
 }
 
-/// Checks that a column of the table has a value, in one of its forms, in all rows, or in those of `only`.
+/// Checks that a column of the table has a value, in one of its forms, in all rows of the batch, or in those of `only`.
 fn not_null(
     layout: &Layout,
+    batch: &RecordBatch,
     columns: &[Option<&ArrayRef>],
     place: usize,
-    rows: usize,
     only: Option<&BooleanBuffer>,
 ) -> Result<()> {
+    let rows = batch.num_rows();
     let forms = || std::iter::once(&place).chain(layout.older(place)).filter_map(|form| columns[*form]);
     if forms().any(|form| form.null_count() == 0) {
         return Ok(());
     }
     let is_wrong = |row: &usize| only.is_none_or(|only| only.value(*row)) && forms().all(|form| form.is_null(*row));
-    match (0..rows).find(is_wrong) {
-        Some(row) => {
-            let name = &layout.schema.columns[place].name;
-            Err(invalid(format!("column '{name}' may not be NULL, row {row} is")))
-        }
-        None => Ok(()),
+    let Some(row) = (0..rows).find(is_wrong) else { return Ok(()) };
+    let name = &layout.schema.columns[place].name;
+    // Whoever numbers columns sends all that there are: a newer schema has dropped this one.
+    if forms().next().is_none() && batch.schema().fields().iter().any(|field| column_of(field).is_some()) {
+        let version = layout.schema.version;
+        let message =
+            format!("the rows lack column '{name}', which version {version} of the schema, the newest known here, has");
+        return Err(Error::new(ErrorCode::Moved, message));
     }
+    Err(invalid(format!("column '{name}' may not be NULL, row {row} is")))
+}
+
+/// What a batch holds of columns that have been dropped without a trace, by number.
+pub(crate) fn forgotten_columns(layout: &Layout, batch: &RecordBatch) -> Result<Vec<(ColumnId, ArrayRef)>> {
+    let mut forgotten = Vec::new();
+    for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+        if let Some(id) = column_of(field)
+            && layout.place(id)?.is_none()
+        {
+            forgotten.push((id, array.clone()));
+        }
+    }
+    Ok(forgotten)
 }
 
 /// A batch of all stored columns.
@@ -269,11 +286,11 @@ fn filled(layout: &Layout, columns: Vec<Option<&ArrayRef>>, rows: usize) -> Resu
 }
 
 fn put_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
-    let (columns, rows) = (placed(layout, batch)?, batch.num_rows());
+    let columns = placed(layout, batch)?;
     for (place, _) in layout.schema.columns.iter().enumerate().filter(|(_, column)| !column.nullable) {
-        not_null(layout, &columns, place, rows, None)?;
+        not_null(layout, batch, &columns, place, None)?;
     }
-    filled(layout, columns, rows)
+    filled(layout, columns, batch.num_rows())
 }
 
 fn delete_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
@@ -282,7 +299,7 @@ fn delete_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
         if columns[*place].is_none() {
             return Err(invalid(format!("the key column '{}' is missing", layout.schema.columns[*place].name)));
         }
-        not_null(layout, &columns, *place, rows, None)?;
+        not_null(layout, batch, &columns, *place, None)?;
     }
     let others = columns.iter_mut().enumerate().filter(|(place, _)| !layout.key.contains(place));
     others.for_each(|(_, column)| *column = None);
@@ -311,7 +328,7 @@ fn replicated_rows(layout: &Layout, batch: &RecordBatch, tokens: Vec<TokenRecord
     let columns = placed(layout, batch)?;
     for (place, _) in layout.schema.columns.iter().enumerate().filter(|(_, column)| !column.nullable) {
         let only = if layout.key.contains(&place) { None } else { Some(&live) };
-        not_null(layout, &columns, place, rows, only)?;
+        not_null(layout, batch, &columns, place, only)?;
     }
     Incoming::assemble(layout, filled(layout, columns, rows)?, versions, Some(tombstones), tokens)
 }

@@ -12,7 +12,7 @@ use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
 use crate::layout::Layout;
 use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
-use crate::rows::{Accepted, Incoming, Rows, Write, normalise};
+use crate::rows::{Accepted, Incoming, Rows, Write, forgotten_columns, normalise};
 use crate::size::batch_bytes;
 use crate::state::{Location, SegmentView, SourceId};
 use crate::token::TokenRecord;
@@ -147,6 +147,10 @@ impl Store {
             _ => None,
         };
         let layout = self.layout();
+        let forgotten = match &write.rows {
+            Rows::Put(batch) if token.is_some() => forgotten_columns(&layout, batch)?,
+            _ => Vec::new(),
+        };
         let mut incoming = normalise(&layout, write)?;
         incoming = self.within_range(&layout, incoming, is_replicated)?;
         let rows = incoming.rows() as u64;
@@ -168,7 +172,9 @@ impl Store {
             return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
         }
         if let Some(token) = token {
-            let contents = content_hashes(&layout.with_ids(incoming.batch.columns()), incoming.rows())?;
+            // Of all that was sent: a resend is known even if the table has lost a column meanwhile.
+            let columns = [layout.with_ids(incoming.batch.columns()), forgotten].concat();
+            let contents = content_hashes(&columns, incoming.rows())?;
             let fingerprint = fingerprint(is_delete, &contents);
             let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);

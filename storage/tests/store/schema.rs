@@ -414,3 +414,39 @@ fn the_schema_changes_in_the_middle_of_a_merge() {
     drop(store);
     assert_eq!(examined(&disk, None), []);
 }
+
+/// Rows of a writer that has heard of a dropped column sooner than this store: they are none the worse for it.
+#[test]
+fn rows_without_a_column_that_was_dropped_elsewhere_come_again() {
+    let disk = MemoryDisk::default();
+    let (store, _) = open(&disk.shared());
+    let old = upsert_schema();
+    let new = changed(&old, &[SchemaChange::Drop(ColumnId(3))]);
+    let all = rows(&[(1, Some("x"), 0)]);
+    let batch = RecordBatch::try_new(new.numbered(), all.columns()[..2].to_vec()).unwrap();
+    let refused = store.commit(vec![put(1, batch.clone())], 0).unwrap().remove(0).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Moved, "{refused}");
+    // By name, nobody else can have meant it so.
+    let unnumbered = all.project(&[0, 1]).unwrap();
+    let refused = store.commit(vec![put(1, unnumbered)], 0).unwrap().remove(0).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InvalidRows);
+    store.adopt(new).unwrap();
+    assert_eq!(commit(&store, put(1, batch)).rows, 1);
+}
+
+/// A resend of the same bytes is the same write, although the store has forgotten one of their columns meanwhile.
+#[test]
+fn a_resend_is_known_after_a_column_was_dropped() {
+    {
+        let name = "x";
+        let disk = MemoryDisk::default();
+        let (store, _) = open(&disk.shared());
+        let old = upsert_schema();
+        let write = |n| with_token(put(1, numbered(&old, &rows(&[(1, Some(name), n)]))), "token");
+        commit(&store, write(7));
+        store.adopt(changed(&old, &[SchemaChange::Drop(ColumnId(3))])).unwrap();
+        assert!(commit(&store, write(7)).duplicate);
+        let other = store.commit(vec![write(8)], 0).unwrap().remove(0).unwrap_err();
+        assert_eq!(other.code(), ErrorCode::TokenConflict);
+    }
+}
