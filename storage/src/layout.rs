@@ -6,9 +6,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::cast::AsArray;
+use arrow::array::types::{Date32Type, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, new_null_array};
 use arrow::compute::{cast, is_not_null};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::key::value_end;
 use shoal_kernel::schema::numbered_field;
@@ -16,6 +19,9 @@ use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
 use crate::hash::content_hashes;
 use crate::key::{encoded_width, is_ordered};
+
+/// Microseconds of a day.
+const DAY_MICROS: i64 = 86_400_000_000;
 
 /// A column as it stood when a file was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,19 +189,57 @@ impl Layout {
 
 /// Puts the values of an older form of a column, converted, where the newer one has none.
 pub(crate) fn fill(newer: ArrayRef, older: &ArrayRef) -> Result<ArrayRef> {
-    let failed = |error| {
-        let (from, to) = (older.data_type(), newer.data_type());
-        Error::new(ErrorCode::Unsupported, format!("a stored column of type {from} cannot be read as {to}: {error}"))
-    };
     if newer.null_count() == 0 || older.null_count() == older.len() {
         return Ok(newer);
     }
-    let converted = cast(older, newer.data_type()).map_err(failed)?;
+    let converted = convert(older, newer.data_type())?;
     if newer.null_count() == newer.len() {
         return Ok(converted);
     }
-    let given = is_not_null(&newer).map_err(failed)?;
-    arrow::compute::kernels::zip::zip(&given, &newer, &converted).map_err(failed)
+    let given = is_not_null(&newer).map_err(|error| unreadable(older, newer.data_type(), &error))?;
+    let filled = arrow::compute::kernels::zip::zip(&given, &newer, &converted);
+    filled.map_err(|error| unreadable(older, newer.data_type(), &error))
+}
+
+fn unreadable(older: &ArrayRef, wanted: &DataType, error: &ArrowError) -> Error {
+    let from = older.data_type();
+    Error::new(ErrorCode::Unsupported, format!("a stored column of type {from} cannot be read as {wanted}: {error}"))
+}
+
+/// Every value has one there, also one that no calendar has a word for: whoever wrote it must not take the column from its
+/// readers.
+fn convert(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+    match cast(older, wanted) {
+        Ok(converted) if converted.null_count() == older.null_count() => Ok(converted),
+        _ => convert_extremes(older, wanted).map_err(|error| unreadable(older, wanted, &error)),
+    }
+}
+
+/// Values that have no counterpart become the nearest one; as text, the number that they are stored as.
+fn convert_extremes(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, ArrowError> {
+    match (older.data_type(), wanted) {
+        (DataType::Date32, DataType::Timestamp(TimeUnit::Microsecond, None)) => {
+            let days = older.as_primitive::<Date32Type>();
+            let micros = |days: i32| i64::from(days).saturating_mul(DAY_MICROS);
+            Ok(Arc::new(days.unary::<_, TimestampMicrosecondType>(micros)))
+        }
+        (from, DataType::Utf8) if from.is_temporal() => {
+            let stored = match from.primitive_width() {
+                Some(4) => cast(&cast(older, &DataType::Int32)?, wanted)?,
+                _ => cast(&cast(older, &DataType::Int64)?, wanted)?,
+            };
+            let stored = stored.as_string::<i32>();
+            let mut texts = StringBuilder::with_capacity(older.len(), 0);
+            for row in 0..older.len() {
+                match cast(&older.slice(row, 1), wanted) {
+                    Ok(text) => texts.append_option(text.as_string::<i32>().iter().next().flatten()),
+                    Err(_) => texts.append_value(stored.value(row)),
+                }
+            }
+            Ok(Arc::new(texts.finish()))
+        }
+        _ => cast(older, wanted),
+    }
 }
 
 /// Bytes of a fixed-size value, and values of a fixed-size list.

@@ -5,9 +5,15 @@ use std::sync::Arc;
 
 use arrow::array::cast::AsArray;
 use arrow::array::types::{Float64Type, Int64Type};
-use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray};
-use arrow::datatypes::DataType;
-use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, LogId, SchemaChange, TableSchema};
+use arrow::array::{
+    Array, ArrayRef, Date32Array, Float64Array, Int64Array, RecordBatch, StringArray, Time64MicrosecondArray,
+    TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, TimeUnit};
+use arrow::util::display::array_value_to_string;
+use shoal_kernel::{
+    ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, LogId, SchemaChange, TableKind, TableSchema,
+};
 use shoal_storage::{CompactionProgress, Digest, Finding, PullCursor, Severity, Store, StoreOptions, examine_store};
 
 use crate::disk::{Loss, MemoryDisk};
@@ -449,4 +455,56 @@ fn a_resend_is_known_after_a_column_was_dropped() {
         let other = store.commit(vec![write(8)], 0).unwrap().remove(0).unwrap_err();
         assert_eq!(other.code(), ErrorCode::TokenConflict);
     }
+}
+
+/// A value beyond every calendar costs no reader the column.
+#[test]
+fn extremes_are_converted_too() {
+    let micros = DataType::Timestamp(TimeUnit::Microsecond, None);
+    let cases: [(ArrayRef, DataType, [&str; 2]); 5] = [
+        (Arc::new(Date32Array::from(vec![i32::MAX, 0])), micros, ["0", "9223372036854775807"]),
+        (Arc::new(Date32Array::from(vec![i32::MAX, 0])), DataType::Utf8, ["1970-01-01", "2147483647"]),
+        (
+            Arc::new(TimestampMicrosecondArray::from(vec![i64::MIN, 0])),
+            DataType::Utf8,
+            ["-9223372036854775808", "1970-01-01T00:00:00"],
+        ),
+        (
+            Arc::new(TimestampMicrosecondArray::from(vec![i64::MAX, 0]).with_timezone("+00:00")),
+            DataType::Utf8,
+            ["1970-01-01T00:00:00Z", "9223372036854775807"],
+        ),
+        (Arc::new(Time64MicrosecondArray::from(vec![-1, 0])), DataType::Utf8, ["-1", "00:00:00"]),
+    ];
+    for (values, wide, expected) in cases {
+        let (narrow, rows) = (values.data_type().clone(), values.len() as i64);
+        let columns =
+            vec![fixture::column(1, "id", DataType::Int64, false), fixture::column(2, "v", narrow.clone(), false)];
+        let old = Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1)] }));
+        let disk = MemoryDisk::default();
+        let (store, _) = open_with(&disk.shared(), &old, options(), 7).unwrap();
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
+        commit(&store, put(1, RecordBatch::try_new(old.arrow(), vec![ids, values]).unwrap()));
+        store.adopt(changed(&old, &[widen(2, 3, wide.clone())])).unwrap();
+        for _ in 0..2 {
+            let mut read = Vec::new();
+            for batch in store.snapshot().scan(&scan_all(&[3])).unwrap() {
+                let column = batch.unwrap().column(0).clone();
+                let shown =
+                    if wide.is_temporal() { arrow::compute::cast(&column, &DataType::Int64).unwrap() } else { column };
+                read.extend((0..shown.len()).map(|row| array_value_to_string(&shown, row).unwrap()));
+            }
+            read.sort();
+            assert_eq!(read, expected, "{narrow} as {wide}");
+            assert_eq!(column_of_nulls(&store, 3), 0);
+            store.flush().unwrap();
+        }
+    }
+}
+
+/// Rows that a condition finds to be NULL.
+fn column_of_nulls(store: &Store, id: u32) -> usize {
+    let predicates = vec![ColumnPredicate::IsNull { column: ColumnId(id) }];
+    let spec = shoal_kernel::ScanSpec { predicates, ..scan_all(&[id]) };
+    store.snapshot().scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum()
 }
