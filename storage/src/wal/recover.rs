@@ -201,7 +201,8 @@ fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>, (usize, Error)> {
             continue;
         }
         let complete = header.map(|header| HEADER_BYTES + header.payload_bytes).filter(|&len| len <= rest.len());
-        let behind = at + complete.unwrap_or(1);
+        // What lies within a record are its rows, whatever they look like: nothing of the log's.
+        let behind = at + header.map_or(1, |header| HEADER_BYTES + header.payload_bytes);
         let next = find_frame(bytes, behind);
         if let Some((next, _)) = next.filter(|_| skips) {
             at = next;

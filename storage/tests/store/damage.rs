@@ -1,8 +1,11 @@
 //! Damaged files, failing syncs, full disks.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use shoal_kernel::{Applied, ErrorCode, LogId};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
+use arrow::datatypes::DataType;
+use shoal_kernel::{Applied, ColumnId, ErrorCode, LogId, TableKind, TableSchema};
 use shoal_storage::StoreOptions;
 
 use crate::disk::{Loss, MemoryDisk};
@@ -49,6 +52,41 @@ fn every_cut_of_the_log_loses_whole_records_only() {
 
 fn rows_of_fifty() -> arrow::array::RecordBatch {
     rows(&[(50, None, 50)])
+}
+
+/// Bytes of a client's that read like a record, one that calls everything before it durable, make no damage of a cut.
+#[test]
+fn rows_that_look_like_records_are_rows() {
+    let columns = vec![column(1, "id", DataType::Int64, false), column(2, "bytes", DataType::Binary, true)];
+    let schema = Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1)] }));
+    let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    // No payload, at a position far away, with one entry, and nothing before it that was not synced.
+    let mut record = [b"SHWF".to_vec(), numbers(&[0, 0, 1 << 8, 1, 0, 0])].concat();
+    record.extend(crc32fast::hash(&record).to_le_bytes());
+    // Nothing that would be stored in fewer bytes.
+    record.extend((0..200_u32).map(|at| (at * 37 % 251) as u8));
+    for sync_commits in [true, false] {
+        let disk = MemoryDisk::default();
+        let options = || StoreOptions { sync_commits, ..options() };
+        let (store, _) = open_with(&disk.shared(), &schema, options(), 7).unwrap();
+        let log = file(&disk, "wal-");
+        let header = disk.bytes(&log).len();
+        for n in 0..3 {
+            let ids: ArrayRef = Arc::new(Int64Array::from(vec![n]));
+            let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&record]));
+            commit(&store, put(n as u64 + 1, RecordBatch::try_new(schema.arrow(), vec![ids, bytes]).unwrap()));
+        }
+        let whole = disk.bytes(&log);
+        assert_eq!(whole.windows(32).filter(|window| *window == &record[..32]).count(), 3, "as it is");
+        for length in header..whole.len() {
+            let cut = disk.restart(Loss::Nothing);
+            cut.tamper(&log, |bytes| bytes.truncate(length));
+            let (store, recovery) = open_with(&cut.shared(), &schema, options(), 8).unwrap();
+            assert_eq!((recovery.in_doubt, recovery.unclean), (false, !sync_commits), "{length} bytes");
+            let records = (length - header) / ((whole.len() - header) / 3);
+            assert_eq!(store.snapshot().rows(), records as u64, "{length} bytes");
+        }
+    }
 }
 
 #[test]
