@@ -103,6 +103,9 @@ impl Store {
     /// As the disk reports, and [`ErrorCode::Corruption`] if the manifest is damaged.
     pub fn split_of(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<Split>> {
         let Some(manifest) = Manifest::read(disk, dir)? else { return Ok(None) };
+        // A life that could not sync the directory may have renamed it into place: before the children count, it must be the
+        // one that a loss of power leaves.
+        disk.sync_dir(dir)?;
         finish(disk, dir, &manifest)?;
         Ok(manifest.split.map(|SplitRecord { key, children }| Split { key, children }))
     }

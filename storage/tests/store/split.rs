@@ -294,6 +294,29 @@ fn a_split_that_fails_leaves_the_parent_at_work() {
     assert!(read(&right.snapshot()).contains_key(&500));
 }
 
+/// Whoever asks what became of a store hears nothing that a loss of power could still undo.
+#[test]
+fn a_split_that_is_told_of_has_happened_for_good() {
+    let disk = MemoryDisk::default();
+    let store = filled(&disk).unwrap();
+    let (manifest, new) = (Path::new(DIR).join("MANIFEST"), Path::new(DIR).join("MANIFEST.new"));
+    store.flush().unwrap();
+    let before = disk.bytes(&manifest);
+    store.split(&key(45), &children()).unwrap();
+    let split = disk.bytes(&manifest);
+    // As it is when the parent's manifest was renamed into place and its directory could not be synced.
+    let world = disk.shared();
+    world.replace(&manifest, &before).unwrap();
+    world.replace(&new, &split).unwrap();
+    world.rename(&new, &manifest).unwrap();
+    for dir in [LEFT, RIGHT].map(Path::new) {
+        world.rename(&dir.join("MANIFEST"), &dir.join("MANIFEST.split")).unwrap();
+        world.sync_dir(dir).unwrap();
+    }
+    assert!(Store::split_of(&world, Path::new(DIR)).unwrap().is_some());
+    assert!(survivors(&disk.restart(Loss::Everything), "told of").1);
+}
+
 #[test]
 fn a_log_that_is_synced_late_is_whole_in_both_children() {
     let late = |disk: &MemoryDisk, dir: &str| {
