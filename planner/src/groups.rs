@@ -47,7 +47,12 @@ pub(crate) struct Groups {
     /// Bytes of text in the key columns of all groups, written out.
     text_bytes: usize,
     indices: Vec<usize>,
-    scratch: Vec<u64>,
+    /// The words of a batch's rows, column by column, and last those that tell which are NULL.
+    lanes: Vec<u64>,
+    /// 1 for each row of a batch whose words are not those of the row before, and for the first.
+    begins: Vec<u8>,
+    /// The words of one row.
+    key: Vec<u64>,
 }
 
 enum KeyColumn {
@@ -164,7 +169,9 @@ impl Groups {
             groups: 0,
             text_bytes: 0,
             indices: Vec::new(),
-            scratch: Vec::new(),
+            lanes: Vec::new(),
+            begins: Vec::new(),
+            key: Vec::new(),
         }
     }
 
@@ -184,7 +191,7 @@ impl Groups {
             KeyColumn::Text(texts) => texts.bytes.capacity() + texts.ends.capacity() * 4 + texts.numbers.capacity() * 5,
             KeyColumn::Words { .. } => 0,
         });
-        let words = (self.words.capacity() + self.scratch.capacity() + self.indices.capacity()) * 8;
+        let words = (self.words.capacity() + self.lanes.capacity() + self.indices.capacity()) * 8;
         texts.sum::<usize>() + words + self.text_bytes + self.by_words.capacity() * 5 + self.by_text.capacity() * 4
     }
 
@@ -211,50 +218,64 @@ impl Groups {
             self.text_bytes += self.words[before..].iter().map(|number| texts.bytes_of(*number)).sum::<usize>();
             return Ok((&self.indices, self.groups));
         }
-        let stride = self.columns.len() + 1;
-        self.scratch.clear();
-        self.scratch.resize(rows * stride, 0);
-        let scratch = &mut self.scratch;
-        for (at, (column, array)) in self.columns.iter_mut().zip(keys).enumerate() {
-            match column {
-                KeyColumn::Text(texts) => {
-                    texts.number_rows(array, |row, number| scratch[row * stride + at] = u64::from(number))?;
-                }
-                KeyColumn::Words { width, .. } => fill(scratch, stride, at, array, *width),
-            }
+        if rows == 0 {
+            return Ok((&self.indices, self.groups));
         }
-        let mut previous: Option<(usize, usize)> = None;
-        for row in 0..rows {
-            let here = row * stride;
-            let key = &self.scratch[here..here + stride];
+        self.read_words(keys, rows)?;
+        let mut row = 0;
+        while row < rows {
             // Rows that lie together are often of one group.
-            let group = match previous {
-                Some((before, group)) if self.scratch[before..before + stride] == *key => group,
-                _ => {
-                    let words = &self.words;
-                    let of = |group: &u32| &words[*group as usize * stride..(*group as usize + 1) * stride];
-                    let hash = hash(key);
-                    match self.by_words.find(hash, |group| of(group) == key) {
-                        Some(group) => *group as usize,
-                        None => {
-                            let group = self.groups;
-                            self.by_words.insert_unique(hash, group as u32, |group| self::hash(of(group)));
-                            self.words.extend_from_slice(key);
-                            let texts = self.columns.iter().zip(key).filter_map(|(column, number)| match column {
-                                KeyColumn::Text(texts) => Some(texts.bytes_of(*number)),
-                                KeyColumn::Words { .. } => None,
-                            });
-                            self.text_bytes += texts.sum::<usize>();
-                            self.groups += 1;
-                            group
-                        }
-                    }
-                }
-            };
-            previous = Some((here, group));
-            self.indices.push(group);
+            let end = memchr::memchr(1, &self.begins[row + 1..]).map_or(rows, |more| row + 1 + more);
+            self.key.clear();
+            self.key.extend(self.lanes.iter().skip(row).step_by(rows));
+            let group = self.group();
+            self.indices.resize(end, group);
+            row = end;
         }
         Ok((&self.indices, self.groups))
+    }
+
+    /// Reads the words of a batch's rows, and sees where others begin.
+    fn read_words(&mut self, keys: &[ArrayRef], rows: usize) -> Result<()> {
+        self.lanes.clear();
+        self.lanes.resize(rows * (self.columns.len() + 1), 0);
+        let (values, nulls) = self.lanes.split_at_mut(rows * self.columns.len());
+        let columns = self.columns.iter_mut().zip(keys);
+        for (at, ((column, array), lane)) in columns.zip(values.chunks_exact_mut(rows)).enumerate() {
+            match column {
+                KeyColumn::Text(texts) => texts.number_rows(array, |row, number| lane[row] = u64::from(number))?,
+                KeyColumn::Words { width, .. } => fill(lane, nulls, at, array, *width),
+            }
+        }
+        self.begins.clear();
+        self.begins.resize(rows, 0);
+        self.begins[0] = 1;
+        for lane in self.lanes.chunks_exact(rows) {
+            let differ = lane[1..].iter().zip(lane).map(|(word, before)| u8::from(word != before));
+            self.begins[1..].iter_mut().zip(differ).for_each(|(begins, differs)| *begins |= differs);
+        }
+        Ok(())
+    }
+
+    /// The group of the words in `key`.
+    fn group(&mut self) -> usize {
+        let Self { words, key, .. } = self;
+        let stride = key.len();
+        let of = |group: &u32| &words[*group as usize * stride..(*group as usize + 1) * stride];
+        let hash = hash(key);
+        if let Some(group) = self.by_words.find(hash, |group| of(group) == key.as_slice()) {
+            return *group as usize;
+        }
+        let group = self.groups;
+        self.by_words.insert_unique(hash, group as u32, |group| self::hash(of(group)));
+        words.extend_from_slice(key);
+        let texts = self.columns.iter().zip(key.iter()).filter_map(|(column, number)| match column {
+            KeyColumn::Text(texts) => Some(texts.bytes_of(*number)),
+            KeyColumn::Words { .. } => None,
+        });
+        self.text_bytes += texts.sum::<usize>();
+        self.groups += 1;
+        group
     }
 
     /// The key columns of the groups, in the order of their numbers.
@@ -285,14 +306,14 @@ impl Groups {
     }
 }
 
-/// Puts the values of a column of numbers into the rows' words, and notes which are NULL.
-fn fill(scratch: &mut [u64], stride: usize, at: usize, array: &ArrayRef, width: usize) {
+/// Puts the values of a column of numbers into its lane, and notes which are NULL.
+fn fill(lane: &mut [u64], nulls: &mut [u64], at: usize, array: &ArrayRef, width: usize) {
     let data = array.to_data();
     let (offset, buffer) = (data.offset(), &data.buffers()[0]);
     macro_rules! values {
         ($native:ty) => {{
             let values = &buffer.typed_data::<$native>()[offset..offset + data.len()];
-            values.iter().enumerate().for_each(|(row, &value)| scratch[row * stride + at] = u64::from(value));
+            lane.iter_mut().zip(values).for_each(|(word, &value)| *word = u64::from(value));
         }};
     }
     match width {
@@ -301,10 +322,10 @@ fn fill(scratch: &mut [u64], stride: usize, at: usize, array: &ArrayRef, width: 
         4 => values!(u32),
         _ => values!(u64),
     }
-    if let Some(nulls) = data.nulls() {
-        for row in (0..data.len()).filter(|&row| nulls.is_null(row)) {
-            scratch[row * stride + at] = 0;
-            scratch[row * stride + stride - 1] |= 1 << at;
+    if let Some(given) = data.nulls() {
+        for row in (0..data.len()).filter(|&row| given.is_null(row)) {
+            lane[row] = 0;
+            nulls[row] |= 1 << at;
         }
     }
 }
