@@ -23,6 +23,8 @@ pub(super) struct ColumnBuilder {
     optional: bool,
     /// Whether some row has given a value or null.
     present: bool,
+    /// Rows so far.
+    rows: usize,
     values: Values,
     nulls: NullBufferBuilder,
 }
@@ -30,7 +32,8 @@ pub(super) struct ColumnBuilder {
 /// Null takes a place here, too.
 enum Values {
     Bool(Vec<bool>),
-    Integer(Vec<i64>),
+    /// With the least and the greatest that a number may be.
+    Integer(Vec<i64>, i64, i64),
     Unsigned(Vec<u64>),
     Float(Vec<f64>),
     Decimal(Vec<i128>),
@@ -65,10 +68,7 @@ impl Bytes {
     }
 
     fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
-        // The next batch is about as large.
-        let next = Self { bytes: Vec::with_capacity(self.bytes.len()), ends: Vec::with_capacity(self.ends.len()) };
-        let Self { bytes, ends } = std::mem::replace(self, next);
-        self.ends.push(0);
+        let Self { bytes, ends } = std::mem::replace(self, Self::new());
         (OffsetBuffer::new(ends.into()), bytes.into())
     }
 }
@@ -78,23 +78,28 @@ impl ColumnBuilder {
         let data_type = &column.data_type;
         let values = match data_type {
             DataType::Boolean => Values::Bool(Vec::new()),
-            DataType::Date32 | DataType::Time64(_) | DataType::Timestamp(..) => Values::Integer(Vec::new()),
+            DataType::Timestamp(..) => Values::Integer(Vec::new(), i64::MIN, i64::MAX),
+            // No number is taken for these.
+            DataType::Date32 | DataType::Time64(_) => Values::Integer(Vec::new(), i64::MAX, i64::MIN),
             DataType::UInt64 => Values::Unsigned(Vec::new()),
             DataType::Float32 | DataType::Float64 => Values::Float(Vec::new()),
             DataType::Decimal128(..) => Values::Decimal(Vec::new()),
             DataType::Utf8 => Values::Text(Bytes::new()),
             DataType::Binary => Values::Binary(Bytes::new()),
-            _ if integer_bounds(data_type).is_some() => Values::Integer(Vec::new()),
             _ if data_type.is_nested() => Values::Nested(Vec::new()),
-            _ => Values::Nulls,
+            _ => match integer_bounds(data_type) {
+                Some((least, greatest)) => Values::Integer(Vec::new(), least, greatest),
+                None => Values::Nulls,
+            },
         };
         let optional = column.nullable || column.filled;
-        Self { data_type: data_type.clone(), optional, present: false, values, nulls: NullBufferBuilder::new(0) }
+        let nulls = NullBufferBuilder::new(0);
+        Self { data_type: data_type.clone(), optional, present: false, rows: 0, values, nulls }
     }
 
     /// Rows so far.
-    pub(super) fn len(&self) -> usize {
-        self.nulls.len()
+    pub(super) const fn len(&self) -> usize {
+        self.rows
     }
 
     /// Whether a row, also one of an earlier batch, has given a value or null.
@@ -104,13 +109,30 @@ impl ColumnBuilder {
 
     /// Takes a value if it is good and can be told to be so at once. What is left may be good as well.
     pub(super) fn append_good(&mut self, cell: Cell<'_>) -> Option<()> {
-        if cell == Cell::Null {
-            return self.optional.then(|| self.append(Scalar::Null));
+        match (&mut self.values, cell) {
+            (_, Cell::Null) => return self.optional.then(|| self.append(Scalar::Null)),
+            (Values::Text(values), Cell::Text(value)) => values.push(value.as_bytes()),
+            (Values::Integer(values, least, greatest), Cell::Integer(value))
+                if (*least..=*greatest).contains(&value) =>
+            {
+                values.push(value);
+            }
+            (_, cell) => {
+                let scalar = convert(cell, &self.data_type).ok()?;
+                // Whether a nested value fits is only known once an array has been made of it.
+                let told = !matches!(scalar, Scalar::Nested(_));
+                return told.then(|| self.append(scalar));
+            }
         }
-        let scalar = convert(cell, &self.data_type).ok()?;
-        // Whether a nested value fits is only known once an array has been made of it.
-        let told = !matches!(scalar, Scalar::Nested(_));
-        told.then(|| self.append(scalar))
+        self.given();
+        Some(())
+    }
+
+    /// A value has been appended.
+    fn given(&mut self) {
+        self.nulls.append_non_null();
+        self.rows += 1;
+        self.present = true;
     }
 
     /// Takes a row that does not name the column, if it may do so.
@@ -121,9 +143,10 @@ impl ColumnBuilder {
     /// Forgets all rows but the first.
     pub(super) fn truncate(&mut self, rows: usize) {
         self.nulls.truncate(rows);
+        self.rows = self.rows.min(rows);
         match &mut self.values {
             Values::Bool(values) => values.truncate(rows),
-            Values::Integer(values) => values.truncate(rows),
+            Values::Integer(values, ..) => values.truncate(rows),
             Values::Unsigned(values) => values.truncate(rows),
             Values::Float(values) => values.truncate(rows),
             Values::Decimal(values) => values.truncate(rows),
@@ -135,26 +158,29 @@ impl ColumnBuilder {
 
     /// Appends a value that was converted for this column's type; any other counts as null.
     pub(super) fn append(&mut self, scalar: Scalar<'_>) {
-        self.present = true;
         match (&mut self.values, scalar) {
             (Values::Bool(values), Scalar::Bool(value)) => values.push(value),
-            (Values::Integer(values), Scalar::Integer(value)) => values.push(value),
+            (Values::Integer(values, ..), Scalar::Integer(value)) => values.push(value),
             (Values::Unsigned(values), Scalar::Unsigned(value)) => values.push(value),
             (Values::Float(values), Scalar::Float(value)) => values.push(value),
             (Values::Decimal(values), Scalar::Decimal(value)) => values.push(value),
             (Values::Text(values), Scalar::Text(value)) => values.push(value.as_bytes()),
             (Values::Binary(values), Scalar::Bytes(value)) => values.push(&value),
             (Values::Nested(values), Scalar::Nested(value)) => values.push(value),
-            _ => return self.append_null(),
+            _ => {
+                self.append_null();
+                self.present = true;
+                return;
+            }
         }
-        self.nulls.append_non_null();
+        self.given();
     }
 
     /// Appends null for a row that does not name the column.
     pub(super) fn append_null(&mut self) {
         match &mut self.values {
             Values::Bool(values) => values.push(false),
-            Values::Integer(values) => values.push(0),
+            Values::Integer(values, ..) => values.push(0),
             Values::Unsigned(values) => values.push(0),
             Values::Float(values) => values.push(0.0),
             Values::Decimal(values) => values.push(0),
@@ -163,19 +189,20 @@ impl ColumnBuilder {
             Values::Nulls => {}
         }
         self.nulls.append_null();
+        self.rows += 1;
     }
 
     /// The column so far; the builder is empty afterwards.
     pub(super) fn finish(&mut self) -> Result<ArrayRef, ArrowError> {
-        let rows = self.nulls.len();
+        let rows = std::mem::take(&mut self.rows);
         let nulls = self.nulls.finish();
         let array: ArrayRef = match &mut self.values {
-            Values::Bool(values) => Arc::new(BooleanArray::new(taken(values).into(), nulls)),
-            Values::Integer(values) => Arc::new(Int64Array::new(taken(values).into(), nulls)),
-            Values::Unsigned(values) => Arc::new(UInt64Array::new(taken(values).into(), nulls)),
-            Values::Float(values) => Arc::new(Float64Array::new(taken(values).into(), nulls)),
+            Values::Bool(values) => Arc::new(BooleanArray::new(std::mem::take(values).into(), nulls)),
+            Values::Integer(values, ..) => Arc::new(Int64Array::new(std::mem::take(values).into(), nulls)),
+            Values::Unsigned(values) => Arc::new(UInt64Array::new(std::mem::take(values).into(), nulls)),
+            Values::Float(values) => Arc::new(Float64Array::new(std::mem::take(values).into(), nulls)),
             Values::Decimal(values) => {
-                let array = Decimal128Array::new(taken(values).into(), nulls);
+                let array = Decimal128Array::new(std::mem::take(values).into(), nulls);
                 Arc::new(array.with_data_type(self.data_type.clone()))
             }
             Values::Text(values) => {
@@ -196,12 +223,6 @@ impl ColumnBuilder {
             other => cast(&array, other),
         }
     }
-}
-
-/// All values so far. The next batch is about as long.
-fn taken<T>(values: &mut Vec<T>) -> Vec<T> {
-    let next = Vec::with_capacity(values.len());
-    std::mem::replace(values, next)
 }
 
 /// Lists and structs out of JSON values; says which value does not fit only by failing.
