@@ -74,6 +74,7 @@ rare! {
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";
+    UpdatedWhileAltered = "rows to be updated had got another schema than the one planned with";
     QueryRestarted = "a query was started again because a node was lost";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";

@@ -16,6 +16,9 @@ pub struct ScanSpec {
     pub partition: PartitionId,
     /// Version of the table's schema that the columns were named by.
     pub schema_version: u32,
+    /// Whether a newer version must be an error: whoever writes rows back as a whole would take from them the columns that it
+    /// does not know.
+    pub schema_exact: bool,
     /// Columns wanted, in this order. Empty: only the number of rows matters (batches without columns).
     pub columns: Vec<ColumnId>,
     /// All of these hold for every row that the reader cares about. The engine must leave out every row that breaks one which
@@ -43,6 +46,7 @@ impl ScanSpec {
             table,
             partition,
             schema_version,
+            schema_exact: false,
             columns,
             predicates: Vec::new(),
             limit: None,

@@ -1,16 +1,21 @@
 //! DELETE and UPDATE: the query that reads what is to be written. What it reads is written as a whole afterwards.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{Expr, ident};
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::{Error, ErrorCode, Result, suggest};
 use sqlparser::ast::{self, AssignmentTarget, Ident, ObjectName, Spanned, TableFactor, TableWithJoins};
 use sqlparser::parser::Parser;
 
+use crate::cut::cut;
 use crate::error::error_from_datafusion;
+use crate::node::LeafScanExec;
 use crate::planner::{Planned, logical_plan, physical_plan};
 use crate::sql::{DIALECT, at, normalised, table_name};
 use crate::statement::Statement;
@@ -90,7 +95,7 @@ async fn plan_update(state: &SessionState, catalog: &Catalog, mut update: ast::U
     Ok(Change { table: table.name.clone(), deletes: false, planned })
 }
 
-/// The rows as they are to be, with the table's columns and types.
+/// The rows as they are to be, with the table's columns and types; all columns, so that they can be written as a whole.
 async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, update: ast::Update) -> Result<Planned> {
     let logical = logical_plan(state, catalog, ast::Statement::Update(update)).await?;
     let LogicalPlan::Dml(DmlStatement { op: WriteOp::Update, input, .. }) = logical else {
@@ -101,7 +106,16 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
         .project(columns)
         .and_then(LogicalPlanBuilder::build)
         .map_err(error_from_datafusion)?;
-    physical_plan(state, &rows).await
+    let Planned { logical, physical, .. } = physical_plan(state, &rows).await?;
+    let exact = physical.transform_up(|node| {
+        Ok(match node.downcast_ref::<LeafScanExec>() {
+            Some(scan) => Transformed::yes(Arc::new(scan.exact()) as Arc<dyn ExecutionPlan>),
+            None => Transformed::no(node),
+        })
+    });
+    let physical = exact.data().map_err(error_from_datafusion)?;
+    let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
+    Ok(Planned { logical, physical, graph })
 }
 
 /// The error, with the place of the first value that makes the statement fail by itself.

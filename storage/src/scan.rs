@@ -12,7 +12,7 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use roaring::RoaringBitmap;
-use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, Result, ScanSpec, Slice};
+use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
 
 use crate::encoding::Dictionary;
 use crate::ends::Ends;
@@ -132,6 +132,12 @@ impl Scan {
     pub(crate) fn new(snapshot: &Snapshot, spec: &ScanSpec) -> Result<Self> {
         let (state, layout) = (&snapshot.state, snapshot.state.layout.clone());
         state.check_whole()?;
+        if spec.schema_exact && layout.schema.version != spec.schema_version {
+            let (wanted, found) = (spec.schema_version, layout.schema.version);
+            let message =
+                format!("the rows are of version {found} of the schema, and version {wanted} is to be written back");
+            return Err(Error::new(ErrorCode::SchemaChanged, message).with_help("send it again"));
+        }
         let wanted = |&id: &ColumnId| {
             let column = layout.visible_place(id)?;
             let coded = spec.coded.contains(&id) && layout.schema.columns[column].data_type == DataType::Utf8;

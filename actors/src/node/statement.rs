@@ -96,7 +96,7 @@ impl Inner {
             }
             Statement::Update { table: name, rows } => {
                 let found = FoundRows { tag: "UPDATE", table: table(&name)?, graph: rows, deletes: false };
-                let done = self.change(&request, found, id, left).await?;
+                let done = self.update(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
             Statement::Flush { table } => {
@@ -138,6 +138,36 @@ impl Inner {
             planned => planned,
         };
         planned.map(|statement| (statement, catalog))
+    }
+
+    /// Changes rows. If their table has been altered and this node had not heard of it, the statement is planned again: nothing
+    /// has been written then.
+    async fn update(
+        &self,
+        request: &SqlRequest,
+        found: FoundRows,
+        id: QueryId,
+        left: impl Fn() -> Duration,
+    ) -> Result<CommandDone> {
+        let (mut found, mut id) = (found, id);
+        for _ in 0..ALTER_ATTEMPTS_MAX {
+            match self.change(request, found, id, &left).await {
+                Err(error) if error.code() == ErrorCode::SchemaChanged && error.applied() == Applied::False => {
+                    self.context.env.reached(Rare::UpdatedWhileAltered);
+                    self.newest_catalog(&error).await?;
+                }
+                done => return done,
+            }
+            let (statement, catalog) = self.plan(request).await?;
+            let Statement::Update { table: name, rows } = statement else {
+                return Err(Error::internal("an UPDATE was planned as another statement"));
+            };
+            let table = catalog.table(&name).ok_or_else(|| catalog.unknown_table(&name))?;
+            found = FoundRows { tag: "UPDATE", table: Arc::new(table.clone()), graph: rows, deletes: false };
+            // The first may not have ended everywhere.
+            id = QueryId::new(self.context.node, self.context.env.random("query id"));
+        }
+        self.change(request, found, id, left).await
     }
 
     /// Has a change of a table agreed upon. If somebody else was faster, it is made anew for what that has left.

@@ -107,6 +107,13 @@ impl LeafScanExec {
         Self::from_body(body, self.known.clone())
     }
 
+    /// The same rows, which are to be written back: an error if their table has got another schema meanwhile.
+    pub(crate) fn exact(&self) -> Self {
+        let mut body = self.body.clone();
+        body.scans.iter_mut().for_each(|scan| scan.schema_exact = true);
+        Self::from_body(body, self.known.clone())
+    }
+
     /// The table that it reads.
     pub(crate) fn table(&self) -> Option<(TableId, u32)> {
         self.body.scans.first().map(|scan| (scan.table, scan.schema_version))

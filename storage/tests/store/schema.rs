@@ -508,3 +508,20 @@ fn column_of_nulls(store: &Store, id: u32) -> usize {
     let spec = shoal_kernel::ScanSpec { predicates, ..scan_all(&[id]) };
     store.snapshot().scan(&spec).unwrap().map(|batch| batch.unwrap().num_rows()).sum()
 }
+
+/// Rows that are to be written back as a whole are not read under a newer schema: its columns would be lost.
+#[test]
+fn rows_to_be_written_back_are_read_under_their_own_schema() {
+    let disk = MemoryDisk::default();
+    let old = upsert_schema();
+    let (store, _) = open(&disk.shared());
+    commit(&store, put(1, rows(&[(1, None, 10)])));
+    let before = store.snapshot();
+    store.adopt(changed(&old, &[widen(3, 4, DataType::Float64)])).unwrap();
+    let spec = shoal_kernel::ScanSpec { schema_exact: true, ..scan_all(&[1, 2]) };
+    assert!(before.scan(&spec).is_ok());
+    let refused = store.snapshot().scan(&spec).map(drop).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::SchemaChanged);
+    let newer = shoal_kernel::ScanSpec { schema_version: 2, ..spec };
+    assert!(store.snapshot().scan(&newer).is_ok());
+}
