@@ -89,6 +89,8 @@ codes! {
     InvalidRequest = "invalid_request", "22023", 400, false;
     /// Rows that do not fit the table; nothing of the request was applied.
     InvalidRows = "invalid_rows", "22000", 422, false;
+    /// Rows whose time lies before what the table keeps (`ttl`).
+    RowsExpired = "rows_expired", "22008", 422, false;
     /// The same idempotency key with other rows.
     TokenConflict = "idempotency_conflict", "23505", 409, false;
     /// No such thing: a query id, a path.

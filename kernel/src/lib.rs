@@ -19,6 +19,7 @@ pub mod scan;
 pub mod schema;
 pub mod suggest;
 pub mod time;
+pub mod ttl;
 pub mod widen;
 pub mod wire;
 
@@ -34,3 +35,4 @@ pub use rare::Rare;
 pub use scan::{ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, KeyEnds, ScanSpec, Slice};
 pub use schema::{Column, ColumnId, RetiredColumn, TableKind, TableSchema};
 pub use time::{Hlc, HlcClock, Version};
+pub use ttl::{Cutoff, Ttl};

@@ -60,6 +60,8 @@ planted! {
     /// A replica forgets the idempotency keys that it has seen when it is opened again.
     TokensLostAtRestart = "tokens-lost-at-restart";
     // Replicas and their peers.
+    /// Replicas drop rows that have had their time by their own clock.
+    ExpiryByOwnClock = "expiry-by-own-clock";
     /// A replica acknowledges a write before it commits it.
     AcknowledgeBeforeCommit = "acknowledge-before-commit";
     /// A replica answers reads before it holds what its peers hold.

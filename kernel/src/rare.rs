@@ -42,6 +42,7 @@ rare! {
     ClockTooFarAhead = "a clock was too far ahead";
     Overloaded = "a node was overloaded";
     DiskFull = "a disk was full";
+    ExpiredRefused = "a row was refused because it had had its time";
     Cancelled = "a client cancelled a query and was told so";
     ClientGone = "a client went away in the middle of an answer";
     ClientStalled = "a client stopped reading until the deadline";
@@ -71,6 +72,8 @@ rare! {
     RowsPulled = "a replica pulled rows that it had missed";
     LogBegunAnew = "a replica met a peer whose log had begun anew";
     DiedWhileMerged = "rows were replaced while their segments were merged";
+    RowsExpired = "a replica dropped rows that had had their time";
+    SegmentExpired = "a replica dropped a whole segment that had had its time";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";

@@ -1,7 +1,8 @@
 //! SHOW and DESCRIBE: the catalog as rows.
 
+use arrow::temporal_conversions::timestamp_us_to_datetime;
 use shoal_catalog::{Catalog, PartitionBounds, Partitioning, Table};
-use shoal_kernel::Result;
+use shoal_kernel::{Cutoff, Result};
 
 use crate::constant::text_query;
 use crate::error::error_from_datafusion;
@@ -22,8 +23,20 @@ pub(crate) fn tables(catalog: &Catalog) -> Result<FragmentGraph> {
         column(|table| table.options.replication_factor.to_string()),
         column(|table| table.options.write_level.to_string()),
         column(|table| table.options.fsync.to_string()),
+        tables.iter().map(|table| ttl(table)).collect(),
+        tables.iter().map(|table| table.cutoff.and_then(kept_from)).collect(),
     ];
-    let names = ["table_name", "kind", "partitioned_by", "partitions", "replication_factor", "write_level", "fsync"];
+    let names = [
+        "table_name",
+        "kind",
+        "partitioned_by",
+        "partitions",
+        "replication_factor",
+        "write_level",
+        "fsync",
+        "ttl",
+        "kept_from",
+    ];
     text_query(&names, columns).map_err(error_from_datafusion)
 }
 
@@ -83,4 +96,16 @@ fn partitioning(table: &Table) -> String {
         Partitioning::Hash { .. } => "HASH",
     };
     format!("{kind}({})", names.join(", "))
+}
+
+/// How long rows are kept, and by the time in which column.
+fn ttl(table: &Table) -> Option<String> {
+    let ttl = table.options.ttl?;
+    let name = table.schema.index_of(ttl.column).map_or("?", |place| table.schema.columns[place].name.as_str());
+    Some(format!("{ttl} ({name})"))
+}
+
+/// The first time that has not been dropped.
+fn kept_from(cutoff: Cutoff) -> Option<String> {
+    timestamp_us_to_datetime(cutoff.micros).map(|time| format!("{time:?}"))
 }

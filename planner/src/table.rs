@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, Tab
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use shoal_catalog::{Catalog, Table};
-use shoal_kernel::{ColumnPredicate, CompareOp, Datum, ScanSpec, Slice, TableId, TableSchema};
+use shoal_kernel::{ColumnPredicate, CompareOp, Cutoff, Datum, ScanSpec, Slice, TableId, TableSchema};
 
 use crate::node::{Known, LeafScanExec};
 use crate::planner::{RowCounts, Slicing};
@@ -151,8 +151,10 @@ impl ShoalTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<(Vec<ScanSpec>, Vec<Option<u64>>)> {
-        let predicates: Vec<ColumnPredicate> =
+        let mut predicates: Vec<ColumnPredicate> =
             filters.iter().flat_map(|filter| predicate::lower(filter, &table.schema)).collect();
+        // A replica that has not heard of the cut-off yet, or is dropping rows just now, shows no more than the others.
+        predicates.extend(table.cutoff.map(Cutoff::predicate));
         let partitions = prune(&self.catalog, table, &predicates);
         // A filter above would take rows away after the limit had counted them.
         let limit = limit.filter(|_| filters.is_empty()).map(|limit| limit as u64);

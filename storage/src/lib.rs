@@ -11,6 +11,7 @@ mod damage;
 mod encoding;
 mod ends;
 mod examine;
+mod expiry;
 mod fetch;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -35,6 +36,7 @@ mod wal;
 
 pub use damage::Problem;
 pub use examine::{Finding, SegmentSummary, Severity, StoreReport, dump_segment, examine_store};
+pub use expiry::check_not_expired;
 pub use hash::fingerprint_of;
 pub use key::{EncodedKeys, datum_at, encode_keys};
 pub use options::StoreOptions;
@@ -44,8 +46,8 @@ pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump}
 pub use size::batch_bytes;
 pub use state::Snapshot;
 pub use store::{
-    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, FlushReport, NoSplitPoint, PullCursor,
-    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
+    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, ExpiryReport, FlushReport,
+    NoSplitPoint, PullCursor, PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Error, KeyRange, LogId, Result, SegmentId, TableSchema, wire};
+use shoal_kernel::{Cutoff, Error, KeyRange, LogId, Result, SegmentId, TableSchema, wire};
 
 use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
@@ -22,7 +22,7 @@ pub(crate) const SCHEMA_FILE: &str = "SCHEMA";
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
 const SCHEMA_MAGIC: &[u8; 8] = b"SHOALSCH";
-const MANIFEST_VERSION: u32 = 2;
+const MANIFEST_VERSION: u32 = 3;
 const META_VERSION: u32 = 1;
 const SCHEMA_VERSION: u32 = 1;
 /// Past logs that are remembered; a peer that has heard nothing for longer is told everything anew.
@@ -65,6 +65,8 @@ pub(crate) struct Manifest {
     pub(crate) changes_from: u64,
     /// Changes after this position are kept for a reader.
     pub(crate) keep_changes_from: Option<u64>,
+    /// Rows with a time below it are dead, and none is taken.
+    pub(crate) cutoff: Option<Cutoff>,
     /// The store is no more: it was split.
     pub(crate) split: Option<SplitRecord>,
 }
@@ -121,6 +123,7 @@ impl Manifest {
             digest: Some(DigestBuckets::default().to_bytes()),
             changes_from: 0,
             keep_changes_from: None,
+            cutoff: None,
             split: None,
         }
     }

@@ -16,6 +16,7 @@ use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, 
 
 use crate::encoding::Dictionary;
 use crate::ends::Ends;
+use crate::expiry::is_given;
 use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
 use crate::predicate::{Evaluator, may_match};
@@ -154,7 +155,9 @@ impl Scan {
             }
             Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
         };
-        let mut conditions = spec.predicates.iter().map(condition).collect::<Result<Vec<_>>>()?;
+        // What the cut-off took is not here, so nobody needs to look for it.
+        let open = spec.predicates.iter().filter(|predicate| !is_given(predicate, state.cutoff));
+        let mut conditions = open.map(condition).collect::<Result<Vec<_>>>()?;
         // What is cheap to judge spares the others work.
         conditions.sort_by_key(|condition| !layout.schema.columns[condition.column].data_type.is_primitive());
         let field = |wanted: &Wanted| {

@@ -344,13 +344,16 @@ impl Sending {
             Some(error) if voters.len() == 1 && self.refused.len() == 1 => error.clone(),
             last => {
                 let needed = self.needed(voters.len());
+                let refused = |code| self.refused.values().filter(|refused| **refused == code).count();
+                let can_reach = |code| voters.len() - refused(code).min(voters.len()) >= needed;
+                if let Some(error) = last.as_ref().filter(|error| error.code() == ErrorCode::RowsExpired)
+                    && !can_reach(ErrorCode::RowsExpired)
+                {
+                    return error.clone();
+                }
                 // Full disks are something that the client can do something about, if they are what it failed on.
-                let full = self.refused.values().filter(|code| **code == ErrorCode::DiskFull).count();
-                let code = if voters.len() - full.min(voters.len()) < needed {
-                    ErrorCode::DiskFull
-                } else {
-                    ErrorCode::NotEnoughReplicas
-                };
+                let code =
+                    if can_reach(ErrorCode::DiskFull) { ErrorCode::NotEnoughReplicas } else { ErrorCode::DiskFull };
                 not_enough(code, acknowledged, needed, voters.len(), self.delivery.level, last.as_ref())
             }
         }

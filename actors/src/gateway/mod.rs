@@ -107,6 +107,10 @@ impl Gateway {
                 true => route::keys(&table, batch)?,
                 false => route::shape(&table, batch, &stamp, first_row)?,
             });
+            // Replicas know whether this is a resend, which may come later than its rows can be kept.
+            if let (false, None, Some(shaped)) = (deletes, &request.token, batches.last()) {
+                route::check_kept(&table, shaped, first_row)?;
+            }
             first_row += batch.num_rows();
         }
         if rows == 0 {

@@ -9,7 +9,7 @@ use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
-use shoal_storage::{encode_keys, fingerprint_of};
+use shoal_storage::{check_not_expired, encode_keys, fingerprint_of};
 
 /// Rows for one partition that travel together.
 #[derive(Debug)]
@@ -86,6 +86,17 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
         ));
     }
     RecordBatch::try_new(schema, columns).map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))
+}
+
+/// Checks that no row has had its time. `first_row` counts the rows of the request before this batch.
+///
+/// # Errors
+/// [`ErrorCode::RowsExpired`] names the first one that has.
+pub(super) fn check_kept(table: &Table, shaped: &RecordBatch, first_row: usize) -> Result<()> {
+    let Some(cutoff) = table.cutoff else { return Ok(()) };
+    let place = table.schema.index_of(cutoff.column);
+    let place = place.ok_or_else(|| Error::internal("a cut-off of a column that the table does not have"))?;
+    check_not_expired(shaped.column(place), cutoff, first_row + 1)
 }
 
 /// The key's columns of a batch of keys.

@@ -1,12 +1,16 @@
 //! Placement: on the catalog's leader, proposes what the partition map lacks (replicas for a table that was made when there
-//! were fewer nodes). Every proposal is fenced by the partition's epoch, so a leader that has been replaced does no harm.
+//! were fewer nodes), and moves the cut-offs of tables on that keep their rows for a time. Every proposal is fenced by the
+//! partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm.
 //!
 //! Owned by the node; no state; a failed turn is simply followed by the next.
+
+mod clocks;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use shoal_catalog::Catalog;
 
 use crate::later::later;
 use crate::node::context::NodeContext;
@@ -50,8 +54,28 @@ impl Actor for Placement {
                     break;
                 }
             }
+            expire(context, &catalog).await;
         }
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
+    }
+}
+
+/// Has the cut-offs agreed on that are due.
+async fn expire(context: &NodeContext, catalog: &Catalog) {
+    if catalog.tables.values().all(|table| table.options.ttl.is_none()) {
+        return;
+    }
+    let skew = Duration::from_millis(context.config.clock_skew_max_ms);
+    // With all other clocks right this one is not further ahead than that, so most turns need not ask anybody.
+    if catalog.wanted_cutoffs(context.env.wall_micros(), Duration::ZERO).is_empty() {
+        return;
+    }
+    let Some(now_micros) = clocks::agreed_micros(context, catalog).await else { return };
+    for command in catalog.wanted_cutoffs(now_micros, skew) {
+        if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
+            tracing::debug!(%error, "a cut-off was not taken; it is looked at anew next turn");
+            return;
+        }
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Env, Error, ErrorCode, Result};
-use shoal_storage::Store;
+use shoal_kernel::{Cutoff, Env, Error, ErrorCode, Rare, Result};
+use shoal_storage::{ExpiryReport, Store};
 use tokio::sync::oneshot;
 
 use super::compactor::{Overdue, compact};
@@ -45,6 +45,10 @@ pub(super) enum MaintainerMessage {
     Turn,
     /// Somebody wants a task carried out. How many may wait is the handle's to bound.
     Asked(MaintenanceTask, oneshot::Sender<Result<()>>),
+    /// Rows below it are to be dropped.
+    Cutoff(Cutoff),
+    /// They were, or could not be yet, or it failed.
+    Expired(Result<Option<ExpiryReport>>),
     /// Nothing is due to be merged any more, or it failed.
     Compacted(Result<()>),
     /// The store was optimised, or not.
@@ -61,6 +65,10 @@ pub(super) struct State {
     compacting: Option<TaskHandle>,
     /// Not before then, after it has failed.
     compacts_after: Duration,
+    /// The newest that was heard of.
+    cutoff: Option<Cutoff>,
+    /// Rows are being dropped.
+    expiring: bool,
     optimising: bool,
     /// Who wants the store optimised after that.
     waiting: VecDeque<oneshot::Sender<Result<()>>>,
@@ -104,6 +112,8 @@ impl Actor for Maintainer {
             overdue: Overdue::default(),
             compacting: None,
             compacts_after: Duration::ZERO,
+            cutoff: None,
+            expiring: false,
             optimising: false,
             waiting: VecDeque::new(),
             ended: Arc::default(),
@@ -129,8 +139,18 @@ impl Actor for Maintainer {
                 };
                 state.overdue.set(state.store.segments_overdue());
                 state.compact(&myself);
+                state.expire(&myself);
                 later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
                 return Ok(());
+            }
+            MaintainerMessage::Cutoff(cutoff) => {
+                state.cutoff = Some(state.cutoff.map_or(cutoff, |known| known.later(cutoff)));
+                state.expire(&myself);
+                return Ok(());
+            }
+            MaintainerMessage::Expired(done) => {
+                state.expiring = false;
+                done.map(|report| state.tell_expired(report))
             }
             MaintainerMessage::Compacted(done) => {
                 state.compacting = None;
@@ -194,6 +214,31 @@ impl State {
             let done = compact(&env, &store, &pace).await;
             let _ = myself.cast(MaintainerMessage::Compacted(done));
         }));
+    }
+
+    /// Drops rows below the cut-off, beside the mailbox, unless that is under way or done. What fails is tried again next turn.
+    fn expire(&mut self, myself: &ActorRef<MaintainerMessage>) {
+        let is_new = |cutoff: &Cutoff| self.store.cutoff().is_none_or(|known| known.micros < cutoff.micros);
+        let Some(cutoff) = self.cutoff.filter(|cutoff| !self.expiring && is_new(cutoff)) else { return };
+        self.expiring = true;
+        let (env, store, myself) = (self.env.clone(), self.store.clone(), myself.clone());
+        self.env.spawn("expire", async move {
+            let work = env.blocking(move || store.expire(cutoff));
+            let done = work.await.map_err(Error::from).and_then(|done| done);
+            let _ = myself.cast(MaintainerMessage::Expired(done));
+        });
+    }
+
+    fn tell_expired(&self, report: Option<ExpiryReport>) {
+        let Some(ExpiryReport { rows, segments }) = report.filter(|report| *report != ExpiryReport::default()) else {
+            return;
+        };
+        metrics::counter!("shoal_ttl_rows_dropped_total").increment(rows);
+        metrics::counter!("shoal_ttl_segments_dropped_total").increment(segments as u64);
+        self.env.reached(Rare::RowsExpired);
+        if segments > 0 {
+            self.env.reached(Rare::SegmentExpired);
+        }
     }
 
     fn stop_compacting(&mut self) {

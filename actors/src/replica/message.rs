@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
-use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId, Result, TableSchema, Version};
+use shoal_kernel::{Cutoff, Epoch, Error, LogId, NodeId, PartitionId, Result, TableSchema, Version};
 use shoal_storage::{PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
@@ -32,6 +32,8 @@ pub(crate) enum ReplicaCall {
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
     /// How are your replicas? With digests of versions alone, or of content as well.
     Status { by_content: bool },
+    /// What does your wall clock say?
+    Wall,
     /// Carry out a task on each of these replicas.
     Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
 }
@@ -92,6 +94,8 @@ pub(crate) enum ReplicaAnswer {
     Recent(RecentAnswer),
     Pulled(PulledAnswer),
     Status(Vec<ReplicaReport>),
+    /// Microseconds since 1970.
+    Wall(u64),
     /// Replicas on which the task was not carried out, and why.
     Maintained(Vec<(PartitionId, Error)>),
 }
@@ -179,6 +183,8 @@ pub(crate) enum ReplicaMessage {
     Catalog(Partition),
     /// The catalog's newest word on what the table's rows look like.
     Schema(Arc<TableSchema>),
+    /// Rows of the table below it are gone, the catalog says.
+    Cutoff(Cutoff),
     /// Something happened.
     Event(Event),
     /// A commit has ended.

@@ -235,6 +235,10 @@ impl Actor for ReplicaActor {
                 shell.adopt(&myself, schema);
                 return Ok(());
             }
+            ReplicaMessage::Cutoff(cutoff) => {
+                let _ = shell.maintainer.cast(MaintainerMessage::Cutoff(cutoff));
+                return Ok(());
+            }
             ReplicaMessage::Event(event) => event,
             ReplicaMessage::Recent { log_id, after, answer } => {
                 let _ = answer.send(shell.recent(log_id, after));

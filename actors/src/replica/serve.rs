@@ -84,6 +84,7 @@ impl ReplicaService {
                 }))
             }
             ReplicaCall::Status { by_content } => Ok(ReplicaAnswer::Status(self.status(by_content).await)),
+            ReplicaCall::Wall => Ok(ReplicaAnswer::Wall(self.context.env.wall_micros())),
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();
                 for partitions in partitions.chunks(MAINTAINED_AT_ONCE) {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
-use shoal_catalog::{Catalog, Partition};
-use shoal_kernel::{Error, PartitionId, Rare};
+use shoal_catalog::{Catalog, Partition, Table};
+use shoal_kernel::{Cutoff, Error, PartitionId, Planted, Rare};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
@@ -53,6 +53,7 @@ struct Child {
     opening: bool,
     told: Partition,
     told_schema: u32,
+    told_cutoff: Option<Cutoff>,
     failures: u32,
     failed_at: Duration,
 }
@@ -136,7 +137,9 @@ impl State {
             self.remove(partition).await;
         }
         for partition in catalog.partitions.values().filter(here) {
-            let schema = catalog.tables.get(&partition.table).map(|table| &table.schema);
+            let table = catalog.tables.get(&partition.table);
+            let schema = table.map(|table| &table.schema);
+            let cutoff = table.and_then(|table| self.cutoff(table));
             match self.children.get_mut(&partition.id) {
                 Some(child) => {
                     if child.told != *partition {
@@ -151,6 +154,12 @@ impl State {
                             let _ = actor.cast(ReplicaMessage::Schema(Arc::new(schema.clone())));
                         }
                     }
+                    if cutoff != child.told_cutoff {
+                        child.told_cutoff = cutoff;
+                        if let (Some(actor), Some(cutoff)) = (&child.actor, cutoff) {
+                            let _ = actor.cast(ReplicaMessage::Cutoff(cutoff));
+                        }
+                    }
                 }
                 None => {
                     let handle = Arc::new(ReplicaHandle::new(partition.id));
@@ -163,6 +172,7 @@ impl State {
                             opening: false,
                             told: partition.clone(),
                             told_schema: schema.map_or(0, |schema| schema.version),
+                            told_cutoff: cutoff,
                             failures: 0,
                             failed_at: Duration::ZERO,
                         },
@@ -170,6 +180,14 @@ impl State {
                     self.start(myself, partition.id);
                 }
             }
+        }
+    }
+
+    /// From where on a table's rows are kept.
+    fn cutoff(&self, table: &Table) -> Option<Cutoff> {
+        match self.context.config.has(Planted::ExpiryByOwnClock) {
+            true => Some(table.options.ttl?.cutoff(self.context.env.wall_micros())),
+            false => table.cutoff,
         }
     }
 
@@ -208,6 +226,8 @@ impl State {
         id: PartitionId,
         opened: Result<ActorRef<ReplicaMessage>, Error>,
     ) {
+        let table = self.children.get(&id).and_then(|child| self.catalog.tables.get(&child.told.table));
+        let cutoff = table.and_then(|table| self.cutoff(table));
         let early = opened.as_ref().ok().and_then(|actor| self.failed_early.remove(&actor.get_id()));
         let Some(child) = self.children.get_mut(&id) else {
             // Taken from this node meanwhile.
@@ -223,6 +243,9 @@ impl State {
                 let _ = actor.cast(ReplicaMessage::Catalog(child.told.clone()));
                 if let Some(table) = self.catalog.tables.get(&child.told.table) {
                     let _ = actor.cast(ReplicaMessage::Schema(Arc::new(table.schema.clone())));
+                    if let Some(cutoff) = cutoff {
+                        let _ = actor.cast(ReplicaMessage::Cutoff(cutoff));
+                    }
                 }
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);

@@ -323,6 +323,7 @@ fn table(name: &str, kind: TableKind, columns: Vec<Column>) -> Table {
         schema: TableSchema::new(columns, kind),
         partitioning: Partitioning::Range { columns: vec![ColumnId(1)] },
         options: TableOptions::default(),
+        cutoff: None,
         partitions: Vec::new(),
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Epoch, NodeId, PartitionId, SchemaChange, TableId, TableSchema, WriteLevel};
+use shoal_kernel::{Cutoff, Epoch, NodeId, PartitionId, SchemaChange, TableId, TableSchema, Ttl, WriteLevel};
 
 use crate::state::{NodeState, Partitioning, TableOptions};
 
@@ -33,6 +33,17 @@ pub struct AlteredTable {
     pub changes: Vec<SchemaChange>,
     /// The level of a write that names none, if it changes.
     pub write_level: Option<WriteLevel>,
+    /// How long rows are kept, if that changes.
+    pub ttl: Option<TtlChange>,
+}
+
+/// A change of how long rows are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TtlChange {
+    /// For so long.
+    Keep(Ttl),
+    /// For ever, from where the cut-off is.
+    Forever,
 }
 
 /// A change. Every command may be sent twice (its first answer was lost): applying it again changes nothing.
@@ -91,6 +102,14 @@ pub enum Command {
     },
     /// `ALTER TABLE`. Nothing is rewritten: replicas follow when they hear of it.
     AlterTable(AlteredTable),
+    /// Rows of a table below the cut-off are gone. An earlier one than the table has changes nothing, and so does one of a table
+    /// that keeps its rows for ever by now.
+    Expire {
+        /// The table.
+        table: TableId,
+        /// The cut-off.
+        cutoff: Cutoff,
+    },
     /// A replica starts on a node; it joins and counts for nothing yet. The epoch stays.
     AddReplica {
         /// Which partition.

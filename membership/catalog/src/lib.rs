@@ -11,8 +11,9 @@ mod placement;
 mod replicas;
 mod state;
 mod tables;
+mod ttl;
 
-pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable};
+pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
 pub use state::{
     Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
     TableOptions,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{ColumnId, Epoch, Fsync, KeyRange, NodeId, PartitionId, TableId, TableSchema, WriteLevel};
+use shoal_kernel::{
+    ColumnId, Cutoff, Epoch, Fsync, KeyRange, NodeId, PartitionId, TableId, TableSchema, Ttl, WriteLevel,
+};
 
 use crate::placement::Held;
 
@@ -46,6 +48,9 @@ pub struct Table {
     pub partitioning: Partitioning,
     /// Its settings.
     pub options: TableOptions,
+    /// Rows below it are gone; `None` while none has been dropped. It stays when the table is told to keep its rows: replicas
+    /// that had dropped them and replicas that had not would differ.
+    pub cutoff: Option<Cutoff>,
     /// Its partitions: by start of range, or by bucket.
     pub partitions: Vec<PartitionId>,
 }
@@ -85,11 +90,13 @@ pub struct TableOptions {
     pub write_level: WriteLevel,
     /// When replicas sync what they have written.
     pub fsync: Fsync,
+    /// How long rows are kept; for ever if `None`.
+    pub ttl: Option<Ttl>,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { replication_factor: 3, write_level: WriteLevel::Quorum, fsync: Fsync::Always }
+        Self { replication_factor: 3, write_level: WriteLevel::Quorum, fsync: Fsync::Always, ttl: None }
     }
 }
 

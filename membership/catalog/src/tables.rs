@@ -10,6 +10,7 @@ use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableI
 
 use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
 use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
+use crate::ttl::check_ttl;
 
 const FSYNC_INTERVAL_MAX: Duration = Duration::from_millis(FSYNC_INTERVAL_MS_MAX as u64);
 
@@ -45,7 +46,7 @@ impl Catalog {
             effects.push(Effect::Partition(id));
         }
         let NewTable { name, schema, partitioning, options, .. } = new;
-        self.tables.insert(table, Table { id: table, name, schema, partitioning, options, partitions });
+        self.tables.insert(table, Table { id: table, name, schema, partitioning, options, cutoff: None, partitions });
         Ok(effects)
     }
 
@@ -65,7 +66,7 @@ impl Catalog {
     }
 
     pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
-        let AlteredTable { table: id, changes, write_level } = altered;
+        let AlteredTable { table: id, changes, write_level, ttl } = altered;
         let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
         let mut schema = table.schema.clone();
         for change in &changes {
@@ -84,6 +85,9 @@ impl Catalog {
         }
         let mut options = table.options.clone();
         options.write_level = write_level.unwrap_or(options.write_level);
+        if let Some(change) = ttl {
+            options.ttl = table.changed_ttl(change)?;
+        }
         if schema == table.schema && options == table.options {
             return Ok(Vec::new());
         }
@@ -115,6 +119,9 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
     }
     if new.options.fsync.interval().is_some_and(|pause| pause.is_zero() || pause > FSYNC_INTERVAL_MAX) {
         return Err(invalid(format!("fsync_interval_ms must be from 1 to {FSYNC_INTERVAL_MS_MAX}")));
+    }
+    if let Some(ttl) = &new.options.ttl {
+        check_ttl(&new.schema, ttl)?;
     }
     match &new.partitioning {
         Partitioning::Range { .. } => ranges(&new.split_points),
@@ -237,6 +244,6 @@ fn ranges(split_points: &[Vec<u8>]) -> Result<Vec<PartitionBounds>, CatalogError
     Ok(starts.zip(ends).map(|(start, end)| PartitionBounds::Range(KeyRange { start, end })).collect())
 }
 
-fn invalid(why: impl Into<String>) -> CatalogError {
+pub(crate) fn invalid(why: impl Into<String>) -> CatalogError {
     CatalogError::Invalid(why.into())
 }

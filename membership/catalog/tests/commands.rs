@@ -325,8 +325,9 @@ fn a_table_is_altered_whole_or_not_at_all() {
     let mut catalog = cluster(3);
     catalog.apply(Command::CreateTable(hashed("t", 2, 3))).unwrap();
     let (id, version) = (catalog.table("t").unwrap().id, catalog.version);
-    let alter =
-        |changes: Vec<SchemaChange>| Command::AlterTable(AlteredTable { table: id, changes, write_level: None });
+    let alter = |changes: Vec<SchemaChange>| {
+        Command::AlterTable(AlteredTable { table: id, changes, write_level: None, ttl: None })
+    };
     let column =
         |id: u32, name: &str| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Utf8, nullable: true };
     let add = |id: u32, name: &str| SchemaChange::Add(column(id, name));
@@ -349,7 +350,7 @@ fn a_table_is_altered_whole_or_not_at_all() {
             CatalogError::Invalid("column 'id' is part of the table's key and cannot be dropped".into()),
         ),
         (
-            Command::AlterTable(AlteredTable { table: TableId(99), changes: vec![], write_level: None }),
+            Command::AlterTable(AlteredTable { table: TableId(99), changes: vec![], write_level: None, ttl: None }),
             CatalogError::TableGone(TableId(99)),
         ),
     ];
@@ -357,10 +358,63 @@ fn a_table_is_altered_whole_or_not_at_all() {
         assert_eq!(catalog.apply(command), Err(refused));
         assert_eq!(catalog, after);
     }
-    let level = AlteredTable { table: id, changes: vec![], write_level: Some(WriteLevel::All) };
+    let level = AlteredTable { table: id, changes: vec![], write_level: Some(WriteLevel::All), ttl: None };
     catalog.apply(Command::AlterTable(level)).unwrap();
     let table = catalog.table("t").unwrap();
     assert_eq!((table.options.write_level, table.schema.version), (WriteLevel::All, 2));
+}
+
+/// A table with two times in its key, that keeps rows by the first of them.
+fn timed(ttl: Option<Ttl>) -> NewTable {
+    let micros = DataType::Timestamp(arrow_schema::TimeUnit::Microsecond, None);
+    let column = |id, data_type: &DataType| Column {
+        id: ColumnId(id),
+        name: format!("c{id}"),
+        data_type: data_type.clone(),
+        nullable: false,
+    };
+    let columns = vec![column(0, &micros), column(1, &DataType::Int64), column(2, &micros), column(3, &micros)];
+    let kind = TableKind::Upsert { primary_key: vec![ColumnId(0), ColumnId(1), ColumnId(2)] };
+    let options = TableOptions { ttl, ..TableOptions::default() };
+    NewTable { name: "t".into(), schema: TableSchema::new(columns, kind), options, ..hashed("t", 1, 3) }
+}
+
+#[test]
+fn cut_offs_only_move_forward() {
+    let ttl = |column, micros| Ttl { column: ColumnId(column), micros };
+    let invalid = |result: Result<CommandOutcome, CatalogError>| matches!(result, Err(CatalogError::Invalid(_)));
+    let mut catalog = cluster(3);
+    for wrong in [ttl(1, 10_000_000), ttl(3, 10_000_000), ttl(0, 999_999), ttl(0, u64::MAX)] {
+        assert!(invalid(catalog.apply(Command::CreateTable(timed(Some(wrong))))), "{wrong:?}");
+    }
+    catalog.apply(Command::CreateTable(timed(Some(ttl(0, 10_000_000))))).unwrap();
+    let id = catalog.table("t").unwrap().id;
+    let skew = std::time::Duration::from_millis(500);
+    let turn = |catalog: &mut Catalog, now: u64| {
+        let wanted = catalog.wanted_cutoffs(now, skew);
+        wanted.into_iter().map(|command| catalog.apply(command).unwrap().effects.len()).sum::<usize>()
+    };
+    let cutoff = |catalog: &Catalog| catalog.table("t").unwrap().cutoff.map(|cutoff| cutoff.micros);
+
+    assert_eq!((turn(&mut catalog, 30_400_000), cutoff(&catalog)), (1, Some(19_000_000)));
+    assert_eq!((turn(&mut catalog, 30_400_000), turn(&mut catalog, 20_000_000)), (0, 0));
+    let older = Command::Expire { table: id, cutoff: Cutoff { column: ColumnId(0), micros: 18_000_000 } };
+    assert_eq!(catalog.apply(older.clone()).unwrap().effects, []);
+    assert_eq!((turn(&mut catalog, 30_500_000), cutoff(&catalog)), (1, Some(20_000_000)));
+
+    let alter =
+        |change| Command::AlterTable(AlteredTable { table: id, changes: vec![], write_level: None, ttl: Some(change) });
+    assert!(invalid(catalog.apply(alter(TtlChange::Keep(ttl(2, 10_000_000))))), "rows went by the other column");
+    // Longer: the cut-off waits until time has come up to it.
+    catalog.apply(alter(TtlChange::Keep(ttl(0, 60_000_000)))).unwrap();
+    assert_eq!((turn(&mut catalog, 40_000_000), turn(&mut catalog, 81_500_000)), (0, 1));
+    assert_eq!(cutoff(&catalog), Some(21_000_000));
+    catalog.apply(alter(TtlChange::Forever)).unwrap();
+    assert_eq!((turn(&mut catalog, 99_000_000), cutoff(&catalog)), (0, Some(21_000_000)));
+    let late = Command::Expire { table: id, cutoff: Cutoff { column: ColumnId(0), micros: 50_000_000 } };
+    assert_eq!(catalog.apply(late).unwrap().effects, [], "proposed before the change");
+    catalog.apply(Command::DropTable { name: "t".into(), if_exists: false }).unwrap();
+    assert_eq!(catalog.apply(older), Err(CatalogError::TableGone(id)));
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! `ALTER TABLE`: parsed here, and made into changes of a catalog's table.
 
 use arrow::datatypes::DataType;
-use shoal_catalog::{AlteredTable, Catalog, Table};
+use shoal_catalog::{AlteredTable, Catalog, Table, TtlChange};
+use shoal_kernel::limits::COLUMNS_PER_TABLE_MAX;
 use shoal_kernel::{ChangeRefused, Column, ColumnId, Error, ErrorCode, Result, SchemaChange, TableSchema, suggest};
-use shoal_kernel::{WriteLevel, limits::COLUMNS_PER_TABLE_MAX};
 use sqlparser::ast::{
     self, AlterColumnOperation, AlterTableOperation, ColumnDef, ColumnOption, Ident, RenameTableNameKind, Spanned,
 };
 use sqlparser::tokenizer::Span;
 
+use super::options::Settings;
 use super::text::at;
-use super::{TableName, normalised, options, table_name, types};
+use super::{TableName, normalised, table_name, types};
 use crate::unknown::unknown_table;
 
 /// What the statement asks for, with names as they stand in the text.
@@ -27,7 +28,7 @@ enum Wish {
     Drop { name: Ident, if_exists: bool },
     Rename { from: Ident, to: Ident },
     Widen { name: Ident, data_type: DataType, span: Span },
-    WriteLevel(WriteLevel),
+    Set(Settings),
 }
 
 /// Takes the statement apart.
@@ -74,7 +75,7 @@ fn read(operation: AlterTableOperation, wishes: &mut Vec<Wish>) -> Result<()> {
             other => return Err(refused(&format!("ALTER COLUMN does not do '{other}'"), name.span)),
         },
         AlterTableOperation::SetOptionsParens { options } => {
-            wishes.push(Wish::WriteLevel(options::changed_write_level(&options)?));
+            wishes.push(Wish::Set(Settings::parse_changes(&options)?));
         }
         AlterTableOperation::RenameTable { table_name } => {
             let (RenameTableNameKind::As(name) | RenameTableNameKind::To(name)) = table_name;
@@ -105,7 +106,7 @@ fn new_column(definition: &ColumnDef) -> Result<DataType> {
 }
 
 fn refused(message: &str, span: Span) -> Error {
-    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level";
+    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level and ttl";
     at(Error::new(ErrorCode::Unsupported, message).with_help(help), span)
 }
 
@@ -121,13 +122,14 @@ impl Alteration {
                 false => Err(at(unknown_table(catalog, &self.table.name), self.table.span)),
             };
         };
-        let mut altered = AlteredTable { table: table.id, changes: Vec::new(), write_level: None };
+        let mut altered = AlteredTable { table: table.id, changes: Vec::new(), write_level: None, ttl: None };
         // Each wish is about what those before it have left.
         let mut schema = table.schema.clone();
         for wish in &self.wishes {
             let Some((change, span)) = wish.change(table, &schema)? else {
-                if let Wish::WriteLevel(level) = wish {
-                    altered.write_level = Some(*level);
+                if let Wish::Set(settings) = wish {
+                    altered.write_level = settings.write_level.or(altered.write_level);
+                    altered.ttl = settings.ttl_change(&table.schema)?.or(altered.ttl);
                 }
                 continue;
             };
@@ -139,8 +141,12 @@ impl Alteration {
             })?;
             altered.changes.push(change);
         }
-        let is_idle =
-            altered.changes.is_empty() && altered.write_level.is_none_or(|level| level == table.options.write_level);
+        let keeps_ttl = altered.ttl.is_none_or(|change| match change {
+            TtlChange::Keep(ttl) => table.options.ttl == Some(ttl),
+            TtlChange::Forever => table.options.ttl.is_none(),
+        });
+        let keeps_level = altered.write_level.is_none_or(|level| level == table.options.write_level);
+        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl;
         Ok((!is_idle).then_some(altered))
     }
 }
@@ -178,7 +184,7 @@ impl Wish {
                 let (column, into): (ColumnId, ColumnId) = (column.id, schema.next_column);
                 Some((SchemaChange::Widen { column, into, data_type: data_type.clone() }, *span))
             }
-            Self::WriteLevel(_) => None,
+            Self::Set(_) => None,
         })
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn parse(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result
     }
     let schema = schema(&columns, &constraints, name.span)?;
     let (partitioning, split_points) = partitioning(&schema, &clauses)?;
-    let options = options::table_options(&clauses.options)?;
+    let options = options::Settings::parse(&clauses.options)?.of_new_table(&schema)?;
     Ok(NewTable { name: name.name, schema, partitioning, split_points, options, if_not_exists })
 }
 

@@ -1,9 +1,10 @@
-//! `WITH (…)` of CREATE TABLE.
+//! `WITH (…)` of CREATE TABLE, `SET (…)` of ALTER TABLE.
 
-use shoal_catalog::TableOptions;
+use shoal_catalog::{Table, TableOptions, TtlChange};
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
-use shoal_kernel::{Error, ErrorCode, Fsync, Result, WriteLevel, suggest};
+use shoal_kernel::{Error, ErrorCode, Fsync, Result, TableSchema, Ttl, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
+use sqlparser::tokenizer::Span;
 
 use super::normalised;
 use super::text::at;
@@ -11,92 +12,184 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 4] = ["replication_factor", "write_level", "fsync", "fsync_interval_ms"];
+const NAMES: [&str; 6] = ["replication_factor", "write_level", "fsync", "fsync_interval_ms", "ttl", "ttl_column"];
+/// Those that can be changed later.
+const CHANGEABLE: [&str; 3] = ["write_level", "ttl", "ttl_column"];
 
-/// The settings of a table.
-///
-/// # Errors
-/// An unknown setting, or a value that it cannot have; the error has its place.
-pub(super) fn table_options(options: &[SqlOption]) -> Result<TableOptions> {
-    let mut settings = TableOptions::default();
-    let mut interval = None;
-    for option in options {
-        let SqlOption::KeyValue { key, value } = option else {
-            let message = format!("'{option}' is not a setting of a table");
-            return Err(Error::new(ErrorCode::InvalidStatement, message).with_help(known()));
-        };
-        let wrong = |message: String| at(Error::new(ErrorCode::InvalidStatement, message), value.span());
-        let text = match value {
-            Expr::Value(value) => match &value.value {
-                Value::Number(text, _) | Value::SingleQuotedString(text) => text.clone(),
-                other => other.to_string(),
-            },
-            other => other.to_string(),
-        };
-        match normalised(key).as_str() {
-            "replication_factor" => {
-                settings.replication_factor = text
-                    .parse()
-                    .ok()
-                    .filter(|copies| (1..=REPLICATION_FACTOR_MAX).contains(copies))
-                    .ok_or_else(|| {
-                        wrong(format!("replication_factor is a number from 1 to {REPLICATION_FACTOR_MAX}, not {text}"))
-                    })?;
-            }
-            "fsync" => {
-                settings.fsync = text.parse().map_err(|message| {
-                    let near = suggest::closest(&text.to_ascii_lowercase(), Fsync::NAMES);
-                    let help = near.map_or_else(
-                        || {
-                            "always: synced before it is acknowledged; interval: so often; never: when it suits"
-                                .to_owned()
-                        },
-                        |near| format!("did you mean '{near}'?"),
-                    );
-                    wrong(message).with_help(help)
-                })?;
-            }
-            "fsync_interval_ms" => {
-                let ms = text.parse().ok().filter(|ms| (1..=FSYNC_INTERVAL_MS_MAX).contains(ms));
-                let message = || format!("fsync_interval_ms is a number from 1 to {FSYNC_INTERVAL_MS_MAX}, not {text}");
-                interval = Some((ms.ok_or_else(|| wrong(message()))?, key.span));
-            }
-            "write_level" => settings.write_level = text.parse().map_err(wrong)?,
-            name => {
-                let message = format!("'{name}' is not a setting of a table");
-                let help = suggest::closest(name, NAMES).map_or_else(known, |near| format!("did you mean '{near}'?"));
-                return Err(at(Error::new(ErrorCode::InvalidStatement, message), key.span).with_help(help));
-            }
-        }
-    }
-    match (interval, &mut settings.fsync) {
-        (Some((asked, _)), Fsync::Interval { ms }) => *ms = asked,
-        (Some((_, span)), _) => {
-            let message = "fsync_interval_ms says how often a table is synced whose fsync is 'interval'";
-            let error = at(Error::new(ErrorCode::InvalidStatement, message), span);
-            return Err(error.with_help("add fsync = 'interval', or leave it out"));
-        }
-        (None, _) => {}
-    }
-    Ok(settings)
+/// The word that keeps rows for ever.
+const TTL_NONE: &str = "none";
+
+/// The settings that a statement names.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    replication_factor: Option<u32>,
+    pub(super) write_level: Option<WriteLevel>,
+    fsync: Option<Fsync>,
+    fsync_interval: Option<(u32, Span)>,
+    /// Microseconds; `None` inside for ever.
+    ttl: Option<(Option<u64>, Span)>,
+    ttl_column: Option<(String, Span)>,
 }
 
-/// The write level that `ALTER TABLE … SET (…)` gives.
-///
-/// # Errors
-/// Another setting, which a table keeps as it was made or does not have; or a value that it cannot have.
-pub(super) fn changed_write_level(options: &[SqlOption]) -> Result<WriteLevel> {
-    for option in options {
-        if let SqlOption::KeyValue { key, .. } = option
-            && let name = normalised(key)
-            && name != "write_level"
-            && NAMES.contains(&name.as_str())
-        {
-            let error = Error::new(ErrorCode::Unsupported, format!("{name} cannot be changed yet"));
-            return Err(at(error.with_help("the setting that can be changed is write_level"), key.span));
+impl Settings {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// An unknown setting, or a value that it cannot have; the error has its place.
+    pub(super) fn parse(options: &[SqlOption]) -> Result<Self> {
+        let mut settings = Self::default();
+        for option in options {
+            let SqlOption::KeyValue { key, value } = option else {
+                let message = format!("'{option}' is not a setting of a table");
+                return Err(Error::new(ErrorCode::InvalidStatement, message).with_help(known()));
+            };
+            let wrong = |message: String| at(Error::new(ErrorCode::InvalidStatement, message), value.span());
+            let text = match value {
+                Expr::Value(value) => match &value.value {
+                    Value::Number(text, _) | Value::SingleQuotedString(text) => text.clone(),
+                    other => other.to_string(),
+                },
+                other => other.to_string(),
+            };
+            match normalised(key).as_str() {
+                "replication_factor" => {
+                    let copies = text.parse().ok().filter(|copies| (1..=REPLICATION_FACTOR_MAX).contains(copies));
+                    settings.replication_factor = Some(copies.ok_or_else(|| {
+                        wrong(format!("replication_factor is a number from 1 to {REPLICATION_FACTOR_MAX}, not {text}"))
+                    })?);
+                }
+                "fsync" => {
+                    settings.fsync = Some(text.parse().map_err(|message| {
+                        let near = suggest::closest(&text.to_ascii_lowercase(), Fsync::NAMES);
+                        let help = near.map_or_else(
+                            || {
+                                "always: synced before it is acknowledged; interval: so often; never: when it suits"
+                                    .to_owned()
+                            },
+                            |near| format!("did you mean '{near}'?"),
+                        );
+                        wrong(message).with_help(help)
+                    })?);
+                }
+                "fsync_interval_ms" => {
+                    let ms = text.parse().ok().filter(|ms| (1..=FSYNC_INTERVAL_MS_MAX).contains(ms));
+                    let message =
+                        || format!("fsync_interval_ms is a number from 1 to {FSYNC_INTERVAL_MS_MAX}, not {text}");
+                    settings.fsync_interval = Some((ms.ok_or_else(|| wrong(message()))?, key.span));
+                }
+                "write_level" => settings.write_level = Some(text.parse().map_err(wrong)?),
+                "ttl" => {
+                    let micros = match text.eq_ignore_ascii_case(TTL_NONE) {
+                        true => None,
+                        false => Some(Ttl::parse_micros(&text).map_err(|message| {
+                            wrong(message).with_help(format!("ttl = '{TTL_NONE}' keeps rows for ever"))
+                        })?),
+                    };
+                    settings.ttl = Some((micros, value.span()));
+                }
+                "ttl_column" => {
+                    let name = match value {
+                        Expr::Identifier(ident) => normalised(ident),
+                        _ => text,
+                    };
+                    settings.ttl_column = Some((name, value.span()));
+                }
+                name => {
+                    let message = format!("'{name}' is not a setting of a table");
+                    let near = suggest::closest(name, NAMES);
+                    let help = near.map_or_else(known, |near| format!("did you mean '{near}'?"));
+                    return Err(at(Error::new(ErrorCode::InvalidStatement, message), key.span).with_help(help));
+                }
+            }
         }
+        Ok(settings)
     }
-    Ok(table_options(options)?.write_level)
+
+    /// The same of `ALTER TABLE`.
+    ///
+    /// # Errors
+    /// As of [`Settings::parse`], and a setting that a table keeps as it was made.
+    pub(super) fn parse_changes(options: &[SqlOption]) -> Result<Self> {
+        for option in options {
+            if let SqlOption::KeyValue { key, .. } = option
+                && let name = normalised(key)
+                && !CHANGEABLE.contains(&name.as_str())
+                && NAMES.contains(&name.as_str())
+            {
+                let error = Error::new(ErrorCode::Unsupported, format!("{name} cannot be changed yet"));
+                let help = format!("the settings that can be changed are {}", CHANGEABLE.join(", "));
+                return Err(at(error.with_help(help), key.span));
+            }
+        }
+        Self::parse(options)
+    }
+
+    /// Those of a new table.
+    ///
+    /// # Errors
+    /// Settings that do not go together, or with the schema; the error has its place.
+    pub(super) fn of_new_table(self, schema: &TableSchema) -> Result<TableOptions> {
+        let ttl = match self.ttl_change(schema)? {
+            Some(TtlChange::Keep(ttl)) => Some(ttl),
+            Some(TtlChange::Forever) | None => None,
+        };
+        let default = TableOptions::default();
+        let mut fsync = self.fsync.unwrap_or(default.fsync);
+        match (self.fsync_interval, &mut fsync) {
+            (Some((asked, _)), Fsync::Interval { ms }) => *ms = asked,
+            (Some((_, span)), _) => {
+                let message = "fsync_interval_ms says how often a table is synced whose fsync is 'interval'";
+                let error = at(Error::new(ErrorCode::InvalidStatement, message), span);
+                return Err(error.with_help("add fsync = 'interval', or leave it out"));
+            }
+            (None, _) => {}
+        }
+        Ok(TableOptions {
+            replication_factor: self.replication_factor.unwrap_or(default.replication_factor),
+            write_level: self.write_level.unwrap_or(default.write_level),
+            fsync,
+            ttl,
+        })
+    }
+
+    /// How long rows are to be kept from now on, if the settings say so.
+    ///
+    /// # Errors
+    /// No column, or none that is meant, says how old a row is; the error has its place.
+    pub(super) fn ttl_change(&self, schema: &TableSchema) -> Result<Option<TtlChange>> {
+        let invalid = |message: String, span| at(Error::new(ErrorCode::InvalidStatement, message), span);
+        let (micros, span) = match (self.ttl, &self.ttl_column) {
+            (Some((Some(micros), span)), _) => (micros, span),
+            (_, Some((_, span))) => {
+                let message = "ttl_column says by which time rows are dropped, and they are kept for ever";
+                return Err(invalid(message.into(), *span).with_help("add ttl = '30d', or leave it out"));
+            }
+            (Some((None, _)), None) => return Ok(Some(TtlChange::Forever)),
+            (None, None) => return Ok(None),
+        };
+        let times = Table::time_columns(schema);
+        let names = || times.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
+        let column = match (&self.ttl_column, times.as_slice()) {
+            (Some((name, span)), _) => times.iter().find(|column| column.name == *name).ok_or_else(|| {
+                let help = match times.is_empty() {
+                    true => "the table's key has none".to_owned(),
+                    false => format!("it has these: {}", names()),
+                };
+                invalid(format!("'{name}' is no TIMESTAMP of the table's key"), *span).with_help(help)
+            })?,
+            (None, [one]) => one,
+            (None, []) => {
+                let message = "ttl goes by a TIMESTAMP of the primary key, and this key has none";
+                let help = "add one to the key, or make a table of events: without a PRIMARY KEY, it has '_ts'";
+                return Err(invalid(message.into(), span).with_help(help));
+            }
+            (None, _) => {
+                let message = format!("the key has several TIMESTAMPs: {}", names());
+                return Err(invalid(message, span).with_help("say which one with ttl_column"));
+            }
+        };
+        Ok(Some(TtlChange::Keep(Ttl { column: column.id, micros })))
+    }
 }
 
 fn known() -> String {

@@ -139,6 +139,14 @@ async fn tables() {
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'allways')",
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync = 'interval', fsync_interval_ms = 0)",
         "CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync_interval_ms = 200, fsync = 'never')",
+        "CREATE TABLE t (a INT PRIMARY KEY) WITH (ttl = '30d')",
+        "CREATE TABLE t (a INT PRIMARY KEY, at TIMESTAMP) WITH (ttl = '30d', ttl_column = 'at')",
+        "CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w')",
+        "CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w', ttl_column = c)",
+        "CREATE TABLE t (at TIMESTAMP, line VARCHAR) WITH (ttl = '1w', ttl_column = at)",
+        "CREATE TABLE t (line VARCHAR) WITH (ttl = '30')",
+        "CREATE TABLE t (line VARCHAR) WITH (ttl = '10ms')",
+        "CREATE TABLE t (line VARCHAR) WITH (ttl_column = _ts)",
         "CREATE TABLE t (a INT PRIMARY KEY) nonsense",
         "CREATE TABLE t (a INT DEFAULT 5)",
         "CREATE TABLE t (_ts INT)",
@@ -401,6 +409,8 @@ async fn alterations() {
         "ALTER TABLE flights SET (fsync = 'never')",
         "ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)",
         "ALTER TABLE flights SET (wirte_level = 'one')",
+        "ALTER TABLE flights SET (ttl = '7d')",
+        "ALTER TABLE readings SET (ttl = 'for ever')",
         "ALTER TABLE flights",
     ];
     check(&world, &statements, expect![[r#"

@@ -2,9 +2,9 @@
 
 use arrow::datatypes::DataType;
 use expect_test::{Expect, expect};
-use shoal_catalog::Partitioning;
-use shoal_kernel::{Column, ColumnId, Datum, ErrorCode, Fsync, SchemaChange, TableKind, WriteLevel};
-use shoal_planner::{ExplainKind, InsertSource, PlanOptions, Statement};
+use shoal_catalog::{Partitioning, TtlChange};
+use shoal_kernel::{Column, ColumnId, Cutoff, Datum, ErrorCode, Fsync, SchemaChange, TableKind, Ttl, WriteLevel};
+use shoal_planner::{ExplainKind, InsertSource, PlanOptions, Statement, describe};
 
 use crate::answers::lines;
 use crate::runner::{query, run};
@@ -58,6 +58,39 @@ async fn a_table_says_when_it_is_synced() {
         let Statement::CreateTable(table) = plan(&world, &sql).await else { panic!("not a table") };
         assert_eq!(table.options.fsync, fsync, "{with}");
     }
+}
+
+#[tokio::test]
+async fn a_table_says_how_long_it_keeps_its_rows() {
+    let world = World::new().await;
+    let week = 7 * 86_400_000_000;
+    for (columns, with, kept) in [
+        ("line VARCHAR", "ttl = '7d'", Some((1, week))),
+        ("line VARCHAR", "ttl = '1W', ttl_column = '_ts'", Some((1, week))),
+        ("line VARCHAR", "ttl = none", None),
+        ("a INT, at TIMESTAMP, PRIMARY KEY (a, at)", "ttl = '7d'", Some((1, week))),
+        ("a TIMESTAMP, b TIMESTAMP, PRIMARY KEY (a, b)", "ttl_column = b, ttl = '7d'", Some((1, week))),
+    ] {
+        let sql = format!("CREATE TABLE t ({columns}) WITH ({with})");
+        let Statement::CreateTable(table) = plan(&world, &sql).await else { panic!("not a table") };
+        assert_eq!(table.options.ttl, kept.map(|(column, micros)| Ttl { column: ColumnId(column), micros }), "{sql}");
+    }
+    let readings = world.catalog.table("readings").unwrap();
+    let column = readings.schema.column("_ts").unwrap().id;
+    let Statement::AlterTable(Some(altered)) = plan(&world, "ALTER TABLE readings SET (ttl = '7d')").await else {
+        panic!("no change")
+    };
+    assert_eq!((altered.ttl, altered.write_level), (Some(TtlChange::Keep(Ttl { column, micros: week })), None));
+    assert!(matches!(plan(&world, "ALTER TABLE readings SET (ttl = 'none')").await, Statement::AlterTable(None)));
+
+    // What has been agreed to be gone is not asked for, wherever it may still be.
+    let mut catalog = world.catalog.as_ref().clone();
+    let id = readings.id;
+    catalog.tables.get_mut(&id).unwrap().cutoff = Some(Cutoff { column, micros: 1_000_000 });
+    let planned = world.planner.plan("SELECT _dedup FROM readings", &catalog.into(), &PlanOptions::default()).await;
+    let Ok(Statement::Query(query)) = planned else { panic!("no query") };
+    let text = describe(&query.graph);
+    assert!(text.contains("where=[_ts >= 1000000]"), "{text}");
 }
 
 #[tokio::test]

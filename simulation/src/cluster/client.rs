@@ -47,6 +47,8 @@ pub(super) struct Office {
     pub(super) queries_max: usize,
     /// Events bring their own time.
     pub(super) event_times: bool,
+    /// How long events are kept, in microseconds.
+    pub(super) events_ttl: Option<u64>,
     /// The operations that are carried out, if not all.
     pub(super) only: Option<Arc<BTreeSet<OperationId>>>,
     pub(super) seed: u64,
@@ -94,6 +96,7 @@ fn told(code: ErrorCode) -> Option<Rare> {
         ErrorCode::ClockSkew => Rare::ClockTooFarAhead,
         ErrorCode::Overloaded => Rare::Overloaded,
         ErrorCode::DiskFull => Rare::DiskFull,
+        ErrorCode::RowsExpired => Rare::ExpiredRefused,
         ErrorCode::Cancelled => Rare::Cancelled,
         _ => return None,
     })
@@ -356,6 +359,7 @@ impl Client {
             attempts: 0,
             outcome: Outcome::Unknown,
             partial: false,
+            at: self.event_time(id, target, begun),
         };
         // Written down before it is sent: a read that ends before the answer arrives may already see it.
         let place = {
@@ -412,6 +416,18 @@ impl Client {
         facts.writes[place] = write;
     }
 
+    /// The time that events bring, the same in every attempt: mostly that of the write. Where events are kept for a time, some
+    /// are old, and some older than that.
+    fn event_time(&self, id: OperationId, target: Target, begun: u64) -> Option<i64> {
+        let now = i64::try_from(begun).ok().filter(|_| target == Target::Events && self.office.event_times)?;
+        let age = match (self.office.events_ttl, id.number % 8) {
+            (Some(ttl), 1) if id.client != PROBES => ttl / 2,
+            (Some(ttl), 2) if id.client != PROBES => ttl * 2,
+            _ => 0,
+        };
+        Some(now.saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)))
+    }
+
     /// What the answer to an attempt says of the write.
     fn heard(&self, write: &Write, answer: Result<WriteReport, Failed>) -> Outcome {
         let (outcome, word) = match answer {
@@ -455,9 +471,8 @@ impl Client {
             Target::Upserts | Target::Deletes => ("kv", ["k", "v"]),
             Target::Events => ("ev", ["id", "amount"]),
         };
-        // The same in every attempt.
-        let at_micros = i64::try_from(EPOCH_MICROS + write.begun).unwrap_or(i64::MAX);
-        let at_micros = (write.target == Target::Events && self.office.event_times).then_some(at_micros);
+        let epoch = i64::try_from(EPOCH_MICROS).unwrap_or(i64::MAX);
+        let at_micros = write.at.map(|at| epoch.saturating_add(at));
         if door == Door::Rows {
             let batch = batch(columns, &write.rows, at_micros)
                 .map_err(|error| Failed::Error(Error::internal(error.to_string())))?;

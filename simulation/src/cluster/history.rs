@@ -7,6 +7,7 @@ use shoal_actors::service::ClusterStatus;
 use shoal_kernel::{Hlc, Version, WriteLevel};
 
 use super::operation::OperationId;
+use crate::entropy::EPOCH_MICROS;
 
 /// What a client knows of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Write {
     pub outcome: Outcome,
     /// Some of the keys were not found, and so not deleted; nobody knows which.
     pub partial: bool,
+    /// The time that its events bring, in microseconds of virtual time.
+    pub at: Option<i64>,
 }
 
 impl Write {
@@ -79,6 +82,13 @@ impl Write {
             }
             _ => self.version().filter(|_| self.rows.len() == 1),
         }
+    }
+
+    /// The time of its events, in microseconds of virtual time: the one that they brought, or that of their version.
+    pub fn event_time(&self) -> Option<i64> {
+        let Outcome::Acknowledged { version, .. } = self.outcome else { return self.at };
+        let given = i64::try_from(version.time().micros()).ok()?.checked_sub(i64::try_from(EPOCH_MICROS).ok()?);
+        self.at.or(given)
     }
 
     /// The level of its acknowledgement.

@@ -52,6 +52,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         nodes: settings.nodes,
         queries_max: settings.queries_max(),
         event_times: settings.event_times,
+        events_ttl: settings.events_ttl,
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,
     };
@@ -60,6 +61,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         replicas: settings.replicas,
         upserts_fsync: settings.upserts_fsync,
         events_fsync: settings.events_fsync,
+        events_ttl: settings.events_ttl,
         ending: settings.ending,
         ..Evidence::default()
     };

@@ -29,6 +29,8 @@ const CONVERGE: Duration = Duration::from_secs(15);
 const LIVE: Duration = Duration::from_secs(30);
 /// After the heal: replicas are equal.
 const EQUAL_MICROS: u64 = 60_000_000;
+/// What has had its time is gone by then, after the heal.
+const EXPIRE: Duration = Duration::from_secs(5);
 /// Clients have given up on their last operation by then.
 const DRAIN: Duration = Duration::from_secs(60);
 /// Numbers of the clients that make storms, how many make one, and how much faster than others they work.
@@ -72,7 +74,10 @@ impl Phases<'_> {
         self.heal()?;
         self.settle();
         self.drain();
-        let deadline = self.evidence.healed_at.max(self.evidence.drained_at) + EQUAL_MICROS;
+        self.keep_events();
+        let deadline =
+            self.evidence.healed_at.max(self.evidence.drained_at).max(self.evidence.events_stay_from.unwrap_or(0))
+                + EQUAL_MICROS;
         self.until_equal(deadline, "after the heal");
         self.final_reads();
         self.let_go();
@@ -310,6 +315,34 @@ impl Phases<'_> {
         let last = self.after(client::NODE_TIMEOUT + LOOK);
         self.simulation.run_until(last);
         self.evidence.drained_at = self.now();
+    }
+
+    /// From here on events stay: what is read at rest does not change while it is read.
+    fn keep_events(&mut self) {
+        if self.settings.events_ttl.is_none() {
+            return;
+        }
+        let expired = self.after(EXPIRE);
+        self.simulation.run_until(expired);
+        let deadline = self.after(LIVE);
+        let core = self.core();
+        let mut kept = false;
+        while !kept && self.now() < deadline {
+            for node in core.iter().copied() {
+                let statement = SqlRequest::new("ALTER TABLE ev SET (ttl = 'none')");
+                let done =
+                    self.ask(deadline, |office, env| async move { office.sql(&env, node, statement).await.is_ok() });
+                kept = done == Some(true);
+                if kept {
+                    break;
+                }
+            }
+            self.pause_unless(kept, deadline);
+        }
+        match kept {
+            true => self.evidence.events_stay_from = Some(self.now()),
+            false => self.evidence.dead.push("ALTER TABLE".to_owned()),
+        }
     }
 
     fn until_equal(&mut self, deadline_micros: u64, when: &str) {

@@ -15,6 +15,9 @@ use crate::world::HostId;
 const CLUSTER_PORT: u16 = 9176;
 const HTTP_PORT: u16 = 9175;
 
+/// Mostly events stay.
+const EVENTS_TTL_SECONDS: [Option<u64>; 8] = [None, None, None, None, None, Some(5), Some(12), Some(30)];
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -39,6 +42,8 @@ pub(super) struct Settings {
     pub(super) ending: Ending,
     /// Events bring their own time.
     pub(super) event_times: bool,
+    /// How long events are kept, in microseconds.
+    pub(super) events_ttl: Option<u64>,
     /// The node that joins under faults, if one does.
     pub(super) joins: Option<u16>,
     pub(super) menu: FaultMenu,
@@ -91,6 +96,8 @@ impl Settings {
             let all: Vec<String> = copies.clone().into_iter().chain(late).collect();
             if all.is_empty() { String::new() } else { format!(" WITH ({})", all.join(", ")) }
         };
+        let ttl = stream("events ttl").pick(&EVENTS_TTL_SECONDS).copied().flatten();
+        let kept = ttl.map_or_else(String::new, |seconds| format!(" WITH (ttl = '{seconds}s')"));
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
@@ -116,6 +123,7 @@ impl Settings {
             replicas,
             ending,
             event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
+            events_ttl: ttl.map(|seconds| seconds * 1_000_000),
             joins,
             menu: FaultMenu {
                 hosts: nodes,
@@ -132,7 +140,7 @@ impl Settings {
                 with(upserts_fsync)
             ),
             // Events spread by hash only where the table may say so; by time and content they stay in one partition.
-            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}", with(events_fsync)),
+            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}{kept}", with(events_fsync)),
             names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){}", with(Fsync::Always)),
             upserts_fsync,
             events_fsync,

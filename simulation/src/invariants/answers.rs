@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::WriteLevel;
 
 use super::Evidence;
+use super::expiry::may_have_expired;
 use super::late::may_be_lost;
 use super::writes::{by_key, deletions, is_certain, may_beat, pairs};
 use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
@@ -53,10 +54,13 @@ impl<'a> Model<'a> {
         Possible { values, certain }
     }
 
-    /// Whether every replica had the write before the question, and none can have lost it that no other could give it back.
+    /// Whether every replica had the write before the question, and none can have lost it that no other could give it back, or
+    /// dropped it because it had had its time.
     fn on_all(&self, write: &Write, read: &Read) -> bool {
         let everywhere = write.level() == Some(WriteLevel::All) && write.ended < read.begun;
-        everywhere && !may_be_lost(self.evidence, write, read.ended)
+        let lasts =
+            !may_be_lost(self.evidence, write, read.ended) && !may_have_expired(self.evidence, write, read.ended);
+        everywhere && lasts
     }
 
     fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {

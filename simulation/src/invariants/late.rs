@@ -83,6 +83,7 @@ mod tests {
             attempts: 1,
             outcome: Outcome::Acknowledged { level, version },
             partial: false,
+            at: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod convergence;
+mod expiry;
 mod late;
 mod writes;
 
@@ -27,6 +28,10 @@ pub struct Evidence {
     pub upserts_fsync: Fsync,
     /// When the event table is.
     pub events_fsync: Fsync,
+    /// How long events are kept, in microseconds.
+    pub events_ttl: Option<u64>,
+    /// When they were told to stay for ever, in microseconds of virtual time.
+    pub events_stay_from: Option<u64>,
     /// When hosts lost their power, in microseconds of virtual time, in order.
     pub power_losses: Vec<(u64, u16)>,
     /// How the run ended.
@@ -122,6 +127,11 @@ pub const INVARIANTS: &[Invariant] = &[
         text: "Within 60 s after the heal every replica has pulled everything, digests agree, and every node gives the same \
                rows.",
         check: convergence::replicas_equal_after_heal,
+    },
+    Invariant {
+        name: "expired_events_are_gone",
+        text: "At rest no event is shown that had had its time well before its table was told to keep all that is left.",
+        check: expiry::expired_events_are_gone,
     },
     Invariant {
         name: "membership_converges",

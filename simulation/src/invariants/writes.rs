@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::WriteLevel;
 
 use super::Evidence;
+use super::expiry::may_have_expired;
 use super::late::may_be_lost;
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
 use crate::entropy::EPOCH_MICROS;
@@ -122,6 +123,7 @@ pub(super) fn no_acknowledged_write_lost(evidence: &Evidence) -> Vec<String> {
             .writes
             .iter()
             .filter(|write| write.target == Target::Events && survives(evidence, write, read))
+            .filter(|write| !may_have_expired(evidence, write, read.ended))
         {
             for (id, _) in write.rows.iter().filter(|(id, _)| !shown.contains_key(id)) {
                 let (node, scan) = (HostId(read.node), read.id);
@@ -360,6 +362,7 @@ mod tests {
             attempts: 1,
             outcome: Outcome::Acknowledged { level: WriteLevel::All, version },
             partial: false,
+            at: None,
         }
     }
 

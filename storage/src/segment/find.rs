@@ -63,6 +63,13 @@ impl Segment {
         Ok((keys, self.read_versions(page)?))
     }
 
+    /// The encoded key columns and versions of a page's rows. Of events that is less than their identities.
+    pub(crate) fn read_key_columns(&self, layout: &Layout, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
+        let column = |&place: &usize| self.read_stored(layout, place, page, None);
+        let columns: Vec<ArrayRef> = layout.key.iter().map(column).collect::<Result<_>>()?;
+        Ok((encode_columns(&columns, self.page_rows(page).len())?, self.read_versions(page)?))
+    }
+
     /// The first row whose identity is not below that one.
     pub(crate) fn lower_bound(&self, layout: &Layout, identity: &[u8]) -> Result<u32> {
         let page = self.footer.first_keys.partition_point(|first| first.as_slice() < identity);

@@ -8,6 +8,7 @@ use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Versio
 
 use super::digest::Tally;
 use super::{Store, Writer, lock};
+use crate::expiry::expired;
 use crate::hash::{content_hashes, fingerprint};
 use crate::key::EncodedKeys;
 use crate::layout::Layout;
@@ -156,6 +157,12 @@ impl Store {
         let rows = incoming.rows() as u64;
         let accepted = Accepted { position, version, rows, duplicate: false };
 
+        if is_replicated || is_delete {
+            // What has had its time is gone: peers may not know yet, and there is nothing left to delete.
+            if let Some(kept) = incoming.kept_from(&layout, writer.takes_from)? {
+                incoming = incoming.filter(&layout, &kept)?;
+            }
+        }
         if is_replicated {
             return self.prepare_replicated(writer, incoming, accepted);
         }
@@ -198,6 +205,10 @@ impl Store {
             incoming.tokens.push(record);
         } else if incoming.rows() == 0 {
             return Ok(Err(Fate::Settled(Ok(accepted))));
+        }
+        // A resend is what it was the first time, however long ago.
+        if let Some(time) = incoming.first_expired(&layout, writer.takes_from)? {
+            return Err(expired("a row", time, writer.takes_from));
         }
         let met = self.locate(writer, &incoming.keys)?;
         Ok(Ok((Prepared { incoming, met }, accepted)))

@@ -82,16 +82,20 @@ impl<'a> Tally<'a> {
 
     /// A row or tombstone wins. Its identity is what rows are sorted by.
     pub(crate) fn add(&mut self, identity: &[u8], version: Version, tombstone: bool) {
-        self.change(identity, version, tombstone, u128::wrapping_add);
+        self.add_key(self.layout.key_of_identity(identity), version, tombstone);
+    }
+
+    /// The same, told by the key's columns alone.
+    pub(crate) fn add_key(&mut self, key: &[u8], version: Version, tombstone: bool) {
+        self.change(key, version, tombstone, u128::wrapping_add);
     }
 
     /// A row or tombstone wins no longer.
     pub(crate) fn subtract(&mut self, identity: &[u8], version: Version, tombstone: bool) {
-        self.change(identity, version, tombstone, u128::wrapping_sub);
+        self.change(self.layout.key_of_identity(identity), version, tombstone, u128::wrapping_sub);
     }
 
-    fn change(&mut self, identity: &[u8], version: Version, tombstone: bool, change: fn(u128, u128) -> u128) {
-        let key = self.layout.key_of_identity(identity);
+    fn change(&mut self, key: &[u8], version: Version, tombstone: bool, change: fn(u128, u128) -> u128) {
         let hash = version_hash(key, version, tombstone, &mut self.scratch);
         let sum = &mut self.buckets.0[key_bucket(key, BUCKETS)];
         *sum = change(*sum, hash);
@@ -174,8 +178,11 @@ impl Store {
             return Ok(base.plus(&state.digest));
         }
         let total = self.count_buckets(state)?;
-        // Whatever was accepted since is in the running sums.
-        lock(&self.state).digest_base.get_or_insert_with(|| total.minus(&state.digest).into());
+        // Whatever was accepted since is in the running sums; what was dropped since is not.
+        let mut now = lock(&self.state);
+        if now.cutoff == state.cutoff {
+            now.digest_base.get_or_insert_with(|| total.minus(&state.digest).into());
+        }
         Ok(total)
     }
 

@@ -314,6 +314,7 @@ impl Store {
             digest,
             changes_from: state.changes_from.min(flushed),
             keep_changes_from: state.keep_changes_from,
+            cutoff: state.cutoff,
             split: None,
         })
     }

@@ -7,6 +7,7 @@ mod changes;
 mod commit;
 mod compaction;
 mod digest;
+mod expire;
 mod history;
 mod maintenance;
 mod open;
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Planted, Result, SegmentId, Version};
+use shoal_kernel::{Applied, Cutoff, Error, ErrorCode, KeyRange, Planted, Result, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::manifest::write_meta;
@@ -38,6 +39,7 @@ pub use changes::{Changed, Changes};
 use compaction::Compaction;
 pub use compaction::{CompactionProgress, CompactionStep};
 pub use digest::{Digest, DigestBuckets};
+pub use expire::ExpiryReport;
 pub use maintenance::FlushReport;
 pub use open::Recovery;
 pub use pull::{PullCursor, PullRound, Pulled};
@@ -99,6 +101,8 @@ struct Writer {
     sealed: Vec<(u64, Arc<KeyIndex>)>,
     /// Of rows that were winners once.
     deaths: Deaths,
+    /// No row with a time below it is taken: the state's cut-off, or the one that it is about to get.
+    takes_from: Option<Cutoff>,
     /// Why no more commits are taken.
     failed: Option<Error>,
     /// Bytes logged since the free space was looked at; `None` to look before the next commit.

@@ -164,6 +164,7 @@ impl Store {
             digest_base: manifest.digest()?.map(Arc::new),
             changes_from: manifest.changes_from,
             keep_changes_from: manifest.keep_changes_from,
+            cutoff: manifest.cutoff,
             wal_bytes: 0,
             failed: None,
             broken: recovery.quarantined.clone().into(),
@@ -191,8 +192,15 @@ impl Store {
         let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), lazy, files, recovered.last_position)?;
 
         let (wal_bytes, durability) = (wal.bytes(), wal.durability());
-        let writer =
-            Writer { wal, index: KeyIndex::new(), sealed: Vec::new(), deaths, failed: None, bytes_since_check: None };
+        let writer = Writer {
+            wal,
+            index: KeyIndex::new(),
+            sealed: Vec::new(),
+            deaths,
+            takes_from: manifest.cutoff,
+            failed: None,
+            bytes_since_check: None,
+        };
         let meta = read_meta(&disk, dir)?;
         let store = Self {
             disk,

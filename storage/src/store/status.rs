@@ -1,6 +1,6 @@
 //! What a store says of itself.
 
-use shoal_kernel::LogId;
+use shoal_kernel::{Cutoff, LogId};
 
 use super::{Store, lock};
 use crate::damage::Problem;
@@ -33,6 +33,8 @@ pub struct StoreStatus {
     pub wal_bytes: u64,
     /// The earliest position that changes can be told from.
     pub changes_from: u64,
+    /// Rows with a time below it have been dropped.
+    pub cutoff: Option<Cutoff>,
     /// Dead rows in segments that no merge leaves out: they died since the last flush, or a reader of changes needs them.
     pub kept_rows: u64,
     /// Damage that was met and has not passed, by file.
@@ -61,6 +63,7 @@ impl Store {
             memtable_bytes: state.memtable_bytes(),
             wal_bytes: state.wal_bytes,
             changes_from: state.changes_from,
+            cutoff: state.cutoff,
             kept_rows: state.segments.values().map(kept).sum(),
             problems: state.broken.iter().cloned().chain(damaged).collect(),
             failed: state.failed.as_ref().map(|error| error.message().to_owned()),

@@ -10,6 +10,7 @@ mod digest;
 mod disk;
 mod ends;
 mod examine;
+mod expire;
 mod fixture;
 mod lazy;
 mod model;

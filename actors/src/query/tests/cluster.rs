@@ -485,7 +485,7 @@ fn add(
         partitions.push(partition);
     }
     let options = TableOptions { replication_factor: replicas, ..TableOptions::default() };
-    let table = Table { id, name: name.into(), schema, partitioning, options, partitions };
+    let table = Table { id, name: name.into(), schema, partitioning, options, cutoff: None, partitions };
     catalog.tables.insert(id, table);
 }
 

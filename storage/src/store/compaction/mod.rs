@@ -11,7 +11,7 @@ mod windows;
 
 use std::sync::atomic::Ordering;
 
-use shoal_kernel::{Error, ErrorCode, Result};
+use shoal_kernel::{Error, ErrorCode, Result, SegmentId};
 
 use self::pick::{Groups, Pick};
 use self::rewrite::Parts;
@@ -28,6 +28,11 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
+    /// Whether the segment is one of those that are being merged.
+    pub(super) fn is_merging(&self, id: SegmentId) -> bool {
+        self.rewrite.as_ref().is_some_and(|rewrite| rewrite.reads(id))
+    }
+
     /// Drops what is under way, and removes its files.
     pub(super) fn give_up(&mut self) {
         self.rewrite = None;

@@ -129,6 +129,11 @@ impl Rewrite {
         self.inputs.len()
     }
 
+    /// Whether it takes the place of that one.
+    pub(super) fn reads(&self, id: SegmentId) -> bool {
+        self.inputs.iter().any(|input| input.segment.id() == id)
+    }
+
     pub(super) fn bytes_written(&self) -> u64 {
         self.finished_bytes + self.writer.as_ref().map_or(0, SegmentWriter::bytes)
     }
