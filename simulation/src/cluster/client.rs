@@ -12,8 +12,8 @@ use shoal_kernel::{Applied, Env, Error, ErrorCode, QueryId, Rare, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
-use super::history::{Cell, History, Outcome, Question, Read, TableChange, Target, Write};
-use super::operation::{self, KEYS, Manner, Operation, OperationId, Work};
+use super::history::{Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
+use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
@@ -281,6 +281,7 @@ struct Sending {
     id: OperationId,
     target: Target,
     rows: Vec<(i64, i64)>,
+    note: Note,
     level: WriteLevel,
     tokened: bool,
     door: Door,
@@ -319,21 +320,23 @@ impl Client {
     async fn carry_out(&self, operation: Operation) {
         let Operation { id, node, work, later, .. } = operation;
         match work {
-            Work::Write { target, rows, level, tokened, as_rows, updates, again_after_ms } => {
+            Work::Write { target, rows, level, tokened, as_rows, updates, note, again_after_ms } => {
                 let door = match (updates, as_rows) {
                     (true, _) => Door::Update,
                     (false, true) => Door::Rows,
                     (false, false) => Door::Insert,
                 };
-                self.send(node, Sending { id, target, rows, level, tokened, door, again_after_ms }, later).await;
+                self.send(node, Sending { id, target, rows, note, level, tokened, door, again_after_ms }, later).await;
             }
             Work::Delete { low, high, level } => {
                 let rows = (low..=high).map(|key| (key, 0)).collect();
                 let (target, door) = (Target::Deletes, Door::Delete);
-                let sending = Sending { id, target, rows, level, tokened: false, door, again_after_ms: None };
+                let (note, again_after_ms) = (Note::None, None);
+                let sending = Sending { id, target, rows, note, level, tokened: false, door, again_after_ms };
                 self.send(node, sending, later).await;
             }
             Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
+            Work::Alter(altering) => self.alter(id, node, altering).await,
             Work::Ask { question, manner } => {
                 ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
             }
@@ -344,7 +347,7 @@ impl Client {
     /// Sends a write, again and elsewhere while its outcome is unknown and it has a token.
     async fn send(&self, node: u16, sending: Sending, mut later: Stream) {
         let begun = self.office.shared.now_micros();
-        let Sending { id, target, rows, level, tokened, door, again_after_ms } = sending;
+        let Sending { id, target, rows, note, level, tokened, door, again_after_ms } = sending;
         let to = HostId(node);
         self.office.trace(id, format_args!("begins: {door:?} of {rows:?}, {target:?} at {level} through {to}"));
         let token = tokened.then(|| format!("client-{}-{}", id.client, id.number));
@@ -352,6 +355,7 @@ impl Client {
             id,
             target,
             rows,
+            note,
             begun,
             ended: u64::MAX,
             node,
@@ -474,7 +478,7 @@ impl Client {
         let epoch = i64::try_from(EPOCH_MICROS).unwrap_or(i64::MAX);
         let at_micros = write.at.map(|at| epoch.saturating_add(at));
         if door == Door::Rows {
-            let batch = batch(columns, &write.rows, at_micros)
+            let batch = batch(columns, &write.rows, write.note, at_micros)
                 .map_err(|error| Failed::Error(Error::internal(error.to_string())))?;
             let request = WriteRequest {
                 table: table.to_owned(),
@@ -489,8 +493,10 @@ impl Client {
             Some(at_micros) => (", _ts", format!(", to_timestamp_micros({at_micros})")),
             None => ("", String::new()),
         };
-        let values: Vec<String> =
-            write.rows.iter().map(|(first, second)| format!("({first}, {second}{time})")).collect();
+        let note_column = if write.note == Note::Given { ", note" } else { "" };
+        let note = |value: i64| if write.note == Note::Given { format!(", {}", 2 * value) } else { String::new() };
+        let row = |(first, second): &(i64, i64)| format!("({first}, {second}{}{time})", note(*second));
+        let values: Vec<String> = write.rows.iter().map(row).collect();
         let [first, second] = columns;
         let ends = write.rows.first().zip(write.rows.last());
         let text = match (door, ends) {
@@ -501,7 +507,10 @@ impl Client {
             (Door::Delete, Some(((low, _), (high, _)))) => {
                 format!("DELETE FROM {table} WHERE k >= {low} AND k <= {high}")
             }
-            _ => format!("INSERT INTO {table} ({first}, {second}{time_column}) VALUES {}", values.join(", ")),
+            _ => format!(
+                "INSERT INTO {table} ({first}, {second}{note_column}{time_column}) VALUES {}",
+                values.join(", ")
+            ),
         };
         let request = SqlRequest { write_level: Some(level), token, ..SqlRequest::new(text) };
         let (_, done) = self.office.sql_in(&self.env, write.node, label(write.id), request, Manner::Whole).await?;
@@ -523,6 +532,36 @@ impl Client {
         let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
         self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
         self.office.history.count(if outcome.is_ok() { "flushes and merges" } else { "flushes and merges not whole" });
+    }
+
+    /// Has the column of notes come, go, or get another type.
+    async fn alter(&self, id: OperationId, node: u16, altering: Altering) {
+        let change = match altering {
+            Altering::Adds => "ADD COLUMN IF NOT EXISTS note BIGINT",
+            Altering::Widens => "ALTER COLUMN note TYPE DOUBLE",
+            Altering::Drops => "DROP COLUMN IF EXISTS note",
+        };
+        let begun = self.office.shared.now_micros();
+        // Written down before it is sent: a read that ends before the answer arrives may already miss the notes.
+        let place = (altering == Altering::Drops).then(|| {
+            let mut facts = self.office.history.facts();
+            facts.notes_dropped.push(NotesDropped { begun, ended: u64::MAX });
+            facts.notes_dropped.len() - 1
+        });
+        self.office.trace(id, format_args!("begins: ALTER TABLE kv {change} through {}", HostId(node)));
+        let request = SqlRequest::new(format!("ALTER TABLE kv {change}"));
+        let outcome = self.office.sql_in(&self.env, node, label(id), request, Manner::Whole).await;
+        let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
+        self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
+        self.office.history.count(if outcome.is_ok() { "columns altered" } else { "columns not altered" });
+        let Some(place) = place else { return };
+        let ended = match &outcome {
+            Ok(_) => self.office.shared.now_micros(),
+            // It is as if it had ended before it began.
+            Err(failed) if failed.outcome() == Outcome::NotApplied => 0,
+            Err(_) => return,
+        };
+        self.office.history.facts().notes_dropped[place].ended = ended;
     }
 
     /// Asks another node about a table that has been created.
@@ -578,6 +617,7 @@ impl Client {
 fn batch(
     columns: [&str; 2],
     rows: &[(i64, i64)],
+    note: Note,
     at_micros: Option<i64>,
 ) -> Result<RecordBatch, arrow::error::ArrowError> {
     // Only a key or a required column is not null; the fields say what the values are.
@@ -585,6 +625,10 @@ fn batch(
     let column =
         |pick: fn(&(i64, i64)) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(rows.iter().map(pick))) };
     let mut values = vec![column(|row| row.0), column(|row| row.1)];
+    if note == Note::Given {
+        fields.push(Field::new("note", DataType::Int64, true));
+        values.push(column(|row| 2 * row.1));
+    }
     if let Some(at_micros) = at_micros {
         let times = TimestampMicrosecondArray::from_value(at_micros, rows.len());
         fields.push(Field::new(TS_COLUMN, times.data_type().clone(), false));
@@ -609,6 +653,9 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         Question::Point { key } => format!("SELECT k, v FROM kv WHERE k = {key}"),
         Question::Range { low, high } => {
             format!("SELECT k, v FROM kv WHERE k >= {low} AND k <= {high} ORDER BY k")
+        }
+        Question::Notes { low, high } => {
+            format!("SELECT k, v, note FROM kv WHERE k >= {low} AND k <= {high} ORDER BY k")
         }
         Question::Aggregate => "SELECT count(*), sum(v), min(v), max(v) FROM kv".to_owned(),
         Question::Groups => format!("SELECT k % {GROUPS} AS g, count(*) FROM kv GROUP BY k % {GROUPS} ORDER BY g"),
@@ -654,6 +701,7 @@ pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target,
         id,
         target,
         rows: vec![row],
+        note: Note::None,
         level: WriteLevel::Quorum,
         tokened: door != Door::Delete,
         door,

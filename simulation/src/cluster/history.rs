@@ -36,6 +36,17 @@ pub enum Target {
     Deletes,
 }
 
+/// What a write makes of its rows' note: a column of the upsert table that comes and goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// The rows have none.
+    None,
+    /// Twice the value.
+    Given,
+    /// The one that the row had.
+    Kept,
+}
+
 /// A write, with all its resends.
 #[derive(Debug, Clone)]
 pub struct Write {
@@ -45,6 +56,8 @@ pub struct Write {
     pub target: Target,
     /// Its rows, in order.
     pub rows: Vec<(i64, i64)>,
+    /// Their note.
+    pub note: Note,
     /// When it was first sent, in microseconds of virtual time.
     pub begun: u64,
     /// When its outcome was known; the end of time while it is not.
@@ -115,6 +128,13 @@ pub enum Question {
         /// Last key.
         high: i64,
     },
+    /// Rows of a range of keys with their notes.
+    Notes {
+        /// First key.
+        low: i64,
+        /// Last key.
+        high: i64,
+    },
     /// Number of rows, sum, least and greatest value.
     Aggregate,
     /// Number of rows by remainder of the key.
@@ -133,6 +153,7 @@ impl Question {
         match self {
             Self::Point { .. } => "point reads",
             Self::Range { .. } => "range scans",
+            Self::Notes { .. } => "scans of notes",
             Self::Aggregate => "aggregates",
             Self::Groups => "group bys",
             Self::Join => "joins",
@@ -185,6 +206,15 @@ pub struct TableChange {
     pub done: Option<bool>,
 }
 
+/// The column of notes was to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotesDropped {
+    /// When that was asked for, in microseconds of virtual time.
+    pub begun: u64,
+    /// When it was told to be done; the end of time if nobody knows.
+    pub ended: u64,
+}
+
 /// What one node said of the cluster at the end.
 #[derive(Debug, Clone)]
 pub struct View {
@@ -205,6 +235,8 @@ pub struct Facts {
     pub reads: Vec<Read>,
     /// Tables that came or went, in the order of their beginning.
     pub tables: Vec<TableChange>,
+    /// When the column of notes went, unless that was refused without effect.
+    pub notes_dropped: Vec<NotesDropped>,
     /// Errors by which a node said that an invariant of its own is broken.
     pub internal: Vec<String>,
     /// Tables that a node did not know although they had been created.

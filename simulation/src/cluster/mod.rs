@@ -16,7 +16,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use history::{Cell, Facts, Outcome, Question, Read, TableChange, Target, View, Write};
+pub use history::{Cell, Facts, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, View, Write};
 
 use crate::invariants::{self, Evidence};
 use crate::run::{RunOptions, RunReport, counts};

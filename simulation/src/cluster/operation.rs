@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use shoal_kernel::WriteLevel;
 
-use super::history::{Question, Target};
+use super::history::{Note, Question, Target};
 use crate::random::Stream;
 
 /// Keys of the upsert table; the first of them are hot.
@@ -72,6 +72,7 @@ pub(super) enum Work {
         as_rows: bool,
         /// As an UPDATE of the one row: if there is none, nothing is written.
         updates: bool,
+        note: Note,
         /// Without waiting for an answer, it is sent to another node as well, after so many milliseconds.
         again_after_ms: Option<u64>,
     },
@@ -85,6 +86,7 @@ pub(super) enum Work {
         /// Segments are merged; else only written.
         merging: bool,
     },
+    Alter(Altering),
     Ask {
         question: Question,
         manner: Manner,
@@ -93,6 +95,17 @@ pub(super) enum Work {
         /// It is dropped again.
         dropping: bool,
     },
+}
+
+/// What becomes of the column of notes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Altering {
+    /// It comes, unless it is there.
+    Adds,
+    /// Its notes become decimals.
+    Widens,
+    /// It goes, if it is there.
+    Drops,
 }
 
 /// How a client reads an answer.
@@ -124,12 +137,15 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
             let (level, tokened) = (level(&mut stream), stream.chance(500));
             let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, tokened));
-            Work::Write { target: Target::Upserts, rows, level, tokened, as_rows, updates: false, again_after_ms }
+            let note = if stream.chance(300) { Note::Given } else { Note::None };
+            let target = Target::Upserts;
+            Work::Write { target, rows, level, tokened, as_rows, updates: false, note, again_after_ms }
         }
         28..=34 => {
             let rows = vec![(key(&mut stream), first_value)];
             let (target, level) = (Target::Upserts, level(&mut stream));
-            Work::Write { target, rows, level, tokened: false, as_rows: false, updates: true, again_after_ms: None }
+            let (note, again_after_ms) = (Note::Kept, None);
+            Work::Write { target, rows, level, tokened: false, as_rows: false, updates: true, note, again_after_ms }
         }
         35..=43 => {
             let low = key(&mut stream);
@@ -142,11 +158,17 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let level = level(&mut stream);
             let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, true));
             let target = Target::Events;
-            Work::Write { target, rows, level, tokened: true, as_rows, updates: false, again_after_ms }
+            let note = Note::None;
+            Work::Write { target, rows, level, tokened: true, as_rows, updates: false, note, again_after_ms }
         }
         58 => Work::Upkeep { merging: stream.chance(500) },
         59..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
-        _ => Work::Table { dropping: stream.chance(500) },
+        97 | 98 => Work::Table { dropping: stream.chance(500) },
+        _ => Work::Alter(match stream.below(4) {
+            0 | 1 => Altering::Adds,
+            2 => Altering::Widens,
+            _ => Altering::Drops,
+        }),
     };
     Operation { id, think_ms, node, work, later: Stream::new(seed, "retries", place) }
 }
@@ -190,7 +212,8 @@ fn question(stream: &mut Stream) -> Question {
         0..=2 => Question::Point { key: key(stream) },
         3 | 4 => {
             let low = key(stream);
-            Question::Range { low, high: (low + stream.below(30).cast_signed()).min(KEYS - 1) }
+            let high = (low + stream.below(30).cast_signed()).min(KEYS - 1);
+            if stream.chance(300) { Question::Notes { low, high } } else { Question::Range { low, high } }
         }
         5 => Question::Aggregate,
         6 => Question::Groups,

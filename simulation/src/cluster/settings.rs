@@ -135,7 +135,7 @@ impl Settings {
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
             upserts: format!(
-                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL){}{}",
+                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL, note BIGINT){}{}",
                 partitioned("k", "upsert partitions", "20, 40"),
                 with(upserts_fsync)
             ),

@@ -8,7 +8,7 @@ use super::Evidence;
 use super::expiry::may_have_expired;
 use super::late::may_be_lost;
 use super::writes::{by_key, deletions, is_certain, may_beat, pairs};
-use crate::cluster::{Cell, GROUPS, NAMES, Outcome, Question, Read, Target, Write};
+use crate::cluster::{Cell, GROUPS, NAMES, Note, Outcome, Question, Read, Target, Write};
 use crate::world::HostId;
 
 /// Rows that an answer can hold.
@@ -86,7 +86,9 @@ pub(super) fn not_applied_means_not_applied(evidence: &Evidence) -> Vec<String> 
     for read in &evidence.facts.reads {
         for (first, second) in pairs(&read.rows) {
             let seen = match read.question {
-                Question::Point { .. } | Question::Range { .. } | Question::Join => upserts.contains(&(first, second)),
+                Question::Point { .. } | Question::Range { .. } | Question::Notes { .. } | Question::Join => {
+                    upserts.contains(&(first, second))
+                }
                 Question::Events => events.contains(&first),
                 Question::Aggregate | Question::Groups | Question::EventCount => false,
             };
@@ -105,6 +107,8 @@ pub(super) fn complete_answers_are_exact(evidence: &Evidence) -> Vec<String> {
         let wrong = match read.question {
             Question::Point { key } => rows_of_keys(&model, read, &[key]),
             Question::Range { low, high } => rows_of_keys(&model, read, &(low..=high).collect::<Vec<_>>()),
+            Question::Notes { low, high } => rows_of_keys(&model, read, &(low..=high).collect::<Vec<_>>())
+                .or_else(|| read.rows.iter().find_map(|row| wrong_note(&model, read, row))),
             Question::Join => joined(&model, read),
             Question::Aggregate => aggregate(&model, read),
             Question::Groups => groups(&model, read),
@@ -143,6 +147,51 @@ fn rows_of_keys(model: &Model<'_>, read: &Read, keys: &[i64]) -> Option<String> 
         }
     }
     None
+}
+
+/// A row (key, value, note) whose note is not what its write, or the one before an UPDATE, has made it.
+fn wrong_note(model: &Model<'_>, read: &Read, row: &[Cell]) -> Option<String> {
+    let [Cell::Int(key), Cell::Int(value), note] = row else { return Some(format!("{row:?} is no row with its note")) };
+    let note = match note {
+        Cell::Null => None,
+        Cell::Int(note) => Some(*note),
+        Cell::Text(text) => match text.strip_suffix(".0").unwrap_or(text).parse::<i64>() {
+            Ok(note) => Some(note),
+            Err(_) => return Some(format!("the note of key {key} is {text}")),
+        },
+    };
+    let writes = model.keys.get(key).map_or(&[][..], Vec::as_slice);
+    let writer = |value: i64| writes.iter().find(|(written, _)| *written == value).map(|(_, write)| *write);
+    let write = writer(*value)?;
+    // The rows that the write may have begun with, as their notes.
+    let before: Vec<Option<i64>> = match write.note {
+        Note::None => vec![None],
+        Note::Given => vec![Some(2 * value)],
+        Note::Kept => {
+            let asked = Read { begun: write.begun, ended: write.ended.min(read.ended), ..read.clone() };
+            let found = model.possible(*key, &asked).values.into_iter().filter(|found| found != value);
+            let notes = found.flat_map(|found| match writer(found).map(|write| write.note) {
+                Some(Note::Given) => vec![Some(2 * found)],
+                Some(Note::None) | None => vec![None],
+                // It goes back to a write that may be any.
+                Some(Note::Kept) => {
+                    let given = writes.iter().filter(|(_, write)| write.note == Note::Given);
+                    given.map(|(value, _)| Some(2 * value)).chain([None]).collect()
+                }
+            });
+            notes.collect()
+        }
+    };
+    let dropped = || {
+        let since = match write.note {
+            Note::Kept => 0,
+            Note::None | Note::Given => write.begun,
+        };
+        let dropped = &model.evidence.facts.notes_dropped;
+        dropped.iter().any(|dropped| dropped.begun < read.ended && dropped.ended > since && dropped.ended > 0)
+    };
+    let right = before.contains(&note) || note.is_none() && dropped();
+    (!right).then(|| format!("key {key} shows {value} with the note {note:?}, which can only be one of {before:?}"))
 }
 
 fn joined(model: &Model<'_>, read: &Read) -> Option<String> {
@@ -257,7 +306,7 @@ fn at_rest(evidence: &Evidence) -> Vec<String> {
                 table.iter().map(row).collect()
             }
             (Question::EventCount, Some(table)) => vec![vec![Cell::Int(table.len() as i64); 2]],
-            (Question::Point { .. }, _) | (_, None) => continue,
+            (Question::Point { .. } | Question::Notes { .. }, _) | (_, None) => continue,
         };
         if wanted != read.rows {
             found.push(format!("{}: {:?} instead of {wanted:?}", tell(read), read.rows));

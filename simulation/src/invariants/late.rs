@@ -67,7 +67,7 @@ mod tests {
     use shoal_kernel::{Hlc, NodeId, Version, WriteLevel};
 
     use super::*;
-    use crate::cluster::{OperationId, Outcome};
+    use crate::cluster::{Note, OperationId, Outcome};
     use crate::faults::PlannedFault;
 
     fn write(level: WriteLevel) -> Write {
@@ -76,6 +76,7 @@ mod tests {
             id: OperationId { client: 1, number: 1 },
             target: Target::Upserts,
             rows: vec![(1, 1)],
+            note: Note::None,
             begun: 1_000_000,
             ended: 1_100_000,
             node: 0,

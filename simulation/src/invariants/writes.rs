@@ -344,7 +344,7 @@ mod tests {
     use shoal_kernel::{Hlc, NodeId, Version};
 
     use super::*;
-    use crate::cluster::{Facts, OperationId};
+    use crate::cluster::{Facts, Note, OperationId};
 
     const KEY: i64 = 7;
 
@@ -355,6 +355,7 @@ mod tests {
             id: OperationId { client: 1, number: begun_ms },
             target,
             rows: vec![(KEY, value)],
+            note: Note::None,
             begun: begun_ms * 1_000,
             ended: begun_ms * 1_000 + 100_000,
             node: 0,
