@@ -105,7 +105,7 @@ fn check(snapshot: &Snapshot) -> Vec<(ScanOrder, u64)> {
             let order = ScanOrder { column: ColumnId(column), descending, nulls_first, ties };
             let bound =
                 ColumnPredicate::Compare { column: ColumnId(1), op: CompareOp::Lt, value: Datum::Int(2 * PAGE) };
-            for (rows_max, predicates) in [(1, vec![]), (30, vec![bound]), (3_000, vec![])] {
+            for (rows_max, predicates) in [(1, vec![]), (300, vec![bound])] {
                 let spec = ScanSpec { predicates, ..scan_all(&[column, 1]) };
                 let ordered = ScanSpec { order: Some(order), ..spec.clone() };
                 let (expected, ..) = first_rows(snapshot, &spec, &order, rows_max, false);
