@@ -16,10 +16,12 @@ use crate::visible::{Visible, visibility};
 /// Tells measures of pages, and adds them up.
 pub(crate) struct Teller {
     part: SummaryPart,
-    /// Each with the place of its column in the table's schema, and the column's type.
-    measures: Vec<(Measure, Option<(usize, DataType)>)>,
+    measures: Vec<Placed>,
     totals: Vec<Total>,
 }
+
+/// A measure, with the place of its column in the table's schema and the column's type.
+type Placed = (Measure, Option<(usize, DataType)>);
 
 /// What a measure comes to, so far.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +104,7 @@ impl Teller {
     fn tell(&self, layout: &Layout, view: &SegmentView, page: u32) -> Option<Vec<Total>> {
         let (segment, rows) = (&view.segment, view.segment.page_rows(page));
         let hidden = visibility(rows.clone(), &[&view.dead, segment.tombstones()]);
-        let told = |(measure, column): &(Measure, Option<(usize, DataType)>)| {
+        let told = |(measure, column): &Placed| {
             // A row that is not seen is counted in the statistics, and may be what they have their bounds from.
             let whole = matches!(hidden, Visible::All);
             match (measure, column) {
@@ -123,7 +125,7 @@ impl Teller {
 
     /// The schema of the told part.
     pub(crate) fn schema(&self) -> SchemaRef {
-        let field = |(number, (measure, column)): (usize, &(Measure, Option<(usize, DataType)>))| {
+        let field = |(number, (measure, column)): (usize, &Placed)| {
             let of = column.as_ref().map_or(&DataType::Null, |(_, data_type)| data_type);
             Field::new(number.to_string(), measure.data_type(of), true)
         };
