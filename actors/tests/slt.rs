@@ -194,6 +194,26 @@ async fn changes_on_three_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_from_statistics_on_one_node() {
+    alone("summary.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_from_statistics_on_three_nodes() {
+    alone("summary.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_rows_on_one_node() {
+    alone("order.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_rows_on_three_nodes() {
+    alone("order.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn newest_points_on_one_node() {
     alone("newest.slt", 1).await;
 }

@@ -32,7 +32,10 @@ pub use key::{Datum, KeyRange};
 pub use level::{ReadLevel, WriteLevel};
 pub use planted::Planted;
 pub use rare::Rare;
-pub use scan::{ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, KeyEnds, ScanSpec, Slice};
+pub use scan::{
+    ADDRESS_COLUMN, ColumnPredicate, CompareOp, FetchSpec, Frontier, FrontierSource, KeyEnds, Measure, ScanOrder,
+    ScanSpec, Slice, Summary, SummaryPart,
+};
 pub use schema::{Column, ColumnId, RetiredColumn, TableKind, TableSchema};
 pub use time::{Hlc, HlcClock, Version};
 pub use ttl::{Cutoff, Ttl};

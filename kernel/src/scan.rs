@@ -1,5 +1,8 @@
 //! What a reader wants of one partition: the one message that the planner writes and the storage engine understands.
 
+use std::fmt;
+use std::sync::Arc;
+
 use arrow_schema::DataType;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +40,12 @@ pub struct ScanSpec {
     /// Which of the rows that satisfy the predicates matter; all of them if `None`. The engine may leave out the others, and
     /// need not. Only set where the reader judges no condition itself, and without a limit.
     pub ends: Option<KeyEnds>,
+    /// What the rows are read for, if statistics may stand for some of them. Only set where the reader judges no condition
+    /// itself, and without a limit or addresses.
+    pub summary: Option<Summary>,
+    /// The order of which the reader keeps the first rows. The engine reads best what may hold these, and may leave out rows
+    /// that come behind where the reader stands ([`FrontierSource`]). Only set without a limit.
+    pub order: Option<ScanOrder>,
 }
 
 impl ScanSpec {
@@ -54,6 +63,113 @@ impl ScanSpec {
             addresses: false,
             coded: Vec::new(),
             ends: None,
+            summary: None,
+            order: None,
+        }
+    }
+}
+
+/// The first column of an order of rows, and how it sorts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanOrder {
+    /// The column.
+    pub column: ColumnId,
+    /// Greatest values first.
+    pub descending: bool,
+    /// Rows without a value come before all others, else behind them.
+    pub nulls_first: bool,
+    /// Other columns decide between rows with the same value; else it does not matter which of them comes first.
+    pub ties: bool,
+}
+
+impl ScanOrder {
+    /// Whether a scan knows the order of columns of that type. Of floats SQL has another one.
+    pub fn is_on(data_type: &DataType) -> bool {
+        data_type.is_integer() || matches!(data_type, DataType::Utf8 | DataType::Date32 | DataType::Timestamp(_, _))
+    }
+}
+
+/// The last of the rows that the reader of an ordered scan keeps: what comes behind it is of no use any more.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frontier {
+    /// It has that value.
+    Value(Datum),
+    /// It has none, and such rows come first.
+    Null,
+}
+
+/// Where the reader of an ordered scan stands, whenever somebody asks; nothing before it has as many rows as it keeps.
+#[derive(Clone)]
+pub struct FrontierSource(Arc<dyn Fn() -> Option<Frontier> + Send + Sync>);
+
+impl FrontierSource {
+    /// Asks that function.
+    pub fn new(ask: impl Fn() -> Option<Frontier> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    /// Where the reader stands now.
+    pub fn get(&self) -> Option<Frontier> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for FrontierSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrontierSource")
+    }
+}
+
+/// Rows fall in two parts: those of which statistics tell the measures, and the rest, which has to be read. Scans of one
+/// snapshot that differ in nothing but the part have no row in common and are together the whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// What has to be told of rows.
+    pub measures: Vec<Measure>,
+    /// Which part is wanted.
+    pub part: SummaryPart,
+}
+
+/// A part of the rows of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SummaryPart {
+    /// The rows that statistics tell enough of: one row with a column for each measure, whatever columns are wanted.
+    Told,
+    /// The rows that they do not: as without a summary.
+    Rest,
+}
+
+/// What a number of rows comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Measure {
+    /// How many there are (Int64).
+    Rows,
+    /// How many of them have a value in the column (Int64).
+    Values(ColumnId),
+    /// The sum of an integer column modulo 2^64 (Int64; of unsigned ones UInt64); NULL without a value.
+    Sum(ColumnId),
+    /// The least value, in the column's type; NULL without a value.
+    Least(ColumnId),
+    /// The greatest one.
+    Greatest(ColumnId),
+}
+
+impl Measure {
+    /// The column that it is about.
+    pub fn column(&self) -> Option<ColumnId> {
+        match self {
+            Self::Rows => None,
+            Self::Values(column) | Self::Sum(column) | Self::Least(column) | Self::Greatest(column) => Some(*column),
+        }
+    }
+
+    /// The type of the measure of a column of that type.
+    pub fn data_type(&self, column: &DataType) -> DataType {
+        match self {
+            Self::Rows | Self::Values(_) => DataType::Int64,
+            Self::Sum(_) if column.is_unsigned_integer() => DataType::UInt64,
+            Self::Sum(_) => DataType::Int64,
+            Self::Least(_) | Self::Greatest(_) => column.clone(),
         }
     }
 }
@@ -197,4 +313,18 @@ pub enum CompareOp {
     Gt,
     /// `>=`
     GtEq,
+}
+
+impl CompareOp {
+    /// What holds between two values exactly if this does not.
+    pub const fn negated(self) -> Self {
+        match self {
+            Self::Eq => Self::NotEq,
+            Self::NotEq => Self::Eq,
+            Self::Lt => Self::GtEq,
+            Self::LtEq => Self::Gt,
+            Self::Gt => Self::LtEq,
+            Self::GtEq => Self::Lt,
+        }
+    }
 }

@@ -138,8 +138,8 @@ fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<(ScanSpec, u32)> {
         if let Some(leaf) = node.downcast_ref::<LeafScanExec>() {
             let first = leaf.scans().iter().filter(|scan| scan.slice.index == 0);
             scans.extend(first.map(|scan| {
-                let whole =
-                    ScanSpec { slice: Slice::WHOLE, addresses: false, coded: Vec::new(), ends: None, ..scan.clone() };
+                let mut whole = ScanSpec { slice: Slice::WHOLE, coded: Vec::new(), ends: None, ..scan.clone() };
+                (whole.addresses, whole.summary, whole.order) = (false, None, None);
                 (whole, scan.slice.of)
             }));
         }

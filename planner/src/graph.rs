@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{FetchSpec, FragmentId, PartitionId, Result, ScanSpec};
+use shoal_kernel::{FetchSpec, FragmentId, FrontierSource, PartitionId, Result, ScanSpec};
 
 /// A plan cut into fragments.
 #[derive(Debug, Clone)]
@@ -96,11 +96,16 @@ impl Edge {
 /// ([`TaskInputsExtension`]), so that plan nodes stay plain data.
 pub trait TaskInputs: Send + Sync + fmt::Debug {
     /// Rows of a partition, from the replica on this node, at the query's pinned snapshot. The schema of the stream is the
-    /// wanted columns with the table's names and types.
+    /// wanted columns with the table's names and types. `frontier` says where the reader stands, if the scan has an order.
     ///
     /// # Errors
     /// This node holds no such replica, or it does not count.
-    fn scan(&self, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream>;
+    fn scan(
+        &self,
+        spec: &ScanSpec,
+        schema: SchemaRef,
+        frontier: Option<FrontierSource>,
+    ) -> Result<SendableRecordBatchStream>;
 
     /// More columns of rows that a scan of this task, on this partition, gave the addresses of; in the order of the addresses.
     ///

@@ -22,10 +22,12 @@ use crate::ends::read_ends;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, TaskInputs};
 use crate::late::fetch_late;
+use crate::order::order_scans;
 use crate::router::EdgeRouter;
 use crate::session;
 use crate::sql::{Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
+use crate::summary::ask_statistics;
 use crate::table::{is_table, slices_of};
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{change, explain, insert, show, unknown, window};
@@ -249,8 +251,10 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
     let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
     let physical = read_ends(physical).map_err(error_from_datafusion)?;
+    let physical = ask_statistics(physical).map_err(error_from_datafusion)?;
     let physical = group_by_codes(physical).map_err(error_from_datafusion)?;
     let physical = fetch_late(physical).map_err(error_from_datafusion)?;
+    let physical = order_scans(physical).map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
     Ok(Planned { logical, physical, graph })
 }

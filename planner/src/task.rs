@@ -16,6 +16,7 @@ use shoal_kernel::{Error, ErrorCode, Result};
 use crate::error::error_from_datafusion;
 use crate::graph::{Fragment, TaskInputs, TaskInputsExtension};
 use crate::node::ShoalCodec;
+use crate::order::follow_sorts;
 
 /// What a task may use.
 #[derive(Debug, Clone, Default)]
@@ -86,6 +87,7 @@ pub(crate) fn decode(
         runtime,
     );
     let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, &context, &ShoalCodec)
+        .and_then(follow_sorts)
         .map_err(error_from_datafusion)
         .map_err(|error| error.context(format_args!("fragment {}", fragment.id)))?;
     let partition = task as usize;

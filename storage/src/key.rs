@@ -92,6 +92,20 @@ pub fn datum_at(array: &dyn Array, row: usize) -> Result<Datum> {
     Ok(Values::of(array)?.datum(row))
 }
 
+/// The sum of a column's values, NULLs left out; `None` if it is not one of integers. No number of rows that a file can have
+/// goes beyond 128 bits.
+pub(crate) fn sum_of(array: &dyn Array) -> Option<i128> {
+    fn sum<T: Into<i128>>(array: &dyn Array, at: &dyn Fn(usize) -> T) -> i128 {
+        (0..array.len()).filter(|&row| array.is_valid(row)).map(|row| at(row).into()).sum()
+    }
+    let values = Values::of(array).ok().filter(|_| array.data_type().is_integer())?;
+    match &values.kind {
+        Kind::Int(at) => Some(sum(array, at)),
+        Kind::UInt(at) => Some(sum(array, at)),
+        _ => None,
+    }
+}
+
 /// Bytes that a value of that type takes in an encoded key, without its tag; `None` for text and bytes.
 pub(crate) fn encoded_width(data_type: &DataType) -> Option<usize> {
     match data_type {

@@ -23,6 +23,7 @@ mod manifest;
 mod memtable;
 mod merge;
 mod options;
+mod order;
 mod planted;
 mod predicate;
 mod rows;
@@ -31,7 +32,9 @@ mod segment;
 mod size;
 mod state;
 mod store;
+mod summary;
 mod token;
+mod visible;
 mod wal;
 
 pub use damage::Problem;

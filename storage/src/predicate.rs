@@ -83,6 +83,31 @@ fn upper_bound(value: Datum) -> Option<Datum> {
     }
 }
 
+/// Whether a bound is a value itself, not a beginning of one or a zero of either sign. What was cut at the end of a character has
+/// at least as many bytes as are left of the most that a character takes.
+pub(crate) fn exact_bound(bound: &Datum) -> bool {
+    const CUT_BYTES_MIN: usize = ZONE_TEXT_BYTES_MAX - 3;
+    match bound {
+        Datum::Text(text) => text.len() < CUT_BYTES_MIN,
+        Datum::Bytes(bytes) => bytes.len() < ZONE_TEXT_BYTES_MAX,
+        Datum::Float(number) => *number != 0.0,
+        _ => true,
+    }
+}
+
+/// Whether every row of the zone surely satisfies the condition.
+pub(crate) fn must_match(predicate: &ColumnPredicate, zone: &Zone) -> bool {
+    // Where no row may break it.
+    let holds = |op: CompareOp, value: &Datum| zone.nulls == 0 && !may_compare(op.negated(), value, zone);
+    match predicate {
+        ColumnPredicate::IsNull { .. } => zone.nulls == zone.rows,
+        ColumnPredicate::IsNotNull { .. } => zone.nulls == 0,
+        ColumnPredicate::Compare { op, value, .. } => holds(*op, value),
+        ColumnPredicate::In { values, .. } => values.iter().any(|value| holds(CompareOp::Eq, value)),
+        ColumnPredicate::Like { .. } => false,
+    }
+}
+
 /// Whether a row of the zone may satisfy the condition.
 pub(crate) fn may_match(predicate: &ColumnPredicate, zone: &Zone) -> bool {
     match predicate {
@@ -187,7 +212,8 @@ fn prep(matches: BooleanArray) -> BooleanArray {
     if matches.null_count() == 0 { matches } else { prep_null_mask_filter(&matches) }
 }
 
-fn scalar(value: &Datum, data_type: &DataType) -> Option<Scalar<ArrayRef>> {
+/// The value as an array of that type with one row; `None` if it cannot be given exactly.
+pub(crate) fn scalar(value: &Datum, data_type: &DataType) -> Option<Scalar<ArrayRef>> {
     let array: ArrayRef = match value {
         Datum::Null => return None,
         Datum::Bool(value) => Arc::new(BooleanArray::from(vec![*value])),
@@ -264,6 +290,9 @@ mod tests {
                 let expected: Vec<bool> = (0..array.len()).map(holds).collect();
                 if !may_match(&predicate, &zone) {
                     assert!(!expected.contains(&true), "{predicate:?}");
+                }
+                if must_match(&predicate, &zone) {
+                    assert!(!expected.contains(&false), "{predicate:?}");
                 }
                 if let Some(evaluator) = Evaluator::new(&predicate, array.data_type()) {
                     let found = evaluator.evaluate(&array).unwrap();

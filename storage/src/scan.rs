@@ -12,16 +12,21 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use roaring::RoaringBitmap;
-use shoal_kernel::{ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, Result, ScanSpec, Slice};
+use shoal_kernel::{
+    ADDRESS_COLUMN, ColumnId, ColumnPredicate, Error, ErrorCode, FrontierSource, Result, ScanSpec, Slice, SummaryPart,
+};
 
 use crate::encoding::Dictionary;
 use crate::ends::Ends;
 use crate::expiry::is_given;
 use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
-use crate::predicate::{Evaluator, may_match};
+use crate::order::Order;
+use crate::predicate::{Evaluator, Zone, may_match, must_match};
 use crate::segment::{PAGE_ROWS, PageCodes, Segment};
 use crate::state::{SegmentView, Snapshot};
+use crate::summary::Teller;
+use crate::visible::{Visible, visibility};
 
 /// Pages that one call of `next` reads at most before it gives control back, with an empty batch if nothing was found.
 const PAGES_PER_CALL_MAX: usize = 8;
@@ -43,6 +48,11 @@ pub struct Scan {
     rows_left: Option<u64>,
     addresses: bool,
     ends: Option<Ends>,
+    teller: Option<Teller>,
+    order: Option<Order>,
+    /// What rows satisfy that the reader would still take, as of where it stood when it was asked last.
+    not_beyond: Option<Condition>,
+    pages_passed: u64,
     failed: bool,
 }
 
@@ -69,6 +79,17 @@ struct Verdict {
 }
 
 impl Condition {
+    fn new(predicate: ColumnPredicate, layout: &Layout) -> Result<Self> {
+        let column = layout.visible_place(predicate.column())?;
+        let data_type = &layout.schema.columns[column].data_type;
+        let evaluator = Evaluator::new(&predicate, data_type);
+        if evaluator.is_none() && predicate.is_exact_on(data_type) {
+            // Nobody looks at the rows again, so better no answer than a wrong one.
+            return Err(Error::internal(format!("a condition on a column of type {data_type} cannot be judged")));
+        }
+        Ok(Self { column, predicate, evaluator, verdict: None })
+    }
+
     /// Which of the rows match, judged by the values that their codes stand for.
     fn judge(&mut self, codes: &PageCodes) -> Result<Option<BooleanBuffer>> {
         let Some(evaluator) = &self.evaluator else { return Ok(None) };
@@ -104,6 +125,8 @@ impl Condition {
 enum Unit {
     /// So many rows, of which nothing but the number is wanted.
     Count(u64),
+    /// One row with what the others come to of which statistics tell it.
+    Told,
     Rows {
         source: u32,
         dead: Arc<RoaringBitmap>,
@@ -123,6 +146,7 @@ impl Unit {
     fn rows(&self) -> u64 {
         match self {
             Self::Count(rows) => *rows,
+            Self::Told => 0,
             Self::Rows { rows, .. } => rows.len() as u64,
             Self::Page { view, page, .. } => view.segment.page_rows(*page).len() as u64,
         }
@@ -145,16 +169,7 @@ impl Scan {
             Ok(Wanted { column, coded })
         };
         let columns: Vec<Wanted> = spec.columns.iter().map(wanted).collect::<Result<_>>()?;
-        let condition = |predicate: &ColumnPredicate| {
-            let column = layout.visible_place(predicate.column())?;
-            let data_type = &layout.schema.columns[column].data_type;
-            let evaluator = Evaluator::new(predicate, data_type);
-            if evaluator.is_none() && predicate.is_exact_on(data_type) {
-                // Nobody looks at the rows again, so better no answer than a wrong one.
-                return Err(Error::internal(format!("a condition on a column of type {data_type} cannot be judged")));
-            }
-            Ok(Condition { column, predicate: predicate.clone(), evaluator, verdict: None })
-        };
+        let condition = |predicate: &ColumnPredicate| Condition::new(predicate.clone(), &layout);
         // What the cut-off took is not here, so nobody needs to look for it.
         let open = spec.predicates.iter().filter(|predicate| !is_given(predicate, state.cutoff));
         let mut conditions = open.map(condition).collect::<Result<Vec<_>>>()?;
@@ -176,6 +191,10 @@ impl Scan {
             rows_left: spec.limit,
             addresses: spec.addresses,
             ends: spec.ends.map(|ends| Ends::new(ends, &layout)),
+            teller: spec.summary.as_ref().map(|summary| Teller::new(summary, &layout)).transpose()?,
+            order: spec.order.map(|order| Order::new(order, &layout)).transpose()?,
+            not_beyond: None,
+            pages_passed: 0,
             failed: false,
             layout,
         };
@@ -183,7 +202,45 @@ impl Scan {
         (0..).zip(segments).for_each(|(source, view)| scan.plan_segment(source, view));
         (state.segments.len() as u32..).zip(memtables).for_each(|(source, view)| scan.plan_memtable(source, view));
         scan.keep_slice(spec.slice);
+        scan.keep_part();
+        scan.put_in_order();
         Ok(scan)
+    }
+
+    /// Has the scan pass over what comes behind the rows that its reader has got; only with an order.
+    pub fn following(mut self, frontier: FrontierSource) -> Self {
+        if let Some(order) = &mut self.order {
+            order.follow(frontier);
+        }
+        self
+    }
+
+    /// Pages that were not read because nothing in them would have been taken.
+    pub fn pages_passed(&self) -> u64 {
+        self.pages_passed
+    }
+
+    /// Puts units first that may hold the first rows of the wanted order. Rows that were left out for rows of the same source are
+    /// told by the order in which pages lie.
+    fn put_in_order(&mut self) {
+        let Some(order) = self.order.as_ref().filter(|_| self.ends.is_none()) else { return };
+        let zone = |unit: &Unit| match unit {
+            Unit::Page { view, page, .. } => Some(view.segment.page_zone(&self.layout, order.column, *page)),
+            _ => None,
+        };
+        self.units.make_contiguous().sort_by_cached_key(|unit| order.rank(zone(unit).as_ref()));
+    }
+
+    /// Asks the reader where it stands; says whether it may want a row of such a unit.
+    fn may_matter(&mut self, zone: Option<&Zone>) -> Result<bool> {
+        let Some((order, frontier)) = self.order.as_ref().and_then(|order| Some((order, order.frontier()?))) else {
+            return Ok(true);
+        };
+        let wanted = order.condition(&frontier, zone);
+        if wanted.as_ref() != self.not_beyond.as_ref().map(|condition| &condition.predicate) {
+            self.not_beyond = wanted.map(|predicate| Condition::new(predicate, &self.layout)).transpose()?;
+        }
+        Ok(zone.is_none_or(|zone| order.may_matter(&frontier, zone)))
     }
 
     /// The schema of every batch: the wanted columns with the table's names and types.
@@ -207,8 +264,32 @@ impl Scan {
         });
     }
 
+    /// Keeps the rows that statistics do not tell enough of; or else one row in the place of the others.
+    fn keep_part(&mut self) {
+        let Some(mut teller) = self.teller.take() else { return };
+        let (layout, conditions) = (&self.layout, &self.conditions);
+        let mut is_told = |unit: &Unit| match unit {
+            Unit::Page { view, page, .. } => {
+                let zone = |column| view.segment.page_zone(layout, column, *page);
+                conditions.iter().all(|condition| must_match(&condition.predicate, &zone(condition.column)))
+                    && teller.take(layout, view, *page)
+            }
+            _ => false,
+        };
+        self.units.retain(|unit| !is_told(unit));
+        if teller.part() == SummaryPart::Told {
+            self.units = VecDeque::from([Unit::Told]);
+            self.schema = teller.schema();
+        }
+        self.teller = Some(teller);
+    }
+
     fn counts_only(&self) -> bool {
-        self.columns.is_empty() && self.conditions.is_empty() && !self.addresses && self.ends.is_none()
+        self.columns.is_empty()
+            && self.conditions.is_empty()
+            && !self.addresses
+            && self.ends.is_none()
+            && self.teller.is_none()
     }
 
     fn plan_segment(&mut self, source: u32, view: &SegmentView) {
@@ -281,7 +362,12 @@ impl Scan {
                 let rows = usize::try_from(*rows).map_err(|_| Error::internal("more rows than memory"))?;
                 self.batch(Vec::new(), rows).map(Some)
             }
+            Unit::Told => {
+                let arrays = self.teller.as_ref().map_or_else(|| Ok(Vec::new()), Teller::arrays)?;
+                self.batch(arrays, 1).map(Some)
+            }
             Unit::Rows { source, dead, tombstones, chunk, rows } => {
+                self.may_matter(None)?;
                 let first = chunk.first_row + rows.start as u32;
                 let numbers = first..first + rows.len() as u32;
                 let visible = visibility(numbers.clone(), &[dead, tombstones]);
@@ -292,6 +378,12 @@ impl Scan {
             Unit::Page { source, view, page } => {
                 if self.ends.as_ref().is_some_and(|ends| ends.have_passed(&self.layout, *source, &view.segment, *page))
                 {
+                    return Ok(None);
+                }
+                let column = self.order.as_ref().map(|order| order.column);
+                let zone = column.map(|column| view.segment.page_zone(&self.layout, column, *page));
+                if !self.may_matter(zone.as_ref())? {
+                    self.pages_passed += 1;
                     return Ok(None);
                 }
                 let rows = view.segment.page_rows(*page);
@@ -318,7 +410,7 @@ impl Scan {
             Visible::Some(mask) => Some(mask),
         };
         let mut loaded: BTreeMap<usize, ArrayRef> = BTreeMap::new();
-        for condition in &mut self.conditions {
+        for condition in self.not_beyond.iter_mut().chain(&mut self.conditions) {
             let Some(evaluator) = &condition.evaluator else { continue };
             let codes = match loaded.contains_key(&condition.column) {
                 true => None,
@@ -505,24 +597,4 @@ impl Iterator for Scan {
         }
         Some(Ok(RecordBatch::new_empty(self.schema.clone())))
     }
-}
-
-enum Visible {
-    All,
-    None,
-    Some(BooleanBuffer),
-}
-
-/// Which of the rows are in none of the bitmaps.
-fn visibility(rows: Range<u32>, hidden: &[&RoaringBitmap]) -> Visible {
-    if hidden.iter().all(|bitmap| bitmap.range(rows.clone()).next().is_none()) {
-        return Visible::All;
-    }
-    let mut mask = BooleanBufferBuilder::new(rows.len());
-    mask.append_n(rows.len(), true);
-    for row in hidden.iter().flat_map(|bitmap| bitmap.range(rows.clone())) {
-        mask.set_bit((row - rows.start) as usize, false);
-    }
-    let mask = mask.finish();
-    if mask.has_true() { Visible::Some(mask) } else { Visible::None }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Catalog;
 use shoal_kernel::{
-    Error, ErrorCode, FetchSpec, Hlc, NodeId, PartitionId, Planted, Rare, Result, ScanSpec, TableId, TableSchema,
+    Error, ErrorCode, FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Planted, Rare, Result, ScanSpec, TableId,
+    TableSchema,
 };
 use shoal_storage::Snapshot;
 
@@ -76,7 +77,7 @@ impl LocalReplicas for Replicas {
 struct Nothing;
 
 impl PartitionSnapshot for Nothing {
-    fn scan(&self, _: &ScanSpec) -> Result<BatchIterator> {
+    fn scan(&self, _: &ScanSpec, _: Option<FrontierSource>) -> Result<BatchIterator> {
         Ok(Box::new(std::iter::empty()))
     }
 
@@ -93,8 +94,12 @@ struct Pinned {
 }
 
 impl PartitionSnapshot for Pinned {
-    fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator> {
+    fn scan(&self, spec: &ScanSpec, frontier: Option<FrontierSource>) -> Result<BatchIterator> {
         let scan = self.snapshot.scan(spec).inspect_err(|error| self.replica.blame(error))?;
+        let scan = match frontier {
+            Some(frontier) => scan.following(frontier),
+            None => scan,
+        };
         let replica = self.replica.clone();
         Ok(Box::new(scan.map(move |batch| batch.inspect_err(|error| replica.blame(error)))))
     }

@@ -10,7 +10,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use shoal_kernel::{Error, FetchSpec, FragmentId, FragmentKey, NodeId, Result, ScanSpec};
+use shoal_kernel::{Error, FetchSpec, FragmentId, FragmentKey, FrontierSource, NodeId, Result, ScanSpec};
 use shoal_planner::TaskInputs;
 
 use super::edge::codec::{OpenEdge, with_schema};
@@ -57,8 +57,13 @@ impl fmt::Debug for Inputs {
 }
 
 impl TaskInputs for Inputs {
-    fn scan(&self, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
-        super::scan::scan(&self.group, spec, schema)
+    fn scan(
+        &self,
+        spec: &ScanSpec,
+        schema: SchemaRef,
+        frontier: Option<FrontierSource>,
+    ) -> Result<SendableRecordBatchStream> {
+        super::scan::scan(&self.group, spec, schema, frontier)
     }
 
     fn fetch(&self, spec: FetchSpec, addresses: Vec<u64>) -> BoxFuture<'static, Result<RecordBatch>> {

@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
 use shoal_kernel::env::BoxFuture;
-use shoal_kernel::{FetchSpec, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
+use shoal_kernel::{FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
 use shoal_planner::{Edge, Fragment, TaskInputs};
 
 /// Rows of a scan, batch by batch; each step may block on the disk.
@@ -19,11 +19,12 @@ pub type Reached = BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>>;
 
 /// A replica's rows at one moment. Held for the length of a query; dropping it lets go of the files.
 pub trait PartitionSnapshot: Send + Sync {
-    /// Starts a scan. The batches have the wanted columns in the wanted order.
+    /// Starts a scan. The batches have the wanted columns in the wanted order. A scan with an order may leave out rows that come
+    /// behind where its reader stands.
     ///
     /// # Errors
     /// A file cannot be read or is corrupted.
-    fn scan(&self, spec: &ScanSpec) -> Result<BatchIterator>;
+    fn scan(&self, spec: &ScanSpec, frontier: Option<FrontierSource>) -> Result<BatchIterator>;
 
     /// The same rows under a newer version of the table's schema, if the snapshot has not heard of that version yet. The future
     /// may wait for this node to hear of it.

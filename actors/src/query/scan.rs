@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
-use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, Result, ScanSpec, TableId};
+use shoal_kernel::{Env, Error, ErrorCode, FetchSpec, FrontierSource, Result, ScanSpec, TableId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::edge::codec::with_schema;
@@ -35,12 +35,17 @@ enum Item {
 ///
 /// # Errors
 /// This node holds no such replica, or it does not count.
-pub(super) fn scan(group: &Arc<TaskGroup>, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
+pub(super) fn scan(
+    group: &Arc<TaskGroup>,
+    spec: &ScanSpec,
+    schema: SchemaRef,
+    frontier: Option<FrontierSource>,
+) -> Result<SendableRecordBatchStream> {
     let partition = spec.partition;
     let snapshot = group.snapshot(partition)?;
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     let env = group.node.env.clone();
-    let reading = read(env.clone(), snapshot, spec.clone(), sender);
+    let reading = read(env.clone(), snapshot, spec.clone(), frontier, sender);
     env.spawn("scan", group.scans.track_future(reading));
 
     let group = group.clone();
@@ -115,7 +120,15 @@ async fn reached(
     }
 }
 
-async fn read(env: Env, snapshot: Arc<dyn PartitionSnapshot>, spec: ScanSpec, sender: mpsc::Sender<Item>) {
+async fn read(
+    env: Env,
+    snapshot: Arc<dyn PartitionSnapshot>,
+    spec: ScanSpec,
+    frontier: Option<FrontierSource>,
+    sender: mpsc::Sender<Item>,
+) {
+    // A reader that says where it stands shall have said so before much has been read in vain.
+    let mut batches_max = if frontier.is_some() { 1 } else { STEP_BATCHES_MAX };
     let snapshot = match reached(snapshot, spec.table, spec.schema_version).await {
         Ok(snapshot) => snapshot,
         Err(error) => {
@@ -123,7 +136,7 @@ async fn read(env: Env, snapshot: Arc<dyn PartitionSnapshot>, spec: ScanSpec, se
             return;
         }
     };
-    let opened = env.blocking(move || snapshot.scan(&spec)).await;
+    let opened = env.blocking(move || snapshot.scan(&spec, frontier)).await;
     let mut batches = match opened.map_err(Error::from).and_then(|opened| opened) {
         Ok(batches) => batches,
         Err(error) => {
@@ -132,7 +145,7 @@ async fn read(env: Env, snapshot: Arc<dyn PartitionSnapshot>, spec: ScanSpec, se
         }
     };
     loop {
-        let (rest, items) = match env.blocking(move || step(batches)).await {
+        let (rest, items) = match env.blocking(move || step(batches, batches_max)).await {
             Ok(stepped) => stepped,
             Err(lost) => {
                 let _ = sender.send(Item::Failed(lost.into())).await;
@@ -145,16 +158,19 @@ async fn read(env: Env, snapshot: Arc<dyn PartitionSnapshot>, spec: ScanSpec, se
             }
         }
         match rest {
-            Some(rest) if !sender.is_closed() => batches = rest,
+            Some(rest) if !sender.is_closed() => {
+                batches = rest;
+                batches_max = STEP_BATCHES_MAX.min(2 * batches_max);
+            }
             _ => return,
         }
     }
 }
 
-/// Reads some batches; gives the iterator back if there may be more.
-fn step(mut batches: BatchIterator) -> (Option<BatchIterator>, Vec<Item>) {
+/// Reads at most so many batches; gives the iterator back if there may be more.
+fn step(mut batches: BatchIterator, batches_max: usize) -> (Option<BatchIterator>, Vec<Item>) {
     let (mut items, mut bytes) = (Vec::new(), 0);
-    for _ in 0..STEP_BATCHES_MAX {
+    for _ in 0..batches_max {
         match batches.next() {
             Some(Ok(batch)) if batch.num_rows() == 0 => {}
             Some(Ok(batch)) => {

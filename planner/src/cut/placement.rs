@@ -20,7 +20,7 @@ use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 use shoal_kernel::PartitionId;
 
 use crate::graph::Place;
-use crate::node::{CodedAggregateExec, LateFetchExec};
+use crate::node::{CodedAggregateExec, LateFetchExec, SummaryExec};
 
 /// Where a part of a plan runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub(super) fn is_partition_wise(plan: &Arc<dyn ExecutionPlan>, single: bool) -> 
         || plan.is::<InterleaveExec>()
         || plan.is::<LateFetchExec>()
         || plan.is::<CodedAggregateExec>()
+        || plan.is::<SummaryExec>()
     {
         return true;
     }

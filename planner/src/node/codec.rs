@@ -23,7 +23,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, FragmentId};
 
-use super::{CodedAggregateExec, ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ReplayExec};
+use super::{CodedAggregateExec, ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ReplayExec, SummaryExec};
 use crate::error::error_to_datafusion;
 
 /// Encodes what datafusion-proto hands to its extension codec.
@@ -35,6 +35,7 @@ enum Node {
     Leaf(Vec<u8>),
     Fetch(Vec<u8>),
     Coded(SchemaRef),
+    Summary,
     Exchange(Exchange),
     Replay,
     Recursive { name: String, schema: SchemaRef, is_distinct: bool },
@@ -173,6 +174,7 @@ impl PhysicalExtensionCodec for ShoalCodec {
                 Arc::new(LateFetchExec::decode(&bytes, Arc::clone(input)).map_err(error_to_datafusion)?)
             }
             (Node::Coded(schema), [aggregate]) => Arc::new(CodedAggregateExec::decode(schema, Arc::clone(aggregate))),
+            (Node::Summary, [aggregate]) => Arc::new(SummaryExec::new(Arc::clone(aggregate))),
             (Node::Exchange(exchange), []) => Arc::new(self.decode_exchange(&exchange, ctx)?),
             (Node::Replay, [input]) => Arc::new(ReplayExec::new(Arc::clone(input))),
             (Node::Recursive { name, schema, is_distinct }, [first, next]) => {
@@ -196,6 +198,8 @@ impl PhysicalExtensionCodec for ShoalCodec {
             Node::Fetch(fetch.encode().map_err(error_to_datafusion)?)
         } else if node.is::<CodedAggregateExec>() {
             Node::Coded(node.schema())
+        } else if node.is::<SummaryExec>() {
+            Node::Summary
         } else if let Some(exchange) = node.downcast_ref::<ExchangeExec>() {
             Node::Exchange(self.encode_exchange(exchange)?)
         } else if node.is::<ReplayExec>() {

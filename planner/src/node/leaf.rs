@@ -15,7 +15,10 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, Sched
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{ADDRESS_COLUMN, ColumnId, Error, KeyEnds, PartitionId, ScanSpec, TableId};
+use shoal_kernel::{
+    ADDRESS_COLUMN, ColumnId, Error, FrontierSource, KeyEnds, Measure, PartitionId, ScanOrder, ScanSpec, Summary,
+    SummaryPart, TableId,
+};
 
 use crate::error::error_to_datafusion;
 
@@ -24,6 +27,8 @@ use crate::error::error_to_datafusion;
 pub(crate) struct LeafScanExec {
     body: Body,
     known: Known,
+    /// Where its reader stands, if that is known.
+    frontier: Option<FrontierSource>,
     properties: Arc<PlanProperties>,
 }
 
@@ -60,7 +65,7 @@ impl LeafScanExec {
             Boundedness::Bounded,
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        Self { body, known, properties: Arc::new(properties) }
+        Self { body, known, frontier: None, properties: Arc::new(properties) }
     }
 
     /// The partitions it reads, by output partition.
@@ -112,6 +117,41 @@ impl LeafScanExec {
         let mut body = self.body.clone();
         body.scans.iter_mut().for_each(|scan| scan.schema_exact = true);
         Self::from_body(body, self.known.clone())
+    }
+
+    /// Of the same rows those of which statistics do not tell the measures.
+    pub(crate) fn beside_statistics(&self, measures: Vec<Measure>) -> Self {
+        let mut body = self.body.clone();
+        let summary = Summary { measures, part: SummaryPart::Rest };
+        body.scans.iter_mut().for_each(|scan| scan.summary = Some(summary.clone()));
+        body.words += ", rest";
+        Self::from_body(body, self.known.clone())
+    }
+
+    /// The order of which its reader keeps the first rows.
+    pub(crate) fn order(&self) -> Option<ScanOrder> {
+        self.body.scans.first()?.order
+    }
+
+    /// The same rows, if need be without those that are not among the first of that order.
+    pub(crate) fn ordered(&self, order: ScanOrder) -> Self {
+        let mut body = self.body.clone();
+        body.scans.iter_mut().for_each(|scan| scan.order = Some(order));
+        let place = body.scans.first().and_then(|scan| scan.columns.iter().position(|column| *column == order.column));
+        let name = place.map_or("?", |place| body.schema.field(place).name().as_str());
+        let words = match (order.descending, order.nulls_first) {
+            (false, false) => format!(", order=[{name}]"),
+            (false, true) => format!(", order=[{name} NULLS FIRST]"),
+            (true, false) => format!(", order=[{name} DESC]"),
+            (true, true) => format!(", order=[{name} DESC NULLS FIRST]"),
+        };
+        body.words += &words;
+        Self::from_body(body, self.known.clone())
+    }
+
+    /// The same scan, which is told by its reader where that stands.
+    pub(crate) fn following(&self, frontier: FrontierSource) -> Self {
+        Self { frontier: Some(frontier), ..self.clone() }
     }
 
     /// The table that it reads.
@@ -206,7 +246,8 @@ impl ExecutionPlan for LeafScanExec {
             let message = format!("scan of '{}' has no partition {partition}", self.body.table);
             return Err(error_to_datafusion(Error::internal(message)));
         };
-        let rows = super::inputs(&context)?.scan(scan, Arc::clone(&self.body.schema)).map_err(error_to_datafusion)?;
+        let (schema, frontier) = (Arc::clone(&self.body.schema), self.frontier.clone());
+        let rows = super::inputs(&context)?.scan(scan, schema, frontier).map_err(error_to_datafusion)?;
         Ok(make_cooperative(rows))
     }
 

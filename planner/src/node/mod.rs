@@ -7,6 +7,7 @@ mod fetch;
 mod leaf;
 mod replay;
 mod stable;
+mod summary;
 
 pub(crate) use codec::ShoalCodec;
 pub(crate) use coded::CodedAggregateExec;
@@ -15,6 +16,7 @@ pub(crate) use fetch::{LateFetchExec, Output};
 pub(crate) use leaf::{Known, LeafScanExec};
 pub(crate) use replay::ReplayExec;
 pub(crate) use stable::plan_to_bytes;
+pub(crate) use summary::SummaryExec;
 
 use std::sync::Arc;
 

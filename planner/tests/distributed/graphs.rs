@@ -166,12 +166,12 @@ async fn aggregates_and_order() {
         &world,
         "SELECT id, delay FROM flights ORDER BY delay DESC LIMIT 10",
         expect![[r#"
-        f1 on [coordinator] -> gather
-          SortPreservingMergeExec: [delay@1 DESC], fetch=10
-            ExchangeExec: gather f0 from 4 tasks, ordered by [delay@1 DESC]
-        f0 on [p2, p3, p4, p5] -> gather
-          SortExec: TopK(fetch=10), expr=[delay@1 DESC], preserve_partitioning=[true]
-            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay]"#]],
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [delay@1 DESC], fetch=10
+                ExchangeExec: gather f0 from 4 tasks, ordered by [delay@1 DESC]
+            f0 on [p2, p3, p4, p5] -> gather
+              SortExec: TopK(fetch=10), expr=[delay@1 DESC], preserve_partitioning=[true]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay], order=[delay DESC NULLS FIRST]"#]],
     )
     .await;
     check(
@@ -564,5 +564,135 @@ async fn scans_of_the_ends_of_the_key() {
         let found: Vec<&str> = graph.matches("ends=[").collect();
         assert_eq!(found.len(), wanted.len(), "{sql}\n{graph}");
         assert!(wanted.iter().all(|wanted| graph.contains(wanted)), "{sql}\n{graph}");
+    }
+}
+
+#[tokio::test]
+async fn answers_from_statistics() {
+    let world = World::new().await;
+    for (sql, expected) in [
+        (
+            "SELECT count(*), count(origin), sum(delay), min(ts), max(origin) FROM flights WHERE id >= 150",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              ProjectionExec: expr=[count(Int64(1))@0 as count(*), count(flights.origin)@1 as count(flights.origin), sum(flights.delay)@2 as sum(flights.delay), min(flights.ts)@3 as min(flights.ts), max(flights.origin)@4 as max(flights.origin)]
+                AggregateExec: mode=Final, gby=[], aggr=[count(Int64(1)), count(flights.origin), sum(flights.delay), min(flights.ts), max(flights.origin)]
+                  CoalescePartitionsExec
+                    ExchangeExec: gather f0 from 3 tasks
+            f0 on [p3, p4, p5] -> gather
+              SummaryExec: statistics=[rows, values of origin, sum of delay, least ts, greatest origin]
+                AggregateExec: mode=Partial, gby=[], aggr=[count(Int64(1)), count(flights.origin), sum(flights.delay), min(flights.ts), max(flights.origin)]
+                  LeafScanExec: table=flights, partitions=[p3, p4, p5], columns=[ts, origin, delay], where=[id >= 150], rest"#]],
+        ),
+        (
+            "SELECT max(ts) FROM flights WHERE id < 50",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              ExchangeExec: gather f0 from 1 tasks
+            f0 on [p2] -> gather
+              AggregateExec: mode=Final, gby=[], aggr=[max(flights.ts)]
+                SummaryExec: statistics=[greatest ts]
+                  AggregateExec: mode=Partial, gby=[], aggr=[max(flights.ts)]
+                    LeafScanExec: table=flights, partitions=[p2], columns=[ts], where=[id < 50], rest"#]],
+        ),
+        // What statistics do not know exactly, they are not asked for.
+        (
+            "SELECT max(ts), avg(delay) FROM flights",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              AggregateExec: mode=Final, gby=[], aggr=[max(flights.ts), avg(flights.delay)]
+                CoalescePartitionsExec
+                  ExchangeExec: gather f0 from 4 tasks
+            f0 on [p2, p3, p4, p5] -> gather
+              AggregateExec: mode=Partial, gby=[], aggr=[max(flights.ts), avg(flights.delay)]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[ts, delay]"#]],
+        ),
+        (
+            "SELECT sum(c), min(a) FROM pairs",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              AggregateExec: mode=Final, gby=[], aggr=[sum(pairs.c), min(pairs.a)]
+                CoalescePartitionsExec
+                  ExchangeExec: gather f0 from 4 tasks
+            f0 on [p14, p15, p16, p17] -> gather
+              AggregateExec: mode=Partial, gby=[], aggr=[sum(pairs.c), min(pairs.a)]
+                LeafScanExec: table=pairs, partitions=[p14, p15, p16, p17], columns=[a, c]"#]],
+        ),
+        (
+            "SELECT sum(delay + 1) FROM flights",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              AggregateExec: mode=Final, gby=[], aggr=[sum(flights.delay + Int64(1))]
+                CoalescePartitionsExec
+                  ExchangeExec: gather f0 from 4 tasks
+            f0 on [p2, p3, p4, p5] -> gather
+              AggregateExec: mode=Partial, gby=[], aggr=[sum(flights.delay + Int64(1))]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[delay]"#]],
+        ),
+        (
+            "SELECT min(delay) FROM flights WHERE distance > 3",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              AggregateExec: mode=Final, gby=[], aggr=[min(flights.delay)]
+                CoalescePartitionsExec
+                  ExchangeExec: gather f0 from 4 tasks
+            f0 on [p2, p3, p4, p5] -> gather
+              AggregateExec: mode=Partial, gby=[], aggr=[min(flights.delay)]
+                FilterExec: distance@1 > 3, projection=[delay@0]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[delay, distance], where=[distance > 3]"#]],
+        ),
+    ] {
+        check(&world, sql, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn order_goes_down_to_scans() {
+    let world = World::new().await;
+    for (sql, expected) in [
+        (
+            "SELECT id, ts FROM flights ORDER BY ts DESC LIMIT 3",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [ts@1 DESC], fetch=3
+                ExchangeExec: gather f0 from 4 tasks, ordered by [ts@1 DESC]
+            f0 on [p2, p3, p4, p5] -> gather
+              SortExec: TopK(fetch=3), expr=[ts@1 DESC], preserve_partitioning=[true]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, ts], order=[ts DESC]"#]],
+        ),
+        (
+            "SELECT id, delay FROM flights WHERE distance > 3 ORDER BY delay DESC, id LIMIT 3",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [delay@1 DESC, id@0 ASC NULLS LAST], fetch=3
+                ExchangeExec: gather f0 from 4 tasks, ordered by [delay@1 DESC, id@0 ASC NULLS LAST]
+            f0 on [p2, p3, p4, p5] -> gather
+              SortExec: TopK(fetch=3), expr=[delay@1 DESC, id@0 ASC NULLS LAST], preserve_partitioning=[true]
+                FilterExec: distance@2 > 3, projection=[id@0, delay@1]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay, distance], where=[distance > 3], order=[delay DESC NULLS FIRST]"#]],
+        ),
+        // Floats have another order in SQL, and without a limit all rows are wanted.
+        (
+            "SELECT id, distance FROM flights ORDER BY distance LIMIT 3",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [distance@1 ASC NULLS LAST], fetch=3
+                ExchangeExec: gather f0 from 4 tasks, ordered by [distance@1 ASC NULLS LAST]
+            f0 on [p2, p3, p4, p5] -> gather
+              SortExec: TopK(fetch=3), expr=[distance@1 ASC NULLS LAST], preserve_partitioning=[true]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, distance]"#]],
+        ),
+        (
+            "SELECT id, delay FROM flights ORDER BY delay",
+            expect![[r#"
+            f1 on [coordinator] -> gather
+              SortPreservingMergeExec: [delay@1 ASC NULLS LAST]
+                ExchangeExec: gather f0 from 4 tasks, ordered by [delay@1 ASC NULLS LAST]
+            f0 on [p2, p3, p4, p5] -> gather
+              SortExec: expr=[delay@1 ASC NULLS LAST], preserve_partitioning=[true]
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, delay]"#]],
+        ),
+    ] {
+        check(&world, sql, expected).await;
     }
 }

@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, UInt64Array};
-use datafusion::arrow::compute::{cast, filter_record_batch, ilike, like, take_record_batch};
-use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray, UInt64Array,
+};
+use datafusion::arrow::compute::{cast, filter_record_batch, ilike, like, sum, take, take_record_batch};
+use datafusion::arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::future::BoxFuture;
 use futures::{TryStreamExt, stream};
-use shoal_kernel::{ColumnPredicate, CompareOp, Datum, Error, FetchSpec, FragmentId, Result, ScanSpec};
+use shoal_kernel::{
+    ColumnPredicate, CompareOp, Datum, Error, FetchSpec, FragmentId, Frontier, FrontierSource, Measure, Result,
+    ScanOrder, ScanSpec, SummaryPart,
+};
 use shoal_planner::{
     Edge, FragmentGraph, Place, PlanOptions, Statement, TaskInputs, TaskMemory, error_from_datafusion,
 };
@@ -37,7 +42,12 @@ fn rows_of(schema: SchemaRef, batches: Vec<RecordBatch>) -> SendableRecordBatchS
 }
 
 impl TaskInputs for Inputs {
-    fn scan(&self, spec: &ScanSpec, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
+    fn scan(
+        &self,
+        spec: &ScanSpec,
+        schema: SchemaRef,
+        frontier: Option<FrontierSource>,
+    ) -> Result<SendableRecordBatchStream> {
         if self.place != Place::Replica(spec.partition) {
             return Err(Error::internal(format!("{} read at {:?}", spec.partition, self.place)));
         }
@@ -56,7 +66,18 @@ impl TaskInputs for Inputs {
         let in_slice = |row: usize| row * spec.slice.of as usize / all.num_rows().max(1) == spec.slice.index as usize;
         let keep: BooleanArray =
             keep.values().iter().enumerate().map(|(row, keep)| Some(keep && in_slice(row))).collect();
+        // Statistics tell of the rows in the first half of a partition.
+        let part = spec.summary.as_ref().map(|summary| summary.part);
+        let in_part = |row: usize| part.is_none_or(|part| (part == SummaryPart::Told) == (row < all.num_rows() / 2));
+        let keep: BooleanArray =
+            keep.values().iter().enumerate().map(|(row, keep)| Some(keep && in_part(row))).collect();
         let kept = filter_record_batch(all, &keep).unwrap();
+        if let Some(summary) = spec.summary.as_ref().filter(|summary| summary.part == SummaryPart::Told) {
+            let column = |id| kept.column(table.index_of(id).unwrap());
+            let columns = summary.measures.iter().map(|of| measured(of, kept.num_rows(), of.column().map(column)));
+            let batch = RecordBatch::try_new(Arc::clone(&schema), columns.collect()).unwrap();
+            return Ok(rows_of(schema, vec![batch]));
+        }
         let count = kept.num_rows().min(spec.limit.map_or(usize::MAX, |limit| limit as usize));
         let places: Vec<usize> = spec.columns.iter().map(|id| table.index_of(*id).unwrap()).collect();
         let mut columns: Vec<ArrayRef> = places.iter().map(|place| kept.column(*place).slice(0, count)).collect();
@@ -71,8 +92,19 @@ impl TaskInputs for Inputs {
         let options = RecordBatchOptions::new().with_row_count(Some(count));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options).unwrap();
         // Small batches, so that limits and merges meet their ends.
-        let batches = (0..count).step_by(7).map(|start| batch.slice(start, 7.min(count - start))).collect();
-        Ok(rows_of(schema, batches))
+        let batches = (0..count).step_by(7).map(move |start| batch.slice(start, 7.min(count - start)));
+        let Some((order, frontier)) = spec.order.zip(frontier) else { return Ok(rows_of(schema, batches.collect())) };
+        let by = spec.columns.iter().position(|column| *column == order.column).unwrap();
+        let ahead = batches.map(move |batch| match frontier.get() {
+            Some(frontier) => {
+                let keep: BooleanArray = (0..batch.num_rows())
+                    .map(|row| Some(matters(&order, &frontier, &datum(batch.column(by), row))))
+                    .collect();
+                Ok(filter_record_batch(&batch, &keep).unwrap())
+            }
+            None => Ok(batch),
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(ahead))))
     }
 
     fn fetch(&self, spec: FetchSpec, addresses: Vec<u64>) -> BoxFuture<'static, Result<RecordBatch>> {
@@ -96,6 +128,33 @@ impl TaskInputs for Inputs {
         }
         Ok(rows_of(schema, batches))
     }
+}
+
+/// Whether a row with that value may come before where the reader stands.
+fn matters(order: &ScanOrder, frontier: &Frontier, value: &Datum) -> bool {
+    match (frontier, value) {
+        (Frontier::Null, value) => order.ties && *value == Datum::Null,
+        (Frontier::Value(_), Datum::Null) => order.nulls_first,
+        (Frontier::Value(stand), value) if stand == value => order.ties,
+        (Frontier::Value(stand), value) => (value > stand) == order.descending,
+    }
+}
+
+/// What so many rows come to, as a column of one row.
+fn measured(measure: &Measure, rows: usize, column: Option<&ArrayRef>) -> ArrayRef {
+    let Some(column) = column else { return Arc::new(Int64Array::from(vec![rows as i64])) };
+    let given = (0..rows).filter(|row| column.is_valid(*row));
+    let order = |one: &usize, other: &usize| datum(column, *one).partial_cmp(&datum(column, *other)).unwrap();
+    let extreme = match measure {
+        Measure::Values(_) | Measure::Rows => return Arc::new(Int64Array::from(vec![given.count() as i64])),
+        Measure::Sum(_) => {
+            let wide = cast(column, &DataType::Int64).unwrap();
+            return Arc::new(Int64Array::from(vec![sum(wide.as_primitive::<Int64Type>())]));
+        }
+        Measure::Least(_) => given.min_by(order),
+        Measure::Greatest(_) => given.max_by(order),
+    };
+    take(column, &UInt64Array::from(vec![extreme.map(|row| row as u64)]), None).unwrap()
 }
 
 fn holds(predicate: &ColumnPredicate, value: &Datum) -> bool {

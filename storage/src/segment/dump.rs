@@ -5,6 +5,7 @@ use serde::Serialize;
 use shoal_kernel::{Datum, Result};
 
 use super::format::{Extent, FORMAT_VERSION, GROUP_PAGES, HIDDEN_COLUMNS};
+use super::sketch::Sketch;
 use super::{Place, Segment, segment_file};
 use crate::damage::Problem;
 use crate::encoding::describe;
@@ -59,6 +60,8 @@ pub struct ColumnDump {
     pub name: Option<String>,
     /// Its Arrow type.
     pub data_type: String,
+    /// About how many different values it has; unknown for what every row has.
+    pub distinct: Option<u64>,
     /// Its dictionaries, of the row groups that have one.
     pub dictionaries: Vec<DictionaryDump>,
     /// Its pages.
@@ -105,6 +108,8 @@ pub struct PageDump {
     pub min: Option<String>,
     /// The upper one.
     pub max: Option<String>,
+    /// Sum of its values, if they are integers.
+    pub sum: Option<String>,
     /// Whether its checksum holds and it makes sense.
     pub sound: bool,
 }
@@ -168,6 +173,7 @@ impl Segment {
             id: Some(index.column.id.0),
             name: None,
             data_type: index.column.data_type.to_string(),
+            distinct: Sketch::from_bytes(&index.distinct).map(|sketch| sketch.estimate()),
             dictionaries: index.dictionaries.iter().enumerate().filter_map(dictionary).collect(),
             pages: (0..self.pages()).filter_map(|page| self.dump_page(Place::Column(number), page)).collect(),
         }
@@ -178,6 +184,7 @@ impl Segment {
             id: None,
             name: HIDDEN_NAMES.get(number).map(|name| (*name).to_owned()),
             data_type: "UInt64".to_owned(),
+            distinct: None,
             dictionaries: Vec::new(),
             pages: (0..self.pages()).filter_map(|page| self.dump_page(Place::Hidden(number), page)).collect(),
         }
@@ -186,10 +193,11 @@ impl Segment {
     fn dump_page(&self, place: Place, page: u32) -> Option<PageDump> {
         let extent = self.extent(place, page)?;
         let rows = self.page_rows(page).len() as u32;
-        let zone = match place {
-            Place::Column(number) => self.footer.columns[number].zones.get(page as usize),
+        let index = match place {
+            Place::Column(number) => self.footer.columns.get(number),
             _ => None,
         };
+        let zone = index.and_then(|index| index.zones.get(page as usize));
         let encoding: Result<String> = self.page_bytes(place, page).and_then(|bytes| describe(&bytes, rows as usize));
         let array = self.read_page(place, page, None).ok();
         Some(PageDump {
@@ -204,6 +212,7 @@ impl Segment {
             bits_per_value: f64::from(extent.bytes) * 8.0 / f64::from(rows.max(1)),
             min: zone.and_then(|zone| zone.min.as_ref()).map(text),
             max: zone.and_then(|zone| zone.max.as_ref()).map(text),
+            sum: index.and_then(|index| index.sums.get(page as usize)).map(i128::to_string),
             sound: array.is_some(),
         })
     }

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
+use super::sketch::Sketch;
 use crate::head;
 use crate::layout::{StoredColumn, is_storable};
 use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
 pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 pub(crate) const HEADER_BYTES: u64 = head::HEAD_BYTES as u64;
 pub(crate) const TRAILER_BYTES: u64 = 16;
 
@@ -36,6 +37,10 @@ pub(crate) struct ColumnIndex {
     pub(crate) dictionaries: Vec<Option<Extent>>,
     pub(crate) pages: Vec<Extent>,
     pub(crate) zones: Vec<Zone>,
+    /// Sum of the values of each page; of integers only.
+    pub(crate) sums: Vec<i128>,
+    /// How many different values there are, as the bytes of a [`super::Sketch`].
+    pub(crate) distinct: Vec<u8>,
 }
 
 /// What the file says about itself.
@@ -85,6 +90,8 @@ impl Footer {
                     && column.dictionaries.len() == groups
                     && column.zones.iter().enumerate().all(whole)
                     && is_storable(&column.column.data_type)
+                    && column.sums.len() == if column.column.data_type.is_integer() { pages } else { 0 }
+                    && Sketch::from_bytes(&column.distinct).is_some()
             })
             && self.extents().all(inside)
     }

@@ -7,10 +7,11 @@ use arrow::array::cast::AsArray;
 use arrow::array::types::UInt64Type;
 use shoal_kernel::{Datum, Error, Result};
 
-use super::format::{GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS};
+use super::format::{ColumnIndex, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS};
+use super::sketch::Sketch;
 use super::{POSITIONS, Place, Segment, VERSIONS_HIGH, VERSIONS_LOW, segment_file};
 use crate::damage::{Problem, corrupt, damaged};
-use crate::key::EncodedKeys;
+use crate::key::{EncodedKeys, sum_of};
 use crate::layout::Layout;
 use crate::predicate::Zone;
 use crate::wal::join_versions;
@@ -42,11 +43,13 @@ impl Segment {
         problems.extend(self.outline(repeats).err().iter().map(|error| Problem::of(error, &file)));
         // Statistics of what cannot be read prove nothing.
         if deep && readable {
-            let mut last = Vec::new();
+            let (mut last, mut sketches) = (Vec::new(), vec![Sketch::default(); self.footer.columns.len()]);
             for page in 0..self.pages() {
-                problems.extend(
-                    self.compare(layout, page, repeats, &mut last).err().iter().map(|error| Problem::of(error, &file)),
-                );
+                let compared = self.compare(layout, page, repeats, &mut last, &mut sketches);
+                problems.extend(compared.err().iter().map(|error| Problem::of(error, &file)));
+            }
+            if problems.is_empty() {
+                problems.extend(self.compare_sketches(&sketches).iter().map(|error| Problem::of(error, &file)));
             }
         }
         problems
@@ -88,8 +91,16 @@ impl Segment {
         Ok(())
     }
 
-    /// Compares the rows of a page with what the footer says of them. `last` is the key of the row before.
-    fn compare(&self, layout: &Layout, page: u32, repeats: bool, last: &mut Vec<u8>) -> Result<()> {
+    /// Compares the rows of a page with what the footer says of them. `last` is the key of the row before; `sketches` take up
+    /// the values of each column.
+    fn compare(
+        &self,
+        layout: &Layout,
+        page: u32,
+        repeats: bool,
+        last: &mut Vec<u8>,
+        sketches: &mut [Sketch],
+    ) -> Result<()> {
         let number = page as usize;
         let wrong = |place: Place, what: String| {
             let offset = self.extent(place, page).map_or(self.footer_start, |extent| extent.offset);
@@ -101,6 +112,14 @@ impl Segment {
                 let what = format!("page {page} of column {}: {what}", index.column.id.0);
                 return Err(wrong(Place::Column(place), what));
             }
+            if let (Some(said), found) = (index.sums.get(number), sum_of(&array))
+                && found != Some(*said)
+            {
+                let found = found.map_or_else(|| "no sum".to_owned(), |sum| format!("a sum of {sum}"));
+                let what = format!("page {page} of column {}: {found}, and the footer says {said}", index.column.id.0);
+                return Err(wrong(Place::Column(place), what));
+            }
+            sketches[place].add(&array);
         }
         let (low, high) = self.footer.position_ranges[number];
         let positions = self.read_noting(POSITIONS, page, None)?;
@@ -120,6 +139,16 @@ impl Segment {
             return Ok(());
         }
         self.compare_keys(page, repeats, &self.read_keys(layout, page)?.0, last)
+    }
+
+    /// Compares how many different values each column has, as sketched, with what the footer says.
+    fn compare_sketches(&self, sketches: &[Sketch]) -> Vec<Error> {
+        let columns = self.footer.columns.iter().zip(sketches);
+        let wrong = columns.filter(|(index, sketch)| sketch.to_bytes() != index.distinct);
+        let error = |(index, _): (&ColumnIndex, &Sketch)| {
+            self.at(self.footer_start, format!("the sketch of column {} is not that of its values", index.column.id.0))
+        };
+        wrong.map(error).collect()
     }
 
     fn compare_keys(&self, page: u32, repeats: bool, keys: &EncodedKeys, last: &mut Vec<u8>) -> Result<()> {
@@ -160,7 +189,11 @@ fn broken_zone(zone: &Zone, array: &ArrayRef) -> Option<String> {
     };
     let below = outside(&zone.min, &found.min, Ordering::Greater);
     let above = outside(&zone.max, &found.max, Ordering::Less);
-    (below || above).then(|| "values outside of the bounds of its zone map".to_owned())
+    if below || above {
+        return Some("values outside of the bounds of its zone map".to_owned());
+    }
+    // Queries are answered from bounds, so these have to be the very ones that a writer would note.
+    (found.min != zone.min || found.max != zone.max).then(|| "its zone map has wider bounds than its values".to_owned())
 }
 
 #[cfg(test)]
@@ -201,7 +234,11 @@ mod tests {
         finds("outside of the bounds of its zone map", |footer| {
             footer.columns[1].zones[0].max = Some(Datum::Text("a".into()))
         });
+        finds("wider bounds than its values", |footer| footer.columns[0].zones[0].min = Some(Datum::Int(i64::MIN)));
+        finds("wider bounds than its values", |footer| footer.columns[1].zones[0].max = None);
         finds("NULLs, and its zone map says", |footer| footer.columns[2].zones[0].nulls += 1);
+        finds("and the footer says", |footer| footer.columns[0].sums[0] += 1);
+        finds("is not that of its values", |footer| footer.columns[1].distinct = Vec::new());
         finds("of positions: outside of its range", |footer| footer.position_ranges[0] = (2, 2));
         finds("least position is above its greatest", |footer| footer.position_ranges[0] = (2, 1));
         finds("of versions: outside of the range", |footer| footer.version_range.1 = footer.version_range.0);

@@ -7,6 +7,7 @@ mod filter;
 mod find;
 mod format;
 mod inspect;
+mod sketch;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -254,6 +255,13 @@ impl Segment {
         self.zone_of(layout, column, rows, |number, _| &self.footer.columns[number].zones[page as usize])
     }
 
+    /// The sum of a page of an integer column of the table; `None` if it is not known of one of the column's forms.
+    pub(crate) fn page_sum(&self, layout: &Layout, column: usize, page: u32) -> Option<i128> {
+        // A row has a value in one form at most, and what integers are widened to has the same worth.
+        let forms = std::iter::once(&column).chain(layout.older(column)).filter_map(|place| self.form(layout, *place));
+        forms.map(|(number, _)| self.footer.columns[number].sums.get(page as usize).copied()).sum()
+    }
+
     fn zone_of<'a>(
         &'a self,
         layout: &Layout,
@@ -282,7 +290,7 @@ impl Segment {
     }
 
     /// Whether a stored column has the type here that it always had. What has not is damage, whatever its checksum says.
-    fn has_type_of(&self, layout: &Layout, place: usize) -> bool {
+    pub(crate) fn has_type_of(&self, layout: &Layout, place: usize) -> bool {
         let stored = &layout.stored[place];
         self.form(layout, place)
             .is_none_or(|(number, _)| self.footer.columns[number].column.data_type == stored.data_type)

@@ -12,9 +12,10 @@ use super::filter::FilterBuilder;
 use super::format::{
     ColumnIndex, Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, PAGE_ROWS, footer_bytes, header,
 };
+use super::sketch::Sketch;
 use super::{Segment, SegmentContext, segment_file};
 use crate::encoding::{Effort, encode_chunk, encode_page};
-use crate::key::EncodedKeys;
+use crate::key::{EncodedKeys, sum_of};
 use crate::layout::Layout;
 use crate::predicate::Zone;
 use crate::wal::split_versions;
@@ -42,6 +43,8 @@ pub(crate) struct SegmentWriter {
     /// Pages of the row group that is being collected, per column, hidden ones last.
     group: Vec<Vec<ArrayRef>>,
     filter: FilterBuilder,
+    /// Different values, per column.
+    sketches: Vec<Sketch>,
     finished: bool,
 }
 
@@ -57,7 +60,15 @@ impl SegmentWriter {
         let named = |error: std::io::Error| Error::from(error).context(format_args!("creating {}", path.display()));
         let file = context.disk.open(&path, OpenMode::CreateNew).map_err(named)?;
         let group = vec![Vec::new(); columns.len() + HIDDEN_COLUMNS];
-        let column = |column| ColumnIndex { column, dictionaries: Vec::new(), pages: Vec::new(), zones: Vec::new() };
+        let sketches = vec![Sketch::default(); columns.len()];
+        let column = |column| ColumnIndex {
+            column,
+            dictionaries: Vec::new(),
+            pages: Vec::new(),
+            zones: Vec::new(),
+            sums: Vec::new(),
+            distinct: Vec::new(),
+        };
         let writer = Self {
             context: context.clone(),
             layout,
@@ -79,6 +90,7 @@ impl SegmentWriter {
             tombstones: RoaringBitmap::new(),
             group,
             filter: FilterBuilder::default(),
+            sketches,
             finished: false,
         };
         writer.file.write_all_at(&header(), 0).map_err(named)?;
@@ -107,8 +119,11 @@ impl SegmentWriter {
         for (column, array) in self.group.iter_mut().zip(rows.batch.columns().iter().cloned().chain(hidden)) {
             column.push(array);
         }
-        for (index, array) in self.footer.columns.iter_mut().zip(rows.batch.columns()) {
+        let columns = self.footer.columns.iter_mut().zip(&mut self.sketches);
+        for ((index, sketch), array) in columns.zip(rows.batch.columns()) {
             index.zones.push(Zone::of(array));
+            index.sums.extend(sum_of(array));
+            sketch.add(array);
         }
         let first_row = self.footer.rows;
         let tombstones = rows.tombstones.iter().enumerate().filter(|(_, tombstone)| **tombstone);
@@ -166,6 +181,9 @@ impl SegmentWriter {
     pub(crate) fn finish(mut self) -> Result<Segment> {
         self.write_group()?;
         self.tombstones.serialize_into(&mut self.footer.tombstones)?;
+        for (index, sketch) in self.footer.columns.iter_mut().zip(&self.sketches) {
+            index.distinct = sketch.to_bytes();
+        }
         let end = footer_bytes(&self.footer)?;
         let write = || {
             self.file.write_all_at(&end, self.offset)?;

@@ -10,6 +10,7 @@ use shoal_storage::{Digest, PullCursor, Rows, Snapshot, Store, StoreOptions, Wri
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
+use crate::summary::check_halves;
 
 /// What a key holds: its version, and its row unless it was deleted.
 #[derive(Debug, Clone, Default)]
@@ -189,6 +190,7 @@ fn run(steps: Vec<Step>) {
             Step::Pull(bytes_max) => drop(pull_once(&store, &follower, &mut cursor, bytes_max)),
         }
         assert_eq!(read(&store.snapshot()), model.visible());
+        check_halves(&store.snapshot(), &model.visible());
         held.iter().for_each(|(snapshot, expected)| assert_eq!(&read(snapshot), expected));
         assert_eq!(store.verify().unwrap(), []);
     }

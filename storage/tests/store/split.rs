@@ -15,6 +15,7 @@ use crate::changes::apply;
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
 use crate::model::{Change, Model, change, pull_all, write};
+use crate::summary::check_halves;
 
 const LEFT: &str = "/data/p2";
 const RIGHT: &str = "/data/p3";
@@ -108,6 +109,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
     let tables = halves(&expected, at);
     for (number, (store, table)) in stores.iter().zip(&tables).enumerate() {
         assert_eq!(&read(&store.snapshot()), table);
+        check_halves(&store.snapshot(), table);
         assert_eq!(store.snapshot().position(), parent.snapshot().position());
         assert_eq!(store.schema_version(), parent.schema_version());
         assert_eq!(store.verify().unwrap(), []);
@@ -154,6 +156,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
                 }
             }
             assert_eq!(read(&store.snapshot()), model.visible());
+            check_halves(&store.snapshot(), &model.visible());
             assert_eq!(store.verify().unwrap(), []);
         }
         // A disk that was started anew is another one for both.

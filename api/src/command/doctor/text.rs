@@ -148,8 +148,17 @@ fn label(column: &ColumnDump) -> String {
 }
 
 fn columns(dump: &SegmentDump) -> Table {
-    let mut table =
-        new_table(&["column", "type", "pages", "stored", "dictionaries", "values", "plain", "bits per value"]);
+    let mut table = new_table(&[
+        "column",
+        "type",
+        "pages",
+        "stored",
+        "dictionaries",
+        "values",
+        "plain",
+        "bits per value",
+        "distinct",
+    ]);
     for column in &dump.columns {
         let pages: u64 = column.pages.iter().map(|page| u64::from(page.stored_bytes)).sum();
         let dictionaries: u64 = column.dictionaries.iter().map(|dictionary| u64::from(dictionary.bytes)).sum();
@@ -165,6 +174,7 @@ fn columns(dump: &SegmentDump) -> Table {
             number(values),
             number(plain),
             number(format!("{bits:.2}")),
+            number(column.distinct.map_or(String::new(), |distinct| format!("~{distinct}"))),
         ]);
     }
     table
@@ -173,7 +183,7 @@ fn columns(dump: &SegmentDump) -> Table {
 fn pages(dump: &SegmentDump) -> Table {
     let mut table = new_table(&[
         "column", "group", "page", "offset", "stored", "plain", "rows", "nulls", "bits", "encoding", "least",
-        "greatest", "checksum",
+        "greatest", "sum", "checksum",
     ]);
     for column in &dump.columns {
         for dictionary in &column.dictionaries {
@@ -182,7 +192,8 @@ fn pages(dump: &SegmentDump) -> Table {
             row.extend(["", "", "", ""].map(Cell::new));
             let values = dictionary.values.map_or("?".to_owned(), |values| values.to_string());
             row.push(Cell::new(format!("dictionary of {values} values")));
-            row.extend([Cell::new(""), Cell::new(""), Cell::new(sound(dictionary.sound))]);
+            row.extend(["", "", ""].map(Cell::new));
+            row.push(Cell::new(sound(dictionary.sound)));
             table.add_row(row);
         }
         for page in &column.pages {
@@ -207,6 +218,7 @@ fn page_row(column: &str, page: &PageDump) -> Vec<Cell> {
         Cell::new(&page.encoding),
         known(&page.min),
         known(&page.max),
+        number(page.sum.as_deref().unwrap_or("")),
         Cell::new(sound(page.sound)),
     ]
 }
