@@ -122,11 +122,6 @@ pub(super) fn not_an_object(error: &serde_json::Error) -> String {
     }
 }
 
-fn empty(cells: &mut Vec<Option<Cell<'_>>>, target: &Target) {
-    cells.clear();
-    cells.resize(target.columns().len(), None);
-}
-
 /// Fills the cells of one object; what is wrong beyond the syntax goes to `fault`.
 struct RowSeed<'r, 'a> {
     target: &'r Target,
