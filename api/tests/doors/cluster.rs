@@ -304,7 +304,7 @@ fn rows_from_all_sides_shape_their_table() {
                     row["who"][format!("of_{number}")] = json!(true);
                     let body = format!("{row}\n");
                     let token = format!("{number}-{round}");
-                    let path = "seen?create=true";
+                    let path = "seen";
                     let sent =
                         until_ok(|| node.client.ingest(path, NDJSON, body.as_bytes(), Some(&token), Some("all")));
                     assert_eq!(sent["accepted"], 1);

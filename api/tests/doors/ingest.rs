@@ -230,7 +230,7 @@ fn tokens_levels_and_parameters() {
     let problem = send("/api/v1/tables/people/ingest?akc=one", "t").problem(400, "invalid_request");
     assert_eq!(problem["help"], "did you mean 'ack'?");
     let problem = send("/api/v1/tables/event/ingest", "t").problem(404, "unknown_table");
-    assert_eq!(problem["help"], "did you mean 'events'?");
+    assert_eq!(problem["help"], "did you mean 'events'?; or send the rows with ?create=true to have it made for them");
     world.ingest("people/ingest", "text/html", b"x").problem(415, "invalid_request");
     let gzip = [("content-type", NDJSON), ("content-encoding", "gzip")];
     world.send("POST", "/api/v1/tables/people/ingest", &gzip, b"x").problem(415, "invalid_request");
