@@ -196,6 +196,22 @@ async fn tables() {
             invalid_statement: fsync_interval_ms is a number from 1 to 60000, not 0 @1:82-1:83
         CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync_interval_ms = 200, fsync = 'never')
             invalid_statement: fsync_interval_ms says how often a table is synced whose fsync is 'interval' @1:42-1:59 [add fsync = 'interval', or leave it out]
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (ttl = '30d')
+            invalid_statement: ttl goes by a TIMESTAMP of the primary key, and this key has none @1:48-1:53 [add one to the key, or make a table of events: without a PRIMARY KEY, it has '_ts']
+        CREATE TABLE t (a INT PRIMARY KEY, at TIMESTAMP) WITH (ttl = '30d', ttl_column = 'at')
+            invalid_statement: 'at' is no TIMESTAMP of the table's key @1:82-1:86 [the table's key has none]
+        CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w')
+            invalid_statement: the key has several TIMESTAMPs: a, b @1:86-1:90 [say which one with ttl_column]
+        CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w', ttl_column = c)
+            invalid_statement: 'c' is no TIMESTAMP of the table's key @1:105-1:106 [it has these: a, b]
+        CREATE TABLE t (at TIMESTAMP, line VARCHAR) WITH (ttl = '1w', ttl_column = at)
+            invalid_statement: 'at' is no TIMESTAMP of the table's key @1:76-1:78 [it has these: _ts]
+        CREATE TABLE t (line VARCHAR) WITH (ttl = '30')
+            invalid_statement: '30' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d' @1:43-1:47 [ttl = 'none' keeps rows for ever]
+        CREATE TABLE t (line VARCHAR) WITH (ttl = '10ms')
+            invalid_statement: rows are kept for 1s to 365000d, not for 10ms @1:43-1:49 [ttl = 'none' keeps rows for ever]
+        CREATE TABLE t (line VARCHAR) WITH (ttl_column = _ts)
+            invalid_statement: ttl_column says by which time rows are dropped, and they are kept for ever @1:50-1:53 [add ttl = '30d', or leave it out]
         CREATE TABLE t (a INT PRIMARY KEY) nonsense
             syntax_error: expected: end of statement, found: nonsense @1:36-1:44
         CREATE TABLE t (a INT DEFAULT 5)
@@ -458,6 +474,10 @@ async fn alterations() {
             unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the settings that can be changed are write_level, ttl, ttl_column, schemaless]
         ALTER TABLE flights SET (wirte_level = 'one')
             invalid_statement: 'wirte_level' is not a setting of a table @1:26-1:37 [did you mean 'write_level'?]
+        ALTER TABLE flights SET (ttl = '7d')
+            invalid_statement: ttl goes by a TIMESTAMP of the primary key, and this key has none @1:32-1:36 [add one to the key, or make a table of events: without a PRIMARY KEY, it has '_ts']
+        ALTER TABLE readings SET (ttl = 'for ever')
+            invalid_statement: 'for ever' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d' @1:33-1:43 [ttl = 'none' keeps rows for ever]
         ALTER TABLE flights
             syntax_error: expected: ADD, RENAME, PARTITION, SWAP, DROP, REPLICA IDENTITY, SET, or SET TBLPROPERTIES after ALTER TABLE, found: EOF @1:20-1:20
     "#]]).await;
