@@ -111,11 +111,11 @@ fn late_rows_are_refused_and_those_of_peers_are_passed_over() {
     assert!(again.duplicate && again.version == accepted.version);
 
     let pulled = behind.pull(&PullCursor::default(), 1 << 20).unwrap();
-    store.commit(pulled.into_writes(), 0).unwrap().into_iter().for_each(|taken| drop(taken.unwrap()));
+    store.commit(pulled.into_writes(), 0).unwrap().into_iter().for_each(|taken| _ = taken.unwrap());
     assert_eq!(times(&store.snapshot()), [60]);
     // What the other one still holds does not come back; then both hold the same.
     let given = store.pull(&PullCursor::default(), 1 << 20).unwrap();
-    behind.commit(given.into_writes(), 0).unwrap().into_iter().for_each(|taken| drop(taken.unwrap()));
+    behind.commit(given.into_writes(), 0).unwrap().into_iter().for_each(|taken| _ = taken.unwrap());
     assert_ne!(digests(&behind), digests(&store));
     behind.expire(below(50)).unwrap().unwrap();
     assert_eq!(digests(&behind), digests(&store));
@@ -274,7 +274,7 @@ fn run(steps: Vec<Step>) {
     loop {
         let pulled = store.pull(&cursor, 500).unwrap();
         let (next, done) = (pulled.next.clone(), pulled.done);
-        late.commit(pulled.into_writes(), 0).unwrap().into_iter().for_each(|taken| drop(taken.unwrap()));
+        late.commit(pulled.into_writes(), 0).unwrap().into_iter().for_each(|taken| _ = taken.unwrap());
         cursor = next;
         if done {
             break;
