@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use shoal_actors::Node;
-use shoal_actors::service::{ClusterStatus, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{ClusterStatus, Evolution, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use shoal_catalog::Table;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Applied, Error, NodeId, QueryId, Result};
@@ -38,6 +38,13 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Writes rows. Dropping the future does not stop the write: half a write helps nobody.
     fn write(&self, request: WriteRequest) -> BoxFuture<'static, Result<WriteReport>>;
+
+    /// The same for rows that were made for a definition of the table which others may have left behind meanwhile.
+    fn write_as(&self, table: Arc<Table>, request: WriteRequest) -> BoxFuture<'static, Result<WriteReport>>;
+
+    /// Tries to have a table made or changed, and gives it as it then is: somebody else may have been faster. Dropping the
+    /// future does not stop it.
+    fn evolve(&self, change: Evolution) -> BoxFuture<'static, Result<Arc<Table>>>;
 
     /// The cluster as the node sees it.
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>>;
@@ -97,6 +104,16 @@ impl Backend for NodeBackend {
     fn write(&self, request: WriteRequest) -> BoxFuture<'static, Result<WriteReport>> {
         let node = self.node.clone();
         self.run(async move { node.write(request).await }, Applied::Unknown)
+    }
+
+    fn write_as(&self, table: Arc<Table>, request: WriteRequest) -> BoxFuture<'static, Result<WriteReport>> {
+        let node = self.node.clone();
+        self.run(async move { node.write_as(table, request).await }, Applied::Unknown)
+    }
+
+    fn evolve(&self, change: Evolution) -> BoxFuture<'static, Result<Arc<Table>>> {
+        let node = self.node.clone();
+        self.run(async move { node.evolve(change).await }, Applied::False)
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {

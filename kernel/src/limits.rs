@@ -18,6 +18,12 @@ pub const COLUMNS_PER_TABLE_MAX: usize = 4096;
 /// Columns that a table may store, older forms and dropped ones of event tables included.
 pub const STORED_COLUMNS_PER_TABLE_MAX: usize = 8192;
 
+/// Levels of lists and structs in a type that is inferred from rows; what lies deeper is kept as JSON text.
+pub const INFERRED_NESTING_MAX: usize = 16;
+
+/// Fields of a struct that is inferred from rows, those of structs inside it included; one with more is kept as JSON text.
+pub const INFERRED_FIELDS_MAX: usize = 1024;
+
 /// Bytes of one encoded primary key.
 pub const KEY_BYTES_MAX: usize = 16 << 10;
 

@@ -26,9 +26,24 @@ pub fn widens(from: &DataType, to: &DataType) -> bool {
         (Date32, to) if *to == micros => true,
         (Boolean | Float32 | Float64 | Decimal128(..) | Date32 | DataType::Time64(_), DataType::Utf8) => true,
         (DataType::Timestamp(TimeUnit::Microsecond, _), DataType::Utf8) => true,
+        // As JSON.
+        (DataType::List(_) | DataType::Struct(_), DataType::Utf8) => true,
+        (DataType::List(from), DataType::List(to)) => is_or_widens(from.data_type(), to.data_type()),
+        // Fields are matched by name; those that come new are NULL.
+        (DataType::Struct(from), DataType::Struct(to)) => from.iter().all(|field| {
+            to.iter().any(|wider| {
+                wider.name() == field.name()
+                    && wider.is_nullable()
+                    && is_or_widens(field.data_type(), wider.data_type())
+            })
+        }),
         (from, DataType::Utf8) => from.is_integer(),
         _ => false,
     }
+}
+
+fn is_or_widens(from: &DataType, to: &DataType) -> bool {
+    from == to || widens(from, to)
 }
 
 /// Decimal digits that hold every value of an integer type.
@@ -68,6 +83,27 @@ pub fn wider_types(from: &DataType) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn structs_get_fields_and_lists_wider_items() {
+        use DataType::{Float64, Int64, List, Struct, Utf8};
+        let field = |name: &str, data_type| arrow_schema::Field::new(name, data_type, true);
+        let list = |item| List(field("item", item).into());
+        let one = Struct(vec![field("a", Int64)].into());
+        let two = Struct(vec![field("b", list(Int64)), field("a", Float64)].into());
+        let other = Struct(vec![field("b", list(Utf8))].into());
+        for (from, to) in [
+            (one.clone(), two.clone()),
+            (list(one.clone()), list(two.clone())),
+            (list(Int64), list(Float64)),
+            (one.clone(), Utf8),
+            (list(Int64), list(Utf8)),
+        ] {
+            assert!(widens(&from, &to), "{from} to {to}");
+            assert!(!widens(&to, &from), "{to} to {from}");
+        }
+        assert!(!widens(&one, &other) && !widens(&one, &list(Int64)) && !widens(&one, &one));
+    }
 
     #[test]
     fn only_what_keeps_its_meaning() {

@@ -17,7 +17,7 @@ pub(crate) fn tables(catalog: &Catalog) -> Result<FragmentGraph> {
     let column = |value: fn(&Table) -> String| tables.iter().map(|table| Some(value(table))).collect();
     let columns = vec![
         column(|table| table.name.clone()),
-        column(|table| if table.schema.is_upsert() { "upsert" } else { "event" }.to_owned()),
+        column(|table| kind(table).to_owned()),
         column(partitioning),
         column(|table| table.partitions.len().to_string()),
         column(|table| table.options.replication_factor.to_string()),
@@ -96,6 +96,14 @@ fn partitioning(table: &Table) -> String {
         Partitioning::Hash { .. } => "HASH",
     };
     format!("{kind}({})", names.join(", "))
+}
+
+fn kind(table: &Table) -> &'static str {
+    match (table.schema.is_upsert(), table.options.schemaless) {
+        (true, _) => "upsert",
+        (false, false) => "event",
+        (false, true) => "event, schemaless",
+    }
 }
 
 /// How long rows are kept, and by the time in which column.

@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use arrow::array::cast::AsArray;
 use arrow::array::types::{Date32Type, TimestampMicrosecondType};
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, ListArray, RecordBatch, RecordBatchOptions, StringBuilder, StructArray, new_null_array,
+};
 use arrow::compute::{cast, is_not_null};
-use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
+use arrow::json::writer::{EncoderOptions, make_encoder};
 use serde::{Deserialize, Serialize};
 use shoal_kernel::key::value_end;
 use shoal_kernel::schema::numbered_field;
@@ -209,6 +212,12 @@ fn unreadable(older: &ArrayRef, wanted: &DataType, error: &ArrowError) -> Error 
 /// Every value has one there, also one that no calendar has a word for: whoever wrote it must not take the column from its
 /// readers.
 fn convert(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+    if older.data_type() == wanted {
+        return Ok(older.clone());
+    }
+    if older.data_type().is_nested() {
+        return convert_nested(older, wanted);
+    }
     match cast(older, wanted) {
         Ok(converted) if converted.null_count() == older.null_count() => Ok(converted),
         _ => convert_extremes(older, wanted).map_err(|error| unreadable(older, wanted, &error)),
@@ -240,6 +249,51 @@ fn convert_extremes(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, Arr
         }
         _ => cast(older, wanted),
     }
+}
+
+/// Lists and structs: what lies in them is converted, fields are found by name, and as text they are JSON.
+fn convert_nested(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+    let failed = |error: ArrowError| unreadable(older, wanted, &error);
+    match (older.data_type(), wanted) {
+        (DataType::List(_), DataType::List(item)) => {
+            let list = older.as_list::<i32>();
+            let values = convert(list.values(), item.data_type())?;
+            let converted = ListArray::try_new(item.clone(), list.offsets().clone(), values, list.nulls().cloned());
+            Ok(Arc::new(converted.map_err(failed)?))
+        }
+        (DataType::Struct(_), DataType::Struct(fields)) => {
+            let parts = older.as_struct();
+            let column = |field: &FieldRef| match parts.column_by_name(field.name()) {
+                Some(column) => convert(column, field.data_type()),
+                None => Ok(new_null_array(field.data_type(), parts.len())),
+            };
+            let columns = fields.iter().map(column).collect::<Result<Vec<_>>>()?;
+            let nulls = parts.nulls().cloned();
+            let converted = StructArray::try_new_with_length(fields.clone(), columns, nulls, parts.len());
+            Ok(Arc::new(converted.map_err(failed)?))
+        }
+        (_, DataType::Utf8) => json_text(older).map_err(failed),
+        _ => cast(older, wanted).map_err(failed),
+    }
+}
+
+/// Lists and structs as JSON. Fields that are NULL are left out.
+fn json_text(values: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    let field = Arc::new(Field::new("value", values.data_type().clone(), true));
+    let options = EncoderOptions::default();
+    let mut encoder = make_encoder(&field, values, &options)?;
+    let mut texts = StringBuilder::new();
+    let mut text = Vec::new();
+    for row in 0..values.len() {
+        if values.is_null(row) {
+            texts.append_null();
+            continue;
+        }
+        text.clear();
+        encoder.encode(row, &mut text);
+        texts.append_value(String::from_utf8_lossy(&text));
+    }
+    Ok(Arc::new(texts.finish()))
 }
 
 /// Bytes of a fixed-size value, and values of a fixed-size list.

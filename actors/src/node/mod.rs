@@ -42,7 +42,7 @@ use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::opening;
-use crate::service::{ClusterStatus, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use crate::service::{ClusterStatus, Evolution, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use crate::transport::{Route, Transport, TransportConfig};
 
 /// How long replicas may go on with beginning to flush when the node stops.
@@ -249,6 +249,24 @@ impl Node {
         self.0.admit().await?;
         let table = self.0.table_refreshed(&request.table).await?;
         self.0.gateway.write(table, request).await
+    }
+
+    /// The same for rows that were made for a definition of the table which others may have left behind meanwhile.
+    ///
+    /// # Errors
+    /// As of [`Node::write`].
+    pub async fn write_as(&self, table: Arc<Table>, request: WriteRequest) -> Result<WriteReport> {
+        self.0.admit().await?;
+        self.0.gateway.write(table, request).await
+    }
+
+    /// Tries to have a table made or changed, and gives it as it then is: somebody else may have been faster.
+    ///
+    /// # Errors
+    /// The catalog has no quorum, or the table cannot be so.
+    pub async fn evolve(&self, change: Evolution) -> Result<Arc<Table>> {
+        self.0.admit().await?;
+        self.0.evolve(change).await
     }
 
     /// The cluster as this node sees it; lags are asked of the replicas.

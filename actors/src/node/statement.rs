@@ -13,7 +13,7 @@ use super::Inner;
 use super::change::FoundRows;
 use crate::query::RunOptions;
 use crate::replica::message::MaintenanceTask;
-use crate::service::{CommandDone, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
+use crate::service::{CommandDone, Evolution, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
 
 /// How long a node that does not know a table asks the catalog's leader whether it exists.
 pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,6 +23,8 @@ const FOUND_BYTES_MAX: usize = 256 << 20;
 const ALTER_TABLE: &str = "ALTER TABLE";
 /// How often a change of a table is made anew because somebody else's came between.
 const ALTER_ATTEMPTS_MAX: u32 = 5;
+/// How long a table that rows ask for may take to be agreed on.
+const EVOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Consumer tasks of a hash edge at most.
 const TARGET_PARTITIONS_MAX: usize = 8;
 
@@ -199,6 +201,32 @@ impl Inner {
                 _ => return Err(Error::internal("an ALTER TABLE was planned as another statement")),
             };
         }
+    }
+
+    /// See [`super::Node::evolve`].
+    pub(super) async fn evolve(&self, change: Evolution) -> Result<Arc<Table>> {
+        let (name, before, command) = match change {
+            Evolution::Create(new) => (new.name.clone(), None, Command::CreateTable(new)),
+            Evolution::Alter { table, changes } => {
+                let altered = AlteredTable { changes, ..AlteredTable::of(table.id) };
+                (table.name.clone(), Some(table), Command::AlterTable(altered))
+            }
+        };
+        let timeout = Duration::from_millis(self.context.config.request_timeout_ms).min(EVOLVE_TIMEOUT);
+        let Err(error) = self.propose(command, ALTER_TABLE, timeout).await else { return self.table(&name) };
+        if !matches!(error.code(), ErrorCode::SchemaChanged | ErrorCode::InvalidStatement | ErrorCode::UnknownTable) {
+            return Err(error);
+        }
+        // A name or number that somebody else has taken is refused; then there is something new to look at.
+        self.context.agreement.linearizable(REFRESH_TIMEOUT).await?;
+        let now = self.table(&name)?;
+        let is_as_before =
+            before.is_some_and(|before| before.id == now.id && before.schema.version == now.schema.version);
+        if is_as_before {
+            return Err(error);
+        }
+        self.context.env.reached(Rare::AlteredByOthers);
+        Ok(now)
     }
 
     /// A table by name, asking the leader if this node has not heard of it.

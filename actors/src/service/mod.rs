@@ -5,6 +5,7 @@ mod request;
 mod status;
 
 pub use request::{
-    CommandDone, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport, WriteRequest,
+    CommandDone, Evolution, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
+    WriteRequest,
 };
 pub use status::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, Version, WriteLevel};
+use shoal_catalog::{NewTable, Table};
+use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, SchemaChange, Version, WriteLevel};
 
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
 #[derive(Debug, Clone)]
@@ -79,6 +81,20 @@ impl NodeConfig {
             planted: None,
         }
     }
+}
+
+/// A change of a table that rows ask for.
+#[derive(Debug, Clone)]
+pub enum Evolution {
+    /// It is to be made, unless it exists.
+    Create(NewTable),
+    /// Its columns are to change.
+    Alter {
+        /// The table for which the changes were made.
+        table: Arc<Table>,
+        /// What is to change.
+        changes: Vec<SchemaChange>,
+    },
 }
 
 /// One SQL statement to run.

@@ -13,9 +13,11 @@ use shoal_kernel::{Error, ErrorCode, WriteLevel, limits};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
+use super::evolve::{fit, whole};
 use super::problem::{Failure, RefusedRows};
 use super::sql::media_type;
 use super::{Doors, parameters};
+use crate::ingest::infer::Body;
 use crate::ingest::{Bounds, Decoded, InputFormat, OnError, RowError, Target, decoder};
 
 /// What was written.
@@ -43,6 +45,7 @@ pub(super) struct IngestReport {
     params(("table" = String, Path),
         ("ack" = Option<String>, Query, description = "`one`, `quorum` or `all`; the table's default if absent"),
         ("on_error" = Option<String>, Query, description = "`fail` (default) or `skip`"),
+        ("create" = Option<bool>, Query, description = "Makes the table if it does not exist: a schemaless table of events, with the columns that the rows have"),
         ("timeout_ms" = Option<u64>, Query),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request harmless to send again, for a day")),
     request_body(description = "Rows", content(("application/x-ndjson"), ("text/csv"), ("application/vnd.apache.arrow.stream"), ("application/vnd.apache.parquet"))),
@@ -57,7 +60,7 @@ pub(super) async fn post(
     table: Path<String>,
     payload: Payload,
 ) -> Result<Json<IngestReport>, Failure> {
-    let given = parameters(&request, &["ack", "on_error", "timeout_ms"])?;
+    let given = parameters(&request, &["ack", "on_error", "timeout_ms", "create"])?;
     let invalid = |message: String| Failure::invalid(message);
     let level: Option<WriteLevel> = given.get("ack").map(|text| text.parse()).transpose().map_err(invalid)?;
     let on_error = match given.get("on_error").map(String::as_str) {
@@ -72,11 +75,36 @@ pub(super) async fn post(
             return Err(Failure::invalid(format!("timeout_ms is '{text}', not a positive whole number")));
         }
     };
+    let create = match given.get("create").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => return Err(Failure::invalid(format!("create is '{other}'; use true or false"))),
+    };
     let token = token(request.headers())?;
     let format = input_format(&request)?;
-    let target = Target::of_table(&*doors.backend.table(&table).await?);
+    let known = match doors.backend.table(&table).await {
+        Ok(table) => Some(table),
+        Err(error) if error.code() == ErrorCode::UnknownTable && create => None,
+        Err(error) if error.code() == ErrorCode::UnknownTable => return Err(creatable(error).into()),
+        Err(error) => return Err(error.into()),
+    };
 
-    let decoded = decode(&request, &doors, payload, format, target, on_error).await?;
+    let strict = known.clone().filter(|table| !table.options.schemaless);
+    let (written_as, decoded) = match strict {
+        Some(table) => {
+            let target = Target::of_table(&table);
+            (None, decode(&request, &doors, payload, format, target, on_error).await?)
+        }
+        None => {
+            let (parts, _room) = spool(&request, &doors, payload).await?;
+            let body = Body { format, bytes: whole(parts), on_error, bounds: bounds(&doors) };
+            match fit(&doors, &table, known, body).await? {
+                Some(Ok((table, decoded))) => (Some(table), decoded),
+                Some(Err(refused)) => (None, refused),
+                None => (None, Decoded::default()),
+            }
+        }
+    };
     metrics::counter!("shoal_ingest_rows_rejected_total").increment(decoded.rejected);
     if decoded.rejected > 0 && on_error == OnError::Fail {
         return Err(refused(decoded));
@@ -91,7 +119,10 @@ pub(super) async fn post(
     };
     if decoded.rows > 0 {
         let write = WriteRequest { table: table.into_inner(), batches: decoded.batches, level, token, timeout };
-        let written = doors.backend.write(write).await?;
+        let written = match written_as {
+            Some(table) => doors.backend.write_as(table, write).await?,
+            None => doors.backend.write(write).await?,
+        };
         metrics::counter!("shoal_ingest_rows_total").increment(written.rows);
         report.accepted = written.rows;
         report.level = Some(written.level.to_string());
@@ -150,17 +181,9 @@ async fn decode(
     target: Target,
     on_error: OnError,
 ) -> Result<Decoded, Failure> {
+    check_length(request, doors)?;
     let bytes_max = doors.limits.ingest_body_bytes_max;
-    let announced: Option<u64> =
-        request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
-        return Err(too_large(bytes_max));
-    }
-    let bounds = Bounds {
-        line_bytes_max: doors.limits.ingest_line_bytes_max,
-        decoded_bytes_max: doors.limits.ingest_decoded_bytes_max,
-    };
-    let mut decoder = decoder(format, target, on_error, bounds);
+    let mut decoder = decoder(format, target, on_error, bounds(doors));
     let mut room = Room::default();
     let mut received = 0;
     while let Some(chunk) = next_chunk(&mut payload, doors, received).await? {
@@ -175,6 +198,47 @@ async fn decode(
     // The rest can be long work (a Parquet file is decoded here), and this thread serves others too.
     let decoded = actix_web::web::block(move || decoder.finish()).await;
     Ok(decoded.map_err(|_| Error::internal("decoding the body was interrupted"))??)
+}
+
+/// Keeps the body whole, with the room that it takes.
+async fn spool(request: &HttpRequest, doors: &Doors, mut payload: Payload) -> Result<(Vec<Bytes>, Room), Failure> {
+    check_length(request, doors)?;
+    let bytes_max = doors.limits.ingest_body_bytes_max;
+    let (mut room, mut received, mut parts) = (Room::default(), 0, Vec::new());
+    while let Some(chunk) = next_chunk(&mut payload, doors, received).await? {
+        received += chunk.len();
+        if received > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        room.grow(doors, received)?;
+        parts.push(chunk);
+    }
+    metrics::counter!("shoal_ingest_bytes_total").increment(received as u64);
+    Ok((parts, room))
+}
+
+fn bounds(doors: &Doors) -> Bounds {
+    Bounds {
+        line_bytes_max: doors.limits.ingest_line_bytes_max,
+        decoded_bytes_max: doors.limits.ingest_decoded_bytes_max,
+    }
+}
+
+/// Refuses a body that says that it is too long.
+fn check_length(request: &HttpRequest, doors: &Doors) -> Result<(), Failure> {
+    let bytes_max = doors.limits.ingest_body_bytes_max;
+    let announced: Option<u64> =
+        request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(too_large(bytes_max));
+    }
+    Ok(())
+}
+
+/// Says how the table would come to be.
+fn creatable(error: Error) -> Error {
+    let near = error.help().map(|help| format!("{help}; or ")).unwrap_or_default();
+    error.with_help(format!("{near}send the rows with ?create=true to have it made for them"))
 }
 
 async fn next_chunk(payload: &mut Payload, doors: &Doors, received: usize) -> Result<Option<Bytes>, Failure> {

@@ -3,6 +3,7 @@
 
 mod answer;
 mod cluster;
+mod evolve;
 mod health;
 mod index;
 mod ingest;

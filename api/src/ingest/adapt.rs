@@ -5,7 +5,9 @@ use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, SchemaRef};
 use shoal_kernel::{Error, ErrorCode, Result};
 
-use super::{Bounds, Decoded, ERRORS_REPORTED_MAX, OnError, RowError, RowErrorCode, Target, too_large_decoded};
+use super::{
+    Bounds, Decoded, ERRORS_REPORTED_MAX, OnError, RowError, RowErrorCode, Target, TargetColumn, too_large_decoded,
+};
 
 /// Where columnar rows go.
 pub(super) struct Adapter {
@@ -34,7 +36,7 @@ impl Adapter {
                 let message = format!("column '{}' is given twice", column.name);
                 return Err(Error::new(ErrorCode::InvalidRequest, message));
             }
-            if !castable(field.data_type(), &column.data_type) {
+            if !takes_type(field.data_type(), column) {
                 let (from, to) =
                     (crate::format::type_name(field.data_type()), crate::format::type_name(&column.data_type));
                 return Err(Error::new(
@@ -75,6 +77,12 @@ impl Adapter {
                 continue;
             };
             let array = batch.column(source);
+            if column.data_type == DataType::Null {
+                // Nothing but nulls, as was seen before.
+                columns.push(new_null_array(&DataType::Null, rows));
+                fields.push(schema.field(place).clone());
+                continue;
+            }
             let options = CastOptions { safe: true, ..CastOptions::default() };
             let cast = cast_with_options(array, &column.data_type, &options)
                 .map_err(|error| Error::new(ErrorCode::InvalidRows, format!("column '{}': {error}", column.name)))?;
@@ -141,6 +149,30 @@ impl Adapter {
     pub(super) fn finish(self) -> Decoded {
         self.decoded
     }
+}
+
+fn takes_type(from: &DataType, column: &TargetColumn) -> bool {
+    column.data_type == DataType::Null
+        || castable(from, &column.data_type)
+        || column.takes_all && becomes_text(from, &column.data_type)
+}
+
+/// Whether a column of text takes such values although they are none.
+fn becomes_text(from: &DataType, to: &DataType) -> bool {
+    *to == DataType::Utf8
+        && (from.is_numeric()
+            || from.is_temporal() && !matches!(from, DataType::Duration(_))
+            || *from == DataType::Boolean)
+}
+
+/// Whether a column of a schemaless table takes all of these values as they are.
+pub(super) fn array_takes(array: &ArrayRef, to: &DataType) -> bool {
+    let from = array.data_type();
+    if !castable(from, to) && !becomes_text(from, to) {
+        return false;
+    }
+    let options = CastOptions { safe: true, ..CastOptions::default() };
+    cast_with_options(array, to, &options).is_ok_and(|cast| cast.logical_null_count() == array.logical_null_count())
 }
 
 /// Whether every value of one type that fits the other means the same there. Finer time stamps lose what is below their

@@ -37,6 +37,24 @@ fn malformed(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::InvalidRequest, format!("the body is no Arrow IPC stream: {what}"))
 }
 
+/// All of a stream.
+pub(super) fn batches(body: &Bytes) -> Result<Vec<RecordBatch>> {
+    let (mut stream, mut buffer, mut batches) = (StreamDecoder::new(), Buffer::from(body.clone()), Vec::new());
+    while !buffer.is_empty() {
+        let decoded = catch_unwind(AssertUnwindSafe(|| stream.decode(&mut buffer)))
+            .map_err(|_| malformed("it contradicts itself"))?
+            .map_err(malformed)?;
+        batches.extend(decoded);
+    }
+    stream.finish().map_err(malformed)?;
+    match stream.schema() {
+        // What columns there are is known also without rows.
+        Some(schema) if batches.is_empty() => Ok(vec![RecordBatch::new_empty(schema)]),
+        Some(_) => Ok(batches),
+        None => Err(malformed("it has no schema")),
+    }
+}
+
 impl Decoder for ArrowDecoder {
     fn push(&mut self, bytes: Bytes) -> Result<()> {
         let mut buffer = Buffer::from(bytes);

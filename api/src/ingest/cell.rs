@@ -9,6 +9,7 @@ use chrono::{NaiveDate, Utc};
 use serde_json::Value;
 
 use super::RowErrorCode;
+use super::column::nested;
 
 /// A value as it stands in the body.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,6 +150,50 @@ fn usual_time(text: &str) -> Option<i64> {
     let date = NaiveDate::from_ymd_opt(year, number(&[m0, m1])?, number(&[d0, d1])?)?;
     let time = date.and_hms_micro_opt(number(&[h0, h1])?, number(&[n0, n1])?, number(&[s0, s1])?, micros)?;
     Some(time.and_utc().timestamp_micros())
+}
+
+/// The same for a column of a schemaless table: text takes every value, in its JSON form, also inside lists and structs.
+pub(super) fn convert_any<'a>(cell: Cell<'a>, data_type: &DataType) -> Result<Scalar<'a>, Refusal> {
+    match (cell, data_type) {
+        (Cell::Nested(value), data_type) if data_type.is_nested() => Ok(Scalar::Nested(softened(value, data_type))),
+        (cell @ (Cell::Null | Cell::Text(_) | Cell::Field(_)), DataType::Utf8) => convert(cell, data_type),
+        (cell, DataType::Utf8) => Ok(Scalar::Text(Cow::Owned(match cell {
+            Cell::Bool(value) => value.to_string(),
+            Cell::Integer(value) => value.to_string(),
+            Cell::Unsigned(value) => value.to_string(),
+            Cell::Float(value) => Value::from(value).to_string(),
+            Cell::Nested(value) => value.to_string(),
+            Cell::Null | Cell::Text(_) | Cell::Field(_) => String::new(),
+        }))),
+        (cell, data_type) => convert(cell, data_type),
+    }
+}
+
+/// Whether a column of a schemaless table takes a value as it is.
+pub(super) fn takes(cell: &Cell<'_>, data_type: &DataType) -> bool {
+    match convert_any(cell.clone(), data_type) {
+        Ok(Scalar::Nested(value)) => nested(data_type, std::slice::from_ref(&value)).is_ok(),
+        converted => converted.is_ok(),
+    }
+}
+
+/// Makes text of what stands where a type has text, and leaves out fields that hold nothing and that the type does not have.
+fn softened(value: Value, data_type: &DataType) -> Value {
+    match (value, data_type) {
+        (text @ (Value::Null | Value::String(_)), _) => text,
+        (other, DataType::Utf8) => Value::String(other.to_string()),
+        (Value::Array(items), DataType::List(item)) => {
+            Value::Array(items.into_iter().map(|value| softened(value, item.data_type())).collect())
+        }
+        (Value::Object(fields), DataType::Struct(known)) => {
+            let field = |(name, value): (String, Value)| match known.iter().find(|field| *field.name() == name) {
+                Some(field) => Some((name, softened(value, field.data_type()))),
+                None => (!value.is_null()).then_some((name, value)),
+            };
+            Value::Object(fields.into_iter().filter_map(field).collect())
+        }
+        (other, _) => other,
+    }
 }
 
 fn integer<'a>(cell: Cell<'a>, data_type: &DataType, least: i64, greatest: i64) -> Result<Scalar<'a>, Refusal> {

@@ -8,6 +8,7 @@ mod arrow;
 mod cell;
 mod column;
 mod csv;
+pub mod infer;
 mod line;
 mod ndjson;
 mod parquet;

@@ -107,16 +107,18 @@ pub(super) fn parse<'a>(
     let parsed = row.deserialize(&mut parser).and_then(|()| parser.end());
     match (fault, parsed) {
         (Some(fault), _) => Err(fault),
-        (None, Err(error)) => {
-            let message = error.to_string();
-            // The parser saw one line; which one of the body is said beside.
-            let message = match message.split_once(" at line 1 column ") {
-                Some((what, column)) => format!("not a JSON object: {what} at column {column}"),
-                None => format!("not a JSON object: {message}"),
-            };
-            Err((RowErrorCode::Malformed, None, message))
-        }
+        (None, Err(error)) => Err((RowErrorCode::Malformed, None, not_an_object(&error))),
         (None, Ok(())) => Ok(()),
+    }
+}
+
+/// What is wrong with a line's syntax.
+pub(super) fn not_an_object(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    // The parser saw one line; which one of the body is said beside.
+    match message.split_once(" at line 1 column ") {
+        Some((what, column)) => format!("not a JSON object: {what} at column {column}"),
+        None => format!("not a JSON object: {message}"),
     }
 }
 
@@ -194,7 +196,8 @@ impl Visitor<'_> for KeySeed<'_> {
     }
 }
 
-struct CellSeed;
+/// Reads one value.
+pub(super) struct CellSeed;
 
 impl<'a> DeserializeSeed<'a> for CellSeed {
     type Value = Cell<'a>;

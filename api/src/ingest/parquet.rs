@@ -34,6 +34,17 @@ fn read(body: Bytes, adapter: &mut Adapter) -> Result<()> {
     Ok(())
 }
 
+/// All of a file.
+pub(super) fn batches(body: &Bytes) -> Result<Vec<RecordBatch>> {
+    let body = body.clone();
+    let all = || -> Result<Vec<RecordBatch>> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(body).map_err(malformed)?;
+        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(malformed)?;
+        reader.map(|batch| batch.map_err(malformed)).collect()
+    };
+    catch_unwind(AssertUnwindSafe(all)).unwrap_or_else(|_| Err(malformed("it contradicts itself")))
+}
+
 impl Decoder for ParquetDecoder {
     fn push(&mut self, bytes: Bytes) -> Result<()> {
         self.body.extend_from_slice(&bytes);

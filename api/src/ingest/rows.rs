@@ -3,7 +3,7 @@
 use arrow::array::{ArrayRef, RecordBatch};
 use shoal_kernel::{Error, Result};
 
-use super::cell::{Cell, Scalar, convert};
+use super::cell::{Cell, Scalar, convert, convert_any};
 use super::column::{ColumnBuilder, nested};
 use super::{
     BATCH_BYTES_MAX, BATCH_ROWS, Bounds, Decoded, ERRORS_REPORTED_MAX, OnError, RowError, RowErrorCode, Target,
@@ -115,8 +115,12 @@ impl Rows {
                 scalars.push(None);
                 continue;
             };
-            let scalar = convert(cell, &column.data_type)
-                .map_err(|(code, message)| refuse(code, format!("column '{}': {message}", column.name)))?;
+            let converted = match column.takes_all {
+                true => convert_any(cell, &column.data_type),
+                false => convert(cell, &column.data_type),
+            };
+            let scalar =
+                converted.map_err(|(code, message)| refuse(code, format!("column '{}': {message}", column.name)))?;
             match &scalar {
                 Scalar::Null if !column.nullable && !column.filled => {
                     let message = format!("column '{}' may not be null", column.name);

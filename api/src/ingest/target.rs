@@ -18,6 +18,8 @@ pub struct TargetColumn {
     pub nullable: bool,
     /// The node fills it in where it is left out, although rows always have it in the end.
     pub filled: bool,
+    /// Text takes whatever there is, and fields of objects that hold null are passed over: of schemaless tables.
+    pub takes_all: bool,
 }
 
 /// All of them.
@@ -35,8 +37,17 @@ impl Target {
             data_type: column.data_type.clone(),
             nullable: column.nullable,
             filled: !table.schema.is_upsert() && matches!(column.name.as_str(), TS_COLUMN | DEDUP_COLUMN),
+            takes_all: false,
         });
-        Self::new(columns.collect())
+        Self::of_columns(columns.collect())
+    }
+
+    /// The columns of a schemaless table, and others behind them.
+    pub fn taking_all(table: &Table, others: impl Iterator<Item = TargetColumn>) -> Self {
+        let columns = Self::of_table(table).columns().to_vec();
+        let columns =
+            columns.into_iter().map(|column| TargetColumn { takes_all: !column.filled && column.nullable, ..column });
+        Self::of_columns(columns.chain(others).collect())
     }
 
     /// The columns of a table's schema. A node fills in what an event table lacks.
@@ -46,11 +57,13 @@ impl Target {
             data_type: field.data_type().clone(),
             nullable: field.is_nullable(),
             filled: matches!(field.name().as_str(), TS_COLUMN | DEDUP_COLUMN),
+            takes_all: false,
         });
-        Self::new(columns.collect())
+        Self::of_columns(columns.collect())
     }
 
-    fn new(columns: Vec<TargetColumn>) -> Self {
+    /// These columns, in this order.
+    pub fn of_columns(columns: Vec<TargetColumn>) -> Self {
         let places = columns.iter().enumerate().map(|(place, column)| (column.name.clone(), place)).collect();
         Self { columns: Arc::new(columns), places: Arc::new(places) }
     }

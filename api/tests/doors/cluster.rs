@@ -276,3 +276,66 @@ fn the_demo_loads_and_answers() {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("n\r\n300000\r\n") && said.contains("n\r\n3376\r\n"), "{said}");
 }
+
+/// Rows come to all nodes at once, each with other columns and types: the tables' columns become what takes all of them, every
+/// row is there, and a resend is recognised whatever has become of its columns.
+#[test]
+fn rows_from_all_sides_shape_their_table() {
+    const NDJSON: &str = "application/x-ndjson";
+    let directory = tempfile::tempdir().unwrap();
+    let nodes = nodes(directory.path(), 3);
+    let first = b"{\"n\": 1, \"who\": {\"id\": 7}}\n{\"n\": 2}\n";
+    let send = |node: &Process, body: &[u8], token: &str| {
+        until_ok(|| node.client.ingest("seen", NDJSON, body, Some(token), Some("all")))
+    };
+    nodes[1].client.sql_json("CREATE TABLE seen WITH (schemaless = true)", None).unwrap();
+    assert_eq!(send(&nodes[0], first, "first")["accepted"], 2);
+    std::thread::scope(|scope| {
+        for (number, node) in nodes.iter().enumerate() {
+            scope.spawn(move || {
+                for round in 0..6 {
+                    let n = match round {
+                        0 | 1 => json!(round),
+                        2 | 3 => json!(f64::from(round) + 0.5),
+                        _ => json!(format!("text {round}")),
+                    };
+                    let mut row = json!({"n": n, "who": {"id": round}, "number": number});
+                    row[format!("only_{number}_{round}")] = json!(round);
+                    row["who"][format!("of_{number}")] = json!(true);
+                    let body = format!("{row}\n");
+                    let token = format!("{number}-{round}");
+                    let path = "seen";
+                    let sent =
+                        until_ok(|| node.client.ingest(path, NDJSON, body.as_bytes(), Some(&token), Some("all")));
+                    assert_eq!(sent["accepted"], 1);
+                }
+            });
+        }
+    });
+    for node in &nodes {
+        let again = send(node, first, "first");
+        assert_eq!((&again["duplicate"], &again["accepted"]), (&json!(true), &json!(2)));
+        let found = rows(&node.client, "SELECT count(*), count(DISTINCT number) FROM seen").unwrap();
+        assert_eq!(found, [[json!(20), json!(3)]]);
+        let found = rows(&node.client, "SELECT n FROM seen WHERE number IS NULL OR number = 1 ORDER BY n").unwrap();
+        let found: Vec<&str> = found.iter().map(|row| row[0].as_str().unwrap()).collect();
+        assert_eq!(found, ["0", "1", "1", "2", "2.5", "3.5", "text 4", "text 5"]);
+        let found = rows(&node.client, "SELECT count(only_0_0), count(only_2_5), count(who) FROM seen").unwrap();
+        assert_eq!(found, [[json!(1), json!(1), json!(19)]]);
+        let found = rows(&node.client, "SELECT who['id'] FROM seen WHERE n = '2.5' AND who['of_1']").unwrap();
+        assert_eq!(found, [[json!(2)]]);
+    }
+}
+
+fn until_ok(mut attempt: impl FnMut() -> Result<Value, ClientError>) -> Value {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) if error.retryable() && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

@@ -230,7 +230,7 @@ fn tokens_levels_and_parameters() {
     let problem = send("/api/v1/tables/people/ingest?akc=one", "t").problem(400, "invalid_request");
     assert_eq!(problem["help"], "did you mean 'ack'?");
     let problem = send("/api/v1/tables/event/ingest", "t").problem(404, "unknown_table");
-    assert_eq!(problem["help"], "did you mean 'events'?");
+    assert_eq!(problem["help"], "did you mean 'events'?; or send the rows with ?create=true to have it made for them");
     world.ingest("people/ingest", "text/html", b"x").problem(415, "invalid_request");
     let gzip = [("content-type", NDJSON), ("content-encoding", "gzip")];
     world.send("POST", "/api/v1/tables/people/ingest", &gzip, b"x").problem(415, "invalid_request");
@@ -327,4 +327,43 @@ fn a_body_that_stands_still_is_given_up() {
     let head = "POST /api/v1/tables/people/ingest HTTP/1.1\r\nhost: x\r\ncontent-type: text/csv\r\ncontent-length: 99\r\n\r\nid\n";
     stream.write_all(head.as_bytes()).unwrap();
     Answer::read(&mut stream).problem(408, "invalid_request");
+}
+
+#[test]
+fn rows_make_and_change_their_table() {
+    let world = World::new();
+    let unknown = world.ingest("clicks/ingest", NDJSON, b"{\"n\": 1}").problem(404, "unknown_table");
+    assert!(unknown["help"].as_str().unwrap().contains("?create=true"), "{unknown}");
+    world.ingest("clicks/ingest?create=perhaps", NDJSON, b"{\"n\": 1}").problem(400, "invalid_request");
+    // Nothing is made for a body that is no good, nor for none.
+    let refused = world.ingest("clicks/ingest?create=true", NDJSON, b"{\"n\": 1}\n{").problem(422, "invalid_rows");
+    assert_eq!(refused["errors"][0]["line"], 2);
+    assert_eq!(world.ingest("clicks/ingest?create=true", NDJSON, b"\n").json()["accepted"], 0);
+    assert!(!world.node.tables.lock().unwrap().contains_key("clicks"));
+
+    let names = |world: &World| -> Vec<String> {
+        let tables = world.node.tables.lock().unwrap();
+        let columns = tables["clicks"].schema.columns.iter();
+        columns.map(|column| format!("{} {}", column.name, column.data_type)).collect()
+    };
+    let answer = world.ingest("clicks/ingest?create=true", NDJSON, b"{\"n\": 1}\n{\"n\": 2}").json();
+    assert_eq!(answer["accepted"], 2);
+    assert_eq!(names(&world)[0], "n Int64");
+    // From then on without being told.
+    let answer = world.ingest("clicks/ingest", CSV, b"n,who\n0.5,Ann\n").json();
+    assert_eq!(answer["accepted"], 1);
+    assert_eq!(names(&world), ["n Float64", "_ts Timestamp(µs)", "_dedup Utf8", "who Utf8"]);
+    // The first rows again: in the form that they had.
+    world.ingest("clicks/ingest", NDJSON, b"{\"n\": 1}\n{\"n\": 2}");
+    assert_eq!(written(&world).column(0).as_primitive::<Int64Type>().values(), &[1, 2]);
+    world.log(|log| {
+        let forms: Vec<u32> = log.written_as.iter().map(|table| table.schema.columns[0].id.0).collect();
+        assert_eq!(forms, [0, 3, 0]);
+    });
+    let refused = world.ingest("clicks/ingest", NDJSON, b"{\"m\": 1}\n[]").problem(422, "invalid_rows");
+    assert_eq!((&refused["errors"][0]["line"], names(&world).len()), (&json!(2), 4));
+    let skipped = world.ingest("clicks/ingest?on_error=skip", NDJSON, b"{\"m\": 1}\n[]").json();
+    assert_eq!((&skipped["accepted"], &skipped["rejected"], names(&world).len()), (&json!(1), &json!(1), 5));
+    // Other tables keep their columns.
+    world.ingest("events/ingest?create=true", NDJSON, b"{\"n\": 1}").problem(422, "invalid_rows");
 }

@@ -11,7 +11,8 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::Value;
 use shoal::{Backend, Limits, Server, ServerOptions};
 use shoal_actors::service::{
-    ClusterStatus, CommandDone, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport, WriteRequest,
+    ClusterStatus, CommandDone, Evolution, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
+    WriteRequest,
 };
 use shoal_catalog::{Partitioning, Table, TableOptions};
 use shoal_kernel::env::BoxFuture;
@@ -37,6 +38,8 @@ pub enum Script {
 pub struct Log {
     pub requests: Vec<SqlRequest>,
     pub writes: Vec<WriteRequest>,
+    /// The definitions that rows were made for.
+    pub written_as: Vec<Arc<Table>>,
     pub cancelled: Vec<QueryId>,
     /// Statements whose stream was dropped before its end.
     pub dropped: Vec<String>,
@@ -50,7 +53,7 @@ pub struct Scripted {
     pub log: Arc<Mutex<Log>>,
     pub write_error: Mutex<Option<Error>>,
     pub not_ready: Mutex<Option<Error>>,
-    tables: BTreeMap<String, Arc<Table>>,
+    pub tables: Mutex<BTreeMap<String, Arc<Table>>>,
     next: std::sync::atomic::AtomicU64,
 }
 
@@ -121,7 +124,7 @@ impl Backend for Scripted {
     }
 
     fn table(&self, name: &str) -> BoxFuture<'static, Result<Arc<Table>>> {
-        let table = self.tables.get(name).cloned().ok_or_else(|| {
+        let table = self.tables.lock().unwrap().get(name).cloned().ok_or_else(|| {
             Error::new(ErrorCode::UnknownTable, format!("there is no table '{name}'"))
                 .with_help("did you mean 'events'?")
         });
@@ -139,6 +142,37 @@ impl Backend for Scripted {
         log.writes.push(request);
         let version = Version::new(Hlc::from_micros(5), NODE, 1);
         Box::pin(async move { Ok(WriteReport { rows, level, version, duplicate }) })
+    }
+
+    fn write_as(&self, table: Arc<Table>, request: WriteRequest) -> BoxFuture<'static, Result<WriteReport>> {
+        self.log.lock().unwrap().written_as.push(table);
+        self.write(request)
+    }
+
+    fn evolve(&self, change: Evolution) -> BoxFuture<'static, Result<Arc<Table>>> {
+        let mut tables = self.tables.lock().unwrap();
+        let table = match change {
+            Evolution::Create(new) => Table {
+                id: TableId(77),
+                name: new.name,
+                schema: new.schema,
+                partitioning: new.partitioning,
+                options: new.options,
+                cutoff: None,
+                partitions: Vec::new(),
+            },
+            Evolution::Alter { table, changes } => {
+                let mut next = table.as_ref().clone();
+                for change in &changes {
+                    next.schema = next.schema.changed(change).unwrap();
+                }
+                next.schema.version += 1;
+                next
+            }
+        };
+        let table = Arc::new(table);
+        tables.insert(table.name.clone(), table.clone());
+        Box::pin(async move { Ok(table) })
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {
@@ -173,7 +207,9 @@ impl World {
             log: Arc::default(),
             write_error: Mutex::default(),
             not_ready: Mutex::default(),
-            tables: [events(), people()].into_iter().map(|table| (table.name.clone(), Arc::new(table))).collect(),
+            tables: Mutex::new(
+                [events(), people()].into_iter().map(|table| (table.name.clone(), Arc::new(table))).collect(),
+            ),
             next: std::sync::atomic::AtomicU64::new(1),
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -35,6 +35,15 @@ pub struct AlteredTable {
     pub write_level: Option<WriteLevel>,
     /// How long rows are kept, if that changes.
     pub ttl: Option<TtlChange>,
+    /// Whether rows that are loaded change its columns, if that changes.
+    pub schemaless: Option<bool>,
+}
+
+impl AlteredTable {
+    /// Nothing changes.
+    pub const fn of(table: TableId) -> Self {
+        Self { table, changes: Vec::new(), write_level: None, ttl: None, schemaless: None }
+    }
 }
 
 /// A change of how long rows are kept.

@@ -92,11 +92,19 @@ pub struct TableOptions {
     pub fsync: Fsync,
     /// How long rows are kept; for ever if `None`.
     pub ttl: Option<Ttl>,
+    /// Rows that are loaded add columns and give them wider types, as they need. Of tables of events only.
+    pub schemaless: bool,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { replication_factor: 3, write_level: WriteLevel::Quorum, fsync: Fsync::Always, ttl: None }
+        Self {
+            replication_factor: 3,
+            write_level: WriteLevel::Quorum,
+            fsync: Fsync::Always,
+            ttl: None,
+            schemaless: false,
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Catalog {
     }
 
     pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
-        let AlteredTable { table: id, changes, write_level, ttl } = altered;
+        let AlteredTable { table: id, changes, write_level, ttl, schemaless } = altered;
         let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
         let mut schema = table.schema.clone();
         for change in &changes {
@@ -88,6 +88,8 @@ impl Catalog {
         if let Some(change) = ttl {
             options.ttl = table.changed_ttl(change)?;
         }
+        options.schemaless = schemaless.unwrap_or(options.schemaless);
+        check_schemaless(&schema, options.schemaless)?;
         if schema == table.schema && options == table.options {
             return Ok(Vec::new());
         }
@@ -120,6 +122,7 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
     if new.options.fsync.interval().is_some_and(|pause| pause.is_zero() || pause > FSYNC_INTERVAL_MAX) {
         return Err(invalid(format!("fsync_interval_ms must be from 1 to {FSYNC_INTERVAL_MS_MAX}")));
     }
+    check_schemaless(&new.schema, new.options.schemaless)?;
     if let Some(ttl) = &new.options.ttl {
         check_ttl(&new.schema, ttl)?;
     }
@@ -177,6 +180,13 @@ fn check_schema(schema: &TableSchema) -> Result<(), CatalogError> {
         }
     }
     Ok(())
+}
+
+fn check_schemaless(schema: &TableSchema, schemaless: bool) -> Result<(), CatalogError> {
+    match schemaless && schema.is_upsert() {
+        true => Err(invalid("only tables of events, those without a primary key, can be schemaless")),
+        false => Ok(()),
+    }
 }
 
 fn check_partition_key(schema: &TableSchema, columns: &[ColumnId]) -> Result<(), CatalogError> {

@@ -325,9 +325,7 @@ fn a_table_is_altered_whole_or_not_at_all() {
     let mut catalog = cluster(3);
     catalog.apply(Command::CreateTable(hashed("t", 2, 3))).unwrap();
     let (id, version) = (catalog.table("t").unwrap().id, catalog.version);
-    let alter = |changes: Vec<SchemaChange>| {
-        Command::AlterTable(AlteredTable { table: id, changes, write_level: None, ttl: None })
-    };
+    let alter = |changes: Vec<SchemaChange>| Command::AlterTable(AlteredTable { changes, ..AlteredTable::of(id) });
     let column =
         |id: u32, name: &str| Column { id: ColumnId(id), name: name.into(), data_type: DataType::Utf8, nullable: true };
     let add = |id: u32, name: &str| SchemaChange::Add(column(id, name));
@@ -349,16 +347,13 @@ fn a_table_is_altered_whole_or_not_at_all() {
             alter(vec![SchemaChange::Drop(ColumnId(0))]),
             CatalogError::Invalid("column 'id' is part of the table's key and cannot be dropped".into()),
         ),
-        (
-            Command::AlterTable(AlteredTable { table: TableId(99), changes: vec![], write_level: None, ttl: None }),
-            CatalogError::TableGone(TableId(99)),
-        ),
+        (Command::AlterTable(AlteredTable::of(TableId(99))), CatalogError::TableGone(TableId(99))),
     ];
     for (command, refused) in cases {
         assert_eq!(catalog.apply(command), Err(refused));
         assert_eq!(catalog, after);
     }
-    let level = AlteredTable { table: id, changes: vec![], write_level: Some(WriteLevel::All), ttl: None };
+    let level = AlteredTable { write_level: Some(WriteLevel::All), ..AlteredTable::of(id) };
     catalog.apply(Command::AlterTable(level)).unwrap();
     let table = catalog.table("t").unwrap();
     assert_eq!((table.options.write_level, table.schema.version), (WriteLevel::All, 2));
@@ -402,8 +397,7 @@ fn cut_offs_only_move_forward() {
     assert_eq!(catalog.apply(older.clone()).unwrap().effects, []);
     assert_eq!((turn(&mut catalog, 30_500_000), cutoff(&catalog)), (1, Some(20_000_000)));
 
-    let alter =
-        |change| Command::AlterTable(AlteredTable { table: id, changes: vec![], write_level: None, ttl: Some(change) });
+    let alter = |change| Command::AlterTable(AlteredTable { ttl: Some(change), ..AlteredTable::of(id) });
     assert!(invalid(catalog.apply(alter(TtlChange::Keep(ttl(2, 10_000_000))))), "rows went by the other column");
     // Longer: the cut-off waits until time has come up to it.
     catalog.apply(alter(TtlChange::Keep(ttl(0, 60_000_000)))).unwrap();

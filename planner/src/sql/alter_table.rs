@@ -106,7 +106,7 @@ fn new_column(definition: &ColumnDef) -> Result<DataType> {
 }
 
 fn refused(message: &str, span: Span) -> Error {
-    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level and ttl";
+    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless";
     at(Error::new(ErrorCode::Unsupported, message).with_help(help), span)
 }
 
@@ -122,7 +122,7 @@ impl Alteration {
                 false => Err(at(unknown_table(catalog, &self.table.name), self.table.span)),
             };
         };
-        let mut altered = AlteredTable { table: table.id, changes: Vec::new(), write_level: None, ttl: None };
+        let mut altered = AlteredTable::of(table.id);
         // Each wish is about what those before it have left.
         let mut schema = table.schema.clone();
         for wish in &self.wishes {
@@ -130,6 +130,9 @@ impl Alteration {
                 if let Wish::Set(settings) = wish {
                     altered.write_level = settings.write_level.or(altered.write_level);
                     altered.ttl = settings.ttl_change(&table.schema)?.or(altered.ttl);
+                    if settings.schemaless.is_some() {
+                        altered.schemaless = Some(settings.is_schemaless(&table.schema)?);
+                    }
                 }
                 continue;
             };
@@ -146,7 +149,8 @@ impl Alteration {
             TtlChange::Forever => table.options.ttl.is_none(),
         });
         let keeps_level = altered.write_level.is_none_or(|level| level == table.options.write_level);
-        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl;
+        let keeps_kind = altered.schemaless.is_none_or(|schemaless| schemaless == table.options.schemaless);
+        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl && keeps_kind;
         Ok((!is_idle).then_some(altered))
     }
 }

@@ -32,12 +32,13 @@ pub(super) fn parse(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result
         let error = Error::new(ErrorCode::Unsupported, "a table cannot be created from a query yet");
         return Err(at(error, rest.span).with_help("create it with its columns, then INSERT INTO it from the query"));
     }
-    if columns.is_empty() {
+    let settings = options::Settings::parse(&clauses.options)?;
+    if columns.is_empty() && settings.schemaless.is_none_or(|(truth, _)| !truth) {
         return Err(at(invalid("a table needs at least one column"), name.span));
     }
     let schema = schema(&columns, &constraints, name.span)?;
     let (partitioning, split_points) = partitioning(&schema, &clauses)?;
-    let options = options::Settings::parse(&clauses.options)?.of_new_table(&schema)?;
+    let options = settings.of_new_table(&schema)?;
     Ok(NewTable { name: name.name, schema, partitioning, split_points, options, if_not_exists })
 }
 

@@ -12,9 +12,10 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 6] = ["replication_factor", "write_level", "fsync", "fsync_interval_ms", "ttl", "ttl_column"];
+const NAMES: [&str; 7] =
+    ["replication_factor", "write_level", "fsync", "fsync_interval_ms", "ttl", "ttl_column", "schemaless"];
 /// Those that can be changed later.
-const CHANGEABLE: [&str; 3] = ["write_level", "ttl", "ttl_column"];
+const CHANGEABLE: [&str; 4] = ["write_level", "ttl", "ttl_column", "schemaless"];
 
 /// The word that keeps rows for ever.
 const TTL_NONE: &str = "none";
@@ -29,6 +30,7 @@ pub(super) struct Settings {
     /// Microseconds; `None` inside for ever.
     ttl: Option<(Option<u64>, Span)>,
     ttl_column: Option<(String, Span)>,
+    pub(super) schemaless: Option<(bool, Span)>,
 }
 
 impl Settings {
@@ -94,6 +96,14 @@ impl Settings {
                     };
                     settings.ttl_column = Some((name, value.span()));
                 }
+                "schemaless" => {
+                    let truth = match text.to_ascii_lowercase().as_str() {
+                        "true" => true,
+                        "false" => false,
+                        _ => return Err(wrong(format!("schemaless is true or false, not {text}"))),
+                    };
+                    settings.schemaless = Some((truth, value.span()));
+                }
                 name => {
                     let message = format!("'{name}' is not a setting of a table");
                     let near = suggest::closest(name, NAMES);
@@ -149,7 +159,22 @@ impl Settings {
             write_level: self.write_level.unwrap_or(default.write_level),
             fsync,
             ttl,
+            schemaless: self.is_schemaless(schema)?,
         })
+    }
+
+    /// Whether rows that are loaded may change the columns.
+    ///
+    /// # Errors
+    /// They shall, and the table has a primary key.
+    pub(super) fn is_schemaless(&self, schema: &TableSchema) -> Result<bool> {
+        match self.schemaless {
+            Some((true, span)) if schema.is_upsert() => {
+                let message = "only tables of events, those without a PRIMARY KEY, can be schemaless";
+                Err(at(Error::new(ErrorCode::InvalidStatement, message), span))
+            }
+            given => Ok(given.is_some_and(|(truth, _)| truth)),
+        }
     }
 
     /// How long rows are to be kept from now on, if the settings say so.

@@ -196,6 +196,22 @@ async fn tables() {
             invalid_statement: fsync_interval_ms is a number from 1 to 60000, not 0 @1:82-1:83
         CREATE TABLE t (a INT PRIMARY KEY) WITH (fsync_interval_ms = 200, fsync = 'never')
             invalid_statement: fsync_interval_ms says how often a table is synced whose fsync is 'interval' @1:42-1:59 [add fsync = 'interval', or leave it out]
+        CREATE TABLE t (a INT PRIMARY KEY) WITH (ttl = '30d')
+            invalid_statement: ttl goes by a TIMESTAMP of the primary key, and this key has none @1:48-1:53 [add one to the key, or make a table of events: without a PRIMARY KEY, it has '_ts']
+        CREATE TABLE t (a INT PRIMARY KEY, at TIMESTAMP) WITH (ttl = '30d', ttl_column = 'at')
+            invalid_statement: 'at' is no TIMESTAMP of the table's key @1:82-1:86 [the table's key has none]
+        CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w')
+            invalid_statement: the key has several TIMESTAMPs: a, b @1:86-1:90 [say which one with ttl_column]
+        CREATE TABLE t (a TIMESTAMP, b TIMESTAMP, c DATE, PRIMARY KEY (a, b, c)) WITH (ttl = '1w', ttl_column = c)
+            invalid_statement: 'c' is no TIMESTAMP of the table's key @1:105-1:106 [it has these: a, b]
+        CREATE TABLE t (at TIMESTAMP, line VARCHAR) WITH (ttl = '1w', ttl_column = at)
+            invalid_statement: 'at' is no TIMESTAMP of the table's key @1:76-1:78 [it has these: _ts]
+        CREATE TABLE t (line VARCHAR) WITH (ttl = '30')
+            invalid_statement: '30' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d' @1:43-1:47 [ttl = 'none' keeps rows for ever]
+        CREATE TABLE t (line VARCHAR) WITH (ttl = '10ms')
+            invalid_statement: rows are kept for 1s to 365000d, not for 10ms @1:43-1:49 [ttl = 'none' keeps rows for ever]
+        CREATE TABLE t (line VARCHAR) WITH (ttl_column = _ts)
+            invalid_statement: ttl_column says by which time rows are dropped, and they are kept for ever @1:50-1:53 [add ttl = '30d', or leave it out]
         CREATE TABLE t (a INT PRIMARY KEY) nonsense
             syntax_error: expected: end of statement, found: nonsense @1:36-1:44
         CREATE TABLE t (a INT DEFAULT 5)
@@ -423,7 +439,7 @@ async fn alterations() {
         ALTER TABLE flights ADD COLUMN x INT DEFAULT 3
             unsupported: 'DEFAULT 3' of a new column is not supported @1:32-1:33
         ALTER TABLE flights ADD COLUMN x INT FIRST
-            unsupported: a new column stands behind the others @1:32-1:33 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+            unsupported: a new column stands behind the others @1:32-1:33 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless]
         ALTER TABLE flights ADD COLUMN x UUID
             unsupported: columns of type UUID cannot be stored @1:32-1:33 [use BOOLEAN, SMALLINT, INT, BIGINT, REAL, DOUBLE, DECIMAL(p, s), VARCHAR, TIMESTAMP, TIMESTAMP WITH TIME ZONE, DATE, TIME, BYTEA, an ARRAY or a STRUCT]
         ALTER TABLE flights ADD COLUMN _version INT
@@ -437,7 +453,7 @@ async fn alterations() {
         ALTER TABLE flights RENAME COLUMN delay TO origin
             invalid_statement: there is a column 'origin' already @1:44-1:50
         ALTER TABLE flights RENAME TO fly
-            unsupported: tables keep their names @1:31-1:34 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+            unsupported: tables keep their names @1:31-1:34 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless]
         ALTER TABLE readings DROP COLUMN _ts
             invalid_statement: column '_ts' is part of the table's key and cannot be dropped @1:34-1:37
         ALTER TABLE flights ALTER COLUMN delay SET DATA TYPE SMALLINT
@@ -447,17 +463,21 @@ async fn alterations() {
         ALTER TABLE flights ALTER COLUMN delay TYPE VARCHAR USING 'x'
             syntax_error: expected: end of statement, found: USING @1:53-1:58
         ALTER TABLE flights ALTER COLUMN delay SET NOT NULL
-            unsupported: ALTER COLUMN does not do 'SET NOT NULL' @1:34-1:39 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+            unsupported: ALTER COLUMN does not do 'SET NOT NULL' @1:34-1:39 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless]
         ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)
-            unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level]
+            unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless]
         ALTER TABLE flights SET (replication_factor = 2)
-            unsupported: replication_factor cannot be changed yet @1:26-1:44 [the setting that can be changed is write_level]
+            unsupported: replication_factor cannot be changed yet @1:26-1:44 [the settings that can be changed are write_level, ttl, ttl_column, schemaless]
         ALTER TABLE flights SET (fsync = 'never')
-            unsupported: fsync cannot be changed yet @1:26-1:31 [the setting that can be changed is write_level]
+            unsupported: fsync cannot be changed yet @1:26-1:31 [the settings that can be changed are write_level, ttl, ttl_column, schemaless]
         ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)
-            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the setting that can be changed is write_level]
+            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the settings that can be changed are write_level, ttl, ttl_column, schemaless]
         ALTER TABLE flights SET (wirte_level = 'one')
             invalid_statement: 'wirte_level' is not a setting of a table @1:26-1:37 [did you mean 'write_level'?]
+        ALTER TABLE flights SET (ttl = '7d')
+            invalid_statement: ttl goes by a TIMESTAMP of the primary key, and this key has none @1:32-1:36 [add one to the key, or make a table of events: without a PRIMARY KEY, it has '_ts']
+        ALTER TABLE readings SET (ttl = 'for ever')
+            invalid_statement: 'for ever' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d' @1:33-1:43 [ttl = 'none' keeps rows for ever]
         ALTER TABLE flights
             syntax_error: expected: ADD, RENAME, PARTITION, SWAP, DROP, REPLICA IDENTITY, SET, or SET TBLPROPERTIES after ALTER TABLE, found: EOF @1:20-1:20
     "#]]).await;
