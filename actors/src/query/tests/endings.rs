@@ -113,6 +113,7 @@ async fn queries_wait_in_line_and_a_full_line_refuses() {
             _ => {}
         }
     }
+    cluster.is_empty(&[]).await;
     // Whoever waits too long hears that there is too much to do.
     let running = cluster.start_query(0, ENDLESS_COUNT, options()).await.unwrap();
     let late = cluster.run_within(0, "SELECT count(*) FROM u", Duration::from_millis(100)).await;
