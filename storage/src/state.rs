@@ -176,7 +176,7 @@ impl Snapshot {
     /// The same rows under a newer version of the table's schema, which the store need not have heard of.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for column types that cannot be stored.
+    /// [`shoal_kernel::ErrorCode::Unsupported`] for column types that cannot be stored.
     pub fn under(&self, schema: Arc<TableSchema>) -> Result<Self> {
         let mut state = self.state.as_ref().clone();
         state.adopt(Arc::new(Layout::new(schema)?))?;
