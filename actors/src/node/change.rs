@@ -49,7 +49,7 @@ impl Inner {
                 return Ok((batches, newest));
             }
             // The first may not have ended everywhere.
-            id = QueryId::new(self.context.node, self.context.env.random("query id"));
+            id = self.new_query_id();
         }
         let message = "a node that was read is gone, and nobody can say how new its rows are";
         Err(Error::new(ErrorCode::NodeLost, message).with_applied(Applied::False))

@@ -28,6 +28,14 @@ const EVOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Consumer tasks of a hash edge at most.
 const TARGET_PARTITIONS_MAX: usize = 8;
 
+/// A table of the catalog by name.
+fn table_of(catalog: &Catalog, name: &str) -> Result<Arc<Table>> {
+    match catalog.table(name) {
+        Some(table) => Ok(Arc::new(table.clone())),
+        None => Err(catalog.unknown_table(name)),
+    }
+}
+
 impl Inner {
     pub(super) async fn sql(self: &Arc<Self>, request: SqlRequest) -> Result<QueryStream> {
         if request.sql.len() > SQL_BYTES_MAX {
@@ -42,15 +50,11 @@ impl Inner {
         }
         let started = self.context.env.monotonic();
         let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
-        let id =
-            request.query_id.unwrap_or_else(|| QueryId::new(self.context.node, self.context.env.random("query id")));
+        let id = request.query_id.unwrap_or_else(|| self.new_query_id());
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
         let (statement, catalog) = self.plan(&request).await?;
         // As of the plan: rows have its columns, whatever has become of them meanwhile.
-        let table = |name: &str| match catalog.table(name) {
-            Some(table) => Ok(Arc::new(table.clone())),
-            None => Err(catalog.unknown_table(name)),
-        };
+        let table = |name: &str| table_of(&catalog, name);
         match statement {
             Statement::Query(query) => {
                 let analyze = query.explain == Some(ExplainKind::Analyze);
@@ -164,10 +168,9 @@ impl Inner {
             let Statement::Update { table: name, rows } = statement else {
                 return Err(Error::internal("an UPDATE was planned as another statement"));
             };
-            let table = catalog.table(&name).ok_or_else(|| catalog.unknown_table(&name))?;
-            found = FoundRows { tag: "UPDATE", table: Arc::new(table.clone()), graph: rows, deletes: false };
+            found = FoundRows { tag: "UPDATE", table: table_of(&catalog, &name)?, graph: rows, deletes: false };
             // The first may not have ended everywhere.
-            id = QueryId::new(self.context.node, self.context.env.random("query id"));
+            id = self.new_query_id();
         }
         self.change(request, found, id, left).await
     }
@@ -231,11 +234,12 @@ impl Inner {
 
     /// A table by name, asking the leader if this node has not heard of it.
     pub(super) fn table(&self, name: &str) -> Result<Arc<Table>> {
-        let catalog = self.context.agreement.catalog().borrow().clone();
-        match catalog.table(name) {
-            Some(table) => Ok(Arc::new(table.clone())),
-            None => Err(catalog.unknown_table(name)),
-        }
+        table_of(&self.context.agreement.catalog().borrow(), name)
+    }
+
+    /// A number that no query has.
+    pub(super) fn new_query_id(&self) -> QueryId {
+        QueryId::new(self.context.node, self.context.env.random("query id"))
     }
 
     /// The catalog with everything that was agreed upon before, for somebody whose table or column this node does not know.
