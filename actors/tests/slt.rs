@@ -244,6 +244,16 @@ async fn ttl_on_three_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn windows_on_one_node() {
+    alone("windows.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_on_three_nodes() {
+    alone("windows.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn schemaless_on_one_node() {
     alone("schemaless.slt", 1).await;
 }

@@ -82,6 +82,8 @@ rare! {
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
     // Agreement and membership.
+    WindowMade = "a window was made for rows that were in no partition";
+    WindowDropped = "a window was dropped with all its rows";
     AlteredByOthers = "two changes of one table met in the catalog";
     ProposalRepeated = "a change of the catalog was proposed again";
     LeaderChanged = "the leader changed while a change of the catalog was under way";

@@ -68,29 +68,41 @@ impl Ttl {
     /// # Errors
     /// Says what is wrong.
     pub fn parse_micros(text: &str) -> Result<u64, String> {
-        let text = text.trim();
-        let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = unit.trim().to_ascii_lowercase();
-        let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, micros)| *micros);
-        let micros = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-        match micros {
-            Some(micros) if (TTL_MICROS_MIN..=TTL_MICROS_MAX).contains(&micros) => Ok(micros),
-            Some(_) => Err(format!("rows are kept for 1s to {}d, not for {text}", TTL_MICROS_MAX / UNITS[1].1)),
-            None => Err(format!("'{text}' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d'")),
+        let micros = parse_duration(text)?;
+        match (TTL_MICROS_MIN..=TTL_MICROS_MAX).contains(&micros) {
+            true => Ok(micros),
+            false => Err(format!("rows are kept for 1s to {}d, not for {}", TTL_MICROS_MAX / UNITS[1].1, text.trim())),
         }
+    }
+}
+
+/// Reads a duration such as `30d` or `90 s`, in microseconds.
+///
+/// # Errors
+/// It is none.
+pub fn parse_duration(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, micros)| *micros);
+    let micros = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    micros.ok_or_else(|| format!("'{text}' is no duration: a whole number and one of w, d, h, m, s, ms, such as '30d'"))
+}
+
+/// A duration in microseconds as [`parse_duration`] reads it, in the longest unit of which it is a whole number.
+pub fn show_duration(micros: u64) -> String {
+    // Weeks are read and not shown: '30d' stays what it was.
+    match UNITS[1..].iter().find(|(_, unit)| micros.is_multiple_of(*unit)) {
+        Some((unit, one)) => format!("{}{unit}", micros / one),
+        None => format!("{micros}us"),
     }
 }
 
 /// The time that rows are kept for, as [`Ttl::parse_micros`] reads it.
 impl fmt::Display for Ttl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Weeks are read and not shown: '30d' stays what it was.
-        let whole = UNITS[1..].iter().find(|(_, micros)| self.micros.is_multiple_of(*micros));
-        match whole {
-            Some((unit, micros)) => write!(f, "{}{unit}", self.micros / micros),
-            None => write!(f, "{}us", self.micros),
-        }
+        f.write_str(&show_duration(self.micros))
     }
 }
 

@@ -1,7 +1,8 @@
 //! SHOW and DESCRIBE: the catalog as rows.
 
 use arrow::temporal_conversions::timestamp_us_to_datetime;
-use shoal_catalog::{Catalog, PartitionBounds, Partitioning, Table};
+use shoal_catalog::{Catalog, PartitionBounds, Partitioning, Table, WindowUnit};
+use shoal_kernel::ttl::show_duration;
 use shoal_kernel::{Cutoff, Result};
 
 use crate::constant::text_query;
@@ -95,7 +96,16 @@ fn partitioning(table: &Table) -> String {
         Partitioning::Range { .. } => "RANGE",
         Partitioning::Hash { .. } => "HASH",
     };
-    format!("{kind}({})", names.join(", "))
+    let width = table.options.partition_size_hint.map_or_else(String::new, |width| {
+        let unit = table.window_column().and_then(|column| WindowUnit::of(&column.data_type));
+        let width = match unit {
+            Some(WindowUnit::Microsecond) => show_duration(width),
+            Some(WindowUnit::Day) => format!("{width}d"),
+            Some(WindowUnit::Number) | None => width.to_string(),
+        };
+        format!(" in windows of {width}")
+    });
+    format!("{kind}({}){width}", names.join(", "))
 }
 
 fn kind(table: &Table) -> &'static str {

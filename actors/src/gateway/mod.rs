@@ -7,6 +7,7 @@
 mod deliver;
 mod reserve;
 mod route;
+mod windows;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,14 +83,15 @@ impl Gateway {
         let until = began + deadline;
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
         let deletes = change.deletes;
+        let times_missing = rows > 0 && route::needs_time(&table, &request.batches);
+        let table = match table.partitions.is_empty() && times_missing && request.token.is_some() {
+            true => Arc::new(self.with_some_partition(&table, own, until).await?),
+            false => table,
+        };
         let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, deletes, until, held };
         let Reservation { version: base, fresh } = match &request.token {
             // Their time is part of what identifies the rows: a resend must find the same.
-            Some(token)
-                if rows > 0
-                    && route::needs_time(&table, &request.batches)
-                    && !self.context.config.has(Planted::NewTimeOnRetry) =>
-            {
+            Some(token) if times_missing && !self.context.config.has(Planted::NewTimeOnRetry) => {
                 let fingerprint = route::check(&table, &request.batches)?;
                 // An earlier request with this key may have had an effect; this one has had none.
                 let reserved = delivery.reserve(token, own, fingerprint).await;
@@ -116,8 +118,7 @@ impl Gateway {
         if rows == 0 {
             return Ok(WriteReport { rows, level, version: base, duplicate: false });
         }
-        let catalog = self.context.agreement.catalog().borrow().clone();
-        let mut pieces = route::split(&catalog, &table, &batches)?;
+        let mut pieces = self.pieces(&table, &batches, until).await?;
         if let (true, Some(first)) = (self.context.config.has(Planted::WrongPartition), table.partitions.first()) {
             pieces.iter_mut().for_each(|piece| piece.partition = *first);
         }

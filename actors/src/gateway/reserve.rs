@@ -56,11 +56,15 @@ impl Delivery {
         }
     }
 
-    /// The partition whose replicas keep the key's reservation.
+    /// The partition whose replicas keep the key's reservation. It must be the same at every attempt: windows come and go, but
+    /// for the oldest.
     fn home(&self, token: &str) -> Result<PartitionId> {
         let partitions = &self.table.partitions;
         let place = key::partition_hash(token.as_bytes()) % partitions.len().max(1) as u64;
-        let home = usize::try_from(place).ok().and_then(|place| partitions.get(place));
+        let home = match self.table.options.partition_size_hint {
+            Some(_) => partitions.iter().min(),
+            None => usize::try_from(place).ok().and_then(|place| partitions.get(place)),
+        };
         home.copied().ok_or_else(|| Error::internal(format!("table '{}' has no partitions", self.table.name)))
     }
 

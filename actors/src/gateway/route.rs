@@ -1,6 +1,6 @@
 //! Which rows go to which partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array};
@@ -8,8 +8,11 @@ use arrow::compute::{concat_batches, take_record_batch};
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
-use shoal_kernel::{Error, ErrorCode, PartitionId, Result};
+use shoal_kernel::{Error, ErrorCode, KeyRange, PartitionId, Result};
 use shoal_storage::{check_not_expired, encode_keys, fingerprint_of};
+
+/// Windows that one request may have made. Each is a partition with all that belongs to it.
+const WINDOWS_PER_REQUEST_MAX: usize = 64;
 
 /// Rows for one partition that travel together.
 #[derive(Debug)]
@@ -134,11 +137,19 @@ fn fill_dedup(column: &ArrayRef, dedup: &str, first_row: usize) -> Result<ArrayR
     Ok(Arc::new(filled))
 }
 
+/// Rows by partition, unless there is none yet for some.
+pub(super) enum Split {
+    Pieces(Vec<Piece>),
+    /// Windows that are missing, and were they made, there would be partitions for all rows.
+    Missing(BTreeSet<KeyRange>),
+}
+
 /// Cuts rows by partition, and into pieces that one write may hold. The order of rows with one key is kept.
-pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -> Result<Vec<Piece>> {
+pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -> Result<Split> {
     let names = table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column));
     let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
     let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
+    let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
     for batch in batches {
         let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
         let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
@@ -156,9 +167,18 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
                     ),
                 ));
             }
-            let partition = catalog.partition_for(table, key).ok_or_else(|| {
-                Error::internal(format!("no partition of '{}' holds the key of row {}", table.name, row + 1))
-            })?;
+            let Some(partition) = catalog.partition_for(table, key) else {
+                if missing.iter().any(|window| window.contains(key)) {
+                    continue;
+                }
+                missing.insert(table.window_of(key).ok_or_else(|| {
+                    Error::internal(format!("no partition of '{}' holds the key of row {}", table.name, row + 1))
+                })?);
+                if missing.len() > WINDOWS_PER_REQUEST_MAX {
+                    return Err(too_many_windows(table));
+                }
+                continue;
+            };
             rows.entry(partition.id).or_default().push(row as u32);
         }
         for (partition, rows) in rows {
@@ -169,6 +189,9 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
             };
             parts.entry(partition).or_default().push(part);
         }
+    }
+    if !missing.is_empty() {
+        return Ok(Split::Missing(missing));
     }
     let mut pieces = Vec::new();
     for (partition, batches) in parts {
@@ -182,7 +205,17 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
             pieces.push(Piece { partition, number, rows });
         }
     }
-    Ok(pieces)
+    Ok(Split::Pieces(pieces))
+}
+
+fn too_many_windows(table: &Table) -> Error {
+    Error::new(
+        ErrorCode::LimitExceeded,
+        format!("the rows lie in more than {WINDOWS_PER_REQUEST_MAX} windows of '{}' that do not exist yet", table.name),
+    )
+    .with_help(
+        "send rows that lie closer together, or give the table wider windows: ALTER TABLE … SET (partition_size_hint = …)",
+    )
 }
 
 /// Cuts rows so that each piece stays below the bytes that one write may have, by their mean size.

@@ -7,6 +7,7 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use actix_web::web::{Bytes, Data, Json, Path, Payload};
 use actix_web::{HttpRequest, error::PayloadError};
 use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use serde::Serialize;
 use shoal_actors::service::WriteRequest;
 use shoal_kernel::{Error, ErrorCode, WriteLevel, limits};
@@ -18,7 +19,10 @@ use super::problem::{Failure, RefusedRows};
 use super::sql::media_type;
 use super::{Doors, parameters};
 use crate::ingest::infer::Body;
-use crate::ingest::{Bounds, Decoded, InputFormat, OnError, RowError, Target, decoder};
+use crate::ingest::{Bounds, Cutter, Decoded, InputFormat, Joined, OnError, Piece, RowError, Target, decoder};
+
+/// Pieces of one body that are read, or wait to be, at the same time.
+const PIECES_READ_AT_ONCE: usize = 4;
 
 /// What was written.
 #[derive(Debug, Serialize, ToSchema)]
@@ -176,45 +180,91 @@ fn refused(decoded: Decoded) -> Failure {
 async fn decode(
     request: &HttpRequest,
     doors: &Doors,
-    mut payload: Payload,
+    payload: Payload,
     format: InputFormat,
     target: Target,
     on_error: OnError,
 ) -> Result<Decoded, Failure> {
-    check_length(request, doors)?;
-    let bytes_max = doors.limits.ingest_body_bytes_max;
+    let mut receiving = Receiving::new(request, doors, payload)?;
+    if format == InputFormat::Ndjson {
+        return decode_pieces(receiving, Cutter::new(target, on_error, bounds(doors)), bounds(doors)).await;
+    }
     let mut decoder = decoder(format, target, on_error, bounds(doors));
-    let mut room = Room::default();
-    let mut received = 0;
-    while let Some(chunk) = next_chunk(&mut payload, doors, received).await? {
-        received += chunk.len();
-        if received > bytes_max {
-            return Err(too_large(bytes_max));
-        }
-        room.grow(doors, received)?;
+    while let Some(chunk) = receiving.next().await? {
         decoder.push(chunk)?;
     }
-    metrics::counter!("shoal_ingest_bytes_total").increment(received as u64);
     // The rest can be long work (a Parquet file is decoded here), and this thread serves others too.
-    let decoded = actix_web::web::block(move || decoder.finish()).await;
-    Ok(decoded.map_err(|_| Error::internal("decoding the body was interrupted"))??)
+    aside(move || decoder.finish()).await
+}
+
+/// Reads the body's pieces on other threads while the rest is still to come.
+async fn decode_pieces(mut receiving: Receiving<'_>, mut cutter: Cutter, bounds: Bounds) -> Result<Decoded, Failure> {
+    let read = |piece: Piece| aside(move || piece.read());
+    let mut reading = FuturesOrdered::new();
+    let mut joined = Joined::new(bounds);
+    while let Some(chunk) = receiving.next().await? {
+        let Some(piece) = cutter.push(chunk)? else {
+            continue;
+        };
+        if reading.len() >= PIECES_READ_AT_ONCE
+            && let Some(part) = reading.next().await
+        {
+            joined.add(part?)?;
+        }
+        reading.push_back(read(piece));
+    }
+    reading.push_back(read(cutter.finish()));
+    while let Some(part) = reading.next().await {
+        joined.add(part?)?;
+    }
+    Ok(joined.finish()?)
+}
+
+/// Begins long work on a thread for it.
+fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> impl Future<Output = Result<T, Failure>> {
+    let begun = actix_web::web::block(work);
+    async { Ok(begun.await.map_err(|_| Error::internal("decoding the body was interrupted"))??) }
 }
 
 /// Keeps the body whole, with the room that it takes.
-async fn spool(request: &HttpRequest, doors: &Doors, mut payload: Payload) -> Result<(Vec<Bytes>, Room), Failure> {
-    check_length(request, doors)?;
-    let bytes_max = doors.limits.ingest_body_bytes_max;
-    let (mut room, mut received, mut parts) = (Room::default(), 0, Vec::new());
-    while let Some(chunk) = next_chunk(&mut payload, doors, received).await? {
-        received += chunk.len();
-        if received > bytes_max {
-            return Err(too_large(bytes_max));
-        }
-        room.grow(doors, received)?;
+async fn spool(request: &HttpRequest, doors: &Doors, payload: Payload) -> Result<(Vec<Bytes>, Room), Failure> {
+    let (mut receiving, mut parts) = (Receiving::new(request, doors, payload)?, Vec::new());
+    while let Some(chunk) = receiving.next().await? {
         parts.push(chunk);
     }
-    metrics::counter!("shoal_ingest_bytes_total").increment(received as u64);
-    Ok((parts, room))
+    Ok((parts, receiving.room))
+}
+
+/// A body on its way, within its bounds.
+struct Receiving<'d> {
+    doors: &'d Doors,
+    payload: Payload,
+    room: Room,
+    received: usize,
+}
+
+impl<'d> Receiving<'d> {
+    fn new(request: &HttpRequest, doors: &'d Doors, payload: Payload) -> Result<Self, Failure> {
+        check_length(request, doors)?;
+        Ok(Self { doors, payload, room: Room::default(), received: 0 })
+    }
+
+    /// The next bytes, or `None` behind the last.
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        let Some(chunk) = next_chunk(&mut self.payload, self.doors, self.received).await? else {
+            metrics::counter!("shoal_ingest_bytes_total").increment(self.received as u64);
+            return Ok(None);
+        };
+        self.received += chunk.len();
+        let bytes_max = self.doors.limits.ingest_body_bytes_max;
+        if self.received > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        self.room.grow(self.doors, self.received)?;
+        Ok(Some(chunk))
+    }
 }
 
 fn bounds(doors: &Doors) -> Bounds {

@@ -12,6 +12,7 @@ pub mod infer;
 mod line;
 mod ndjson;
 mod parquet;
+mod pieces;
 mod rows;
 mod target;
 
@@ -21,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, Result};
 use utoipa::ToSchema;
 
+pub use pieces::{Cutter, Piece};
+pub use rows::{Joined, Part};
 pub use target::{Target, TargetColumn};
 
 /// Errors that are reported one by one; further ones are only counted.

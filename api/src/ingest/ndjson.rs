@@ -11,7 +11,7 @@ use serde_json::Value;
 use shoal_kernel::Result;
 
 use super::cell::Cell;
-use super::rows::Rows;
+use super::rows::{Part, Rows};
 use super::{Bounds, Decoded, Decoder, OnError, RowError, RowErrorCode, Target, line, line_too_long};
 
 pub(super) struct NdjsonDecoder {
@@ -23,7 +23,21 @@ pub(super) struct NdjsonDecoder {
 
 impl NdjsonDecoder {
     pub(super) fn new(target: Target, on_error: OnError, bounds: Bounds) -> Self {
-        Self { rows: Rows::new(target, on_error, bounds), line: 0, partial: Vec::new() }
+        Self::behind(0, target, on_error, bounds)
+    }
+
+    /// Of a body's lines from there on.
+    pub(super) fn behind(lines: u64, target: Target, on_error: OnError, bounds: Bounds) -> Self {
+        Self { rows: Rows::new(target, on_error, bounds), line: lines, partial: Vec::new() }
+    }
+
+    /// All lines have come.
+    pub(super) fn finish_part(mut self) -> Result<Part> {
+        let last = std::mem::take(&mut self.partial);
+        if !last.is_empty() {
+            self.take_line(&last, &mut Vec::new())?;
+        }
+        self.rows.finish_part()
     }
 
     /// Takes a line. The cells are its columns' once it is read, and are only lent so that not every line needs new ones.
@@ -82,12 +96,8 @@ impl Decoder for NdjsonDecoder {
         self.rows.take_batches()
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Decoded> {
-        let last = std::mem::take(&mut self.partial);
-        if !last.is_empty() {
-            self.take_line(&last, &mut Vec::new())?;
-        }
-        self.rows.finish()
+    fn finish(self: Box<Self>) -> Result<Decoded> {
+        self.finish_part()?.finish()
     }
 }
 

@@ -166,18 +166,78 @@ impl Rows {
         batches
     }
 
-    pub(super) fn finish(mut self) -> Result<Decoded> {
+    pub(super) fn finish(self) -> Result<Decoded> {
+        self.finish_part()?.finish()
+    }
+
+    pub(super) fn finish_part(mut self) -> Result<Part> {
         self.flush()?;
         let columns = self.target.columns().iter().zip(&self.builders);
-        let given = columns.map(|(column, builder)| builder.present() || !column.filled);
-        let kept: Vec<usize> = given.enumerate().filter_map(|(place, given)| given.then_some(place)).collect();
-        if kept.len() < self.builders.len() {
-            // A column that no row names is left to the node altogether.
+        let given = columns.map(|(column, builder)| builder.present() || !column.filled).collect();
+        Ok(Part { decoded: self.decoded, given, decoded_bytes: self.decoded_bytes })
+    }
+}
+
+/// Rows of a body, or of a piece of it.
+pub struct Part {
+    decoded: Decoded,
+    /// Which columns the rows have; the others are to be left to the node.
+    given: Vec<bool>,
+    decoded_bytes: usize,
+}
+
+impl Part {
+    pub(super) fn finish(mut self) -> Result<Decoded> {
+        if self.given.contains(&false) {
+            let kept: Vec<usize> = (0..self.given.len()).filter(|place| self.given[*place]).collect();
             for batch in &mut self.decoded.batches {
                 *batch = batch.project(&kept).map_err(internal)?;
             }
         }
         Ok(self.decoded)
+    }
+}
+
+/// Pieces of a body, put together in their order.
+pub struct Joined {
+    bounds: Bounds,
+    whole: Option<Part>,
+}
+
+impl Joined {
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, whole: None }
+    }
+
+    /// Puts the next piece behind the others.
+    ///
+    /// # Errors
+    /// All together are more than a body may have.
+    pub fn add(&mut self, part: Part) -> Result<()> {
+        let Some(whole) = &mut self.whole else {
+            self.whole = Some(part);
+            return Ok(());
+        };
+        whole.decoded_bytes += part.decoded_bytes;
+        if whole.decoded_bytes > self.bounds.decoded_bytes_max {
+            return Err(too_large_decoded(&self.bounds));
+        }
+        whole.given.iter_mut().zip(part.given).for_each(|(given, here)| *given |= here);
+        let (decoded, more) = (&mut whole.decoded, part.decoded);
+        decoded.batches.extend(more.batches);
+        decoded.rows += more.rows;
+        decoded.rejected += more.rejected;
+        let room = ERRORS_REPORTED_MAX - decoded.errors.len();
+        decoded.errors.extend(more.errors.into_iter().take(room));
+        Ok(())
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// Only if there is a fault in here.
+    pub fn finish(self) -> Result<Decoded> {
+        self.whole.map_or_else(|| Ok(Decoded::default()), Part::finish)
     }
 }
 

@@ -40,6 +40,8 @@ impl Catalog {
             Command::DropTable { name, if_exists } => self.drop_table(name, if_exists)?,
             Command::AlterTable(altered) => self.alter_table(altered)?,
             Command::Expire { table, cutoff } => self.expire(table, cutoff)?,
+            Command::AddWindows { table, windows } => self.add_windows(table, windows)?,
+            Command::DropWindows { table } => self.drop_windows(table)?,
             Command::AddReplica { partition, node } => self.add_replica(partition, node)?,
             Command::PromoteReplica { partition, node, epoch } => self.promote_replica(partition, node, epoch)?,
             Command::RemoveReplica { partition, node, epoch } => self.remove_replica(partition, node, epoch)?,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Cutoff, Epoch, NodeId, PartitionId, SchemaChange, TableId, TableSchema, Ttl, WriteLevel};
+use shoal_kernel::{Cutoff, Epoch, KeyRange, NodeId, PartitionId, SchemaChange, TableId, TableSchema, Ttl, WriteLevel};
 
 use crate::state::{NodeState, Partitioning, TableOptions};
 
@@ -37,12 +37,14 @@ pub struct AlteredTable {
     pub ttl: Option<TtlChange>,
     /// Whether rows that are loaded change its columns, if that changes.
     pub schemaless: Option<bool>,
+    /// How wide windows are that are made from now on, if that changes.
+    pub partition_size_hint: Option<u64>,
 }
 
 impl AlteredTable {
     /// Nothing changes.
     pub const fn of(table: TableId) -> Self {
-        Self { table, changes: Vec::new(), write_level: None, ttl: None, schemaless: None }
+        Self { table, changes: Vec::new(), write_level: None, ttl: None, schemaless: None, partition_size_hint: None }
     }
 }
 
@@ -118,6 +120,18 @@ pub enum Command {
         table: TableId,
         /// The cut-off.
         cutoff: Cutoff,
+    },
+    /// Partitions for what no partition of the table holds yet of these ranges: windows of its keys.
+    AddWindows {
+        /// The table, one of windows.
+        table: TableId,
+        /// The ranges.
+        windows: Vec<KeyRange>,
+    },
+    /// The windows of a table that lie below its cut-off go, all but its oldest partition.
+    DropWindows {
+        /// The table.
+        table: TableId,
     },
     /// A replica starts on a node; it joins and counts for nothing yet. The epoch stays.
     AddReplica {

@@ -12,6 +12,7 @@ mod replicas;
 mod state;
 mod tables;
 mod ttl;
+mod windows;
 
 pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
 pub use state::{
@@ -19,3 +20,4 @@ pub use state::{
     TableOptions,
 };
 pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};
+pub use windows::WindowUnit;

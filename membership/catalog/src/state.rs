@@ -94,6 +94,9 @@ pub struct TableOptions {
     pub ttl: Option<Ttl>,
     /// Rows that are loaded add columns and give them wider types, as they need. Of tables of events only.
     pub schemaless: bool,
+    /// The partitions are windows of so many units ([`crate::WindowUnit`]), made when their first rows come. Of tables that were
+    /// made so only.
+    pub partition_size_hint: Option<u64>,
 }
 
 impl Default for TableOptions {
@@ -104,6 +107,7 @@ impl Default for TableOptions {
             fsync: Fsync::Always,
             ttl: None,
             schemaless: false,
+            partition_size_hint: None,
         }
     }
 }
@@ -195,7 +199,7 @@ impl Catalog {
         table.partitions.iter().filter_map(|id| self.partitions.get(id))
     }
 
-    /// The partition that holds an encoded partition key.
+    /// The partition that holds an encoded partition key. There is always one, but for a table whose partitions are windows.
     pub fn partition_for(&self, table: &Table, encoded: &[u8]) -> Option<&Partition> {
         let place = match &table.partitioning {
             Partitioning::Hash { buckets, .. } => {
@@ -209,6 +213,10 @@ impl Catalog {
                 })
                 .checked_sub(1)?,
         };
-        self.partitions.get(table.partitions.get(place)?)
+        let partition = self.partitions.get(table.partitions.get(place)?)?;
+        match &partition.bounds {
+            PartitionBounds::Range(range) => range.contains(encoded).then_some(partition),
+            PartitionBounds::Bucket(_) => Some(partition),
+        }
     }
 }

@@ -11,6 +11,7 @@ use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableI
 use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
 use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
 use crate::ttl::check_ttl;
+use crate::windows::check_windows;
 
 const FSYNC_INTERVAL_MAX: Duration = Duration::from_millis(FSYNC_INTERVAL_MS_MAX as u64);
 
@@ -26,25 +27,15 @@ impl Catalog {
             return if new.if_not_exists { Ok(Vec::new()) } else { Err(CatalogError::TableExists(new.name)) };
         }
         let bounds = check(&new)?;
-        let factor = usize::try_from(new.options.replication_factor).unwrap_or(usize::MAX);
-        let mut places = self.keep_places();
-        if places.is_empty() {
+        let factor = new.options.replication_factor;
+        if self.active_nodes().next().is_none() {
             return Err(invalid("no active node could hold the table"));
         }
 
         // From here on nothing fails: the state changes whole or not at all.
         let table = TableId(self.draw_id());
         let mut effects = vec![Effect::Table(table)];
-        let mut partitions = Vec::with_capacity(bounds.len());
-        for bounds in bounds {
-            let id = PartitionId(self.draw_id());
-            let replicas = places.take(factor);
-            let partition = Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new() };
-            partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
-            self.partitions.insert(id, partition);
-            partitions.push(id);
-            effects.push(Effect::Partition(id));
-        }
+        let partitions = self.place_partitions(table, bounds, factor, &mut effects)?;
         let NewTable { name, schema, partitioning, options, .. } = new;
         self.tables.insert(table, Table { id: table, name, schema, partitioning, options, cutoff: None, partitions });
         Ok(effects)
@@ -56,17 +47,46 @@ impl Catalog {
         };
         let mut effects = vec![Effect::Table(id)];
         if let Some(table) = self.tables.remove(&id) {
-            for id in table.partitions {
-                let replicas = self.partitions.remove(&id).map(|partition| partition.replicas);
-                replicas.into_iter().flatten().for_each(|replica| self.held.remove(replica.node));
-                effects.push(Effect::Partition(id));
-            }
+            table.partitions.into_iter().for_each(|id| self.drop_partition(id, &mut effects));
         }
         Ok(effects)
     }
 
+    /// Makes partitions and places their replicas. Fails only before anything has changed.
+    pub(crate) fn place_partitions(
+        &mut self,
+        table: TableId,
+        bounds: Vec<PartitionBounds>,
+        replication_factor: u32,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Vec<PartitionId>, CatalogError> {
+        let factor = usize::try_from(replication_factor).unwrap_or(usize::MAX);
+        let mut places = self.keep_places();
+        if places.is_empty() {
+            return Err(invalid("no active node could hold the table"));
+        }
+        let mut partitions = Vec::with_capacity(bounds.len());
+        for bounds in bounds {
+            let id = PartitionId(self.draw_id());
+            let replicas = places.take(factor);
+            let partition = Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new() };
+            partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
+            self.partitions.insert(id, partition);
+            partitions.push(id);
+            effects.push(Effect::Partition(id));
+        }
+        Ok(partitions)
+    }
+
+    /// Takes a partition out of the map, but not out of its table's list.
+    pub(crate) fn drop_partition(&mut self, id: PartitionId, effects: &mut Vec<Effect>) {
+        let replicas = self.partitions.remove(&id).map(|partition| partition.replicas);
+        replicas.into_iter().flatten().for_each(|replica| self.held.remove(replica.node));
+        effects.push(Effect::Partition(id));
+    }
+
     pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
-        let AlteredTable { table: id, changes, write_level, ttl, schemaless } = altered;
+        let AlteredTable { table: id, changes, write_level, ttl, schemaless, partition_size_hint } = altered;
         let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
         let mut schema = table.schema.clone();
         for change in &changes {
@@ -90,6 +110,14 @@ impl Catalog {
         }
         options.schemaless = schemaless.unwrap_or(options.schemaless);
         check_schemaless(&schema, options.schemaless)?;
+        if let Some(width) = partition_size_hint {
+            if options.partition_size_hint.is_none() {
+                let why = "was made with partitions over all keys; they cannot be cut into windows";
+                return Err(invalid(format!("'{}' {why}", table.name)));
+            }
+            options.partition_size_hint = Some(width);
+            check_windows(width, &table.partitioning, &schema)?;
+        }
         if schema == table.schema && options == table.options {
             return Ok(Vec::new());
         }
@@ -125,6 +153,13 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
     check_schemaless(&new.schema, new.options.schemaless)?;
     if let Some(ttl) = &new.options.ttl {
         check_ttl(&new.schema, ttl)?;
+    }
+    if let Some(width) = new.options.partition_size_hint {
+        check_windows(width, &new.partitioning, &new.schema)?;
+        return match new.split_points.is_empty() {
+            true => Ok(Vec::new()),
+            false => Err(invalid("a table has split points or a partition_size_hint, not both")),
+        };
     }
     match &new.partitioning {
         Partitioning::Range { .. } => ranges(&new.split_points),
@@ -233,7 +268,7 @@ fn check_name(what: &str, name: &str) -> Result<(), CatalogError> {
     Ok(())
 }
 
-fn check_partition_count(count: u64) -> Result<(), CatalogError> {
+pub(crate) fn check_partition_count(count: u64) -> Result<(), CatalogError> {
     if (1..=u64::from(PARTITIONS_PER_TABLE_MAX)).contains(&count) {
         return Ok(());
     }

@@ -47,6 +47,17 @@ fn ranged(name: &str, split_points: Vec<Vec<u8>>) -> NewTable {
     table(name, Partitioning::Range { columns: vec![ColumnId(0)] }, split_points, 3)
 }
 
+/// Windows of ten numbers each.
+fn windowed(name: &str) -> NewTable {
+    let mut table = ranged(name, vec![]);
+    table.options.partition_size_hint = Some(10);
+    table
+}
+
+fn numbers(start: i64, end: i64) -> KeyRange {
+    KeyRange { start: Datum::Int(start).encode(), end: Some(Datum::Int(end).encode()) }
+}
+
 fn cluster(nodes: u32) -> Catalog {
     let mut catalog = Catalog::default();
     catalog.apply(Command::Found { cluster_id: 9 }).unwrap();
@@ -65,13 +76,16 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
         let partitions: Vec<_> = catalog.partitions_of(table).collect();
         prop_assert_eq!(partitions.len(), table.partitions.len());
         owned.extend(table.partitions.iter().copied());
+        let has_gaps = table.options.partition_size_hint.is_some();
         let mut next = Some(Vec::new());
         for (place, partition) in partitions.iter().enumerate() {
             prop_assert_eq!(partition.table, table.id);
             match &partition.bounds {
                 PartitionBounds::Bucket(bucket) => prop_assert_eq!(*bucket as usize, place),
                 PartitionBounds::Range(range) => {
-                    prop_assert_eq!(Some(&range.start), next.as_ref(), "a gap or an overlap");
+                    let follows =
+                        next.as_ref().is_some_and(|next| range.start == *next || has_gaps && range.start > *next);
+                    prop_assert!(follows, "a gap or an overlap");
                     next.clone_from(&range.end);
                 }
             }
@@ -85,7 +99,7 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
                 prop_assert_eq!(now.symmetric_difference(&before).count(), 1, "voters change one at a time");
             }
         }
-        if matches!(table.partitioning, Partitioning::Range { .. }) {
+        if matches!(table.partitioning, Partitioning::Range { .. }) && !has_gaps {
             prop_assert_eq!(next, None, "the last range must be open");
         }
     }
@@ -110,6 +124,12 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (name(), 0..5u32, 0..5u32).prop_map(|(name, buckets, factor)|
             Command::CreateTable(hashed(&name, buckets, factor))),
         2 => (name(), vec(point(), 0..4)).prop_map(|(name, points)| Command::CreateTable(ranged(&name, points))),
+        2 => name().prop_map(|name| Command::CreateTable(windowed(&name))),
+        4 => (1..24u64, vec((-9..9i64, -1..5i64), 0..4)).prop_map(|(table, windows)| Command::AddWindows {
+            table: TableId(table),
+            windows: windows.into_iter().map(|(start, length)| numbers(start, start + length)).collect(),
+        }),
+        1 => (1..24u64).prop_map(|table| Command::DropWindows { table: TableId(table) }),
         1 => (name(), any::<bool>()).prop_map(|(name, if_exists)| Command::DropTable { name, if_exists }),
         4 => (partition(), node()).prop_map(|(partition, node)| Command::AddReplica { partition, node }),
         6 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
@@ -440,4 +460,109 @@ fn what_nodes_hold_is_counted_as_if_anew() {
         assert_eq!(anew.apply(command.clone()), kept.apply(command), "{at}");
         assert_eq!(anew, kept, "{at}");
     }
+}
+
+fn bounds(catalog: &Catalog, table: &str) -> Vec<KeyRange> {
+    let range = |partition: &Partition| match &partition.bounds {
+        PartitionBounds::Range(range) => range.clone(),
+        PartitionBounds::Bucket(_) => panic!("not a range"),
+    };
+    catalog.partitions_of(catalog.table(table).unwrap()).map(range).collect()
+}
+
+#[test]
+fn windows_are_made_where_rows_come_and_never_change() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(windowed("w"))).unwrap();
+    let id = catalog.table("w").unwrap().id;
+    let window = |catalog: &Catalog, number: i64| catalog.table("w").unwrap().window_of(&Datum::Int(number).encode());
+    assert_eq!(bounds(&catalog, "w"), []);
+    assert_eq!(window(&catalog, 25), Some(numbers(20, 30)));
+    assert_eq!(window(&catalog, -1), Some(numbers(-10, 0)));
+    let last = window(&catalog, i64::MAX).unwrap();
+    assert!(last.end.is_none() && last.contains(&Datum::Int(i64::MAX).encode()));
+    let first = window(&catalog, i64::MIN).unwrap();
+    assert!(first.contains(&Datum::Int(i64::MIN).encode()), "{first:?}");
+
+    for number in [25, -1, 29] {
+        let windows = vec![window(&catalog, number).unwrap()];
+        catalog.apply(Command::AddWindows { table: id, windows }).unwrap();
+    }
+    assert_eq!(bounds(&catalog, "w"), [numbers(-10, 0), numbers(20, 30)]);
+    let table = catalog.table("w").unwrap();
+    assert!(catalog.partition_for(table, &Datum::Int(19).encode()).is_none());
+    assert!(catalog.partition_for(table, &Datum::Int(30).encode()).is_none());
+    assert!(catalog.partition_for(table, &Datum::Int(29).encode()).is_some());
+    assert!(catalog.partitions_of(table).all(|partition| partition.voters().count() == 3));
+
+    // Wider from now on, as far as there is room.
+    let wider = AlteredTable { partition_size_hint: Some(100), ..AlteredTable::of(id) };
+    catalog.apply(Command::AlterTable(wider)).unwrap();
+    let windows = vec![window(&catalog, 5).unwrap()];
+    assert_eq!(windows, [numbers(0, 100)]);
+    catalog.apply(Command::AddWindows { table: id, windows }).unwrap();
+    assert_eq!(bounds(&catalog, "w"), [numbers(-10, 0), numbers(0, 20), numbers(20, 30), numbers(30, 100)]);
+}
+
+#[test]
+fn windows_that_cannot_be_are_refused() {
+    let mut catalog = cluster(1);
+    let mut refused = |new: NewTable| catalog.apply(Command::CreateTable(new)).unwrap_err().to_string();
+    let hint = |mut table: NewTable, width| {
+        table.options.partition_size_hint = Some(width);
+        table
+    };
+    assert!(refused(hint(hashed("h", 2, 1), 10)).contains("by hash"));
+    assert!(refused(hint(ranged("r", vec![vec![7]]), 10)).contains("not both"));
+    assert!(refused(hint(ranged("z", vec![]), 0)).contains("greater than zero"));
+    let mut text = windowed("t");
+    text.schema.columns[0].data_type = DataType::Utf8;
+    assert!(refused(text).contains("whole number"));
+
+    catalog.apply(Command::CreateTable(ranged("all", vec![]))).unwrap();
+    let all = catalog.table("all").unwrap().id;
+    let altered = AlteredTable { partition_size_hint: Some(10), ..AlteredTable::of(all) };
+    assert!(catalog.apply(Command::AlterTable(altered)).is_err());
+    assert!(catalog.apply(Command::AddWindows { table: all, windows: vec![numbers(0, 1)] }).is_err());
+
+    catalog.apply(Command::CreateTable(windowed("w"))).unwrap();
+    let table = catalog.table("w").unwrap().id;
+    let most = i64::from(limits::PARTITIONS_PER_TABLE_MAX);
+    let windows = (0..=most).map(|n| numbers(n, n + 1)).collect();
+    let error = catalog.apply(Command::AddWindows { table, windows }).unwrap_err().to_string();
+    assert!(error.contains("greater partition_size_hint"), "{error}");
+    assert_eq!(bounds(&catalog, "w"), []);
+}
+
+#[test]
+fn windows_go_with_time() {
+    const DAY: i64 = 86_400_000_000;
+    let mut new = timed(Some(Ttl { column: ColumnId(0), micros: 30 * DAY as u64 }));
+    new.partitioning = Partitioning::Range { columns: vec![ColumnId(0)] };
+    new.options.partition_size_hint = Some(DAY as u64);
+    let mut catalog = cluster(1);
+    catalog.apply(Command::CreateTable(new)).unwrap();
+    let table = catalog.tables.values().next().unwrap();
+    let (id, name) = (table.id, table.name.clone());
+    assert_eq!(catalog.wanted_windows(100 * DAY as u64), [], "no rows of today yet");
+
+    let windows = [3, 1, 2, 100].map(|day| numbers(day * DAY, (day + 1) * DAY)).to_vec();
+    catalog.apply(Command::AddWindows { table: id, windows }).unwrap();
+    let ahead = Command::AddWindows { table: id, windows: vec![numbers(101 * DAY, 102 * DAY)] };
+    assert_eq!(catalog.wanted_windows(100 * DAY as u64 + 5), std::slice::from_ref(&ahead));
+    catalog.apply(ahead).unwrap();
+    assert_eq!(catalog.wanted_windows(100 * DAY as u64 + 5), []);
+
+    let cutoff = Cutoff { column: ColumnId(0), micros: 3 * DAY };
+    catalog.apply(Command::Expire { table: id, cutoff }).unwrap();
+    assert_eq!(catalog.wanted_windows(0), [Command::DropWindows { table: id }]);
+    let outcome = catalog.apply(Command::DropWindows { table: id }).unwrap();
+    assert_eq!(outcome.effects.len(), 3, "the table and two windows");
+    assert_eq!(bounds(&catalog, &name).first(), Some(&numbers(3 * DAY, 4 * DAY)));
+
+    // The first that was made stays.
+    let cutoff = Cutoff { column: ColumnId(0), micros: 50 * DAY };
+    catalog.apply(Command::Expire { table: id, cutoff }).unwrap();
+    assert_eq!(catalog.wanted_windows(0), []);
+    assert_eq!(bounds(&catalog, &name).len(), 3);
 }

@@ -106,7 +106,7 @@ fn new_column(definition: &ColumnDef) -> Result<DataType> {
 }
 
 fn refused(message: &str, span: Span) -> Error {
-    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl and schemaless";
+    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl, schemaless and partition_size_hint";
     at(Error::new(ErrorCode::Unsupported, message).with_help(help), span)
 }
 
@@ -133,6 +133,9 @@ impl Alteration {
                     if settings.schemaless.is_some() {
                         altered.schemaless = Some(settings.is_schemaless(&table.schema)?);
                     }
+                    if let Some(width) = settings.window_width(table)? {
+                        altered.partition_size_hint = Some(width);
+                    }
                 }
                 continue;
             };
@@ -150,7 +153,9 @@ impl Alteration {
         });
         let keeps_level = altered.write_level.is_none_or(|level| level == table.options.write_level);
         let keeps_kind = altered.schemaless.is_none_or(|schemaless| schemaless == table.options.schemaless);
-        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl && keeps_kind;
+        let keeps_width =
+            altered.partition_size_hint.is_none() || altered.partition_size_hint == table.options.partition_size_hint;
+        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl && keeps_kind && keeps_width;
         Ok((!is_idle).then_some(altered))
     }
 }

@@ -38,7 +38,11 @@ pub(super) fn parse(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result
     }
     let schema = schema(&columns, &constraints, name.span)?;
     let (partitioning, split_points) = partitioning(&schema, &clauses)?;
-    let options = settings.of_new_table(&schema)?;
+    let options = settings.of_new_table(&schema, &partitioning)?;
+    if options.partition_size_hint.is_some() && !split_points.is_empty() {
+        let error = invalid("a table is SPLIT AT points or has a partition_size_hint, not both");
+        return Err(at(error, name.span));
+    }
     Ok(NewTable { name: name.name, schema, partitioning, split_points, options, if_not_exists })
 }
 

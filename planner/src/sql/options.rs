@@ -1,7 +1,8 @@
 //! `WITH (…)` of CREATE TABLE, `SET (…)` of ALTER TABLE.
 
-use shoal_catalog::{Table, TableOptions, TtlChange};
+use shoal_catalog::{Partitioning, Table, TableOptions, TtlChange, WindowUnit};
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
+use shoal_kernel::ttl::parse_duration;
 use shoal_kernel::{Error, ErrorCode, Fsync, Result, TableSchema, Ttl, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 use sqlparser::tokenizer::Span;
@@ -12,10 +13,20 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 7] =
-    ["replication_factor", "write_level", "fsync", "fsync_interval_ms", "ttl", "ttl_column", "schemaless"];
+const NAMES: [&str; 8] = [
+    "replication_factor",
+    "write_level",
+    "fsync",
+    "fsync_interval_ms",
+    "ttl",
+    "ttl_column",
+    "schemaless",
+    "partition_size_hint",
+];
 /// Those that can be changed later.
-const CHANGEABLE: [&str; 4] = ["write_level", "ttl", "ttl_column", "schemaless"];
+const CHANGEABLE: [&str; 5] = ["write_level", "ttl", "ttl_column", "schemaless", "partition_size_hint"];
+
+const MICROS_PER_DAY: u64 = 86_400_000_000;
 
 /// The word that keeps rows for ever.
 const TTL_NONE: &str = "none";
@@ -31,6 +42,7 @@ pub(super) struct Settings {
     ttl: Option<(Option<u64>, Span)>,
     ttl_column: Option<(String, Span)>,
     pub(super) schemaless: Option<(bool, Span)>,
+    partition_size_hint: Option<(String, Span)>,
 }
 
 impl Settings {
@@ -104,6 +116,7 @@ impl Settings {
                     };
                     settings.schemaless = Some((truth, value.span()));
                 }
+                "partition_size_hint" => settings.partition_size_hint = Some((text, value.span())),
                 name => {
                     let message = format!("'{name}' is not a setting of a table");
                     let near = suggest::closest(name, NAMES);
@@ -138,7 +151,7 @@ impl Settings {
     ///
     /// # Errors
     /// Settings that do not go together, or with the schema; the error has its place.
-    pub(super) fn of_new_table(self, schema: &TableSchema) -> Result<TableOptions> {
+    pub(super) fn of_new_table(self, schema: &TableSchema, partitioning: &Partitioning) -> Result<TableOptions> {
         let ttl = match self.ttl_change(schema)? {
             Some(TtlChange::Keep(ttl)) => Some(ttl),
             Some(TtlChange::Forever) | None => None,
@@ -160,7 +173,60 @@ impl Settings {
             fsync,
             ttl,
             schemaless: self.is_schemaless(schema)?,
+            partition_size_hint: self.new_window_width(schema, partitioning)?,
         })
+    }
+
+    /// How wide the windows are that partitions are made of, in units of their column.
+    ///
+    /// # Errors
+    /// It is no width of windows along that column, or there can be no windows; the error has its place.
+    fn new_window_width(&self, schema: &TableSchema, partitioning: &Partitioning) -> Result<Option<u64>> {
+        let Some((text, span)) = &self.partition_size_hint else { return Ok(None) };
+        let invalid = |message: String| at(Error::new(ErrorCode::InvalidStatement, message), *span);
+        let Partitioning::Range { columns } = partitioning else {
+            return Err(invalid("partition_size_hint is for partitions by range, these are by hash".into()));
+        };
+        let column = columns.first().and_then(|first| schema.index_of(*first)).map(|place| &schema.columns[place]);
+        let column = column.ok_or_else(|| Error::internal("a partition key without a column"))?;
+        let duration = || parse_duration(text).map_err(invalid);
+        let width = match WindowUnit::of(&column.data_type) {
+            Some(WindowUnit::Number) => text.parse().map_err(|_| {
+                invalid(format!("partition_size_hint is a whole number, as '{}' is, not {text}", column.name))
+            })?,
+            Some(WindowUnit::Microsecond) => duration()?,
+            Some(WindowUnit::Day) => {
+                let micros = duration()?;
+                if !micros.is_multiple_of(MICROS_PER_DAY) {
+                    return Err(invalid(format!("'{}' is a date: windows along it are of whole days", column.name)));
+                }
+                micros / MICROS_PER_DAY
+            }
+            None => {
+                let message =
+                    format!("windows go along a whole number, a date or a timestamp, and not along '{}'", column.name);
+                return Err(invalid(message).with_help("begin the key, or PARTITION BY RANGE (…), with such a column"));
+            }
+        };
+        match width {
+            0 => Err(invalid("partition_size_hint must be greater than zero".into())),
+            width => Ok(Some(width)),
+        }
+    }
+
+    /// How wide the windows of a table are to be that are made from now on, in units of their column.
+    ///
+    /// # Errors
+    /// As above; or the table's partitions are not windows.
+    pub(super) fn window_width(&self, table: &Table) -> Result<Option<u64>> {
+        match &self.partition_size_hint {
+            Some((_, span)) if table.options.partition_size_hint.is_none() => {
+                let message = format!("'{}' was made with partitions over all keys, not with windows", table.name);
+                let help = "make a table WITH (partition_size_hint = …) and INSERT INTO it from this one";
+                Err(at(Error::new(ErrorCode::Unsupported, message), *span).with_help(help))
+            }
+            _ => self.new_window_width(&table.schema, &table.partitioning),
+        }
     }
 
     /// Whether rows that are loaded may change the columns.

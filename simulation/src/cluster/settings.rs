@@ -17,6 +17,8 @@ const HTTP_PORT: u16 = 9175;
 
 /// Mostly events stay.
 const EVENTS_TTL_SECONDS: [Option<u64>; 8] = [None, None, None, None, None, Some(5), Some(12), Some(30)];
+/// How wide the windows are that the partitions of events are made of, if they are.
+const EVENT_WINDOW_SECONDS: [Option<u64>; 3] = [None, None, Some(15)];
 
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -74,8 +76,9 @@ impl Settings {
         let stream = |purpose| Stream::new(options.seed, purpose, 0);
         let partitioned = |column: &str, purpose, splits: &str| {
             let mut stream = stream(purpose);
-            match stream.below(3) {
+            match stream.below(4) {
                 0 => String::new(),
+                3 => format!(" WITH (partition_size_hint = {})", stream.between(7, 40)),
                 1 => format!(" PARTITION BY HASH({column}) PARTITIONS {}", stream.between(1, 4)),
                 _ => format!(" PARTITION BY RANGE({column}) SPLIT AT ({splits})"),
             }
@@ -98,6 +101,8 @@ impl Settings {
         };
         let ttl = stream("events ttl").pick(&EVENTS_TTL_SECONDS).copied().flatten();
         let kept = ttl.map_or_else(String::new, |seconds| format!(" WITH (ttl = '{seconds}s')"));
+        let windows = stream("event windows").pick(&EVENT_WINDOW_SECONDS).copied().flatten();
+        let windows = windows.map_or_else(String::new, |seconds| format!(" WITH (partition_size_hint = '{seconds}s')"));
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
@@ -139,8 +144,10 @@ impl Settings {
                 partitioned("k", "upsert partitions", "20, 40"),
                 with(upserts_fsync)
             ),
-            // Events spread by hash only where the table may say so; by time and content they stay in one partition.
-            events: format!("CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}{kept}", with(events_fsync)),
+            events: format!(
+                "CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}{kept}{windows}",
+                with(events_fsync)
+            ),
             names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){}", with(Fsync::Always)),
             upserts_fsync,
             events_fsync,

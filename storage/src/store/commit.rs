@@ -375,13 +375,16 @@ impl Store {
             let state = lock(&self.state);
             (state.memtables.last().map_or(0, |view| view.number), state.segments.clone(), state.layout.clone())
         };
+        let newest = std::iter::once((active, &writer.index));
+        let sealed = writer.sealed.iter().rev().map(|(number, index)| (*number, &**index));
+        // Rows mostly come in the order of their keys: no index is searched for what comes behind its last one.
+        let indexes: Vec<_> = newest
+            .chain(sealed)
+            .filter_map(|(number, index)| Some((SourceId::Memtable(number), index, index.last_key_value()?.0)))
+            .collect();
         let in_memory = |key: &[u8]| {
-            let newest = std::iter::once((active, &writer.index));
-            let sealed = writer.sealed.iter().rev().map(|(number, index)| (*number, &**index));
-            newest.chain(sealed).find_map(|(number, index)| {
-                let entry = index.get(key)?;
-                Some(entry.at(SourceId::Memtable(number)))
-            })
+            let mut near = indexes.iter().filter(|(_, _, last)| *key <= ***last);
+            near.find_map(|(source, index, _)| Some(index.get(key)?.at(*source)))
         };
         let mut met: Vec<Option<Location>> = keys.iter().map(in_memory).collect();
         self.locate_in_segments(&layout, &segments, keys, &mut met)?;

@@ -1,0 +1,240 @@
+//! Finite partitions: windows of the key, each made when the first of its rows comes (`partition_size_hint`).
+//!
+//! Keys outside all windows are in no partition. Windows never change: another width holds for those made from then on, which
+//! are as wide as those around them leave room for.
+
+use arrow_schema::{DataType, TimeUnit};
+use shoal_kernel::{Column, Datum, KeyRange, PartitionId, TableId, TableSchema};
+
+use crate::command::{CatalogError, Command, Effect};
+use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
+use crate::tables::{check_partition_count, invalid};
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+
+/// What the windows along a column are measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowUnit {
+    /// Whole numbers.
+    Number,
+    /// Days, of dates.
+    Day,
+    /// Microseconds, of timestamps.
+    Microsecond,
+}
+
+impl WindowUnit {
+    /// Of a column's type; `None` if there are no windows along such a column.
+    pub fn of(data_type: &DataType) -> Option<Self> {
+        match data_type {
+            DataType::Date32 => Some(Self::Day),
+            DataType::Timestamp(TimeUnit::Microsecond, _) => Some(Self::Microsecond),
+            whole if whole.is_integer() => Some(Self::Number),
+            _ => None,
+        }
+    }
+
+    /// A time, in microseconds since 1970, as a value of such a column; `None` if it holds no times.
+    fn value_at(self, micros: i64) -> Option<i64> {
+        match self {
+            Self::Number => None,
+            Self::Day => Some(micros.div_euclid(MICROS_PER_DAY)),
+            Self::Microsecond => Some(micros),
+        }
+    }
+}
+
+impl Table {
+    /// The column that windows go along: the first of the partition key.
+    pub fn window_column(&self) -> Option<&Column> {
+        let place = self.schema.index_of(*self.partitioning.columns().first()?)?;
+        self.schema.columns.get(place)
+    }
+
+    /// The window, with the width of today, in which an encoded partition key lies. `None` of a table without windows.
+    pub fn window_of(&self, encoded: &[u8]) -> Option<KeyRange> {
+        let width = i128::from(self.options.partition_size_hint.filter(|width| *width > 0)?);
+        let unsigned = self.window_column()?.data_type.is_unsigned_integer();
+        let body = u64::from_be_bytes(encoded.get(1..9)?.try_into().ok()?);
+        // As `kernel::key` encodes whole numbers: the sign bit of signed ones is flipped.
+        let value = if unsigned { i128::from(body) } else { i128::from((body ^ (1 << 63)) as i64) };
+        let start = value.div_euclid(width) * width;
+        let least = if unsigned { 0 } else { i128::from(i64::MIN) };
+        Some(KeyRange { start: encode(start.max(least), unsigned)?, end: encode(start + width, unsigned) })
+    }
+}
+
+/// `None` if the number is above all that the column can hold.
+fn encode(value: i128, unsigned: bool) -> Option<Vec<u8>> {
+    Some(match unsigned {
+        true => Datum::UInt(u64::try_from(value).ok()?).encode(),
+        false => Datum::Int(i64::try_from(value).ok()?).encode(),
+    })
+}
+
+impl Catalog {
+    /// Makes partitions of what no partition holds yet of the windows.
+    pub(crate) fn add_windows(&mut self, id: TableId, windows: Vec<KeyRange>) -> Result<Vec<Effect>, CatalogError> {
+        let table = self.tables.get(&id).ok_or(CatalogError::TableGone(id))?;
+        if table.options.partition_size_hint.is_none() {
+            return Err(invalid(format!("the partitions of '{}' are not windows", table.name)));
+        }
+        let (factor, mut taken) = (table.options.replication_factor, self.ranges(table));
+        let mut wanted = Vec::new();
+        for window in windows {
+            if window.end.as_ref().is_some_and(|end| *end <= window.start) {
+                return Err(invalid("a window ends before it starts"));
+            }
+            for part in free_parts(&window, &taken) {
+                let place = taken.partition_point(|range| range.start < part.start);
+                taken.insert(place, part.clone());
+                wanted.push(PartitionBounds::Range(part));
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        check_partition_count(taken.len() as u64).map_err(|error| {
+            invalid(format!("{error}; give '{}' a greater partition_size_hint, or rows fewer windows", table.name))
+        })?;
+        let mut effects = vec![Effect::Table(id)];
+        let made = self.place_partitions(id, wanted, factor, &mut effects)?;
+        self.set_partitions(id, |ids| ids.extend(made));
+        Ok(effects)
+    }
+
+    /// Drops the windows of which every row has had its time.
+    pub(crate) fn drop_windows(&mut self, id: TableId) -> Result<Vec<Effect>, CatalogError> {
+        let table = self.tables.get(&id).ok_or(CatalogError::TableGone(id))?;
+        let passed = self.passed_windows(table);
+        if passed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut effects = vec![Effect::Table(id)];
+        passed.iter().for_each(|partition| self.drop_partition(*partition, &mut effects));
+        self.set_partitions(id, |ids| ids.retain(|partition| !passed.contains(partition)));
+        Ok(effects)
+    }
+
+    /// Windows that time asks for, at that time by somebody's clock: one ahead of that of the present, if rows of the present
+    /// come at all, so that they go on coming while the catalog has no quorum; and the end of those that have had their time.
+    pub fn wanted_windows(&self, clock_micros: u64) -> Vec<Command> {
+        let now = i64::try_from(clock_micros).unwrap_or(i64::MAX);
+        let tables = self.tables.values().filter(|table| table.options.partition_size_hint.is_some());
+        tables
+            .flat_map(|table| {
+                let ahead = self.next_window(table, now).map(|window| vec![window]);
+                let ahead = ahead.map(|windows| Command::AddWindows { table: table.id, windows });
+                let passed = !self.passed_windows(table).is_empty();
+                ahead.into_iter().chain(passed.then_some(Command::DropWindows { table: table.id }))
+            })
+            .collect()
+    }
+
+    fn next_window(&self, table: &Table, now_micros: i64) -> Option<KeyRange> {
+        let now = WindowUnit::of(&table.window_column()?.data_type)?.value_at(now_micros)?;
+        let Some(PartitionBounds::Range(KeyRange { end: Some(next), .. })) =
+            self.partition_for(table, &Datum::Int(now).encode()).map(|partition| &partition.bounds)
+        else {
+            return None;
+        };
+        match self.partition_for(table, next) {
+            Some(_) => None,
+            None => table.window_of(next),
+        }
+    }
+
+    /// The windows below the cut-off. The oldest partition is not among them: it keeps the reservations of idempotency keys.
+    fn passed_windows(&self, table: &Table) -> Vec<PartitionId> {
+        let by_window = |column| table.partitioning.columns().first() == Some(&column);
+        let Some(cutoff) = table.cutoff.filter(|cutoff| by_window(cutoff.column)) else { return Vec::new() };
+        if table.options.partition_size_hint.is_none() {
+            return Vec::new();
+        }
+        let (kept_from, oldest) = (Datum::Int(cutoff.micros).encode(), table.partitions.iter().min());
+        let is_passed = |partition: &&Partition| {
+            let PartitionBounds::Range(range) = &partition.bounds else { return false };
+            range.end.as_ref().is_some_and(|end| *end <= kept_from) && Some(&partition.id) != oldest
+        };
+        self.partitions_of(table).filter(is_passed).map(|partition| partition.id).collect()
+    }
+
+    /// The ranges of the table's partitions, ascending.
+    fn ranges(&self, table: &Table) -> Vec<KeyRange> {
+        let range = |partition: &Partition| match &partition.bounds {
+            PartitionBounds::Range(range) => Some(range.clone()),
+            PartitionBounds::Bucket(_) => None,
+        };
+        self.partitions_of(table).filter_map(range).collect()
+    }
+
+    /// Changes the list of a table's partitions, and brings it in order.
+    fn set_partitions(&mut self, id: TableId, change: impl FnOnce(&mut Vec<PartitionId>)) {
+        let (partitions, Some(table)) = (&self.partitions, self.tables.get_mut(&id)) else { return };
+        change(&mut table.partitions);
+        let start = |id: &PartitionId| match partitions.get(id).map(|partition| &partition.bounds) {
+            Some(PartitionBounds::Range(range)) => Some(range.start.clone()),
+            _ => None,
+        };
+        table.partitions.sort_by_cached_key(start);
+    }
+}
+
+/// What is left of a window beside ranges that ascend and do not overlap.
+fn free_parts(window: &KeyRange, taken: &[KeyRange]) -> Vec<KeyRange> {
+    let (mut parts, mut start) = (Vec::new(), window.start.clone());
+    for range in taken.iter().filter(|range| range.overlaps(window)) {
+        if start < range.start {
+            parts.push(KeyRange { start, end: Some(range.start.clone()) });
+        }
+        let Some(end) = &range.end else { return parts };
+        start = end.clone();
+    }
+    if window.end.as_ref().is_none_or(|end| start < *end) {
+        parts.push(KeyRange { start, end: window.end.clone() });
+    }
+    parts
+}
+
+/// Checks whether there can be windows of that width.
+pub(crate) fn check_windows(width: u64, partitioning: &Partitioning, schema: &TableSchema) -> Result<(), CatalogError> {
+    if width == 0 {
+        return Err(invalid("partition_size_hint must be greater than zero"));
+    }
+    let Partitioning::Range { columns } = partitioning else {
+        return Err(invalid("partition_size_hint is for partitions by range, these are by hash"));
+    };
+    let place = columns.first().and_then(|first| schema.index_of(*first));
+    match place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)) {
+        Some(_) => Ok(()),
+        None => Err(invalid(
+            "partition_size_hint needs a partition key that begins with a whole number, a date or a timestamp",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: i64, end: i64) -> KeyRange {
+        KeyRange { start: Datum::Int(start).encode(), end: Some(Datum::Int(end).encode()) }
+    }
+
+    #[test]
+    fn a_window_takes_what_others_leave() {
+        let taken = [range(10, 20), range(20, 30), range(40, 50)];
+        for (window, free) in [
+            (range(0, 10), vec![range(0, 10)]),
+            (range(0, 60), vec![range(0, 10), range(30, 40), range(50, 60)]),
+            (range(15, 35), vec![range(30, 35)]),
+            (range(20, 30), vec![]),
+            (range(45, 70), vec![range(50, 70)]),
+        ] {
+            assert_eq!(free_parts(&window, &taken), free, "{window:?}");
+        }
+        let above = KeyRange { start: Datum::Int(45).encode(), end: None };
+        assert_eq!(free_parts(&above, &taken), [KeyRange { start: Datum::Int(50).encode(), end: None }]);
+        assert_eq!(free_parts(&range(0, 99), std::slice::from_ref(&above)), [range(0, 45)]);
+    }
+}
