@@ -300,7 +300,7 @@ fn of_the_rows_of_the_other_half_nothing_is_told() {
     let at = PAGE + 100;
     store.split(&Datum::Int(at).encode(), &children).unwrap();
     let counts = ["/data/p2", "/data/p3"].map(|dir| {
-        let opened = Store::open(disk.shared(), Path::new(dir), wide_schema(), options(), LogId(7));
+        let opened = Store::open(disk.shared(), Path::new(dir), wide_schema(), options(), LogId(7), 9);
         let told = check_wide(&opened.unwrap().0.snapshot());
         [Measure::Rows, Measure::Greatest(ColumnId(1))].map(|measure| rows_told(&told, measure))
     });
