@@ -328,7 +328,7 @@ fn columns_that_changed_are_told_of_as_they_are_seen() {
     for (measure, rows) in [
         (Measure::Sum(ColumnId(14)), PAGE),
         (Measure::Values(ColumnId(14)), PAGE),
-        (Measure::Least(ColumnId(14)), 0),
+        (Measure::Least(ColumnId(14)), PAGE),
         (Measure::Greatest(ColumnId(15)), 0),
         (Measure::Greatest(ColumnId(16)), PAGE),
     ] {
