@@ -106,7 +106,8 @@ async fn try_open(
             disk.rename(&lost, &refilling)?;
         }
         disk.create_dir_all(&dir)?;
-        let (store, recovery) = Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, log_secret, &watch)?;
+        let (store, recovery) =
+            Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, log_secret, &watch)?;
         if recovery.tail_bytes_cut > 0 {
             watched.reached(Rare::TailCut);
         }
