@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{COLUMNS_PER_TABLE_MAX, STORED_COLUMNS_PER_TABLE_MAX};
+use crate::limits::{COLUMNS_PER_TABLE_MAX, DROPPED_FORMS_MAX, STORED_COLUMNS_PER_TABLE_MAX};
 use crate::schema::{
     Column, ColumnId, DEDUP_COLUMN, RetiredColumn, TOMBSTONE_COLUMN, TS_COLUMN, TableSchema, VERSION_COLUMN,
 };
@@ -107,7 +107,7 @@ impl TableSchema {
                 next.columns.insert(place, column);
             }
         }
-        match next.columns.len() + next.retired.len() > STORED_COLUMNS_PER_TABLE_MAX {
+        match next.columns.len() + next.stored_retired().count() > STORED_COLUMNS_PER_TABLE_MAX {
             true => invalid(format!(
                 "with those that were dropped or widened the table would store more than {STORED_COLUMNS_PER_TABLE_MAX} \
                  columns"
@@ -160,9 +160,24 @@ impl TableSchema {
             older.into = into;
         }
         if self.is_upsert() {
-            // Nothing of the row is told apart by them.
-            self.retired.retain(|old| old.into.is_some());
+            self.forget_dropped();
         }
+    }
+
+    /// Nothing of a row is told apart by what was dropped. Only forms that belong together are remembered: without them a resend of
+    /// rows that were made for the schema of then would not be known.
+    fn forget_dropped(&mut self) {
+        let forms_of = |root: ColumnId| self.retired.iter().filter(|old| old.root == root).count();
+        let is_kept = |old: &RetiredColumn| old.into.is_some() || forms_of(old.root) > 1;
+        let mut kept: Vec<RetiredColumn> = self.retired.iter().filter(|old| is_kept(old)).cloned().collect();
+        let dropped = kept.iter().filter(|old| old.into.is_none()).count();
+        let mut surplus = dropped.saturating_sub(DROPPED_FORMS_MAX);
+        kept.retain(|old| {
+            let goes = old.into.is_none() && surplus > 0;
+            surplus -= usize::from(goes);
+            !goes
+        });
+        self.retired = kept;
     }
 }
 
@@ -219,11 +234,25 @@ mod tests {
     #[test]
     fn an_upsert_table_forgets_what_is_dropped() {
         let schema = upsert().changed(&widen(1, 2, DataType::Float64)).unwrap();
-        assert_eq!(schema.retired.len(), 1);
+        assert_eq!(schema.stored_retired().count(), 1);
         let schema = schema.changed(&SchemaChange::Drop(ColumnId(2))).unwrap();
-        assert_eq!(schema.retired, []);
+        assert_eq!(schema.stored_retired().count(), 0);
+        // What rows may bring that are sent again.
+        assert_eq!(schema.forms_before(ColumnId(2)).map(|old| old.id.0).collect::<Vec<_>>(), [1]);
         let again = schema.changed(&SchemaChange::Add(column(3, "n", DataType::Utf8))).unwrap();
         assert_eq!(again.root(ColumnId(3)), ColumnId(3), "another column, whatever its name");
+        let dropped = again.changed(&SchemaChange::Drop(ColumnId(3))).unwrap();
+        assert_eq!(dropped.retired, schema.retired, "it had one form only");
+        let mut schema = schema;
+        for round in 0..100 {
+            let id = 4 + 2 * round;
+            let add = SchemaChange::Add(column(id, "n", DataType::Int32));
+            let next = TableSchema { next_column: ColumnId(id), ..schema };
+            let changes = [add, widen(id, id + 1, DataType::Int64), SchemaChange::Drop(ColumnId(id + 1))];
+            schema = changes.iter().fold(next, |schema, change| schema.changed(change).unwrap());
+        }
+        assert_eq!(schema.retired.len(), DROPPED_FORMS_MAX);
+        assert_eq!(schema.retired.last().map(|old| old.id), Some(ColumnId(203)));
     }
 
     #[test]

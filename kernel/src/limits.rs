@@ -17,6 +17,8 @@ pub const COLUMNS_PER_TABLE_MAX: usize = 4096;
 
 /// Columns that a table may store, older forms and dropped ones of event tables included.
 pub const STORED_COLUMNS_PER_TABLE_MAX: usize = 8192;
+/// Forms of dropped columns that a table with a primary key remembers. A resend that brings an older one is a conflict.
+pub const DROPPED_FORMS_MAX: usize = 64;
 
 /// Levels of lists and structs in a type that is inferred from rows; what lies deeper is kept as JSON text.
 pub const INFERRED_NESTING_MAX: usize = 16;

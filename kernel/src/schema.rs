@@ -64,21 +64,23 @@ pub struct TableSchema {
     pub kind: TableKind,
     /// Counts up with every change of the schema.
     pub version: u32,
-    /// Columns that no statement can name any more, and that rows still have values of.
+    /// Columns that no statement can name any more, by when they were retired. [`Self::stored_retired`] says which of them rows
+    /// have values of.
     pub retired: Vec<RetiredColumn>,
     /// No column has ever had this number or a greater one.
     pub next_column: ColumnId,
 }
 
 /// A column that was dropped or widened. The values that it had stay as they were written: a row's content never changes with
-/// the schema, and with it what identifies the row of an event table.
+/// the schema, and with it what identifies the row of an event table. In a table with a primary key what was dropped is not
+/// stored; its forms, if it had several, are listed for a time, because rows that are sent again may still bring one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetiredColumn {
     /// Its identity.
     pub id: ColumnId,
     /// Its type.
     pub data_type: DataType,
-    /// The first form of the column: all forms of one column hash their values under one number.
+    /// The first form of the column: all forms of one column have the same.
     pub root: ColumnId,
     /// The column that has taken its place and shows its values, converted; `None` if it was dropped.
     pub into: Option<ColumnId>,
@@ -101,10 +103,22 @@ impl TableSchema {
         Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>()))
     }
 
-    /// Under which number the values of a column are hashed: the first form that it had.
+    /// The first form that a column had.
     pub fn root(&self, id: ColumnId) -> ColumnId {
         let older = self.retired.iter().find(|retired| retired.id == id || retired.into == Some(id));
         older.map_or(id, |retired| retired.root)
+    }
+
+    /// The forms that a column had before this one, oldest first, whether or not it was dropped in the end. A value is stored in the
+    /// first of all its column's forms that holds it exactly.
+    pub fn forms_before(&self, id: ColumnId) -> impl Iterator<Item = &RetiredColumn> {
+        let root = self.root(id);
+        self.retired.iter().filter(move |retired| retired.root == root && retired.id < id)
+    }
+
+    /// Retired columns that rows have values of: those that another one shows, and of an event table all.
+    pub fn stored_retired(&self) -> impl Iterator<Item = &RetiredColumn> {
+        self.retired.iter().filter(|retired| retired.into.is_some() || !self.is_upsert())
     }
 
     /// The older forms of a column, latest first.

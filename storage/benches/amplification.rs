@@ -83,7 +83,7 @@ impl Table {
         let dir = tempfile::tempdir()?;
         let disk = env(&RealOptions { blocking_threads: 1, blocking_jobs_max: 1, compute_threads: 1 })?.disk();
         let options = StoreOptions { segments_overdue_max: usize::MAX, ..StoreOptions::default() };
-        let (store, _) = Store::open(disk, dir.path(), schema(upserts), options, LogId(1))?;
+        let (store, _) = Store::open(disk, dir.path(), schema(upserts), options, LogId(1), 9)?;
         Ok(Self { store, upserts, writes: 0, flushed_bytes: 0, flushed_rows: 0, merged_bytes: 0, _dir: dir })
     }
 

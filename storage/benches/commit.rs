@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     for _ in 0..RUNS {
         let dir = tempfile::tempdir()?;
         let options = StoreOptions { disk_reserve_bytes: 0, memtables_bytes_max: 4 << 30, ..StoreOptions::default() };
-        let open = |log| Store::open(env.disk(), dir.path(), schema.clone(), options.clone(), LogId(log));
+        let open = |log| Store::open(env.disk(), dir.path(), schema.clone(), options.clone(), LogId(log), 9);
         let (store, _) = open(1)?;
         let mut figures = vec![commit_all(&store, &fresh, 1)?, commit_all(&store, &replacing, 1_000)?];
         let start = Instant::now();

@@ -79,7 +79,7 @@ fn open(disk: &Arc<dyn Disk>, dir: &Path, helpers: usize) -> Arc<Store> {
             });
         }
         let options = StoreOptions::default();
-        let opened = Store::open_watched(disk.clone(), dir, schema(), options, LogId(1), &replay).unwrap();
+        let opened = Store::open_watched(disk.clone(), dir, schema(), options, LogId(1), 9, &replay).unwrap();
         done.store(true, Ordering::Relaxed);
         opened
     });

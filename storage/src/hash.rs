@@ -1,7 +1,7 @@
 //! Hashes that replicas compare with each other: of a row's content, and of a row as the digests count it.
 //!
 //! They are part of the protocol between nodes and, for event tables, of the order in which rows lie on disk, so they
-//! depend on values alone: not on the order of columns, on encodings, or on columns that were added later and are NULL.
+//! depend on stored values alone: not on the order of columns, on encodings, or on columns that were added later and are NULL.
 //! XXH3, 128 bits (<https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>).
 
 use arrow::array::cast::AsArray;
@@ -11,14 +11,15 @@ use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema, Version};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::key::Values;
+use crate::narrow::forms_of;
 
 const ROW_SEED: u64 = 0x5_40a2;
 const FINGERPRINT_SEED: u64 = 0x5_40a3;
 const VERSION_SEED: u64 = 0x5_40a4;
 const BUCKET_SEED: u64 = 0x5_40a5;
 
-/// Hash of each row's content: the sum over columns of the hash of the value, seeded with the column's number (of its first
-/// form, if it was widened). NULL adds nothing.
+/// Hash of each row's content: the sum over stored columns of the hash of the value, seeded with the column's number. NULL adds
+/// nothing. A value is in the oldest form of its column that holds it exactly, so that it has one hash however it came.
 pub(crate) fn content_hashes(columns: &[(ColumnId, ArrayRef)], rows: usize) -> Result<Vec<u128>> {
     let mut hashes = vec![0u128; rows];
     for (id, array) in columns {
@@ -75,8 +76,9 @@ pub fn fingerprint_of(schema: &TableSchema, rows: &RecordBatch) -> Result<u128> 
     let columns: Vec<(ColumnId, ArrayRef)> = schema
         .columns
         .iter()
-        .filter_map(|column| rows.column_by_name(&column.name).map(|array| (schema.root(column.id), array.clone())))
-        .collect();
+        .filter_map(|column| rows.column_by_name(&column.name).map(|array| forms_of(schema, column.id, array.clone())))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     Ok(fingerprint(false, &content_hashes(&columns, rows.num_rows())?))
 }
 

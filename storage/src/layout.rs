@@ -1,7 +1,7 @@
 //! The table's schema as the store uses it inside.
 //!
 //! A stored column never changes its type. A column that was widened is a new one that shows the values of its older forms,
-//! converted when they are read; of a dropped column of an event table the values stay, for they are part of what identifies a
+//! converted when they are read, and a value that comes later is stored in the oldest form that holds it exactly ([`crate::narrow`]); of a dropped column of an event table the values stay, for they are part of what identifies a
 //! row. So rows mean the same under every version of the schema, wherever they lie.
 
 use std::sync::Arc;
@@ -22,9 +22,10 @@ use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema};
 
 use crate::hash::content_hashes;
 use crate::key::{encoded_width, is_ordered};
+use crate::narrow::split_off;
 
 /// Microseconds of a day.
-const DAY_MICROS: i64 = 86_400_000_000;
+pub(crate) const DAY_MICROS: i64 = 86_400_000_000;
 
 /// A column as it stood when a file was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +40,9 @@ pub(crate) struct Layout {
     pub(crate) schema: Arc<TableSchema>,
     /// What rows are stored as: the table's columns in its order, then the retired ones.
     pub(crate) stored: Vec<StoredColumn>,
-    /// Under which number the values of each stored column are hashed.
-    hashed_as: Vec<ColumnId>,
+    /// Places of stored columns that have older forms, with the places of these. Both oldest first: what has been moved is not
+    /// looked at again.
+    widened: Vec<(usize, Vec<usize>)>,
     /// Of each column of the table, places of its older forms among the stored columns, latest first.
     older: Vec<Vec<usize>>,
     /// As users see it.
@@ -55,16 +57,20 @@ impl Layout {
     pub(crate) fn new(schema: Arc<TableSchema>) -> Result<Self> {
         let visible = schema.arrow();
         let named = schema.columns.iter().map(|column| (column.name.as_str(), column.id, &column.data_type));
-        let unnamed = schema.retired.iter().map(|retired| ("", retired.id, &retired.data_type));
+        let unnamed = schema.stored_retired().map(|retired| ("", retired.id, &retired.data_type));
         let all: Vec<_> = named.chain(unnamed).collect();
         let field = |(name, id, data_type): &(&str, ColumnId, &DataType)| numbered_field(name, data_type, true, *id);
         let relaxed = Arc::new(Schema::new(all.iter().map(field).collect::<Vec<_>>()));
         let stored: Vec<StoredColumn> =
             all.iter().map(|(_, id, data_type)| StoredColumn { id: *id, data_type: (*data_type).clone() }).collect();
-        let hashed_as = stored.iter().map(|column| schema.root(column.id)).collect();
         let place = |id: ColumnId| stored.iter().position(|column| column.id == id);
         let older = |column: &shoal_kernel::Column| schema.older(column.id).filter_map(|old| place(old.id)).collect();
         let older = schema.columns.iter().map(older).collect();
+        let forms_before =
+            |column: &StoredColumn| schema.forms_before(column.id).filter_map(|old| place(old.id)).collect();
+        let forms: Vec<Vec<usize>> = stored.iter().map(forms_before).collect();
+        let mut widened: Vec<_> = forms.into_iter().enumerate().filter(|(_, forms)| !forms.is_empty()).collect();
+        widened.sort_by_key(|(place, _)| stored[*place].id);
         let key = schema.key_indices();
         let wanted = match &schema.kind {
             shoal_kernel::TableKind::Upsert { primary_key } => primary_key.len(),
@@ -77,7 +83,7 @@ impl Layout {
             let message = format!("column '{}' of type {} cannot be part of a key", column.name, column.data_type);
             return Err(Error::new(ErrorCode::Unsupported, message));
         }
-        let layout = Self { schema, stored, hashed_as, older, visible, relaxed, key };
+        let layout = Self { schema, stored, widened, older, visible, relaxed, key };
         // Fails for a column whose values have no hash, before the first row is taken.
         content_hashes(&layout.with_ids(RecordBatch::new_empty(layout.relaxed.clone()).columns()), 0)?;
         Ok(layout)
@@ -98,7 +104,7 @@ impl Layout {
         Self {
             schema,
             stored: Vec::new(),
-            hashed_as: Vec::new(),
+            widened: Vec::new(),
             older: Vec::new(),
             relaxed: visible.clone(),
             visible,
@@ -156,9 +162,28 @@ impl Layout {
         Some(&identity[..end])
     }
 
-    /// Pairs stored columns with the numbers under which they are hashed.
+    /// Pairs stored columns with their numbers.
     pub(crate) fn with_ids(&self, columns: &[ArrayRef]) -> Vec<(ColumnId, ArrayRef)> {
-        self.hashed_as.iter().copied().zip(columns.iter().cloned()).collect()
+        self.stored.iter().map(|column| column.id).zip(columns.iter().cloned()).collect()
+    }
+
+    /// The same rows, each value in the oldest form of its column that holds it exactly.
+    pub(crate) fn settled(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        if self.widened.is_empty() {
+            return Ok(batch);
+        }
+        let rows = batch.num_rows();
+        let mut columns = batch.columns().to_vec();
+        for (place, older) in &self.widened {
+            for form in older {
+                if let Some((moved, left)) = split_off(&columns[*place], &self.stored[*form].data_type)? {
+                    // A row has a value in one form at most.
+                    columns[*form] = fill(columns[*form].clone(), &moved)?;
+                    columns[*place] = left;
+                }
+            }
+        }
+        self.batch(columns, rows)
     }
 
     /// A batch of all stored columns.
@@ -211,7 +236,7 @@ fn unreadable(older: &ArrayRef, wanted: &DataType, error: &ArrowError) -> Error 
 
 /// Every value has one there, also one that no calendar has a word for: whoever wrote it must not take the column from its
 /// readers.
-fn convert(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+pub(crate) fn convert(older: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
     if older.data_type() == wanted {
         return Ok(older.clone());
     }

@@ -7,6 +7,7 @@
 //! This crate knows nothing of SQL, of the network, or of any other partition. It has no thread, no clock and no async code
 //! of its own: every call blocks on [`shoal_kernel::env::Disk`] and nothing else, so callers run it as blocking work.
 
+mod bounds;
 mod damage;
 mod encoding;
 mod ends;
@@ -22,6 +23,7 @@ mod layout;
 mod manifest;
 mod memtable;
 mod merge;
+mod narrow;
 mod options;
 mod order;
 mod planted;

@@ -14,6 +14,7 @@ use shoal_kernel::{ColumnId, Error, ErrorCode, KeyRange, Result, Version};
 use crate::hash::content_hashes;
 use crate::key::{EncodedKeys, encode_keys};
 use crate::layout::{Layout, StoredColumn};
+use crate::narrow::forms_of;
 use crate::token::TokenRecord;
 
 /// One write.
@@ -264,14 +265,14 @@ fn not_null(
     Err(invalid(format!("column '{name}' may not be NULL, row {row} is")))
 }
 
-/// What a batch holds of columns that have been dropped without a trace, by number.
+/// What a batch holds of columns of which nothing is stored any more, by number, each value in its form.
 pub(crate) fn forgotten_columns(layout: &Layout, batch: &RecordBatch) -> Result<Vec<(ColumnId, ArrayRef)>> {
     let mut forgotten = Vec::new();
     for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
         if let Some(id) = column_of(field)
             && layout.place(id)?.is_none()
         {
-            forgotten.push((id, array.clone()));
+            forgotten.extend(forms_of(&layout.schema, id, array.clone())?);
         }
     }
     Ok(forgotten)
@@ -290,7 +291,7 @@ fn put_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {
     for (place, _) in layout.schema.columns.iter().enumerate().filter(|(_, column)| !column.nullable) {
         not_null(layout, batch, &columns, place, None)?;
     }
-    filled(layout, columns, batch.num_rows())
+    layout.settled(filled(layout, columns, batch.num_rows())?)
 }
 
 fn delete_columns(layout: &Layout, batch: &RecordBatch) -> Result<RecordBatch> {

@@ -46,7 +46,7 @@ fn open(dir: &Path) -> (Arc<Store>, Recovery) {
         disk_reserve_bytes: 0,
         ..StoreOptions::default()
     };
-    Store::open(real::disk(), dir, schema(), options, LogId(1)).unwrap()
+    Store::open(real::disk(), dir, schema(), options, LogId(1), 9).unwrap()
 }
 
 /// The keys of a write: every fifth deletes them.

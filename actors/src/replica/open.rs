@@ -89,6 +89,8 @@ async fn try_open(
         ..StoreOptions::default()
     };
     let new_log_id = LogId(env.random("log id"));
+    let half = || u128::from(env.random("log secret"));
+    let log_secret = (half() << 64) | half();
     let label = partition.id;
     let (disk, alone) = (env.disk(), !has_peers(context, partition));
     let watched = env.clone();
@@ -104,7 +106,8 @@ async fn try_open(
             disk.rename(&lost, &refilling)?;
         }
         disk.create_dir_all(&dir)?;
-        let (store, recovery) = Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, &watch)?;
+        let (store, recovery) =
+            Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, log_secret, &watch)?;
         if recovery.tail_bytes_cut > 0 {
             watched.reached(Rare::TailCut);
         }

@@ -155,7 +155,7 @@ fn is_whole(recovery: Recovery) -> bool {
 fn store(disk: &Arc<dyn Disk>, schema: &Arc<TableSchema>) -> Option<Recovery> {
     let _ = examine_store(disk, Path::new(DIR), Some(schema.clone()), true);
     let options = StoreOptions { disk_reserve_bytes: 0, cache_bytes_max: 1 << 20, ..StoreOptions::default() };
-    let (store, recovery) = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(2)).ok()?;
+    let (store, recovery) = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(2), 9).ok()?;
     let columns: Vec<ColumnId> = schema.columns.iter().map(|column| column.id).collect();
     let compared = ColumnPredicate::Compare { column: ColumnId(3), op: CompareOp::Gt, value: Datum::Int(2) };
     for predicates in [Vec::new(), vec![compared]] {

@@ -80,7 +80,7 @@ pub(super) fn batch(schema: &TableSchema, rows: i64) -> RecordBatch {
 fn files_of(schema: &Arc<TableSchema>, rows: i64, delete: bool) -> Vec<(String, Vec<u8>)> {
     let disk: Arc<dyn Disk> = Arc::new(Files::default());
     let options = StoreOptions { disk_reserve_bytes: 0, ..StoreOptions::default() };
-    let opened = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(1));
+    let opened = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(1), 9);
     let (store, _) = opened.expect("an empty store");
     let commit = |time: u64, token: Option<&str>, rows: Rows| {
         let version = Version::new(Hlc(time), NodeId(1), 0);
@@ -138,7 +138,7 @@ fn logs() -> Vec<Vec<u8>> {
     let of = |schema: Arc<TableSchema>| {
         let disk: Arc<dyn Disk> = Arc::new(Files::default());
         let options = StoreOptions { disk_reserve_bytes: 0, ..StoreOptions::default() };
-        let opened = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(1));
+        let opened = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(1), 9);
         let (store, _) = opened.expect("an empty store");
         for time in 1..4 {
             let rows = Rows::Put(batch(&schema, time as i64 * 4));

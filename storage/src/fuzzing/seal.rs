@@ -2,7 +2,7 @@
 
 use crate::head::HEAD_BYTES;
 use crate::segment::reseal_footer;
-use crate::wal::{FRAME_HEADER_BYTES, FRAME_MAGIC};
+use crate::wal::{FRAME_HEADER_BYTES, FRAME_MAGIC, salt_of};
 
 const CRC_BYTES: usize = 4;
 
@@ -37,15 +37,16 @@ pub(super) fn log(bytes: &[u8]) -> Vec<u8> {
         let crc = crc32fast::hash(&bytes[HEAD_BYTES + CRC_BYTES..crc_place]);
         crc_at(&mut bytes, crc_place, crc);
     }
+    let Some(salt) = salt_of(&bytes) else { return bytes };
     let mut at = head_end;
     while bytes.len() - at >= FRAME_HEADER_BYTES {
         let start = at + FRAME_HEADER_BYTES;
         let end = (start + number_at(&bytes, at + 4)).min(bytes.len());
         bytes[at..at + 4].copy_from_slice(&FRAME_MAGIC);
         bytes[at + 4..at + 8].copy_from_slice(&((end - start) as u32).to_le_bytes());
-        let payload_crc = crc32fast::hash(&bytes[start..end]);
+        let payload_crc = salt.payload_crc(&bytes[start..end]);
         crc_at(&mut bytes, at + 20, payload_crc);
-        let header_crc = crc32fast::hash(&bytes[at..at + FRAME_HEADER_BYTES - CRC_BYTES]);
+        let header_crc = salt.header_crc(&bytes[at..at + FRAME_HEADER_BYTES - CRC_BYTES]);
         crc_at(&mut bytes, at + FRAME_HEADER_BYTES - CRC_BYTES, header_crc);
         at = end;
     }

@@ -10,7 +10,7 @@ use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
 pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
-pub(crate) const FORMAT_VERSION: u32 = 3;
+pub(crate) const FORMAT_VERSION: u32 = 4;
 pub(crate) const HEADER_BYTES: u64 = head::HEAD_BYTES as u64;
 pub(crate) const TRAILER_BYTES: u64 = 16;
 

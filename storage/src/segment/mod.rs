@@ -36,6 +36,7 @@ use format::{
     Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, TRAILER_BYTES, check_header, parse_footer, parse_trailer,
 };
 
+use crate::bounds::with_older;
 use crate::damage::{Problem, corrupt, damaged};
 use crate::encoding::{Dictionary, decode_codes, decode_page};
 use crate::layout::{Layout, fill};
@@ -277,10 +278,13 @@ impl Segment {
             false => newest.map(|zone| Zone { min: None, max: None, ..zone }),
         };
         let newest = newest.unwrap_or(Zone { rows, nulls: rows, min: None, max: None });
-        let older = layout.older(column).iter().filter_map(form).filter(|zone| zone.nulls < zone.rows);
-        older.fold(newest, |zone, older| {
-            // A row has a value in one form at most. Bounds of another type say nothing here.
-            Zone { rows, nulls: zone.nulls.saturating_sub(older.rows - older.nulls), min: None, max: None }
+        let data_type = &layout.stored[column].data_type;
+        layout.older(column).iter().fold(newest, |zone, older| match form(older) {
+            Some(found) if self.has_type_of(layout, *older) => {
+                with_older(zone, data_type, found, &layout.stored[*older].data_type)
+            }
+            Some(found) => with_older(zone, data_type, &Zone { min: None, max: None, ..found.clone() }, data_type),
+            None => zone,
         })
     }
 

@@ -22,7 +22,7 @@ use crate::planted::NoDirectorySync;
 use crate::segment::{Segment, SegmentContext, segment_file, segment_of_file};
 use crate::state::{SegmentView, SourceId, State};
 use crate::token::Tokens;
-use crate::wal::{Recovered, Replay, Tail, Wal, recover, replay};
+use crate::wal::{Recovered, Replay, Secret, Tail, Wal, recover, replay};
 
 /// What opening a store found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,8 +70,9 @@ impl Recovery {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins. If the
-    /// directory knows a newer version of the schema, that one is used.
+    /// Opens the store in a directory, or makes a new one there. `new_log_id` names the accept log if a new one begins;
+    /// `log_secret` is drawn at random for every call and told nobody: by what is made from it the log knows its own records.
+    /// If the directory knows a newer version of the schema, that one is used.
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if the manifest is damaged, or a damaged log record is followed by good ones;
@@ -84,8 +85,9 @@ impl Store {
         schema: Arc<TableSchema>,
         options: StoreOptions,
         new_log_id: LogId,
+        log_secret: u128,
     ) -> Result<(Arc<Self>, Recovery)> {
-        Self::open_watched(disk, dir, schema, options, new_log_id, &Replay::default())
+        Self::open_watched(disk, dir, schema, options, new_log_id, log_secret, &Replay::default())
     }
 
     /// The same; `watch` says how far it is, and lets others help.
@@ -98,12 +100,14 @@ impl Store {
         schema: Arc<TableSchema>,
         options: StoreOptions,
         new_log_id: LogId,
+        log_secret: u128,
         watch: &Replay,
     ) -> Result<(Arc<Self>, Recovery)> {
         let disk: Arc<dyn Disk> = match options.planted {
             Some(Planted::SkipDirectorySync) => Arc::new(NoDirectorySync(disk)),
             _ => disk,
         };
+        let secret = Secret(log_secret);
         disk.create_dir_all(dir)?;
         let layout = Arc::new(Layout::new(newest_schema(&disk, dir, schema)?)?);
         let (manifest, created) = match Manifest::read(&disk, dir)? {
@@ -113,7 +117,7 @@ impl Store {
                 return Err(moved(&manifest));
             }
             Some(manifest) => (manifest, false),
-            None => (create(&disk, dir, &layout, &options, new_log_id)?, true),
+            None => (create(&disk, dir, &layout, &options, new_log_id, secret)?, true),
         };
         // The manifest that was read may have been renamed into place by a life that could not sync the directory. Before
         // what it does not name is removed, it must be the one that a loss of power leaves.
@@ -189,7 +193,8 @@ impl Store {
         }
         recovered.make_durable(&disk)?;
         let (lazy, files) = (!options.sync_commits, std::mem::take(&mut recovered.files));
-        let wal = Wal::resume(disk.clone(), dir, layout.stored.clone(), lazy, files, recovered.last_position)?;
+        let (columns, position) = (layout.stored.clone(), recovered.last_position);
+        let wal = Wal::resume(disk.clone(), dir, columns, lazy, secret, files, position)?;
 
         let (wal_bytes, durability) = (wal.bytes(), wal.durability());
         let writer = Writer {
@@ -263,6 +268,7 @@ fn create(
     layout: &Layout,
     options: &StoreOptions,
     log_id: LogId,
+    secret: Secret,
 ) -> Result<Manifest> {
     for entry in disk.list(dir)? {
         if segment_of_file(&entry.name).is_some() {
@@ -274,7 +280,7 @@ fn create(
         return Err(damaged(corrupt("it is gone, and there is a log"), MANIFEST_FILE, None));
     }
     if recovered.files.is_empty() {
-        Wal::create(disk.clone(), dir, layout.stored.clone(), !options.sync_commits)?;
+        Wal::create(disk.clone(), dir, layout.stored.clone(), !options.sync_commits, secret)?;
     }
     let manifest = Manifest::new(log_id);
     manifest.write(disk, dir)?;

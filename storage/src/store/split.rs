@@ -172,8 +172,9 @@ impl Store {
             for path in writer.wal.closed_files() {
                 self.disk.hard_link(path, &part.dir.join(path.file_name().unwrap_or_default()))?;
             }
-            let (columns, lazy) = (state.layout.stored.clone(), writer.wal.is_lazy());
-            let mut wal = Wal::resume(self.disk.clone(), &part.dir, columns, lazy, VecDeque::new(), state.position)?;
+            let (columns, lazy, secret) = (state.layout.stored.clone(), writer.wal.is_lazy(), writer.wal.secret());
+            let (disk, position) = (self.disk.clone(), state.position);
+            let mut wal = Wal::resume(disk, &part.dir, columns, lazy, secret, VecDeque::new(), position)?;
             // Everything before it is durable.
             wal.close().map_err(LogFailure::into_error)?;
             write_meta(&self.disk, &part.dir, &part.child.meta)?;

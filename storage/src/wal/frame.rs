@@ -9,6 +9,7 @@ use arrow::datatypes::DataType;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
+use super::salt::Salt;
 use crate::encoding::{Effort, Input, decode_page, encode_page, malformed};
 use crate::layout::{Layout, StoredColumn};
 use crate::manifest::POSITION_MAX;
@@ -54,11 +55,11 @@ impl FrameHeader {
         self.entries == 0
     }
 
-    /// `None` if these are not the bytes of a header.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    /// `None` if these are not the bytes of a header in a file of that salt.
+    pub(super) fn parse(bytes: &[u8], salt: &Salt) -> Option<Self> {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let number = |at: usize| header[at..at + 4].try_into().map(u32::from_le_bytes).ok();
-        if header[..4] != MAGIC || number(28)? != crc32fast::hash(&header[..28]) {
+        if header[..4] != MAGIC || number(28)? != salt.header_crc(&header[..28]) {
             return None;
         }
         let first_position = u64::from_le_bytes(header[8..16].try_into().ok()?);
@@ -72,8 +73,8 @@ impl FrameHeader {
     }
 
     /// The payload, if it is complete and its checksum holds.
-    pub(super) fn payload<'a>(&self, behind_header: &'a [u8]) -> Option<&'a [u8]> {
-        behind_header.get(..self.payload_bytes).filter(|payload| crc32fast::hash(payload) == self.payload_crc)
+    pub(super) fn payload<'a>(&self, behind_header: &'a [u8], salt: &Salt) -> Option<&'a [u8]> {
+        behind_header.get(..self.payload_bytes).filter(|payload| salt.payload_crc(payload) == self.payload_crc)
     }
 }
 
@@ -109,18 +110,19 @@ impl FrameBuilder {
         self.entries
     }
 
-    /// The frame; without writes, a closing mark. `unsynced` is how many records right before it are not synced.
-    pub(super) fn finish(self, first_position: u64, unsynced: u64) -> Vec<u8> {
+    /// The frame, for a file of that salt; without writes, a closing mark. `unsynced` is how many records right before it are
+    /// not synced.
+    pub(super) fn finish(self, first_position: u64, unsynced: u64, salt: &Salt) -> Vec<u8> {
         let mut frame = Vec::with_capacity(HEADER_BYTES + self.payload.len());
         frame.extend_from_slice(&MAGIC);
         // The bound on frames keeps the length below 4 GiB.
         frame.extend_from_slice(&(self.payload.len() as u32).to_le_bytes());
         frame.extend_from_slice(&first_position.to_le_bytes());
         frame.extend_from_slice(&self.entries.to_le_bytes());
-        frame.extend_from_slice(&crc32fast::hash(&self.payload).to_le_bytes());
+        frame.extend_from_slice(&salt.payload_crc(&self.payload).to_le_bytes());
         // One file is synced before the next, and no file holds so many records.
         frame.extend_from_slice(&u32::try_from(unsynced).unwrap_or(u32::MAX).to_le_bytes());
-        let header_crc = crc32fast::hash(&frame);
+        let header_crc = salt.header_crc(&frame);
         frame.extend_from_slice(&header_crc.to_le_bytes());
         frame.extend_from_slice(&self.payload);
         frame

@@ -6,13 +6,15 @@
 //!
 //! A *lazy* log is synced behind the acknowledgements, or hardly ever. A power cut may take any of the frames that were not
 //! synced, so each frame says how many records before it were not: damage that a later frame calls durable is damage, any
-//! other is the cut's. A lazy log that was closed in good order ends with a *closing mark*; one without it may have lost
+//! other is the cut's. Each file has a *salt* that is in the checksums of its frames, so that no row of a client's is taken for one.
+//! A lazy log that was closed in good order ends with a *closing mark*; one without it may have lost
 //! records that were acknowledged, and told to peers.
 
 mod durability;
 mod frame;
 mod recover;
 mod replay;
+mod salt;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,16 +29,20 @@ pub(crate) use durability::{Durability, PendingSync};
 pub(crate) use frame::{FrameBuilder, join_versions, split_versions};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use frame::{HEADER_BYTES as FRAME_HEADER_BYTES, MAGIC as FRAME_MAGIC};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use recover::salt_of;
 pub(crate) use recover::{Recovered, Tail, recover};
 pub use replay::Replay;
 pub(crate) use replay::replay;
+use salt::Salt;
+pub(crate) use salt::Secret;
 
 use crate::head;
 use crate::layout::{StoredColumn, is_storable};
 use crate::manifest::POSITION_MAX;
 
 const FILE_MAGIC: &[u8; 8] = b"SHOALWAL";
-const FILE_VERSION: u32 = 3;
+const FILE_VERSION: u32 = 4;
 
 /// What a log file says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +51,7 @@ struct FileHead {
     /// Records may have been acknowledged before they were synced.
     lazy: bool,
     columns: Vec<StoredColumn>,
+    salt: Salt,
 }
 
 impl FileHead {
@@ -87,12 +94,15 @@ struct Place {
     dir: PathBuf,
     columns: Vec<StoredColumn>,
     lazy: bool,
+    secret: Secret,
 }
 
 /// The writing end.
 pub(crate) struct Wal {
     place: Place,
     file: Arc<dyn DiskFile>,
+    /// Of the file that is being written.
+    salt: Salt,
     /// All files, oldest first; the last one is being written. Only that one can hold what is not synced.
     files: VecDeque<WalFile>,
     /// Position of the last record.
@@ -121,8 +131,14 @@ fn head_bytes(head: &FileHead) -> Result<Vec<u8>> {
 
 impl Wal {
     /// Starts a log, whose first record will have position 1, in a directory that has no such file.
-    pub(crate) fn create(disk: Arc<dyn Disk>, dir: &Path, columns: Vec<StoredColumn>, lazy: bool) -> Result<Self> {
-        Self::resume(disk, dir, columns, lazy, VecDeque::new(), 0)
+    pub(crate) fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        columns: Vec<StoredColumn>,
+        lazy: bool,
+        secret: Secret,
+    ) -> Result<Self> {
+        Self::resume(disk, dir, columns, lazy, secret, VecDeque::new(), 0)
     }
 
     /// Goes on behind the given files, which are durable and end with that position.
@@ -131,21 +147,22 @@ impl Wal {
         dir: &Path,
         columns: Vec<StoredColumn>,
         lazy: bool,
+        secret: Secret,
         files: VecDeque<WalFile>,
         position: u64,
     ) -> Result<Self> {
-        let place = Place { disk, dir: dir.to_owned(), columns, lazy };
+        let place = Place { disk, dir: dir.to_owned(), columns, lazy, secret };
         // A file of its own for this life: the columns may have changed, and the old one has just been made durable.
-        let (file, entry) = place.create_file(position + 1)?;
+        let (file, entry, salt) = place.create_file(position + 1)?;
         let mut files: VecDeque<_> = files.into_iter().filter(|old| old.path != entry.path).collect();
         files.push_back(entry);
-        Ok(Self { place, file, files, position, durability: Arc::new(Durability::new(position)) })
+        Ok(Self { place, file, salt, files, position, durability: Arc::new(Durability::new(position)) })
     }
 
     /// Appends a frame and says how long it was. When it returns, the records are durable, unless `sync` is false.
     pub(crate) fn append(&mut self, frame: FrameBuilder, sync: bool) -> Result<u64, LogFailure> {
         let last_position = self.position + u64::from(frame.entries());
-        let frame = frame.finish(self.position + 1, self.position - self.durability.synced());
+        let frame = frame.finish(self.position + 1, self.position - self.durability.synced(), &self.salt);
         self.write(&frame)?;
         self.position = last_position;
         if sync {
@@ -187,6 +204,11 @@ impl Wal {
         self.durability.clone()
     }
 
+    /// What salts of log files are made from in this life.
+    pub(crate) fn secret(&self) -> Secret {
+        self.place.secret
+    }
+
     /// Whether records may be acknowledged before they are synced.
     pub(crate) fn is_lazy(&self) -> bool {
         self.place.lazy
@@ -200,8 +222,8 @@ impl Wal {
         if self.is_lazy() {
             self.sync()?;
         }
-        let (file, entry) = self.place.create_file(self.position + 1).map_err(LogFailure::Refused)?;
-        self.file = file;
+        let (file, entry, salt) = self.place.create_file(self.position + 1).map_err(LogFailure::Refused)?;
+        (self.file, self.salt) = (file, salt);
         self.files.push_back(entry);
         Ok(())
     }
@@ -218,12 +240,12 @@ impl Wal {
         }
         let place = Place { columns, ..self.place.clone() };
         let failure = if is_empty { LogFailure::Doubt } else { LogFailure::Refused };
-        let (file, entry) = place.create_file(first_position).map_err(failure)?;
+        let (file, entry, salt) = place.create_file(first_position).map_err(failure)?;
         if is_empty {
             self.files.pop_back();
         }
         self.place = place;
-        self.file = file;
+        (self.file, self.salt) = (file, salt);
         self.files.push_back(entry);
         Ok(())
     }
@@ -265,16 +287,17 @@ impl Wal {
 }
 
 impl Place {
-    fn create_file(&self, first_position: u64) -> Result<(Arc<dyn DiskFile>, WalFile)> {
+    fn create_file(&self, first_position: u64) -> Result<(Arc<dyn DiskFile>, WalFile, Salt)> {
         let path = self.dir.join(file_name(first_position));
-        let head = head_bytes(&FileHead { first_position, lazy: self.lazy, columns: self.columns.clone() })?;
+        let salt = self.secret.salt(&path);
+        let head = head_bytes(&FileHead { first_position, lazy: self.lazy, columns: self.columns.clone(), salt })?;
         // Replaced and never removed first: at no moment may a crash find a store without its log.
         let write = || -> io::Result<Arc<dyn DiskFile>> {
             self.disk.replace(&path, &head)?;
             self.disk.open(&path, OpenMode::ReadWrite)
         };
         match write() {
-            Ok(file) => Ok((file, WalFile { first_position, bytes: head.len() as u64, path })),
+            Ok(file) => Ok((file, WalFile { first_position, bytes: head.len() as u64, path }, salt)),
             Err(error) => Err(Error::from(error).context(format_args!("creating {}", path.display()))),
         }
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use shoal_kernel::env::{Disk, OpenMode};
 use shoal_kernel::{Error, ErrorCode, Result, wire};
 
-use super::frame::{FrameHeader, HEADER_BYTES};
+use super::frame::{FrameHeader, HEADER_BYTES, MAGIC};
+use super::salt::Salt;
 use super::{FILE_MAGIC, FILE_VERSION, FileHead, WalFile, file_name, position_of};
 use crate::damage::{self, damaged};
 use crate::head::{self, HEAD_BYTES};
@@ -31,6 +32,7 @@ pub(crate) enum Tail {
 pub(crate) struct FrameAt {
     pub(super) path: Arc<Path>,
     pub(super) columns: Arc<[StoredColumn]>,
+    pub(super) salt: Salt,
     pub(super) start: u64,
     pub(super) header: FrameHeader,
 }
@@ -134,7 +136,8 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
         }
         // One file is synced before the next is begun.
         recovered.durable = recovered.durable.max(first_position - 1);
-        let (shared_path, columns) = (Arc::from(path.as_path()), Arc::from(parsed.head.columns));
+        let (shared_path, columns, salt) =
+            (Arc::from(path.as_path()), Arc::from(parsed.head.columns), parsed.head.salt);
         for (start, header) in parsed.frames {
             let end = header.first_position + u64::from(header.entries);
             if end <= recovered.last_position + 1 {
@@ -149,7 +152,7 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
             recovered.last_position = end - 1;
             recovered.durable = recovered.durable.max(header.durable());
             let (path, columns) = (Arc::clone(&shared_path), Arc::clone(&columns));
-            recovered.frames.push(FrameAt { path, columns, start: start as u64, header });
+            recovered.frames.push(FrameAt { path, columns, salt, start: start as u64, header });
         }
         recovered.unclean = parsed.head.lazy && !parsed.closed;
         recovered.tail = parsed.tail;
@@ -172,11 +175,13 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, dir: &Path, flushed: u64, skips: boo
 /// Cuts a file into frames. `None` if it ends before its own header does. An error comes with the byte that it is about.
 fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>, (usize, Error)> {
     let Some((head, mut at)) = parse_head(bytes).map_err(|error| (0, error))? else {
-        return match find_frame(bytes, 0) {
-            Some(_) => Err((0, damage::corrupt("the header is damaged and records follow"))),
-            None => Ok(None),
+        // Without the header nobody knows its salt. Nothing of a client's stands in a file that has no record.
+        return match bytes.windows(MAGIC.len()).any(|window| window == MAGIC) {
+            true => Err((0, damage::corrupt("the header is damaged and records follow"))),
+            false => Ok(None),
         };
     };
+    let salt = head.salt;
     let mut frames = Vec::new();
     let mut expected = head.first_position;
     let mut closed = false;
@@ -186,8 +191,8 @@ fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>, (usize, Error)> {
             break Tail::Clean;
         }
         closed = false;
-        let header = FrameHeader::parse(rest);
-        if let Some(header) = header.filter(|header| header.payload(&rest[HEADER_BYTES..]).is_some()) {
+        let header = FrameHeader::parse(rest, &salt);
+        if let Some(header) = header.filter(|header| header.payload(&rest[HEADER_BYTES..], &salt).is_some()) {
             if header.first_position != expected && !skips {
                 let found = header.first_position;
                 return Err((at, damage::corrupt(format!("record {expected} expected, {found} found"))));
@@ -201,14 +206,15 @@ fn parse(bytes: &[u8], skips: bool) -> Result<Option<Parsed>, (usize, Error)> {
             continue;
         }
         let complete = header.map(|header| HEADER_BYTES + header.payload_bytes).filter(|&len| len <= rest.len());
-        // What lies within a record are its rows, whatever they look like: nothing of the log's.
+        // What lies within a record are its rows: nothing of the log's, and where the record's own header is gone, no rows look
+        // like a frame of this file.
         let behind = at + header.map_or(1, |header| HEADER_BYTES + header.payload_bytes);
-        let next = find_frame(bytes, behind);
+        let next = find_frame(bytes, behind, &salt);
         if let Some((next, _)) = next.filter(|_| skips) {
             at = next;
             continue;
         }
-        if is_called_durable(bytes, behind, expected) {
+        if is_called_durable(bytes, behind, expected, &salt) {
             return Err((at, damage::corrupt("a damaged record is followed by good ones")));
         }
         let left = rest.len() as u64;
@@ -237,17 +243,23 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(FileHead, usize)>> {
     Ok(Some((head, HEAD_BYTES + 4 + length)))
 }
 
+/// The salt of a file, if its header is sound: for a fuzzer that makes checksums right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn salt_of(bytes: &[u8]) -> Option<Salt> {
+    parse_head(bytes).ok().flatten().map(|(head, _)| head.salt)
+}
+
 /// The next whole, valid frame.
-fn find_frame(bytes: &[u8], from: usize) -> Option<(usize, FrameHeader)> {
+fn find_frame(bytes: &[u8], from: usize, salt: &Salt) -> Option<(usize, FrameHeader)> {
     (from..bytes.len().saturating_sub(HEADER_BYTES - 1)).find_map(|at| {
-        let header = FrameHeader::parse(&bytes[at..])?;
-        header.payload(&bytes[at + HEADER_BYTES..]).map(|_| (at, header))
+        let header = FrameHeader::parse(&bytes[at..], salt)?;
+        header.payload(&bytes[at + HEADER_BYTES..], salt).map(|_| (at, header))
     })
 }
 
 /// Whether a frame from there on says that the record was synced before it.
-fn is_called_durable(bytes: &[u8], mut from: usize, position: u64) -> bool {
-    while let Some((at, header)) = find_frame(bytes, from) {
+fn is_called_durable(bytes: &[u8], mut from: usize, position: u64, salt: &Salt) -> bool {
+    while let Some((at, header)) = find_frame(bytes, from, salt) {
         if header.durable() >= position {
             return true;
         }

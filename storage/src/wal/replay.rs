@@ -55,7 +55,7 @@ impl Job {
         let header = &frame.header;
         let mut payload = vec![0; header.payload_bytes];
         let read = file.read_exact_at(&mut payload, frame.start + HEADER_BYTES as u64);
-        let whole = read.map_err(Error::from).and_then(|()| match header.payload(&payload) {
+        let whole = read.map_err(Error::from).and_then(|()| match header.payload(&payload, &frame.salt) {
             Some(payload) => read_entries(&self.layout, &frame.columns, payload, header.entries),
             None => Err(corrupt("a record was whole before and now is not")),
         });

@@ -89,6 +89,90 @@ fn rows_that_look_like_records_are_rows() {
     }
 }
 
+/// Where the header of a torn record is lost, records are looked for among its rows, and there may be any that a client can make
+/// up: with checksums as of a file without a salt, and of one with a salt of zeros. What the store itself wrote is known.
+#[test]
+fn rows_behind_a_lost_header_are_no_records() {
+    let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    let salts: [&[u8]; 2] = [&[], &[0; 8]];
+    // Of every position that could come next, each with one entry, no payload, and nothing before it that was not synced.
+    let forged = |salt: &[u8], position: u32| {
+        let payload_crc = crc32fast::hash(salt);
+        let header = [b"SHWF".to_vec(), numbers(&[0, position, 0, 1, payload_crc, 0])].concat();
+        let header_crc = crc32fast::hash(&[salt, &header].concat());
+        [header, header_crc.to_le_bytes().to_vec()].concat()
+    };
+    let records: Vec<u8> = (1..9).flat_map(|position| salts.map(|salt| forged(salt, position)).concat()).collect();
+    let columns = vec![column(1, "id", DataType::Int64, false), column(2, "bytes", DataType::Binary, true)];
+    let schema = Arc::new(TableSchema::new(columns, TableKind::Upsert { primary_key: vec![ColumnId(1)] }));
+    // Nothing that would be stored in fewer bytes.
+    let filler = (0..2000_u32).map(|at| (at * 37 % 251) as u8).collect::<Vec<u8>>();
+    let bytes = [records.clone(), filler].concat();
+    for sync_commits in [true, false] {
+        let disk = MemoryDisk::default();
+        let options = || StoreOptions { sync_commits, ..options() };
+        let (store, _) = open_with(&disk.shared(), &schema, options(), 7).unwrap();
+        let log = file(&disk, "wal-");
+        let mut starts = Vec::new();
+        for n in 0..3 {
+            starts.push(disk.bytes(&log).len());
+            let ids: ArrayRef = Arc::new(Int64Array::from(vec![n]));
+            let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&bytes]));
+            commit(&store, put(n as u64 + 1, RecordBatch::try_new(schema.arrow(), vec![ids, bytes]).unwrap()));
+        }
+        let whole = disk.bytes(&log);
+        assert!(whole.windows(records.len()).any(|window| window == records), "as they are");
+        for lost in [0_u8, 0xa5] {
+            for cut in [0, 1000] {
+                let torn = disk.restart(Loss::Nothing);
+                torn.tamper(&log, |bytes| {
+                    bytes[starts[2]..starts[2] + 40].fill(lost);
+                    bytes.truncate(whole.len() - cut);
+                });
+                let (store, recovery) = open_with(&torn.shared(), &schema, options(), 8).unwrap();
+                assert_eq!((store.snapshot().rows(), recovery.records_replayed), (2, 2));
+                // It may have been whole once.
+                assert!(recovery.in_doubt && recovery.log_id == LogId(8));
+                drop(store);
+                let (store, recovery) = open_with(&torn.shared(), &schema, options(), 9).unwrap();
+                assert_eq!((store.snapshot().rows(), recovery.in_doubt), (2, false), "it was cut off");
+            }
+            let damaged = disk.restart(Loss::Nothing);
+            damaged.tamper(&log, |bytes| bytes[starts[1]..starts[1] + 40].fill(lost));
+            let opened = open_with(&damaged.shared(), &schema, options(), 8);
+            match sync_commits {
+                true => assert_eq!(opened.err().unwrap().code(), ErrorCode::Corruption),
+                // Nothing says that it was synced.
+                false => assert!(opened.unwrap().1.in_doubt),
+            }
+        }
+    }
+}
+
+/// Every file has a salt of its own.
+#[test]
+fn a_record_of_one_file_is_none_in_another() {
+    let disk = MemoryDisk::default();
+    let small = StoreOptions { wal_segment_bytes_max: 1, ..options() };
+    let (store, _) = open_with(&disk.shared(), &upsert_schema(), small, 7).unwrap();
+    let mut logs = Vec::new();
+    for n in 1..3 {
+        commit(&store, put(n as u64, rows(&[(n, None, n)])));
+        logs.push(file(&disk, "wal-"));
+    }
+    drop(store);
+    let [first, second] = [&logs[0], &logs[1]].map(|log| disk.bytes(log));
+    let frame = |bytes: &[u8]| bytes.windows(4).position(|window| window == b"SHWF").unwrap();
+    let moved = disk.restart(Loss::Nothing);
+    moved.tamper(&logs[0], |bytes| {
+        bytes.truncate(frame(&first));
+        bytes.extend_from_slice(&second[frame(&second)..]);
+    });
+    moved.shared().remove_file(&logs[1]).unwrap();
+    let (store, recovery) = open_with(&moved.shared(), &upsert_schema(), options(), 8).unwrap();
+    assert_eq!((recovery.in_doubt, store.snapshot().rows()), (true, 0));
+}
+
 #[test]
 fn every_flipped_byte_of_the_log_is_seen() {
     let disk = MemoryDisk::default();

@@ -222,7 +222,7 @@ fn small_options() -> StoreOptions {
 
 fn open_series(disk: &MemoryDisk) -> Arc<Store> {
     let shared: Arc<dyn Disk> = disk.shared();
-    Store::open(shared, Path::new(DIR), series_schema(), small_options(), LogId(7)).unwrap().0
+    Store::open(shared, Path::new(DIR), series_schema(), small_options(), LogId(7), 9).unwrap().0
 }
 
 fn run(steps: Vec<Step>) {

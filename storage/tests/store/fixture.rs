@@ -76,7 +76,7 @@ pub fn open_with(
     options: StoreOptions,
     log: u64,
 ) -> Result<(Arc<Store>, Recovery)> {
-    Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(log))
+    Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(log), 9)
 }
 
 pub fn open(disk: &Arc<dyn Disk>) -> (Arc<Store>, Recovery) {

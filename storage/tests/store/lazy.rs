@@ -305,7 +305,7 @@ fn helpers_change_nothing_about_a_replay() {
             });
         }
         let schema = upsert_schema();
-        let result = Store::open_watched(disk.shared(), Path::new(DIR), schema, options(), LogId(7), &replay);
+        let result = Store::open_watched(disk.shared(), Path::new(DIR), schema, options(), LogId(7), 9, &replay);
         opened.store(true, std::sync::atomic::Ordering::Relaxed);
         result.unwrap()
     });

@@ -22,4 +22,5 @@ mod segments;
 mod split;
 mod summary;
 mod upkeep;
+mod widen;
 mod writes;

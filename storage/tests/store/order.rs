@@ -164,7 +164,7 @@ fn pages_behind_the_frontier_are_passed_over_and_nothing_else() {
     let children = ["p2", "p3"].map(|name| SplitChild { dir: name.into(), meta: Vec::new() });
     store.split(&Datum::Int(PAGE + 7).encode(), &children).unwrap();
     for dir in ["/data/p2", "/data/p3"] {
-        let opened = Store::open(disk.shared(), Path::new(dir), schema(), options(), LogId(7));
+        let opened = Store::open(disk.shared(), Path::new(dir), schema(), options(), LogId(7), 9);
         check(&opened.unwrap().0.snapshot());
     }
 }

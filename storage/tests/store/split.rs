@@ -25,7 +25,7 @@ fn small_options() -> StoreOptions {
 }
 
 fn try_open(disk: &MemoryDisk, dir: &str, schema: &Arc<TableSchema>) -> shoal_kernel::Result<(Arc<Store>, Recovery)> {
-    Store::open(disk.shared(), Path::new(dir), schema.clone(), small_options(), LogId(7))
+    Store::open(disk.shared(), Path::new(dir), schema.clone(), small_options(), LogId(7), 9)
 }
 
 fn open_at(disk: &MemoryDisk, dir: &str) -> Arc<Store> {
@@ -324,7 +324,7 @@ fn a_split_that_is_told_of_has_happened_for_good() {
 fn a_log_that_is_synced_late_is_whole_in_both_children() {
     let late = |disk: &MemoryDisk, dir: &str| {
         let options = StoreOptions { sync_commits: false, ..small_options() };
-        Store::open(disk.shared(), Path::new(dir), upsert_schema(), options, LogId(8)).unwrap()
+        Store::open(disk.shared(), Path::new(dir), upsert_schema(), options, LogId(8), 9).unwrap()
     };
     let disk = MemoryDisk::default();
     let (store, _) = late(&disk, DIR);

@@ -300,7 +300,7 @@ fn of_the_rows_of_the_other_half_nothing_is_told() {
     let at = PAGE + 100;
     store.split(&Datum::Int(at).encode(), &children).unwrap();
     let counts = ["/data/p2", "/data/p3"].map(|dir| {
-        let opened = Store::open(disk.shared(), Path::new(dir), wide_schema(), options(), LogId(7));
+        let opened = Store::open(disk.shared(), Path::new(dir), wide_schema(), options(), LogId(7), 9);
         let told = check_wide(&opened.unwrap().0.snapshot());
         [Measure::Rows, Measure::Greatest(ColumnId(1))].map(|measure| rows_told(&told, measure))
     });
@@ -328,7 +328,7 @@ fn columns_that_changed_are_told_of_as_they_are_seen() {
     for (measure, rows) in [
         (Measure::Sum(ColumnId(14)), PAGE),
         (Measure::Values(ColumnId(14)), PAGE),
-        (Measure::Least(ColumnId(14)), 0),
+        (Measure::Least(ColumnId(14)), PAGE),
         (Measure::Greatest(ColumnId(15)), 0),
         (Measure::Greatest(ColumnId(16)), PAGE),
     ] {

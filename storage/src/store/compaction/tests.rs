@@ -46,7 +46,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let disk = env(&RealOptions::default()).unwrap().disk();
         let options = StoreOptions { disk_reserve_bytes: 0, compaction_fan_in: fan_in, ..StoreOptions::default() };
-        let (store, _) = Store::open(disk, dir.path(), schema(upserts), options, LogId(1)).unwrap();
+        let (store, _) = Store::open(disk, dir.path(), schema(upserts), options, LogId(1), 9).unwrap();
         Self { store, rows: 0, _dir: dir }
     }
 
