@@ -7,7 +7,7 @@ use arrow::compute::{interleave, take};
 use arrow::datatypes::Schema;
 use shoal_kernel::{Error, ErrorCode, FetchSpec, Result};
 
-use crate::segment::PAGE_ROWS;
+use crate::segment::{PAGE_ROWS, Reads};
 use crate::state::Snapshot;
 
 /// Rows that lie together: which ones, ascending, and where they belong in the answer.
@@ -51,7 +51,7 @@ impl Snapshot {
                     }
                     let wanted = wanted(segment.page_rows(*run).start);
                     for (part, &column) in parts.iter_mut().zip(&columns) {
-                        part.push(segment.read_column(layout, column, *run, Some(&wanted))?);
+                        part.push(segment.read_column(layout, column, *run, Some(&wanted), Reads::Pooled)?);
                     }
                 }
                 None => {

@@ -1,8 +1,14 @@
 //! Settings of a store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_kernel::Planted;
+
+use crate::pool::PagePool;
+
+/// Bytes of the pool of a store that is given none.
+const POOL_BYTES_MAX: usize = 64 << 20;
 
 /// Settings of one store. Every limit names its unit.
 #[derive(Debug, Clone)]
@@ -25,8 +31,8 @@ pub struct StoreOptions {
     pub token_keep: Duration,
     /// Writes with a new token are refused as overload while so many are remembered.
     pub tokens_max: usize,
-    /// What is kept of segments in decoded form: dictionaries, and keys for finding the row that a write replaces.
-    pub cache_bytes_max: usize,
+    /// What is kept of segments in memory. The stores of a node share one; unless it is given, a store has one of its own.
+    pub pool: Arc<PagePool>,
     /// A segment's tier is the power of this that its rows have reached; about so many segments of a tier make one of the next.
     /// More means less written, and more segments to read.
     pub compaction_fan_in: usize,
@@ -49,7 +55,7 @@ impl Default for StoreOptions {
             wal_segment_bytes_max: 64 << 20,
             token_keep: Duration::from_secs(24 * 3600),
             tokens_max: 4 << 20,
-            cache_bytes_max: 64 << 20,
+            pool: Arc::new(PagePool::new(POOL_BYTES_MAX)),
             compaction_fan_in: 4,
             segment_rows_max: 64 << 20,
             segments_overdue_max: 64,

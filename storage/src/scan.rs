@@ -23,7 +23,7 @@ use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
 use crate::order::Order;
 use crate::predicate::{Evaluator, Zone, may_match, must_match};
-use crate::segment::{PAGE_ROWS, PageCodes, Segment};
+use crate::segment::{PAGE_ROWS, PageCodes, Reads, Segment};
 use crate::state::{SegmentView, Snapshot};
 use crate::summary::Teller;
 use crate::visible::{Visible, visibility};
@@ -560,7 +560,7 @@ struct SegmentPage<'a> {
 
 impl Source for SegmentPage<'_> {
     fn load(&self, column: usize, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        self.segment.read_column(self.layout, column, self.page, wanted)
+        self.segment.read_column(self.layout, column, self.page, wanted, Reads::Pooled)
     }
 
     fn codes(&self, column: usize, wanted: Option<&[u32]>) -> Result<Option<PageCodes>> {

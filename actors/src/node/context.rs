@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use shoal_kernel::{Env, NodeId};
 use shoal_membership::{Agreement, Swim};
+use shoal_storage::PagePool;
 use tokio::sync::Semaphore;
 
 use super::clock::NodeClock;
@@ -23,6 +24,8 @@ pub(crate) struct NodeContext {
     pub(crate) agreement: Agreement,
     pub(crate) swim: Swim,
     pub(crate) liveness: Liveness,
+    /// Where all replicas keep pages of their segments.
+    pub(crate) pool: Arc<PagePool>,
     /// What compaction may take.
     pub(crate) pace: Arc<Pace>,
     /// A place for each thread that helps replicas with the replay of their logs.

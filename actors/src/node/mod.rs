@@ -28,6 +28,7 @@ use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
 use shoal_planner::Planner;
+use shoal_storage::PagePool;
 
 use self::clock::NodeClock;
 use self::context::NodeContext;
@@ -115,6 +116,7 @@ impl Node {
         }
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members());
+        let pool = Arc::new(PagePool::new(config.page_pool_bytes_max));
         let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
         let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));
         let context = Arc::new(NodeContext {
@@ -126,6 +128,7 @@ impl Node {
             agreement,
             swim,
             liveness,
+            pool,
             pace,
             replay_helpers,
         });

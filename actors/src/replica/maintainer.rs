@@ -14,7 +14,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Cutoff, Env, Error, ErrorCode, Rare, Result};
-use shoal_storage::{ExpiryReport, Store};
+use shoal_storage::{ExpiryReport, PoolStatus, Store};
 use tokio::sync::oneshot;
 
 use super::compactor::{Overdue, compact};
@@ -138,6 +138,7 @@ impl Actor for Maintainer {
                     Some(Verdict::End(error)) => return Err(error.into()),
                 };
                 state.overdue.set(state.store.segments_overdue());
+                tell_pool(state.store.pool().status());
                 state.compact(&myself);
                 state.expire(&myself);
                 later(&state.env, "maintainer turn", &myself, pause, MaintainerMessage::Turn);
@@ -270,4 +271,12 @@ impl State {
 
 fn flush_if_due(store: &Store) -> Result<()> {
     if store.maintenance_due() { store.flush().map(drop) } else { Ok(()) }
+}
+
+/// All replicas of a node have one pool, and each of them tells the same of it.
+fn tell_pool(pool: PoolStatus) {
+    metrics::counter!("shoal_page_pool_hits_total").absolute(pool.hits);
+    metrics::counter!("shoal_page_pool_misses_total").absolute(pool.misses);
+    metrics::gauge!("shoal_page_pool_bytes").set(pool.bytes as f64);
+    metrics::gauge!("shoal_page_pool_max_bytes").set(pool.bytes_max as f64);
 }

@@ -84,6 +84,7 @@ async fn try_open(
         memtable_bytes_max: context.config.memtable_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
         segments_overdue_max: context.config.segments_overdue_max,
+        pool: context.pool.clone(),
         sync_commits: form.fsync == Fsync::Always,
         planted: context.config.planted,
         ..StoreOptions::default()

@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub clock_skew_max_ms: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
+    /// Memory that all replicas of this node keep pages of segments in together; 0 keeps none.
+    pub page_pool_bytes_max: usize,
     /// Replicas of this node that compact at once.
     pub compactions_max: usize,
     /// Bytes that all of them may read and write in a second; 0 is no limit. What somebody asks for is not held back.
@@ -68,6 +70,7 @@ impl NodeConfig {
             cluster_secret: String::from("shoal"),
             clock_skew_max_ms: 500,
             memtable_bytes_max: 64 << 20,
+            page_pool_bytes_max: 256 << 20,
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
             segments_overdue_max: 64,

@@ -38,6 +38,7 @@ settings! {
     "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
     "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
+    "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";
     "compaction_bytes_per_second", "67108864", "bytes that compaction reads and writes; 0 is no limit; OPTIMIZE TABLE is not held back";
     "segments_overdue_max", "64", "segments of a replica that may wait to be merged before its writes are refused as overload";

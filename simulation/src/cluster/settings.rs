@@ -62,6 +62,8 @@ pub(super) struct Settings {
     /// The statement that makes the table that is joined.
     pub(super) names: String,
     memtable_bytes_max: u64,
+    /// None, so little that pages come and go all the time, or room for all of them.
+    page_pool_bytes_max: usize,
     /// So slow at times that most things happen in the middle of a merge.
     compaction_bytes_per_second: u64,
     /// Rows for which a scan gets one more task.
@@ -155,6 +157,7 @@ impl Settings {
                 .memtable_bytes
                 .or_else(|| stream("memtable").pick(&sizes).copied())
                 .unwrap_or(1 << 20),
+            page_pool_bytes_max: stream("page pool").pick(&[0, 64 << 10, 64 << 20]).copied().unwrap_or(0),
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
@@ -177,6 +180,7 @@ impl Settings {
                 (0..self.nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
         }
         config.memtable_bytes_max = self.memtable_bytes_max;
+        config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;

@@ -26,6 +26,7 @@ pub use sample::{Sample, samples};
 use crate::encoding::{Dictionary, decode_page, describe};
 use crate::manifest::{MANIFEST_FILE, Manifest, SegmentRecord};
 use crate::options::StoreOptions;
+use crate::pool::PagePool;
 use crate::rows::{Rows, Write};
 use crate::segment::segment_file;
 use crate::store::{PullCursor, Recovery, Store};
@@ -154,7 +155,8 @@ fn is_whole(recovery: Recovery) -> bool {
 /// Does with a directory all that a replica does. Gives what opening it found, if it could be opened.
 fn store(disk: &Arc<dyn Disk>, schema: &Arc<TableSchema>) -> Option<Recovery> {
     let _ = examine_store(disk, Path::new(DIR), Some(schema.clone()), true);
-    let options = StoreOptions { disk_reserve_bytes: 0, cache_bytes_max: 1 << 20, ..StoreOptions::default() };
+    let options =
+        StoreOptions { disk_reserve_bytes: 0, pool: Arc::new(PagePool::new(1 << 20)), ..StoreOptions::default() };
     let (store, recovery) = Store::open(disk.clone(), Path::new(DIR), schema.clone(), options, LogId(2), 9).ok()?;
     let columns: Vec<ColumnId> = schema.columns.iter().map(|column| column.id).collect();
     let compared = ColumnPredicate::Compare { column: ColumnId(3), op: CompareOp::Gt, value: Datum::Int(2) };

@@ -6,7 +6,7 @@ use shoal_kernel::{Datum, Result};
 
 use super::format::{Extent, FORMAT_VERSION, GROUP_PAGES, HIDDEN_COLUMNS};
 use super::sketch::Sketch;
-use super::{Place, Segment, segment_file};
+use super::{Place, Reads, Segment, segment_file};
 use crate::damage::Problem;
 use crate::encoding::describe;
 use crate::layout::Layout;
@@ -165,7 +165,7 @@ impl Segment {
         let index = &self.footer.columns[number];
         let dictionary = |(group, extent): (usize, &Option<Extent>)| {
             let extent = extent.as_ref()?;
-            let decoded = self.dictionary(number, (group * GROUP_PAGES) as u32).ok().flatten();
+            let decoded = self.dictionary(number, (group * GROUP_PAGES) as u32, Reads::Walk).ok().flatten();
             let values = decoded.as_ref().map(|dictionary| dictionary.len());
             Some(DictionaryDump { group, offset: extent.offset, bytes: extent.bytes, sound: values.is_some(), values })
         };
@@ -198,8 +198,9 @@ impl Segment {
             _ => None,
         };
         let zone = index.and_then(|index| index.zones.get(page as usize));
-        let encoding: Result<String> = self.page_bytes(place, page).and_then(|bytes| describe(&bytes, rows as usize));
-        let array = self.read_page(place, page, None).ok();
+        let encoding: Result<String> =
+            self.page_bytes(place, page, Reads::Walk).and_then(|bytes| describe(&bytes, rows as usize));
+        let array = self.read_page(place, page, None, Reads::Walk).ok();
         Some(PageDump {
             page,
             group: page as usize / GROUP_PAGES,

@@ -1,15 +1,16 @@
 //! Finding rows by key: page bounds, then the filter, then the sorted keys of one page.
 
 use std::cmp::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use shoal_kernel::{Result, Version};
 
-use super::cache::{Identities, PageKeys};
-use super::{GROUP_PAGES, Segment};
+use super::context::{Identities, PageKeys};
+use super::{GROUP_PAGES, Reads, Segment};
 use crate::key::{EncodedKeys, Values, encode_columns};
 use crate::layout::Layout;
+use crate::pool::Part;
 use crate::rows::identities;
 use crate::state::{Location, SegmentView, SourceId};
 
@@ -28,17 +29,18 @@ impl Segment {
         self.filters[page / GROUP_PAGES].may_hold(key).then_some(page as u32)
     }
 
-    /// Identities of a page's rows.
+    /// Identities of a page's rows. The pool has them decoded, so what they are made of is not kept as well.
     fn page_keys(&self, layout: &Layout, page: u32) -> Result<Arc<PageKeys>> {
-        self.context.page_keys(self.id, page, self.page_rows(page).len(), || {
+        let key = self.context.key(self.id, Part::Keys { page });
+        self.context.pool.keys(key, self.page_rows(page).len(), || {
             let identities = match layout.schema.is_upsert() {
                 true => {
-                    let column = |&place: &usize| self.read_stored(layout, place, page, None);
+                    let column = |&place: &usize| self.read_stored(layout, place, page, None, Reads::Walk);
                     Identities::Columns(layout.key.iter().map(column).collect::<Result<_>>()?)
                 }
                 false => Identities::Encoded(identities(layout, &self.read_batch(layout, page)?)?),
             };
-            Ok(PageKeys { identities, versions: OnceLock::new() })
+            Ok(PageKeys::new(identities))
         })
     }
 
@@ -50,11 +52,11 @@ impl Segment {
         Ok(keys.versions.get_or_init(|| versions)[row])
     }
 
-    /// Identities and versions of a page's rows, read without a thought for the cache.
+    /// Identities and versions of a page's rows, for a walk.
     pub(crate) fn read_keys(&self, layout: &Layout, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
         let keys = match layout.schema.is_upsert() {
             true => {
-                let column = |&place: &usize| self.read_stored(layout, place, page, None);
+                let column = |&place: &usize| self.read_stored(layout, place, page, None, Reads::Walk);
                 let columns: Vec<ArrayRef> = layout.key.iter().map(column).collect::<Result<_>>()?;
                 encode_columns(&columns, self.page_rows(page).len())?
             }
@@ -63,9 +65,9 @@ impl Segment {
         Ok((keys, self.read_versions(page)?))
     }
 
-    /// The encoded key columns and versions of a page's rows. Of events that is less than their identities.
+    /// The encoded key columns and versions of a page's rows. For a walk. Of events that is less than their identities.
     pub(crate) fn read_key_columns(&self, layout: &Layout, page: u32) -> Result<(EncodedKeys, Vec<Version>)> {
-        let column = |&place: &usize| self.read_stored(layout, place, page, None);
+        let column = |&place: &usize| self.read_stored(layout, place, page, None, Reads::Walk);
         let columns: Vec<ArrayRef> = layout.key.iter().map(column).collect::<Result<_>>()?;
         Ok((encode_columns(&columns, self.page_rows(page).len())?, self.read_versions(page)?))
     }

@@ -3,33 +3,46 @@
 use std::cmp::Ordering;
 
 use arrow::array::ArrayRef;
-use arrow::array::cast::AsArray;
-use arrow::array::types::UInt64Type;
 use shoal_kernel::{Datum, Error, Result};
 
 use super::format::{ColumnIndex, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS};
 use super::sketch::Sketch;
-use super::{POSITIONS, Place, Segment, VERSIONS_HIGH, VERSIONS_LOW, segment_file};
+use super::{POSITIONS, Place, Reads, Segment, VERSIONS_HIGH, segment_file};
 use crate::damage::{Problem, corrupt, damaged};
 use crate::key::{EncodedKeys, sum_of};
 use crate::layout::Layout;
 use crate::predicate::Zone;
-use crate::wal::join_versions;
 
 impl Segment {
-    /// Reads every dictionary and page.
+    /// Reads every dictionary and page, from the disk.
     pub(super) fn read_everything(&self) -> Vec<Problem> {
-        let columns = (0..self.footer.columns.len()).map(Place::Column);
-        let mut problems = Vec::new();
-        for place in columns.chain((0..HIDDEN_COLUMNS).map(Place::Hidden)) {
-            for page in 0..self.pages() {
-                problems.extend(
-                    self.read_noting(place, page, None).err().map(|error| Problem::of(&error, &segment_file(self.id))),
-                );
+        let (file, mut problems) = (segment_file(self.id), Vec::new());
+        for number in 0..self.footer.columns.len() {
+            for first in (0..self.pages()).step_by(GROUP_PAGES) {
+                let read = |segment: &Self| segment.dictionary(number, first, Reads::Disk);
+                let dictionary = match self.noting(Place::Dictionary(number), first, read) {
+                    Ok(dictionary) => dictionary,
+                    // The pages of its row group mean nothing without it.
+                    Err(error) => {
+                        problems.push(Problem::of(&error, &file));
+                        continue;
+                    }
+                };
+                for page in first..self.pages().min(first + GROUP_PAGES as u32) {
+                    let place = Place::Column(number);
+                    let read = |segment: &Self| {
+                        segment.decode(place, page, dictionary.as_deref(), None, Reads::Disk).map(drop)
+                    };
+                    problems.extend(self.noting(place, page, read).err().map(|error| Problem::of(&error, &file)));
+                }
             }
         }
-        // A bad dictionary is one problem, however many pages need it.
-        problems.dedup_by(|one, other| one.offset == other.offset);
+        for place in (0..HIDDEN_COLUMNS).map(Place::Hidden) {
+            for page in 0..self.pages() {
+                let read = self.read_noting(place, page, None, Reads::Disk);
+                problems.extend(read.err().map(|error| Problem::of(&error, &file)));
+            }
+        }
         problems
     }
 
@@ -107,7 +120,7 @@ impl Segment {
             self.at(offset, what)
         };
         for (place, index) in self.footer.columns.iter().enumerate() {
-            let array = self.read_noting(Place::Column(place), page, None)?;
+            let array = self.read_noting(Place::Column(place), page, None, Reads::Walk)?;
             if let Some(what) = broken_zone(&index.zones[number], &array) {
                 let what = format!("page {page} of column {}: {what}", index.column.id.0);
                 return Err(wrong(Place::Column(place), what));
@@ -122,12 +135,11 @@ impl Segment {
             sketches[place].add(&array);
         }
         let (low, high) = self.footer.position_ranges[number];
-        let positions = self.read_noting(POSITIONS, page, None)?;
-        if positions.as_primitive::<UInt64Type>().values().iter().any(|position| !(low..=high).contains(position)) {
+        let positions = self.read_positions(page)?;
+        if positions.iter().any(|position| !(low..=high).contains(position)) {
             return Err(wrong(POSITIONS, format!("page {page} of positions: outside of its range, {low} to {high}")));
         }
-        let versions =
-            join_versions(&self.read_noting(VERSIONS_HIGH, page, None)?, &self.read_noting(VERSIONS_LOW, page, None)?);
+        let versions = self.read_versions(page)?;
         let (low, high) = self.footer.version_range;
         if versions.iter().any(|version| !(low..=high).contains(version)) {
             return Err(wrong(

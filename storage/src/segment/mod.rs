@@ -1,7 +1,7 @@
 //! Segments: immutable columnar files, sorted by what identifies a row.
 
 mod bloom;
-mod cache;
+mod context;
 mod dump;
 mod filter;
 mod find;
@@ -20,11 +20,14 @@ use arrow::array::types::UInt64Type;
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
+use bytes::Bytes;
 use roaring::RoaringBitmap;
 use shoal_kernel::env::{DiskFile, OpenMode};
 use shoal_kernel::{ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
-pub(crate) use cache::SegmentContext;
+#[cfg(test)]
+pub(crate) use context::Identities;
+pub(crate) use context::{PageKeys, Reads, SegmentContext};
 pub use dump::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
 pub(crate) use format::PAGE_ROWS;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -40,6 +43,7 @@ use crate::bounds::with_older;
 use crate::damage::{Problem, corrupt, damaged};
 use crate::encoding::{Dictionary, decode_codes, decode_page};
 use crate::layout::{Layout, fill};
+use crate::pool::Part;
 use crate::predicate::Zone;
 use crate::state::SegmentView;
 use crate::store::Digest;
@@ -223,7 +227,7 @@ impl Segment {
         let damage = || self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         let noted: Vec<(Place, u32)> = damage().keys().copied().collect();
         for (place, page) in noted {
-            if self.read_page(place, page, None).is_ok() {
+            if self.read_page(place, page, None, Reads::Disk).is_ok() {
                 damage().remove(&(place, page));
             }
         }
@@ -313,22 +317,30 @@ impl Segment {
         column: usize,
         page: u32,
         wanted: Option<&[u32]>,
+        reads: Reads,
     ) -> Result<ArrayRef> {
-        let newest = self.read_stored(layout, column, page, wanted)?;
+        let newest = self.read_stored(layout, column, page, wanted, reads)?;
         layout.older(column).iter().try_fold(newest, |newer, older| match self.form(layout, *older) {
-            Some(_) if newer.null_count() > 0 => fill(newer, &self.read_stored(layout, *older, page, wanted)?),
+            Some(_) if newer.null_count() > 0 => fill(newer, &self.read_stored(layout, *older, page, wanted, reads)?),
             _ => Ok(newer),
         })
     }
 
     /// Reads a page of a stored column.
-    fn read_stored(&self, layout: &Layout, place: usize, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
+    fn read_stored(
+        &self,
+        layout: &Layout,
+        place: usize,
+        page: u32,
+        wanted: Option<&[u32]>,
+        reads: Reads,
+    ) -> Result<ArrayRef> {
         match self.form(layout, place) {
             Some((number, _)) if !self.has_type_of(layout, place) => {
                 let wanted = &layout.stored[place].data_type;
                 self.noting(Place::Column(number), page, |_| Err(corrupt(format!("it is not stored as {wanted}"))))
             }
-            Some((number, _)) => self.read_noting(Place::Column(number), page, wanted),
+            Some((number, _)) => self.read_noting(Place::Column(number), page, wanted, reads),
             None => {
                 let rows = wanted.map_or_else(|| self.page_rows(page).len(), <[u32]>::len);
                 Ok(new_null_array(&layout.stored[place].data_type, rows))
@@ -351,18 +363,19 @@ impl Segment {
             return Ok(None);
         }
         let Some(dictionary) =
-            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page))?
+            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page, Reads::Pooled))?
         else {
             return Ok(None);
         };
         let place = Place::Column(number);
         let codes = self.noting(place, page, |segment| {
-            decode_codes(&segment.page_bytes(place, page)?, segment.page_rows(page).len(), &dictionary, wanted)
+            let bytes = segment.page_bytes(place, page, Reads::Pooled)?;
+            decode_codes(&bytes, segment.page_rows(page).len(), &dictionary, wanted)
         })?;
         Ok(codes.map(|(codes, nulls)| PageCodes { dictionary, codes, nulls }))
     }
 
-    /// Reads all of a page.
+    /// Reads all of a page, for a walk.
     pub(crate) fn read_rows(&self, layout: &Layout, page: u32) -> Result<PageRows> {
         let batch = self.read_batch(layout, page)?;
         Ok(PageRows { batch, versions: self.read_versions(page)?, positions: self.read_positions(page)? })
@@ -370,19 +383,19 @@ impl Segment {
 
     /// The accept positions of a page's rows.
     pub(crate) fn read_positions(&self, page: u32) -> Result<Vec<u64>> {
-        let positions = self.read_noting(POSITIONS, page, None)?;
+        let positions = self.read_noting(POSITIONS, page, None, Reads::Walk)?;
         Ok(positions.as_primitive::<UInt64Type>().values().to_vec())
     }
 
     /// Reads all stored columns of a page.
     fn read_batch(&self, layout: &Layout, page: u32) -> Result<RecordBatch> {
-        let columns = (0..layout.stored.len()).map(|place| self.read_stored(layout, place, page, None));
+        let columns = (0..layout.stored.len()).map(|place| self.read_stored(layout, place, page, None, Reads::Walk));
         layout.batch(columns.collect::<Result<_>>()?, self.page_rows(page).len())
     }
 
     fn read_versions(&self, page: u32) -> Result<Vec<Version>> {
-        let high = self.read_noting(VERSIONS_HIGH, page, None)?;
-        let low = self.read_noting(VERSIONS_LOW, page, None)?;
+        let high = self.read_noting(VERSIONS_HIGH, page, None, Reads::Walk)?;
+        let low = self.read_noting(VERSIONS_LOW, page, None, Reads::Walk)?;
         Ok(join_versions(&high, &low))
     }
 
@@ -398,44 +411,75 @@ impl Segment {
         }
     }
 
-    fn page_bytes(&self, place: Place, page: u32) -> Result<Vec<u8>> {
+    /// The bytes of a page, whose checksum holds. The pool has those of columns only: what every row has beside them is read by
+    /// walks, or kept decoded.
+    fn page_bytes(&self, place: Place, page: u32, reads: Reads) -> Result<Bytes> {
         let extent = self.extent(place, page).ok_or_else(|| Error::internal("there is no such page"))?;
-        match self.context.planted == Some(Planted::NoPageChecksum) {
+        let read = || match self.context.planted == Some(Planted::NoPageChecksum) {
             true => read_unchecked(&*self.file, extent),
             false => read_extent(&*self.file, extent),
+        };
+        match (place, reads) {
+            (Place::Column(number), Reads::Pooled) => {
+                let key = self.context.key(self.id, Part::Page { column: number as u32, page });
+                self.context.pool.page(key, || read().map(Bytes::from))
+            }
+            _ => read().map(Bytes::from),
         }
     }
 
     /// The dictionary that the codes of a page refer to, if its column chunk has one.
-    fn dictionary(&self, number: usize, page: u32) -> Result<Option<Arc<Dictionary>>> {
+    fn dictionary(&self, number: usize, page: u32, reads: Reads) -> Result<Option<Arc<Dictionary>>> {
         let column = &self.footer.columns[number];
         let group = page as usize / GROUP_PAGES;
         let Some(extent) = column.dictionaries[group] else { return Ok(None) };
-        let read = || Dictionary::decode(&read_extent(&*self.file, extent)?, &column.column.data_type);
-        self.context.dictionary(self.id, number, group, read).map(Some)
-    }
-
-    fn read_page(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        let rows = self.page_rows(page).len();
-        let (dictionary, data_type) = match place {
-            Place::Column(number) => (self.dictionary(number, page)?, &self.footer.columns[number].column.data_type),
-            Place::Dictionary(number) => {
-                return Ok(match self.dictionary(number, page)? {
-                    Some(dictionary) => dictionary.values().clone(),
-                    None => new_null_array(&DataType::Null, 0),
-                });
-            }
-            Place::Hidden(_) => (None, &DataType::UInt64),
-        };
-        decode_page(&self.page_bytes(place, page)?, data_type, rows, dictionary.as_deref(), wanted)
-    }
-
-    fn read_noting(&self, place: Place, page: u32, wanted: Option<&[u32]>) -> Result<ArrayRef> {
-        if let Place::Column(number) = place {
-            // A bad dictionary is damage of its own.
-            self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page))?;
+        let read = || Dictionary::decode(&read_extent(&*self.file, extent)?, &column.column.data_type).map(Arc::new);
+        let part = Part::Dictionary { column: number as u32, group: group as u32 };
+        match reads {
+            Reads::Pooled | Reads::Walk => self.context.pool.dictionary(self.context.key(self.id, part), read),
+            Reads::Disk => read(),
         }
-        self.noting(place, page, |segment| segment.read_page(place, page, wanted))
+        .map(Some)
+    }
+
+    fn read_page(&self, place: Place, page: u32, wanted: Option<&[u32]>, reads: Reads) -> Result<ArrayRef> {
+        match place {
+            Place::Column(number) => {
+                self.decode(place, page, self.dictionary(number, page, reads)?.as_deref(), wanted, reads)
+            }
+            Place::Dictionary(number) => Ok(match self.dictionary(number, page, reads)? {
+                Some(dictionary) => dictionary.values().clone(),
+                None => new_null_array(&DataType::Null, 0),
+            }),
+            Place::Hidden(_) => self.decode(place, page, None, wanted, reads),
+        }
+    }
+
+    /// Reads a page whose dictionary is at hand.
+    fn decode(
+        &self,
+        place: Place,
+        page: u32,
+        dictionary: Option<&Dictionary>,
+        wanted: Option<&[u32]>,
+        reads: Reads,
+    ) -> Result<ArrayRef> {
+        let data_type = match place {
+            Place::Column(number) | Place::Dictionary(number) => &self.footer.columns[number].column.data_type,
+            Place::Hidden(_) => &DataType::UInt64,
+        };
+        decode_page(&self.page_bytes(place, page, reads)?, data_type, self.page_rows(page).len(), dictionary, wanted)
+    }
+
+    fn read_noting(&self, place: Place, page: u32, wanted: Option<&[u32]>, reads: Reads) -> Result<ArrayRef> {
+        let dictionary = match place {
+            // A bad dictionary is damage of its own.
+            Place::Column(number) => {
+                self.noting(Place::Dictionary(number), page, |segment| segment.dictionary(number, page, reads))?
+            }
+            _ => None,
+        };
+        self.noting(place, page, |segment| segment.decode(place, page, dictionary.as_deref(), wanted, reads))
     }
 
     /// Reads; if that fails, says where the damage is, and remembers it.
@@ -455,19 +499,40 @@ impl Segment {
                 let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
                 damage.insert((place, page), Problem::of(&error, &file));
             }
+            if error.code() == ErrorCode::Corruption {
+                // What is still sound of it is not to be trusted for being in memory.
+                self.forget();
+            }
             error
         })
     }
 
-    /// Reads everything and checks it.
+    /// Takes all that is its out of the pool.
+    fn forget(&self) {
+        let forget = |part| self.context.pool.forget(&self.context.key(self.id, part));
+        for (number, index) in self.footer.columns.iter().enumerate() {
+            let column = number as u32;
+            let groups = (0..).zip(&index.dictionaries).filter(|(_, dictionary)| dictionary.is_some());
+            groups.for_each(|(group, _)| forget(Part::Dictionary { column, group }));
+            (0..self.pages()).for_each(|page| forget(Part::Page { column, page }));
+        }
+        (0..self.pages()).for_each(|page| forget(Part::Keys { page }));
+    }
+
+    /// Reads everything anew from the disk, and checks it.
     pub(crate) fn verify(&self, dir: &Path) -> Vec<Problem> {
-        // What was read before is read again.
-        self.context.forget(self.id);
-        let opened = Self::open(&self.context, dir, self.id, self.bytes).err();
+        let opened = Self::open(&self.context.apart(), dir, self.id, self.bytes).err();
         let mut problems: Vec<Problem> =
             opened.map(|error| Problem::of(&error, &segment_file(self.id))).into_iter().collect();
         problems.extend(self.read_everything());
         problems
+    }
+}
+
+impl Drop for Segment {
+    /// Nobody reads it any more, so nobody can put anything of it into the pool behind this.
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

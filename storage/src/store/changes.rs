@@ -12,6 +12,7 @@ use shoal_kernel::{Error, ErrorCode, LogId, Result};
 use super::{Store, lock};
 use crate::layout::Layout;
 use crate::memtable::{Chunk, MemView};
+use crate::segment::Reads;
 use crate::state::{SegmentView, SourceId};
 
 /// Rows that were there at the first position and not at the second, or the other way round.
@@ -147,7 +148,7 @@ impl Changes {
             if segment.tombstones().contains(row) { 0 } else { self.weight(source, row, born, view.dead.contains(row)) }
         });
         let Some((wanted, weights)) = changed(weighed) else { return Ok(None) };
-        let column = |column| segment.read_column(&self.layout, column, page, Some(&wanted));
+        let column = |column| segment.read_column(&self.layout, column, page, Some(&wanted), Reads::Walk);
         let columns = (0..self.layout.schema.columns.len()).map(column).collect::<Result<_>>()?;
         self.batch(columns, weights).map(Some)
     }

@@ -18,7 +18,7 @@ use super::{Store, lock};
 use crate::expiry::{micros_of, time_place};
 use crate::layout::Layout;
 use crate::predicate::{Zone, may_match};
-use crate::segment::Segment;
+use crate::segment::{Reads, Segment};
 use crate::state::{SegmentView, SourceId, State};
 
 /// What a cut-off did.
@@ -156,7 +156,7 @@ fn living_below(layout: &Layout, place: usize, cutoff: Cutoff, view: &SegmentVie
     if is_below(cutoff, &zone) {
         below.insert_range(rows);
     } else {
-        let times = segment.read_column(layout, place, page, None)?;
+        let times = segment.read_column(layout, place, page, None, Reads::Walk)?;
         let times = micros_of(&times)?.values();
         below.extend(rows.zip(times).filter(|(_, time)| **time < cutoff.micros).map(|(row, _)| row));
     }

@@ -30,6 +30,7 @@ use crate::layout::Layout;
 use crate::manifest::write_meta;
 use crate::memtable::KeyIndex;
 use crate::options::StoreOptions;
+use crate::pool::PagePool;
 use crate::segment::{Segment, SegmentContext};
 use crate::state::{Snapshot, SourceId, State};
 use crate::token::{TokenRecord, Tokens};
@@ -162,6 +163,11 @@ impl Store {
     /// How rows are laid out now. Commits may rely on it while they hold the writer.
     fn layout(&self) -> Arc<Layout> {
         lock(&self.state).layout.clone()
+    }
+
+    /// The pool that its pages lie in, and those of other stores.
+    pub fn pool(&self) -> &PagePool {
+        &self.context.pool
     }
 
     /// Keys that the store holds.

@@ -6,14 +6,14 @@ use arrow::array::cast::AsArray;
 use arrow::array::types::Int64Type;
 use proptest::prelude::*;
 use shoal_kernel::{ErrorCode, Hlc, LogId, NodeId, Result, Version};
-use shoal_storage::{Store, StoreOptions};
+use shoal_storage::{PagePool, Store, StoreOptions};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
 use crate::model::{Change, Model, change, write};
 
 fn small_options() -> StoreOptions {
-    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, cache_bytes_max: 2000, ..options() }
+    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, pool: Arc::new(PagePool::new(2000)), ..options() }
 }
 
 fn open_small(disk: &MemoryDisk) -> Arc<Store> {

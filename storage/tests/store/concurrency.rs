@@ -1,9 +1,10 @@
 //! Readers, a writer and maintenance at once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use shoal_kernel::{Hlc, NodeId, Version};
-use shoal_storage::{PullCursor, StoreOptions};
+use shoal_storage::{PagePool, PullCursor, StoreOptions};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
@@ -22,7 +23,7 @@ impl Drop for StopAtEnd<'_> {
 
 #[test]
 fn a_snapshot_shows_whole_commits_only() {
-    let small = StoreOptions { compaction_fan_in: 2, cache_bytes_max: 4000, ..options() };
+    let small = StoreOptions { compaction_fan_in: 2, pool: Arc::new(PagePool::new(4000)), ..options() };
     let (store, _) = open_with(&MemoryDisk::default().shared(), &upsert_schema(), small, 1).unwrap();
     let generation = |n: i64| rows(&(0..KEYS).map(|key| (key, None, n)).collect::<Vec<_>>());
     commit(&store, put(1, generation(0)));
@@ -62,7 +63,12 @@ fn a_snapshot_shows_whole_commits_only() {
 /// Two writers that replace and delete each other's rows, late and early, while everything that moves rows runs.
 #[test]
 fn whatever_moves_rows_meanwhile_the_newest_wins() {
-    let small = StoreOptions { compaction_fan_in: 2, cache_bytes_max: 4000, wal_segment_bytes_max: 4000, ..options() };
+    let small = StoreOptions {
+        compaction_fan_in: 2,
+        pool: Arc::new(PagePool::new(4000)),
+        wal_segment_bytes_max: 4000,
+        ..options()
+    };
     let disk = MemoryDisk::default();
     let (store, _) = open_with(&disk.shared(), &upsert_schema(), small.clone(), 1).unwrap();
     let stop = AtomicBool::new(false);

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use proptest::prelude::*;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{ColumnId, Cutoff, Error, ErrorCode, Hlc, LogId, NodeId, TableKind, TableSchema, Version};
-use shoal_storage::{ExpiryReport, PullCursor, Rows, Snapshot, Store, StoreOptions, Write, examine_store};
+use shoal_storage::{ExpiryReport, PagePool, PullCursor, Rows, Snapshot, Store, StoreOptions, Write, examine_store};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
@@ -217,7 +217,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn small_options() -> StoreOptions {
-    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, cache_bytes_max: 2000, ..options() }
+    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, pool: Arc::new(PagePool::new(2000)), ..options() }
 }
 
 fn open_series(disk: &MemoryDisk) -> Arc<Store> {

@@ -16,6 +16,7 @@ mod lazy;
 mod model;
 mod optimize;
 mod order;
+mod pool;
 mod pull;
 mod schema;
 mod segments;

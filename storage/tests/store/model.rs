@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{Hlc, NodeId, Version};
-use shoal_storage::{Digest, PullCursor, Rows, Snapshot, Store, StoreOptions, Write};
+use shoal_storage::{Digest, PagePool, PullCursor, Rows, Snapshot, Store, StoreOptions, Write};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
@@ -143,7 +143,7 @@ pub fn pull_all(from: &Store, into: &Store, cursor: &mut PullCursor, bytes_max: 
 }
 
 fn small_options() -> StoreOptions {
-    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, cache_bytes_max: 2000, ..options() }
+    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, pool: Arc::new(PagePool::new(2000)), ..options() }
 }
 
 fn run(steps: Vec<Step>) {

@@ -7,7 +7,7 @@ use arrow::array::types::{Int32Type, Int64Type, UInt32Type, UInt64Type};
 use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int64Array, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Field};
 use shoal_kernel::{ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, Slice, TableKind, TableSchema};
-use shoal_storage::{Snapshot, StoreOptions};
+use shoal_storage::{PagePool, Snapshot, StoreOptions};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture::*;
@@ -25,9 +25,10 @@ fn ids(snapshot: &Snapshot, predicates: Vec<ColumnPredicate>) -> Vec<i64> {
     ids
 }
 
-/// Even keys in one segment, some of them replaced by a second one; 20,000 rows are three pages.
+/// Even keys in one segment, some of them replaced by a second one; 20,000 rows are three pages. Nothing is kept in memory.
 fn two_segments(disk: &MemoryDisk) -> std::sync::Arc<shoal_storage::Store> {
-    let (store, _) = open(&disk.shared());
+    let none = StoreOptions { pool: Arc::new(PagePool::new(0)), ..options() };
+    let (store, _) = open_with(&disk.shared(), &upsert_schema(), none, 7).unwrap();
     let first: Vec<_> = (0..20_000).map(|n| (n * 2, Some("first"), n)).collect();
     commit(&store, put(1, rows(&first)));
     store.flush().unwrap();

@@ -9,7 +9,7 @@ use shoal_kernel::{
     ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, FetchSpec, Hlc, KeyRange, LogId, NodeId, PartitionId,
     TableId, TableSchema, Version,
 };
-use shoal_storage::{NoSplitPoint, PullCursor, Recovery, Split, SplitChild, SplitPoint, Store, StoreOptions};
+use shoal_storage::{NoSplitPoint, PagePool, PullCursor, Recovery, Split, SplitChild, SplitPoint, Store, StoreOptions};
 
 use crate::changes::apply;
 use crate::disk::{Loss, MemoryDisk};
@@ -21,7 +21,7 @@ const LEFT: &str = "/data/p2";
 const RIGHT: &str = "/data/p3";
 
 fn small_options() -> StoreOptions {
-    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, cache_bytes_max: 2000, ..options() }
+    StoreOptions { compaction_fan_in: 2, wal_segment_bytes_max: 600, pool: Arc::new(PagePool::new(2000)), ..options() }
 }
 
 fn try_open(disk: &MemoryDisk, dir: &str, schema: &Arc<TableSchema>) -> shoal_kernel::Result<(Arc<Store>, Recovery)> {

@@ -14,7 +14,7 @@ use roaring::RoaringBitmap;
 use shoal_kernel::{Datum, KeyRange, Result};
 
 use crate::layout::Layout;
-use crate::segment::{PAGE_ROWS, Segment};
+use crate::segment::{PAGE_ROWS, Reads, Segment};
 use crate::state::State;
 
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -94,7 +94,7 @@ impl<'a> Windows<'a> {
                     Some((first, last)) if first == last => *rows.entry(first).or_default() += living,
                     _ if living == 0 => {}
                     _ => {
-                        let times = segment.read_column(self.layout, self.column, page, None)?;
+                        let times = segment.read_column(self.layout, self.column, page, None, Reads::Walk)?;
                         let times = times.as_primitive::<TimestampMicrosecondType>().values();
                         for (_, micros) in numbers.zip(times).filter(|(row, _)| !dead.contains(*row)) {
                             *rows.entry(self.window(*micros)).or_default() += 1;
