@@ -10,7 +10,7 @@ use super::{Bounds, Decoder, OnError, Target, line_too_long};
 
 /// A piece ends with the line that brings it to so many bytes. With less a body would become many small batches, with more
 /// bodies of usual size would not be cut.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Cuts a body of NDJSON at ends of lines.
 pub struct Cutter {

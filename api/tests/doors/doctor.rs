@@ -110,7 +110,7 @@ fn damage(home: &Path, dir: &Path, page: u64) {
         ("MANIFEST", &|bytes| flip(bytes, 30), 1, &["MANIFEST at byte 16: checksum mismatch", alone]),
         ("META", &|bytes| flip(bytes, 20), 1, &["META at byte 16: checksum mismatch"]),
         ("wal-", &|bytes| flip(bytes, 18), 1, &["at byte 0: the header is damaged and records follow", alone]),
-        ("wal-", &|bytes| flip(bytes, 40), 1, &["at byte 33", "its checksum is wrong", "begins a new log"]),
+        ("wal-", &|bytes| flip(bytes, 56), 1, &["at byte 49", "its checksum is wrong", "begins a new log"]),
         ("wal-", &cut, 0, &["note", "a torn tail", "nothing is lost", "Sound. 1 note"]),
         ("NODE", &|bytes| flip(bytes, 2), 1, &["NODE at byte 0: checksum mismatch", "nobody knows which node this is"]),
         ("CLOCK", &|bytes| flip(bytes, 2), 1, &["CLOCK at byte 0", "might give a version twice"]),

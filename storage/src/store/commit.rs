@@ -60,7 +60,7 @@ impl Store {
 
         let refusal = self.refusal(&mut writer);
         let position = lock(&self.state).position;
-        let mut frame = FrameBuilder::default();
+        let mut frame = FrameBuilder::new();
         let mut group: Vec<Prepared> = Vec::new();
         let mut group_tokens: BTreeMap<String, (u64, TokenRecord)> = BTreeMap::new();
         let mut fates = Vec::with_capacity(writes.len());

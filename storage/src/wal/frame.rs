@@ -14,6 +14,7 @@ use crate::encoding::{Effort, Input, decode_page, encode_page, malformed};
 use crate::layout::{Layout, StoredColumn};
 use crate::manifest::POSITION_MAX;
 use crate::rows::Incoming;
+use crate::size::batch_bytes;
 use crate::token::TokenRecord;
 
 pub(crate) const MAGIC: [u8; 4] = *b"SHWF";
@@ -79,24 +80,30 @@ impl FrameHeader {
 }
 
 /// Collects the writes of a group.
-#[derive(Default)]
 pub(crate) struct FrameBuilder {
-    payload: Vec<u8>,
+    /// Room for the header, and the payload.
+    frame: Vec<u8>,
     entries: u32,
 }
 
 impl FrameBuilder {
+    pub(crate) fn new() -> Self {
+        Self { frame: vec![0; HEADER_BYTES], entries: 0 }
+    }
+
     /// Adds a write; it gets the next position.
     pub(crate) fn push(&mut self, incoming: &Incoming) -> Result<()> {
-        let start = self.payload.len();
-        let result = write_entry(incoming, &mut self.payload);
-        let result = result.and_then(|()| match self.payload.len() > FRAME_BYTES_MAX {
+        let start = self.frame.len();
+        // Hardly ever more than the rows take in memory; to grow by and by would copy what is there each time.
+        self.frame.reserve(batch_bytes(&incoming.batch).min(FRAME_BYTES_MAX));
+        let result = write_entry(incoming, &mut self.frame);
+        let result = result.and_then(|()| match self.frame.len() - HEADER_BYTES > FRAME_BYTES_MAX {
             true => Err(Error::new(ErrorCode::Overloaded, "too many bytes in one group of writes")),
             false => Ok(()),
         });
         match result {
             Ok(()) => self.entries += 1,
-            Err(_) => self.payload.truncate(start),
+            Err(_) => self.frame.truncate(start),
         }
         result
     }
@@ -112,20 +119,19 @@ impl FrameBuilder {
 
     /// The frame, for a file of that salt; without writes, a closing mark. `unsynced` is how many records right before it are
     /// not synced.
-    pub(super) fn finish(self, first_position: u64, unsynced: u64, salt: &Salt) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(HEADER_BYTES + self.payload.len());
-        frame.extend_from_slice(&MAGIC);
+    pub(super) fn finish(mut self, first_position: u64, unsynced: u64, salt: &Salt) -> Vec<u8> {
+        let (header, payload) = self.frame.split_at_mut(HEADER_BYTES);
+        header[..4].copy_from_slice(&MAGIC);
         // The bound on frames keeps the length below 4 GiB.
-        frame.extend_from_slice(&(self.payload.len() as u32).to_le_bytes());
-        frame.extend_from_slice(&first_position.to_le_bytes());
-        frame.extend_from_slice(&self.entries.to_le_bytes());
-        frame.extend_from_slice(&salt.payload_crc(&self.payload).to_le_bytes());
+        header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        header[8..16].copy_from_slice(&first_position.to_le_bytes());
+        header[16..20].copy_from_slice(&self.entries.to_le_bytes());
+        header[20..24].copy_from_slice(&salt.payload_crc(payload).to_le_bytes());
         // One file is synced before the next, and no file holds so many records.
-        frame.extend_from_slice(&u32::try_from(unsynced).unwrap_or(u32::MAX).to_le_bytes());
-        let header_crc = salt.header_crc(&frame);
-        frame.extend_from_slice(&header_crc.to_le_bytes());
-        frame.extend_from_slice(&self.payload);
-        frame
+        header[24..28].copy_from_slice(&u32::try_from(unsynced).unwrap_or(u32::MAX).to_le_bytes());
+        let header_crc = salt.header_crc(&header[..28]);
+        header[28..].copy_from_slice(&header_crc.to_le_bytes());
+        self.frame
     }
 }
 

@@ -258,7 +258,7 @@ impl Wal {
         }
         // First what the mark vouches for: a power cut must not leave the mark alone.
         self.sync()?;
-        self.append(FrameBuilder::default(), true).map(drop)
+        self.append(FrameBuilder::new(), true).map(drop)
     }
 
     /// Bytes in the file that is being written.
