@@ -12,6 +12,9 @@ use crate::layout::Layout;
 use crate::scan::Source;
 use crate::segment::Segment;
 
+/// A page is read whole once more than one in so many of its rows has been looked at.
+const FEW_ONE_IN: usize = 32;
+
 /// Leaves out rows of which another one of the same scan makes sure that nobody wants them.
 pub(crate) struct Ends {
     wanted: KeyEnds,
@@ -54,31 +57,25 @@ impl Ends {
         if rows == 0 || !source.is_in_key_order() {
             return Ok(selected);
         }
-        let begins = self.begins(rows, source)?;
+        let starts = self.starts(rows, source)?;
+        let ends = starts[1..].iter().copied().chain([rows]);
         let mut kept = MutableBuffer::from_len_zeroed(bit_util::ceil(rows, 8));
-        let (mut frontier, mut previous, mut run, mut run_of_previous) = (None, None, 0_u32, 0);
-        let mut keep = |row: usize, is_end: bool| {
-            if is_end {
+        let mut frontier = None;
+        for (start, end) in starts.iter().copied().zip(ends) {
+            let (first, last) = match &selected {
+                None => (Some(start), Some(end - 1)),
+                Some(selected) => {
+                    let mut within = (start..end).filter(|row| selected.value(*row));
+                    let first = within.next();
+                    (first, within.next_back().or(first))
+                }
+            };
+            for row in first.filter(|_| self.wanted.first).into_iter().chain(last.filter(|_| self.wanted.last)) {
                 bit_util::set_bit(kept.as_slice_mut(), row);
                 if frontier.is_none() || !self.wanted.last {
                     frontier = Some(row);
                 }
             }
-        };
-        for row in 0..rows {
-            run += u32::from(begins.value(row));
-            if selected.as_ref().is_some_and(|selected| !selected.value(row)) {
-                continue;
-            }
-            let is_first = previous.is_none() || run != run_of_previous;
-            if let Some(previous) = previous.filter(|_| is_first) {
-                keep(previous, self.wanted.last);
-            }
-            keep(row, is_first && self.wanted.first);
-            (previous, run_of_previous) = (Some(row), run);
-        }
-        if let Some(previous) = previous {
-            keep(previous, self.wanted.last);
         }
         if let Some(row) = frontier {
             let row = [u32::try_from(row).map_err(|_| Error::internal("a page of too many rows"))?];
@@ -88,25 +85,49 @@ impl Ends {
         Ok(Some(BooleanBuffer::new(kept.into(), 0, rows)))
     }
 
-    /// Which rows differ from the one before.
-    fn begins(&self, rows: usize, source: &dyn Source) -> Result<BooleanBuffer> {
-        let mut begins = BooleanBuffer::new_unset(rows);
+    /// The rows, ascending, at which rows begin that agree; the first of all is one.
+    fn starts(&self, rows: usize, source: &dyn Source) -> Result<Vec<usize>> {
+        // Rows that agree lie together, so what agrees at both ends agrees between: few rows are looked at if few differ.
+        let mut looked_at: Vec<u32> = if rows == 1 { vec![0] } else { vec![0, last_row(rows)?] };
+        while looked_at.len() * FEW_ONE_IN <= rows {
+            let differs = self.differs(looked_at.len(), source, Some(&looked_at))?;
+            let gaps = looked_at.windows(2).enumerate().filter(|(place, _)| differs.value(place + 1));
+            let between = gaps.map(|(_, gap)| gap[0] + (gap[1] - gap[0]) / 2);
+            let middles: Vec<u32> = between.filter(|middle| looked_at.binary_search(middle).is_err()).collect();
+            if middles.is_empty() {
+                let starts = looked_at.iter().enumerate().filter(|(place, _)| *place == 0 || differs.value(*place));
+                return Ok(starts.map(|(_, row)| *row as usize).collect());
+            }
+            looked_at.extend(middles);
+            looked_at.sort_unstable();
+        }
+        let differs = self.differs(rows, source, None)?;
+        Ok(std::iter::once(0).chain(differs.set_indices()).collect())
+    }
+
+    /// Which of the wanted rows (of all, if `None`) differ from the one before; the first does not.
+    fn differs(&self, rows: usize, source: &dyn Source, wanted: Option<&[u32]>) -> Result<BooleanBuffer> {
+        let mut any = BooleanBuffer::new_unset(rows);
         for place in &self.places {
-            let differs = match source.codes(*place, None)? {
+            let differs = match source.codes(*place, wanted)? {
                 Some(codes) => {
                     let valid = |row: usize| codes.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
                     let value = |row: usize| valid(row).then(|| codes.codes[row]);
                     BooleanBuffer::collect_bool(rows, |row| row > 0 && value(row) != value(row - 1))
                 }
                 None => {
-                    let column = source.load(*place, None)?;
+                    let column = source.load(*place, wanted)?;
                     let (before, after) = (column.slice(0, rows - 1), column.slice(1, rows - 1));
                     let differs = distinct(&before, &after).map_err(|error| Error::internal(error.to_string()))?;
                     BooleanBuffer::collect_bool(rows, |row| row > 0 && differs.value(row - 1))
                 }
             };
-            begins = &begins | &differs;
+            any = &any | &differs;
         }
-        Ok(begins)
+        Ok(any)
     }
+}
+
+fn last_row(rows: usize) -> Result<u32> {
+    u32::try_from(rows - 1).map_err(|_| Error::internal("a page of too many rows"))
 }
