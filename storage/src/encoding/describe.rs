@@ -3,8 +3,8 @@
 use shoal_kernel::Result;
 
 use super::{
-    Input, TAG_BITS, TAG_BYTES, TAG_CODES, TAG_DECIMALS, TAG_FIXED, TAG_IPC, TAG_NULLS, TAG_WORDS, blob, malformed,
-    open_page, words,
+    Input, TAG_BITS, TAG_BYTES, TAG_CODES, TAG_DECIMALS, TAG_FIXED, TAG_IPC, TAG_NESTED, TAG_NULLS, TAG_WORDS, blob,
+    malformed, open_page, words,
 };
 
 /// What kind of page these are the bytes of, and how it is packed. Looks at the outline only.
@@ -26,6 +26,7 @@ pub(crate) fn describe(page: &[u8], rows: usize) -> Result<String> {
             let power = input.u8()?;
             format!("decimals of 10^-{power}, {}", numbers(&mut input)?)
         }
+        TAG_NESTED => "nested, shredded".to_owned(),
         TAG_NULLS => "only nulls".to_owned(),
         other => return Err(malformed(format_args!("unknown kind {other}"))),
     };

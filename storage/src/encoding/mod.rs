@@ -10,6 +10,7 @@ mod decimal;
 mod describe;
 mod dictionary;
 mod ipc;
+mod nested;
 mod packed;
 mod words;
 
@@ -31,6 +32,7 @@ const TAG_FIXED: u8 = 5;
 const TAG_CODES: u8 = 6;
 const TAG_DECIMALS: u8 = 7;
 const TAG_NULLS: u8 = 8;
+const TAG_NESTED: u8 = 9;
 
 /// Plain pages of fewer bits per row gain nothing from a dictionary.
 const DICTIONARY_BITS_MIN: usize = 10;
@@ -188,6 +190,10 @@ pub(crate) fn encode_page(array: &ArrayRef, effort: Effort) -> Result<Vec<u8>> {
             let start = data.offset() * width;
             blob::write(&data.buffers()[0].as_slice()[start..start + data.len() * width], effort, &mut out)?;
         }
+        Physical::Other if nested::is_shredded(array.data_type()) => {
+            start_page(TAG_NESTED, array, &mut out);
+            nested::write(array, effort, &mut out)?;
+        }
         Physical::Other => {
             out.extend_from_slice(&[TAG_IPC, 0]);
             blob::write(&ipc::write(array)?, effort, &mut out)?;
@@ -293,6 +299,10 @@ fn decode_plain(page: &[u8], data_type: &DataType, rows: usize, wanted: Option<&
     let builder = ArrayData::builder(data_type.clone()).len(rows).nulls(nulls.clone());
     let data = match (tag, physical(data_type)) {
         (TAG_NULLS, _) => return Ok(new_null_array(data_type, wanted.map_or(rows, <[u32]>::len))),
+        (TAG_NESTED, _) => match nested::read(&mut input, data_type, rows, nulls)? {
+            Some(values) => values.to_data(),
+            None => return Err(malformed(format_args!("values of type {data_type} are not nested"))),
+        },
         (TAG_IPC, _) => ipc::read(&blob::read(&mut input)?, data_type, rows)?.to_data(),
         (TAG_BITS, Physical::Bits) => BooleanArray::new(read_bits(&mut input, rows)?, nulls).into_data(),
         (TAG_BYTES, Physical::Bytes { wide_offsets }) => {

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float32Array, Float64Array, Int8Array,
-    Int32Array, Int64Array, LargeStringArray, ListArray, NullArray, StringArray, StructArray,
-    TimestampMicrosecondArray, UInt64Array,
+    BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Float64Array,
+    Int8Array, Int32Array, Int64Array, LargeListArray, LargeStringArray, ListArray, NullArray, StringArray,
+    StructArray, TimestampMicrosecondArray, UInt64Array,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{Field, Int32Type};
 use proptest::prelude::*;
 
@@ -168,6 +169,69 @@ fn nested_and_odd_types() {
     round_trip(Arc::new(StructArray::from(vec![(field, list)])));
     round_trip(Arc::new(NullArray::new(7)));
     round_trip(Arc::new(FixedSizeBinaryArray::try_from_iter([[1u8; 16], [2; 16], [3; 16], [4; 16]].iter()).unwrap()));
+}
+
+/// Places with names and numbers, some of them NULL at any level, and lists of them.
+fn nested(rows: usize) -> [ArrayRef; 4] {
+    let number = Int64Array::from_iter((0..rows).map(|row| (row % 7 != 3).then_some(1_000_000 + row as i64)));
+    let name = StringArray::from_iter((0..rows).map(|row| (row % 5 != 1).then(|| format!("host-{}", row % 9))));
+    let fields =
+        vec![Arc::new(Field::new("number", DataType::Int64, true)), Arc::new(Field::new("name", DataType::Utf8, true))];
+    let nulls = |every: usize| NullBuffer::from_iter((0..rows).map(|row| row % every != 2));
+    let columns: Vec<ArrayRef> = vec![Arc::new(number), Arc::new(name)];
+    let place: ArrayRef = Arc::new(StructArray::new(fields.into(), columns, Some(nulls(11))));
+
+    let item = Arc::new(Field::new_list_field(place.data_type().clone(), true));
+    let lengths = (0..rows).scan(rows, |left, row| {
+        let length = (row % 4).min(*left);
+        *left -= length;
+        Some(length)
+    });
+    let lengths: Vec<usize> = lengths.collect();
+    let items = place.slice(0, lengths.iter().sum());
+    let list =
+        ListArray::new(item.clone(), OffsetBuffer::from_lengths(lengths.clone()), items.clone(), Some(nulls(13)));
+    let large = LargeListArray::new(item.clone(), OffsetBuffer::from_lengths(lengths), items, None);
+    let pairs = FixedSizeListArray::new(item, 2, place.slice(0, rows / 2 * 2), None);
+    [place, Arc::new(list), Arc::new(large), Arc::new(pairs)]
+}
+
+#[test]
+fn structs_and_lists_are_shredded() {
+    for rows in [0, 1, 2, 5, 300] {
+        for array in nested(rows) {
+            round_trip(array.clone());
+            chunk_round_trip(&array);
+        }
+    }
+    for array in nested(8192) {
+        let page = encode_page(&array, Effort::Full).unwrap();
+        let mut stream = Vec::new();
+        blob::write(&ipc::write(&array).unwrap(), Effort::Full, &mut stream).unwrap();
+        assert!(page.len() * 2 < stream.len(), "{}: {} of {}", array.data_type(), page.len(), stream.len());
+    }
+}
+
+#[test]
+fn nested_values_that_make_no_sense_are_refused() {
+    for array in nested(40) {
+        let page = encode_page(&array, Effort::Full).unwrap();
+        for at in 0..page.len() {
+            for bit in 0..8 {
+                let mut flipped = page.clone();
+                flipped[at] ^= 1 << bit;
+                let decoded = decode_page(&flipped, array.data_type(), array.len(), None, None);
+                // An error, or other values; never a panic, and never another number of rows.
+                assert!(decoded.map_or(true, |decoded| decoded.len() == array.len()));
+            }
+        }
+        assert!(decode_page(&page, &DataType::Int64, array.len(), None, None).is_err());
+    }
+    // More items than memory has, in a few bytes.
+    let list = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1)])]);
+    let mut page = vec![TAG_NESTED, 0];
+    words::write(&[1 << 40], None, false, Effort::Full, &mut page);
+    assert!(decode_page(&page, list.data_type(), 1, None, None).is_err());
 }
 
 /// Memory follows what a page shows, not what its dictionary holds.
