@@ -126,11 +126,10 @@ impl Delivery {
     /// The partition as this node knows it now.
     pub(super) fn partition(&self, id: PartitionId) -> Result<Partition> {
         let catalog = self.context.agreement.catalog().borrow().clone();
-        catalog
-            .partitions
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)))
+        catalog.partitions.get(&id).cloned().ok_or_else(|| match catalog.tables.contains_key(&self.table.id) {
+            true => Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped"),
+            false => Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)),
+        })
     }
 
     /// The versions that the pieces' tokens have already, in the order of the pieces.

@@ -10,6 +10,7 @@ mod route;
 mod windows;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,11 +57,18 @@ pub(crate) struct Gateway {
     inflight: Arc<Semaphore>,
     /// Tokens being written from here: a resend waits for nothing, it is told to come back.
     tokens: Arc<Mutex<BTreeSet<String>>>,
+    /// A window is being made ahead.
+    making_ahead: Arc<AtomicBool>,
 }
 
 impl Gateway {
     pub(crate) fn new(context: Arc<NodeContext>) -> Self {
-        Self { context, inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX / PERMIT_BYTES)), tokens: Arc::default() }
+        Self {
+            context,
+            inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX / PERMIT_BYTES)),
+            tokens: Arc::default(),
+            making_ahead: Arc::default(),
+        }
     }
 
     /// Writes rows; see the module.
@@ -85,7 +93,12 @@ impl Gateway {
         let deletes = change.deletes;
         let times_missing = rows > 0 && route::needs_time(&table, &request.batches);
         let table = match table.partitions.is_empty() && times_missing && request.token.is_some() {
-            true => Arc::new(self.with_some_partition(&table, own, until).await?),
+            // An earlier request with this key may have had an effect; this one has had none.
+            true => Arc::new(
+                self.with_some_partition(&table, own, until)
+                    .await
+                    .map_err(|error| error.with_applied(Applied::Unknown))?,
+            ),
             false => table,
         };
         let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, deletes, until, held };
@@ -118,7 +131,10 @@ impl Gateway {
         if rows == 0 {
             return Ok(WriteReport { rows, level, version: base, duplicate: false });
         }
-        let mut pieces = self.pieces(&table, &batches, until).await?;
+        let mut pieces = self.pieces(&table, &batches, deletes, until).await.map_err(|error| match request.token {
+            Some(_) => error.with_applied(Applied::Unknown),
+            None => error,
+        })?;
         if let (true, Some(first)) = (self.context.config.has(Planted::WrongPartition), table.partitions.first()) {
             pieces.iter_mut().for_each(|piece| piece.partition = *first);
         }

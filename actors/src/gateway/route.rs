@@ -145,7 +145,14 @@ pub(super) enum Split {
 }
 
 /// Cuts rows by partition, and into pieces that one write may hold. The order of rows with one key is kept.
-pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -> Result<Split> {
+///
+/// Keys that are to be deleted (`deletes`) and that no partition holds have gone with their window: they are left out.
+pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], deletes: bool) -> Result<Split> {
+    // Its columns are those of the rows, its partitions those of today.
+    let now = catalog
+        .tables
+        .get(&table.id)
+        .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name)))?;
     let names = table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column));
     let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
     let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
@@ -167,11 +174,13 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch]) -
                     ),
                 ));
             }
-            let Some(partition) = catalog.partition_for(table, key) else {
-                if missing.iter().any(|window| window.contains(key)) {
+            let Some(partition) = catalog.partition_for(now, key) else {
+                if deletes && now.options.partition_size_hint.is_some()
+                    || missing.iter().any(|window| window.contains(key))
+                {
                     continue;
                 }
-                missing.insert(table.window_of(key).ok_or_else(|| {
+                missing.insert(now.window_of(key).ok_or_else(|| {
                     Error::internal(format!("no partition of '{}' holds the key of row {}", table.name, row + 1))
                 })?);
                 if missing.len() > WINDOWS_PER_REQUEST_MAX {

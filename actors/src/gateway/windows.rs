@@ -1,11 +1,12 @@
 //! Tables whose partitions are windows: rows that lie in none have one made, which is agreed upon before any of them is sent.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use shoal_catalog::{Command, Table};
-use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, Rare, Result, Version};
+use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
+use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
 
 use super::Gateway;
 use super::route::{self, Piece, Split};
@@ -22,21 +23,32 @@ impl Gateway {
     /// # Errors
     /// The catalog cannot be asked for windows, or has too many; the rows are below the table's cut-off, and their windows have
     /// been dropped with all that was in them.
-    pub(super) async fn pieces(&self, table: &Table, batches: &[RecordBatch], until: Duration) -> Result<Vec<Piece>> {
-        let mut now = None;
+    pub(super) async fn pieces(
+        &self,
+        table: &Table,
+        batches: &[RecordBatch],
+        deletes: bool,
+        until: Duration,
+    ) -> Result<Vec<Piece>> {
         for _ in 0..ATTEMPTS {
             let catalog = self.context.agreement.catalog().borrow().clone();
-            let windows = match route::split(&catalog, now.as_ref().unwrap_or(table), batches)? {
-                Split::Pieces(pieces) => return Ok(pieces),
+            let windows = match route::split(&catalog, table, batches, deletes)? {
+                Split::Pieces(pieces) => {
+                    self.make_ahead(&catalog, table, &pieces);
+                    return Ok(pieces);
+                }
                 Split::Missing(windows) => windows,
             };
-            let current = self.with_windows(table, windows, until).await?;
-            let mut first_row = 0;
-            for batch in batches {
-                route::check_kept(&current, batch, first_row)?;
-                first_row += batch.num_rows();
+            if let Some(now) = catalog.tables.get(&table.id).filter(|now| windows.iter().any(|at| now.has_passed(at))) {
+                // By the table's columns as the rows have them.
+                let kept = Table { cutoff: now.cutoff, ..table.clone() };
+                let mut first_row = 0;
+                for batch in batches {
+                    route::check_kept(&kept, batch, first_row)?;
+                    first_row += batch.num_rows();
+                }
             }
-            now = Some(current);
+            self.make(table, windows, until).await?;
         }
         Err(Error::new(ErrorCode::Moved, format!("the windows of '{}' come and go; send the rows again", table.name)))
     }
@@ -45,11 +57,12 @@ impl Gateway {
     pub(super) async fn with_some_partition(&self, table: &Table, own: Version, until: Duration) -> Result<Table> {
         let micros = i64::try_from(own.time().micros()).unwrap_or(i64::MAX);
         let window = table.window_of(&Datum::Int(micros).encode());
-        self.with_windows(table, window.into_iter().collect(), until).await
+        let partitions = self.make(table, window.into_iter().collect(), until).await?;
+        Ok(Table { partitions, ..table.clone() })
     }
 
-    /// The table as it is once the catalog has these windows.
-    async fn with_windows(&self, table: &Table, windows: BTreeSet<KeyRange>, until: Duration) -> Result<Table> {
+    /// Has windows made; the table's partitions as they are then.
+    async fn make(&self, table: &Table, windows: BTreeSet<KeyRange>, until: Duration) -> Result<Vec<PartitionId>> {
         let agreement = &self.context.agreement;
         let command = Command::AddWindows { table: table.id, windows: windows.into_iter().collect() };
         let left = until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN);
@@ -64,16 +77,32 @@ impl Gateway {
         }
         self.context.env.reached(Rare::WindowMade);
         let catalog = agreement.catalog().borrow().clone();
-        let now = catalog
-            .tables
-            .get(&table.id)
-            .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name)))?;
-        // The rows have the columns of the schema that they came with.
-        Ok(Table {
-            partitions: now.partitions.clone(),
-            options: now.options.clone(),
-            cutoff: now.cutoff,
-            ..table.clone()
-        })
+        let now = catalog.tables.get(&table.id);
+        now.map(|now| now.partitions.clone())
+            .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name)))
+    }
+
+    /// Begins to have the window behind that of the present made, if rows of the present have come and it is missing. Nobody waits
+    /// for it: if it fails, the next rows try again. A clock that is wrong makes a window too early, or none.
+    fn make_ahead(&self, catalog: &Catalog, table: &Table, pieces: &[Piece]) {
+        let Some(now) = catalog.tables.get(&table.id).filter(|now| now.options.partition_size_hint.is_some()) else {
+            return;
+        };
+        let Some(window) = catalog.window_ahead(now, self.context.env.wall_micros()) else { return };
+        let before = |piece: &Piece| match catalog.partitions.get(&piece.partition).map(|partition| &partition.bounds) {
+            Some(PartitionBounds::Range(range)) => range.end.as_ref() == Some(&window.start),
+            _ => false,
+        };
+        if !pieces.iter().any(before) || self.making_ahead.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (context, making_ahead) = (self.context.clone(), self.making_ahead.clone());
+        let command = Command::AddWindows { table: table.id, windows: vec![window] };
+        self.context.env.spawn("window ahead", async move {
+            if let Err(error) = context.agreement.propose(command, AGREED_WITHIN).await {
+                tracing::debug!(%error, "a window was not made ahead");
+            }
+            making_ahead.store(false, Ordering::Relaxed);
+        });
     }
 }

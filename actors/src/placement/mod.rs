@@ -1,6 +1,6 @@
 //! Placement: on the catalog's leader, proposes what the partition map lacks (replicas for a table that was made when there
-//! were fewer nodes), moves the cut-offs of tables on that keep their rows for a time, and makes and drops windows of tables as
-//! time goes on. Every proposal is fenced by the
+//! were fewer nodes), moves the cut-offs of tables on that keep their rows for a time, and drops windows
+//! when all their rows have had their time. Every proposal is fenced by the
 //! partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm.
 //!
 //! Owned by the node; no state; a failed turn is simply followed by the next.
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::{Catalog, Command};
+use shoal_catalog::Catalog;
 use shoal_kernel::Rare;
 
 use crate::later::later;
@@ -57,26 +57,21 @@ impl Actor for Placement {
                 }
             }
             expire(context, &catalog).await;
-            turn_windows(context, &catalog).await;
+            drop_windows(context, &catalog).await;
         }
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
     }
 }
 
-/// Has windows made and dropped as time goes on. A clock that is wrong does no harm: no window ahead is of use to nobody, and which
-/// ones go follows from cut-offs.
-async fn turn_windows(context: &NodeContext, catalog: &Catalog) {
-    for command in catalog.wanted_windows(context.env.wall_micros()) {
-        let drops = matches!(command, Command::DropWindows { .. });
-        match context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
-            Ok(_) if drops => context.env.reached(Rare::WindowDropped),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(%error, "windows were not changed; they are looked at anew next turn");
-                return;
-            }
+/// Has windows dropped of which every row has had its time.
+async fn drop_windows(context: &NodeContext, catalog: &Catalog) {
+    for command in catalog.wanted_windows() {
+        if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
+            tracing::debug!(%error, "windows were not dropped; they are looked at anew next turn");
+            return;
         }
+        context.env.reached(Rare::WindowDropped);
     }
 }
 

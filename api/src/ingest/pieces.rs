@@ -12,6 +12,10 @@ use super::{Bounds, Decoder, OnError, Target, line_too_long};
 /// bodies of usual size would not be cut.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// The share that a piece may have of the bytes that the rows of a body may take once decoded, and what it may have in any case.
+const PIECES_PER_BOUND: usize = 4;
+const PIECE_DECODED_BYTES_MIN: usize = 16 << 20;
+
 /// Cuts a body of NDJSON at ends of lines.
 pub struct Cutter {
     target: Target,
@@ -29,6 +33,10 @@ pub struct Cutter {
 impl Cutter {
     /// For rows of `target`.
     pub fn new(target: Target, on_error: OnError, bounds: Bounds) -> Self {
+        // Several pieces are read at once, and are only then counted together. A piece is small: it comes to its share of the bound
+        // only if its rows leave thousands of columns out.
+        let share = (bounds.decoded_bytes_max / PIECES_PER_BOUND).max(PIECE_DECODED_BYTES_MIN);
+        let bounds = Bounds { decoded_bytes_max: share.min(bounds.decoded_bytes_max), ..bounds };
         Self { target, on_error, bounds, chunks: Vec::new(), bytes: 0, unended: 0, lines: 0 }
     }
 

@@ -64,6 +64,17 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Whether all rows of a window have had their time.
+    pub fn has_passed(&self, window: &KeyRange) -> bool {
+        let by_window = |column| self.partitioning.columns().first() == Some(&column);
+        let windows = self.options.partition_size_hint.is_some();
+        self.cutoff
+            .filter(|cutoff| windows && by_window(cutoff.column))
+            .is_some_and(|cutoff| window.end.as_ref().is_some_and(|end| *end <= Datum::Int(cutoff.micros).encode()))
+    }
+}
+
 /// `None` if the number is above all that the column can hold.
 fn encode(value: i128, unsigned: bool) -> Option<Vec<u8>> {
     Some(match unsigned {
@@ -85,6 +96,9 @@ impl Catalog {
             if window.end.as_ref().is_some_and(|end| *end <= window.start) {
                 return Err(invalid("a window ends before it starts"));
             }
+            if table.has_passed(&window) {
+                continue;
+            }
             for part in free_parts(&window, &taken) {
                 let place = taken.partition_point(|range| range.start < part.start);
                 taken.insert(place, part.clone());
@@ -95,7 +109,7 @@ impl Catalog {
             return Ok(Vec::new());
         }
         check_partition_count(taken.len() as u64).map_err(|error| {
-            invalid(format!("{error}; give '{}' a greater partition_size_hint, or rows fewer windows", table.name))
+            invalid(format!("{error}; the windows of '{}' are too narrow, or too many are kept", table.name))
         })?;
         let mut effects = vec![Effect::Table(id)];
         let made = self.place_partitions(id, wanted, factor, &mut effects)?;
@@ -116,23 +130,17 @@ impl Catalog {
         Ok(effects)
     }
 
-    /// Windows that time asks for, at that time by somebody's clock: one ahead of that of the present, if rows of the present
-    /// come at all, so that they go on coming while the catalog has no quorum; and the end of those that have had their time.
-    pub fn wanted_windows(&self, clock_micros: u64) -> Vec<Command> {
-        let now = i64::try_from(clock_micros).unwrap_or(i64::MAX);
-        let tables = self.tables.values().filter(|table| table.options.partition_size_hint.is_some());
-        tables
-            .flat_map(|table| {
-                let ahead = self.next_window(table, now).map(|window| vec![window]);
-                let ahead = ahead.map(|windows| Command::AddWindows { table: table.id, windows });
-                let passed = !self.passed_windows(table).is_empty();
-                ahead.into_iter().chain(passed.then_some(Command::DropWindows { table: table.id }))
-            })
-            .collect()
+    /// The tables that have windows of which every row has had its time, but for the oldest.
+    pub fn wanted_windows(&self) -> Vec<Command> {
+        let passed = self.tables.values().filter(|table| !self.passed_windows(table).is_empty());
+        passed.map(|table| Command::DropWindows { table: table.id }).collect()
     }
 
-    fn next_window(&self, table: &Table, now_micros: i64) -> Option<KeyRange> {
-        let now = WindowUnit::of(&table.window_column()?.data_type)?.value_at(now_micros)?;
+    /// The window behind that of the present, at that time by somebody's clock, if there is a window of the present and none behind
+    /// it. For rows of the present: made ahead, they go on coming while the catalog has no quorum.
+    pub fn window_ahead(&self, table: &Table, clock_micros: u64) -> Option<KeyRange> {
+        let now = i64::try_from(clock_micros).unwrap_or(i64::MAX);
+        let now = WindowUnit::of(&table.window_column()?.data_type)?.value_at(now)?;
         let Some(PartitionBounds::Range(KeyRange { end: Some(next), .. })) =
             self.partition_for(table, &Datum::Int(now).encode()).map(|partition| &partition.bounds)
         else {
@@ -146,15 +154,10 @@ impl Catalog {
 
     /// The windows below the cut-off. The oldest partition is not among them: it keeps the reservations of idempotency keys.
     fn passed_windows(&self, table: &Table) -> Vec<PartitionId> {
-        let by_window = |column| table.partitioning.columns().first() == Some(&column);
-        let Some(cutoff) = table.cutoff.filter(|cutoff| by_window(cutoff.column)) else { return Vec::new() };
-        if table.options.partition_size_hint.is_none() {
-            return Vec::new();
-        }
-        let (kept_from, oldest) = (Datum::Int(cutoff.micros).encode(), table.partitions.iter().min());
+        let oldest = table.partitions.iter().min();
         let is_passed = |partition: &&Partition| {
             let PartitionBounds::Range(range) = &partition.bounds else { return false };
-            range.end.as_ref().is_some_and(|end| *end <= kept_from) && Some(&partition.id) != oldest
+            table.has_passed(range) && Some(&partition.id) != oldest
         };
         self.partitions_of(table).filter(is_passed).map(|partition| partition.id).collect()
     }
