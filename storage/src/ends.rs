@@ -12,9 +12,6 @@ use crate::layout::Layout;
 use crate::scan::Source;
 use crate::segment::Segment;
 
-/// A page is read whole once more than one in so many of its rows has been looked at.
-const FEW_ONE_IN: usize = 32;
-
 /// Leaves out rows of which another one of the same scan makes sure that nobody wants them.
 pub(crate) struct Ends {
     wanted: KeyEnds,
@@ -87,47 +84,23 @@ impl Ends {
 
     /// The rows, ascending, at which rows begin that agree; the first of all is one.
     fn starts(&self, rows: usize, source: &dyn Source) -> Result<Vec<usize>> {
-        // Rows that agree lie together, so what agrees at both ends agrees between: few rows are looked at if few differ.
-        let mut looked_at: Vec<u32> = if rows == 1 { vec![0] } else { vec![0, last_row(rows)?] };
-        while looked_at.len() * FEW_ONE_IN <= rows {
-            let differs = self.differs(looked_at.len(), source, Some(&looked_at))?;
-            let gaps = looked_at.windows(2).enumerate().filter(|(place, _)| differs.value(place + 1));
-            let between = gaps.map(|(_, gap)| gap[0] + (gap[1] - gap[0]) / 2);
-            let middles: Vec<u32> = between.filter(|middle| looked_at.binary_search(middle).is_err()).collect();
-            if middles.is_empty() {
-                let starts = looked_at.iter().enumerate().filter(|(place, _)| *place == 0 || differs.value(*place));
-                return Ok(starts.map(|(_, row)| *row as usize).collect());
-            }
-            looked_at.extend(middles);
-            looked_at.sort_unstable();
-        }
-        let differs = self.differs(rows, source, None)?;
-        Ok(std::iter::once(0).chain(differs.set_indices()).collect())
-    }
-
-    /// Which of the wanted rows (of all, if `None`) differ from the one before; the first does not.
-    fn differs(&self, rows: usize, source: &dyn Source, wanted: Option<&[u32]>) -> Result<BooleanBuffer> {
-        let mut any = BooleanBuffer::new_unset(rows);
+        let mut begins = BooleanBuffer::new_unset(rows);
         for place in &self.places {
-            let differs = match source.codes(*place, wanted)? {
+            let differs = match source.codes(*place, None)? {
                 Some(codes) => {
                     let valid = |row: usize| codes.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
                     let value = |row: usize| valid(row).then(|| codes.codes[row]);
                     BooleanBuffer::collect_bool(rows, |row| row > 0 && value(row) != value(row - 1))
                 }
                 None => {
-                    let column = source.load(*place, wanted)?;
+                    let column = source.load(*place, None)?;
                     let (before, after) = (column.slice(0, rows - 1), column.slice(1, rows - 1));
                     let differs = distinct(&before, &after).map_err(|error| Error::internal(error.to_string()))?;
                     BooleanBuffer::collect_bool(rows, |row| row > 0 && differs.value(row - 1))
                 }
             };
-            any = &any | &differs;
+            begins = &begins | &differs;
         }
-        Ok(any)
+        Ok(std::iter::once(0).chain(begins.set_indices()).collect())
     }
-}
-
-fn last_row(rows: usize) -> Result<u32> {
-    u32::try_from(rows - 1).map_err(|_| Error::internal("a page of too many rows"))
 }

@@ -13,7 +13,7 @@ use shoal_kernel::{
     Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, SchemaChange, TableId, TableKind, TableSchema,
     Version,
 };
-use shoal_storage::{Accepted, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
+use shoal_storage::{Accepted, PullCursor, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
 
 pub const DIR: &str = "/data/p1";
 
@@ -148,4 +148,20 @@ pub fn read(snapshot: &Snapshot) -> Table {
 
 pub fn table(rows: &[(i64, Option<&str>, i64)]) -> Table {
     rows.iter().map(|(id, name, n)| (*id, (name.map(str::to_owned), *n))).collect()
+}
+
+/// Brings all rows of one store to another.
+pub fn copy(from: &Store, to: &Store) {
+    let mut cursor = PullCursor::default();
+    loop {
+        let pulled = from.pull(&cursor, 1 << 20).unwrap();
+        let (done, next) = (pulled.done, pulled.next.clone());
+        for write in pulled.into_writes() {
+            to.commit(vec![write], 0).unwrap().remove(0).unwrap();
+        }
+        if done {
+            return;
+        }
+        cursor = next;
+    }
 }

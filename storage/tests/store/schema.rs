@@ -14,7 +14,7 @@ use arrow::util::display::array_value_to_string;
 use shoal_kernel::{
     ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, LogId, SchemaChange, TableKind, TableSchema,
 };
-use shoal_storage::{CompactionProgress, Digest, Finding, PullCursor, Severity, Store, StoreOptions, examine_store};
+use shoal_storage::{CompactionProgress, Digest, Finding, Severity, Store, StoreOptions, examine_store};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture;
@@ -61,22 +61,6 @@ fn digests(store: &Store) -> [Digest; 2] {
 /// All that a deep look finds, by that schema.
 fn examined(disk: &MemoryDisk, schema: Option<&Arc<TableSchema>>) -> Vec<Finding> {
     examine_store(&disk.shared(), Path::new(DIR), schema.cloned(), true).unwrap().findings
-}
-
-/// Brings all rows of one store to another.
-fn copy(from: &Store, to: &Store) {
-    let mut cursor = PullCursor::default();
-    loop {
-        let pulled = from.pull(&cursor, 1 << 20).unwrap();
-        let (done, next) = (pulled.done, pulled.next.clone());
-        for write in pulled.into_writes() {
-            to.commit(vec![write], 0).unwrap().remove(0).unwrap();
-        }
-        if done {
-            return;
-        }
-        cursor = next;
-    }
 }
 
 /// In memory, in the log and in segments, before and after a restart, a column is what it was widened to.

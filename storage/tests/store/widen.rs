@@ -8,7 +8,7 @@ use arrow::array::{ArrayRef, Date32Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::{ColumnId, ErrorCode, SchemaChange, TableSchema};
-use shoal_storage::{PullCursor, Store, StoreOptions, Write, fingerprint_of};
+use shoal_storage::{Store, StoreOptions, Write, fingerprint_of};
 
 use crate::disk::{Loss, MemoryDisk};
 use crate::fixture;
@@ -69,21 +69,6 @@ fn few() -> StoreOptions {
 fn token(store: &Store, write: Write) -> Result<bool, ErrorCode> {
     let accepted = store.commit(vec![write], 0).unwrap().remove(0);
     accepted.map(|accepted| accepted.duplicate).map_err(|error| error.code())
-}
-
-fn copy(from: &Store, to: &Store) {
-    let mut cursor = PullCursor::default();
-    loop {
-        let pulled = from.pull(&cursor, 1 << 20).unwrap();
-        let (done, next) = (pulled.done, pulled.next.clone());
-        for write in pulled.into_writes() {
-            to.commit(vec![write], 0).unwrap().remove(0).unwrap();
-        }
-        if done {
-            return;
-        }
-        cursor = next;
-    }
 }
 
 /// Columns as they may be widened, with values of each type as clients write them.
