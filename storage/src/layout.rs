@@ -316,6 +316,9 @@ fn json_text(values: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         }
         text.clear();
         encoder.encode(row, &mut text);
+        if texts.values_slice().len() + text.len() > i32::MAX as usize {
+            return Err(ArrowError::OffsetOverflowError(texts.values_slice().len() + text.len()));
+        }
         texts.append_value(String::from_utf8_lossy(&text));
     }
     Ok(Arc::new(texts.finish()))

@@ -15,6 +15,7 @@ use crate::hash::content_hashes;
 use crate::key::{EncodedKeys, encode_keys};
 use crate::layout::{Layout, StoredColumn};
 use crate::narrow::forms_of;
+use crate::size::check_values;
 use crate::token::TokenRecord;
 
 /// One write.
@@ -185,6 +186,7 @@ pub(crate) fn normalise(layout: &Layout, write: Write) -> Result<Incoming> {
     };
     let incoming = match &write.rows {
         Rows::Put(batch) => {
+            check_values(batch, 0)?;
             let batch = put_columns(layout, batch)?;
             Incoming::assemble(layout, batch, base_versions()?, None, Vec::new())?
         }

@@ -1,7 +1,9 @@
 //! How much rows take, by what they show.
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, OffsetSizeTrait, RecordBatch};
 use arrow::datatypes::DataType;
+use shoal_kernel::limits::{VALUE_BYTES_MAX, VALUE_ITEMS_MAX};
+use shoal_kernel::{Error, ErrorCode, Result};
 
 /// Bytes of the values that a batch shows. Of a slice only its own part counts, also below lists, where arrow's own measure
 /// takes the whole child: a batch of lists that is cut in pieces would weigh as often as there are pieces. Of a buffer that
@@ -45,6 +47,97 @@ pub(crate) fn array_bytes(array: &dyn Array) -> usize {
     }
 }
 
+/// Refuses a value beyond [`VALUE_BYTES_MAX`] or [`VALUE_ITEMS_MAX`]. `first_row` is what the batch's first row is called.
+///
+/// # Errors
+/// [`ErrorCode::LimitExceeded`], with row and column.
+pub fn check_values(batch: &RecordBatch, first_row: usize) -> Result<()> {
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        let kind = column.data_type();
+        // Many items may take few bytes; for the rest, what is short together is short one by one.
+        if kind.is_primitive() || !kind.is_nested() && array_bytes(column.as_ref()) <= VALUE_BYTES_MAX {
+            continue;
+        }
+        let mut sizes = vec![ValueSize::default(); column.len()];
+        let bounds: Vec<usize> = (0..=column.len()).collect();
+        measure(column.as_ref(), &bounds, &mut sizes);
+        for (row, size) in sizes.iter().enumerate() {
+            let too_much = match (size.bytes > VALUE_BYTES_MAX, size.items > VALUE_ITEMS_MAX) {
+                (true, _) => format!("{} bytes, more than the {VALUE_BYTES_MAX} allowed", size.bytes),
+                (_, true) => format!("{} items, more than the {VALUE_ITEMS_MAX} allowed", size.items),
+                _ => continue,
+            };
+            let (row, name) = (first_row + row + 1, field.name());
+            let message = format!("the value of '{name}' in row {row} has {too_much}");
+            return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
+        }
+    }
+    Ok(())
+}
+
+/// What one value takes: bytes of what it is made of, and items of its lists.
+#[derive(Clone, Default)]
+struct ValueSize {
+    bytes: usize,
+    items: usize,
+}
+
+/// Adds to each value what it has in an array of parts of values; it begins there where `bounds` says, and ends where the next does.
+fn measure(array: &dyn Array, bounds: &[usize], sizes: &mut [ValueSize]) {
+    let each = bounds.windows(2).zip(sizes.iter_mut());
+    match array.data_type() {
+        DataType::Utf8 => measure_bytes(array.as_string::<i32>().value_offsets(), bounds, sizes),
+        DataType::LargeUtf8 => measure_bytes(array.as_string::<i64>().value_offsets(), bounds, sizes),
+        DataType::Binary => measure_bytes(array.as_binary::<i32>().value_offsets(), bounds, sizes),
+        DataType::LargeBinary => measure_bytes(array.as_binary::<i64>().value_offsets(), bounds, sizes),
+        DataType::Struct(_) => {
+            array.as_struct().columns().iter().for_each(|column| measure(column.as_ref(), bounds, sizes));
+        }
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            measure_items(list.values().as_ref(), &inner(list.value_offsets(), bounds), sizes);
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            measure_items(list.values().as_ref(), &inner(list.value_offsets(), bounds), sizes);
+        }
+        DataType::Map(_, _) => {
+            let map = array.as_map();
+            measure_items(map.entries(), &inner(map.value_offsets(), bounds), sizes);
+        }
+        DataType::FixedSizeList(_, width) => {
+            let (list, width) = (array.as_fixed_size_list(), place(Some(*width)));
+            let start = place(Some(list.value_offset(0)));
+            let inner: Vec<usize> = bounds.iter().map(|bound| start + bound * width).collect();
+            measure_items(list.values().as_ref(), &inner, sizes);
+        }
+        other => match other.primitive_width() {
+            Some(width) => each.for_each(|(part, size)| size.bytes += (part[1] - part[0]) * width),
+            None => each.for_each(|(part, size)| {
+                size.bytes += array_bytes(array.slice(part[0], part[1] - part[0]).as_ref());
+            }),
+        },
+    }
+}
+
+fn measure_bytes<O: OffsetSizeTrait>(offsets: &[O], bounds: &[usize], sizes: &mut [ValueSize]) {
+    for (part, size) in bounds.windows(2).zip(sizes) {
+        size.bytes += (offsets[part[1]] - offsets[part[0]]).as_usize();
+    }
+}
+
+fn measure_items(items: &dyn Array, bounds: &[usize], sizes: &mut [ValueSize]) {
+    for (part, size) in bounds.windows(2).zip(sizes.iter_mut()) {
+        size.items += part[1] - part[0];
+    }
+    measure(items, bounds, sizes);
+}
+
+/// Where the items of lists begin that begin at `bounds`.
+fn inner<O: OffsetSizeTrait>(offsets: &[O], bounds: &[usize]) -> Vec<usize> {
+    bounds.iter().map(|bound| offsets[*bound].as_usize()).collect()
+}
+
 /// Offsets of arrow are never negative.
 fn place(offset: Option<i32>) -> usize {
     offset.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(0)
@@ -54,10 +147,53 @@ fn place(offset: Option<i32>) -> usize {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{ArrayRef, FixedSizeListArray, Int64Array, ListArray, StructArray};
+    use arrow::array::{ArrayRef, FixedSizeListArray, Int64Array, ListArray, StringArray, StructArray};
+    use arrow::buffer::OffsetBuffer;
     use arrow::datatypes::{Field, Int64Type};
 
     use super::*;
+
+    fn refusal(column: ArrayRef) -> Option<String> {
+        let batch = RecordBatch::try_from_iter([("c", column)]).unwrap();
+        check_values(&batch, 10).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_value_has_bounds() {
+        let text = |bytes: usize| Arc::new(StringArray::from(vec!["short".to_owned(), "x".repeat(bytes)])) as ArrayRef;
+        assert_eq!(refusal(text(VALUE_BYTES_MAX)), None);
+        let refused = refusal(text(VALUE_BYTES_MAX + 1)).unwrap();
+        assert!(
+            refused.contains("the value of 'c' in row 12 has 250001 bytes, more than the 250000 allowed"),
+            "{refused}"
+        );
+
+        let lists = |items: usize| {
+            let list =
+                ListArray::from_iter_primitive::<Int64Type, _, _>([None, Some(vec![Some(1); items]), Some(vec![])]);
+            Arc::new(list) as ArrayRef
+        };
+        assert_eq!(refusal(lists(VALUE_ITEMS_MAX)), None);
+        assert!(refusal(lists(VALUE_ITEMS_MAX + 1)).unwrap().contains("in row 12 has 8193 items"));
+        // Of a part of an array only that part counts.
+        assert_eq!(refusal(lists(VALUE_ITEMS_MAX + 1).slice(2, 1)), None);
+
+        // Lists of structs of lists: 64 of 128 are 64 + 8192.
+        let inner = ListArray::from_iter_primitive::<Int64Type, _, _>((0..64).map(|_| Some(vec![Some(1); 128])));
+        let inner: ArrayRef = Arc::new(inner);
+        let structs = StructArray::from(vec![(Arc::new(Field::new("l", inner.data_type().clone(), true)), inner)]);
+        let item = Arc::new(Field::new("item", structs.data_type().clone(), true));
+        let outer = |cuts: Vec<usize>| {
+            let offsets = OffsetBuffer::from_lengths(cuts);
+            Arc::new(ListArray::new(item.clone(), offsets, Arc::new(structs.clone()), None)) as ArrayRef
+        };
+        assert!(refusal(outer(vec![64])).unwrap().contains("has 8256 items"));
+        assert_eq!(refusal(outer(vec![1, 63])), None);
+
+        let wide = FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1); 9_000])], 9_000);
+        assert!(refusal(Arc::new(wide)).unwrap().contains("9000 items"));
+        assert_eq!(refusal(Arc::new(Int64Array::from(vec![7; 100_000]))), None);
+    }
 
     #[test]
     fn pieces_weigh_together_what_the_whole_weighs() {

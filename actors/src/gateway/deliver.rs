@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::reserve::conflict;
 use super::route::Piece;
-use super::{HeldToken, PERMIT_BYTES, not_enough};
+use super::{HeldToken, PERMIT_BYTES, dropped, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::replica::message::{ReplicaAnswer, ReplicaCall, WriteCall, Written};
@@ -128,7 +128,7 @@ impl Delivery {
         let catalog = self.context.agreement.catalog().borrow().clone();
         catalog.partitions.get(&id).cloned().ok_or_else(|| match catalog.tables.contains_key(&self.table.id) {
             true => Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped"),
-            false => Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", self.table.name)),
+            false => dropped(&self.table),
         })
     }
 

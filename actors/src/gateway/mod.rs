@@ -59,6 +59,8 @@ pub(crate) struct Gateway {
     tokens: Arc<Mutex<BTreeSet<String>>>,
     /// A window is being made ahead.
     making_ahead: Arc<AtomicBool>,
+    /// Held by the request that has windows made. Others that miss some mostly miss the same, and wait for them.
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Gateway {
@@ -68,6 +70,7 @@ impl Gateway {
             inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX / PERMIT_BYTES)),
             tokens: Arc::default(),
             making_ahead: Arc::default(),
+            making: Arc::default(),
         }
     }
 
@@ -124,7 +127,7 @@ impl Gateway {
             });
             // Replicas know whether this is a resend, which may come later than its rows can be kept.
             if let (false, None, Some(shaped)) = (deletes, &request.token, batches.last()) {
-                route::check_kept(&table, shaped, first_row)?;
+                route::check_kept(&table, table.cutoff, shaped, first_row)?;
             }
             first_row += batch.num_rows();
         }
@@ -206,6 +209,10 @@ impl Gateway {
     pub(crate) fn inflight_bytes(&self) -> usize {
         INFLIGHT_BYTES_MAX - self.inflight.available_permits() * PERMIT_BYTES
     }
+}
+
+fn dropped(table: &Table) -> Error {
+    Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name))
 }
 
 /// The pieces of one partition have tokens of their own, derived from the client's.

@@ -8,8 +8,10 @@ use arrow::compute::{concat_batches, take_record_batch};
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
-use shoal_kernel::{Error, ErrorCode, KeyRange, PartitionId, Result};
-use shoal_storage::{check_not_expired, encode_keys, fingerprint_of};
+use shoal_kernel::{Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
+use shoal_storage::{check_not_expired, check_values, encode_keys, fingerprint_of};
+
+use super::dropped;
 
 /// Windows that one request may have made. Each is a partition with all that belongs to it.
 const WINDOWS_PER_REQUEST_MAX: usize = 64;
@@ -91,12 +93,12 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
     RecordBatch::try_new(schema, columns).map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))
 }
 
-/// Checks that no row has had its time. `first_row` counts the rows of the request before this batch.
+/// Checks that no row has had its time; the table's columns are those of the rows. `first_row` counts the rows of the request before this batch.
 ///
 /// # Errors
 /// [`ErrorCode::RowsExpired`] names the first one that has.
-pub(super) fn check_kept(table: &Table, shaped: &RecordBatch, first_row: usize) -> Result<()> {
-    let Some(cutoff) = table.cutoff else { return Ok(()) };
+pub(super) fn check_kept(table: &Table, cutoff: Option<Cutoff>, shaped: &RecordBatch, first_row: usize) -> Result<()> {
+    let Some(cutoff) = cutoff else { return Ok(()) };
     let place = table.schema.index_of(cutoff.column);
     let place = place.ok_or_else(|| Error::internal("a cut-off of a column that the table does not have"))?;
     check_not_expired(shaped.column(place), cutoff, first_row + 1)
@@ -149,15 +151,14 @@ pub(super) enum Split {
 /// Keys that are to be deleted (`deletes`) and that no partition holds have gone with their window: they are left out.
 pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], deletes: bool) -> Result<Split> {
     // Its columns are those of the rows, its partitions those of today.
-    let now = catalog
-        .tables
-        .get(&table.id)
-        .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name)))?;
+    let now = catalog.tables.get(&table.id).ok_or_else(|| dropped(table))?;
     let names = table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column));
     let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
     let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
     let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
+    let mut first_row = 0;
     for batch in batches {
+        check_values(batch, first_row)?;
         let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
         let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
         let keys = encode_keys(batch, &key_columns)?;
@@ -169,7 +170,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
                     ErrorCode::LimitExceeded,
                     format!(
                         "the key of row {} has {} bytes, more than the {KEY_BYTES_MAX} allowed",
-                        row + 1,
+                        first_row + row + 1,
                         key.len()
                     ),
                 ));
@@ -181,7 +182,8 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
                     continue;
                 }
                 missing.insert(now.window_of(key).ok_or_else(|| {
-                    Error::internal(format!("no partition of '{}' holds the key of row {}", table.name, row + 1))
+                    let row = first_row + row + 1;
+                    Error::internal(format!("no partition of '{}' holds the key of row {row}", table.name))
                 })?);
                 if missing.len() > WINDOWS_PER_REQUEST_MAX {
                     return Err(too_many_windows(table));
@@ -198,6 +200,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
             };
             parts.entry(partition).or_default().push(part);
         }
+        first_row += batch.num_rows();
     }
     if !missing.is_empty() {
         return Ok(Split::Missing(missing));

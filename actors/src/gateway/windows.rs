@@ -7,15 +7,16 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
 use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
+use tokio::sync::MutexGuard;
 
-use super::Gateway;
 use super::route::{self, Piece, Split};
+use super::{Gateway, dropped};
 
 /// How long it may take until windows are agreed upon.
 const AGREED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What is looked for in vain so often is not there, whatever the catalog says.
-const ATTEMPTS: usize = 3;
+/// What is looked for in vain so often is not there, whatever the catalog says. The first time comes before waiting for others.
+const ATTEMPTS: usize = 4;
 
 impl Gateway {
     /// The rows by partition, once there is one for each of them. `until` is the deadline, on the monotonic clock.
@@ -30,6 +31,7 @@ impl Gateway {
         deletes: bool,
         until: Duration,
     ) -> Result<Vec<Piece>> {
+        let mut turn = None;
         for _ in 0..ATTEMPTS {
             let catalog = self.context.agreement.catalog().borrow().clone();
             let windows = match route::split(&catalog, table, batches, deletes)? {
@@ -40,17 +42,34 @@ impl Gateway {
                 Split::Missing(windows) => windows,
             };
             if let Some(now) = catalog.tables.get(&table.id).filter(|now| windows.iter().any(|at| now.has_passed(at))) {
-                // By the table's columns as the rows have them.
-                let kept = Table { cutoff: now.cutoff, ..table.clone() };
                 let mut first_row = 0;
                 for batch in batches {
-                    route::check_kept(&kept, batch, first_row)?;
+                    route::check_kept(table, now.cutoff, batch, first_row)?;
                     first_row += batch.num_rows();
                 }
             }
-            self.make(table, windows, until).await?;
+            match turn {
+                None => turn = Some(self.turn(until).await?),
+                Some(_) => {
+                    self.make(table, windows, until).await?;
+                }
+            }
         }
         Err(Error::new(ErrorCode::Moved, format!("the windows of '{}' come and go; send the rows again", table.name)))
+    }
+
+    /// Waits until no other request has windows made. They may be what is missing.
+    async fn turn(&self, until: Duration) -> Result<MutexGuard<'_, ()>> {
+        let left = self.left(until);
+        self.context.env.timeout(left, self.making.lock()).await.map_err(|_| {
+            Error::new(ErrorCode::Overloaded, "other requests are having windows made")
+                .with_retry_after_ms(200)
+                .with_applied(Applied::False)
+        })
+    }
+
+    fn left(&self, until: Duration) -> Duration {
+        until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN)
     }
 
     /// The table with at least one partition: for what is agreed upon before it is known where rows go.
@@ -63,23 +82,14 @@ impl Gateway {
 
     /// Has windows made; the table's partitions as they are then.
     async fn make(&self, table: &Table, windows: BTreeSet<KeyRange>, until: Duration) -> Result<Vec<PartitionId>> {
-        let agreement = &self.context.agreement;
         let command = Command::AddWindows { table: table.id, windows: windows.into_iter().collect() };
-        let left = until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN);
+        let what = format!("making windows of '{}'", table.name);
+        let changed = self.context.change_catalog(command, &what, self.left(until)).await;
         // Whether or not there are windows now, no row has gone anywhere.
-        let agreed = agreement.propose(command, left).await.map_err(|error| error.with_applied(Applied::False))?;
-        let mut catalog = agreement.catalog();
-        let shown = async { catalog.wait_for(|catalog| catalog.version >= agreed.version).await.is_ok() };
-        if !self.context.env.timeout(left, shown).await.unwrap_or(false) {
-            let message =
-                format!("new windows of '{}' are agreed upon, and this node has not heard of them in time", table.name);
-            return Err(Error::new(ErrorCode::Timeout, message));
-        }
+        changed.map_err(|error| error.with_applied(Applied::False))?;
         self.context.env.reached(Rare::WindowMade);
-        let catalog = agreement.catalog().borrow().clone();
-        let now = catalog.tables.get(&table.id);
-        now.map(|now| now.partitions.clone())
-            .ok_or_else(|| Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name)))
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        catalog.tables.get(&table.id).map(|now| now.partitions.clone()).ok_or_else(|| dropped(table))
     }
 
     /// Begins to have the window behind that of the present made, if rows of the present have come and it is missing. Nobody waits

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use shoal_kernel::{Env, NodeId};
+use shoal_catalog::Command;
+use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, Result};
 use shoal_membership::{Agreement, Swim};
 use shoal_storage::PagePool;
 use tokio::sync::Semaphore;
@@ -36,5 +38,23 @@ impl NodeContext {
     /// Where a replica of this node lies.
     pub(crate) fn replica_dir(&self, partition: shoal_kernel::PartitionId) -> PathBuf {
         self.config.data_dir.join("replicas").join(partition.to_string())
+    }
+
+    /// Has the catalog changed, and waits until this node shows the change; `what` is what is done by it.
+    ///
+    /// # Errors
+    /// As of [`Agreement::propose`], and [`ErrorCode::Timeout`] if it is agreed upon and not shown in time.
+    pub(crate) async fn change_catalog(&self, command: Command, what: &str, timeout: Duration) -> Result<()> {
+        let until = self.env.monotonic() + timeout;
+        let agreed = self.agreement.propose(command, timeout).await?;
+        let mut catalog = self.agreement.catalog();
+        let shown = async { catalog.wait_for(|catalog| catalog.version >= agreed.version).await.is_ok() };
+        match self.env.timeout(until.saturating_sub(self.env.monotonic()), shown).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                let message = format!("{what} is agreed upon, and this node has not heard of it in time");
+                Err(Error::new(ErrorCode::Timeout, message).with_applied(Applied::Unknown))
+            }
+        }
     }
 }

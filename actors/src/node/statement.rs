@@ -267,16 +267,8 @@ impl Inner {
     }
 
     async fn propose(&self, command: Command, tag: &str, timeout: Duration) -> Result<CommandDone> {
-        let outcome = self.context.agreement.propose(command, timeout).await?;
         // The next statement on this node sees it.
-        let mut catalog = self.context.agreement.catalog();
-        let applied = async {
-            let _ = catalog.wait_for(|catalog| catalog.version >= outcome.version).await;
-        };
-        self.context.env.timeout(timeout, applied).await.map_err(|_| {
-            Error::new(ErrorCode::Timeout, format!("{tag} is agreed, and this node has not applied it in time"))
-                .with_applied(Applied::Unknown)
-        })?;
+        self.context.change_catalog(command, tag, timeout).await?;
         Ok(CommandDone { tag: tag.to_owned(), rows: None, level: None, version: None })
     }
 

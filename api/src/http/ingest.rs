@@ -199,7 +199,8 @@ async fn decode(
 
 /// Reads the body's pieces on other threads while the rest is still to come.
 async fn decode_pieces(mut receiving: Receiving<'_>, mut cutter: Cutter, bounds: Bounds) -> Result<Decoded, Failure> {
-    let read = |piece: Piece| aside(move || piece.read());
+    // A piece takes its room along: if the body is given up, it may be read still.
+    let read = |piece: Piece, room| aside(move || Ok((piece.read()?, room)));
     let mut reading = FuturesOrdered::new();
     let mut joined = Joined::new(bounds);
     while let Some(chunk) = receiving.next().await? {
@@ -207,15 +208,22 @@ async fn decode_pieces(mut receiving: Receiving<'_>, mut cutter: Cutter, bounds:
             continue;
         };
         if reading.len() >= PIECES_READ_AT_ONCE
-            && let Some(part) = reading.next().await
+            && let Some(done) = reading.next().await
         {
-            joined.add(part?)?;
+            let (part, room) = done?;
+            joined.add(part)?;
+            receiving.room.put_back(room);
         }
-        reading.push_back(read(piece));
+        let room = receiving.room.part(piece.bytes());
+        reading.push_back(read(piece, room));
     }
-    reading.push_back(read(cutter.finish()));
-    while let Some(part) = reading.next().await {
-        joined.add(part?)?;
+    let last = cutter.finish();
+    let room = receiving.room.part(last.bytes());
+    reading.push_back(read(last, room));
+    while let Some(done) = reading.next().await {
+        let (part, room) = done?;
+        joined.add(part)?;
+        receiving.room.put_back(room);
     }
     Ok(joined.finish()?)
 }
@@ -343,10 +351,20 @@ impl Room {
             .with_retry_after_ms(1000)
         })?;
         self.kib = wanted;
-        match &mut self.permits {
-            Some(permits) => permits.merge(more),
-            None => self.permits = Some(more),
-        }
+        self.put_back(Some(more));
         Ok(())
+    }
+
+    /// The part of it that so many bytes of the body take, for as long as these are needed.
+    fn part(&mut self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = self.permits.as_mut()?;
+        permits.split(bytes.div_ceil(1024).min(permits.num_permits()))
+    }
+
+    fn put_back(&mut self, part: Option<OwnedSemaphorePermit>) {
+        match (&mut self.permits, part) {
+            (Some(permits), Some(part)) => permits.merge(part),
+            (permits, part) => *permits = permits.take().or(part),
+        }
     }
 }

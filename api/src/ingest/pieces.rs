@@ -98,6 +98,11 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// Bytes of its lines.
+    pub fn bytes(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
     /// Reads the rows.
     ///
     /// # Errors

@@ -4,10 +4,11 @@
 //! are as wide as those around them leave room for.
 
 use arrow_schema::{DataType, TimeUnit};
+use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::{Column, Datum, KeyRange, PartitionId, TableId, TableSchema};
 
 use crate::command::{CatalogError, Command, Effect};
-use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
+use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table, TableOptions};
 use crate::tables::{check_partition_count, invalid};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -199,8 +200,16 @@ fn free_parts(window: &KeyRange, taken: &[KeyRange]) -> Vec<KeyRange> {
     parts
 }
 
-/// Checks whether there can be windows of that width.
-pub(crate) fn check_windows(width: u64, partitioning: &Partitioning, schema: &TableSchema) -> Result<(), CatalogError> {
+/// Windows that a table has beside those whose rows are kept: that of the present, the one ahead of it, and the oldest, which stays.
+const WINDOWS_BESIDE: u64 = 3;
+
+/// Checks whether there can be windows of that width, and as many as the rows that are kept lie in.
+pub(crate) fn check_windows(
+    width: u64,
+    options: &TableOptions,
+    partitioning: &Partitioning,
+    schema: &TableSchema,
+) -> Result<(), CatalogError> {
     if width == 0 {
         return Err(invalid("partition_size_hint must be greater than zero"));
     }
@@ -208,11 +217,20 @@ pub(crate) fn check_windows(width: u64, partitioning: &Partitioning, schema: &Ta
         return Err(invalid("partition_size_hint is for partitions by range, these are by hash"));
     };
     let place = columns.first().and_then(|first| schema.index_of(*first));
-    match place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)) {
-        Some(_) => Ok(()),
-        None => Err(invalid(
+    if place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)).is_none() {
+        return Err(invalid(
             "partition_size_hint needs a partition key that begins with a whole number, a date or a timestamp",
-        )),
+        ));
+    }
+    let Some(ttl) = options.ttl.filter(|ttl| columns.first() == Some(&ttl.column)) else { return Ok(()) };
+    // Both are microseconds, as rows are kept by a timestamp; the cut-off moves by steps.
+    let windows = ttl.micros.saturating_add(ttl.step_micros()).div_ceil(width).saturating_add(WINDOWS_BESIDE);
+    match windows > u64::from(PARTITIONS_PER_TABLE_MAX) {
+        true => Err(invalid(format!(
+            "rows are to be kept (ttl) for {windows} windows of partition_size_hint, and a table has at most \
+             {PARTITIONS_PER_TABLE_MAX}; give it wider windows"
+        ))),
+        false => Ok(()),
     }
 }
 

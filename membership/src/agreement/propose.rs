@@ -45,7 +45,8 @@ impl Agreement {
             return Err(Error::new(
                 ErrorCode::Overloaded,
                 format!("{PROPOSALS_MAX} changes of the catalog are under way on this node (PROPOSALS_MAX)"),
-            ));
+            )
+            .with_retry_after_ms(200));
         };
         let deadline = node.env.monotonic() + timeout;
         let id = u128::from(node.config.node.0) << 96 | u128::from(node.env.random("proposal"));

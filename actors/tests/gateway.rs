@@ -1,4 +1,4 @@
-//! Idempotency keys over real nodes: however often and wherever a request is sent, its rows are there once.
+//! Gateways of real nodes that do the same thing at once.
 #![allow(clippy::disallowed_methods, reason = "a test owns its runtime, its files and its ports")]
 #![allow(clippy::unwrap_used, reason = "what fails in the scaffolding fails the test")]
 
@@ -70,6 +70,7 @@ async fn insist(node: &Node, key: i64) -> WriteReport {
     }
 }
 
+/// However often and wherever a request is sent, its rows are there once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_gateways_at_once_agree_on_the_time_of_a_keys_events() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,6 +105,33 @@ async fn three_gateways_at_once_agree_on_the_time_of_a_keys_events() {
         timeout: None,
     };
     assert_eq!(nodes[1].write(request).await.unwrap_err().code(), ErrorCode::TokenConflict);
+    for node in nodes {
+        node.shutdown().await;
+    }
+}
+
+/// More of them than changes of the catalog that a node may have under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_writes_that_miss_the_same_window_have_it_made_once() {
+    const WRITES: i64 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    let sql = "CREATE TABLE w (k BIGINT PRIMARY KEY) WITH (partition_size_hint = 1000, write_level = 'all')";
+    nodes[0].sql(SqlRequest::new(sql)).await.unwrap();
+    for round in 0..3 {
+        let write = |k: i64| {
+            let keys: Int64Array = [round * 1000 + k].into_iter().collect();
+            let batches = vec![RecordBatch::try_from_iter([("k", Arc::new(keys) as _)]).unwrap()];
+            nodes[0].write(WriteRequest { table: "w".into(), batches, level: None, token: None, timeout: None })
+        };
+        for written in futures::future::join_all((0..WRITES).map(write)).await {
+            written.unwrap();
+        }
+    }
+    assert_eq!(numbers(&nodes[0], "SELECT count(*) FROM w").await.unwrap(), [3 * WRITES]);
+    let (_, batches, _) =
+        nodes[0].sql(SqlRequest::new("SHOW PARTITIONS FROM w")).await.unwrap().collect().await.unwrap();
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
     for node in nodes {
         node.shutdown().await;
     }
