@@ -112,7 +112,7 @@ async fn three_gateways_at_once_agree_on_the_time_of_a_keys_events() {
 
 /// More of them than changes of the catalog that a node may have under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_writes_that_miss_the_same_window_have_it_made_once() {
+async fn a_hundred_writes_that_miss_the_same_window_are_all_taken() {
     const WRITES: i64 = 100;
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path()).await;

@@ -17,6 +17,7 @@ pub const COLUMNS_PER_TABLE_MAX: usize = 4096;
 
 /// Columns that a table may store, older forms and dropped ones of event tables included.
 pub const STORED_COLUMNS_PER_TABLE_MAX: usize = 8192;
+
 /// Forms of dropped columns that a table with a primary key remembers. A resend that brings an older one is a conflict.
 pub const DROPPED_FORMS_MAX: usize = 64;
 
@@ -25,7 +26,7 @@ pub const DROPPED_FORMS_MAX: usize = 64;
 pub const VALUE_BYTES_MAX: usize = 250_000;
 
 /// Items of the lists in one value, those of lists inside lists included.
-pub const VALUE_ITEMS_MAX: usize = 8192;
+pub const VALUE_ITEMS_MAX: usize = 4096;
 
 /// Levels of lists and structs in a type that is inferred from rows; what lies deeper is kept as JSON text.
 pub const INFERRED_NESTING_MAX: usize = 16;

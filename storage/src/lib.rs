@@ -50,7 +50,7 @@ pub use pool::{PagePool, PoolStatus};
 pub use rows::{Accepted, Rows, Write};
 pub use scan::Scan;
 pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
-pub use size::{batch_bytes, check_values};
+pub use size::{batch_bytes, check_values, rows_within};
 pub use state::Snapshot;
 pub use store::{
     Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, ExpiryReport, FlushReport,

@@ -47,14 +47,31 @@ pub(crate) fn array_bytes(array: &dyn Array) -> usize {
     }
 }
 
-/// Refuses a value beyond [`VALUE_BYTES_MAX`] or [`VALUE_ITEMS_MAX`]. `first_row` is what the batch's first row is called.
+/// The most rows from the first on that take so many bytes together; at least one, if there is one.
+pub fn rows_within(batch: &RecordBatch, bytes_max: usize) -> usize {
+    let rows = batch.num_rows();
+    if batch_bytes(batch) <= bytes_max {
+        return rows;
+    }
+    let (mut fit, mut beyond) = (1, rows);
+    while fit + 1 < beyond {
+        let middle = fit + (beyond - fit) / 2;
+        match batch_bytes(&batch.slice(0, middle)) <= bytes_max {
+            true => fit = middle,
+            false => beyond = middle,
+        }
+    }
+    fit.min(rows)
+}
+
+/// Refuses a value beyond [`VALUE_BYTES_MAX`] or [`VALUE_ITEMS_MAX`]. So many rows of the request came before the batch.
 ///
 /// # Errors
 /// [`ErrorCode::LimitExceeded`], with row and column.
-pub fn check_values(batch: &RecordBatch, first_row: usize) -> Result<()> {
+pub fn check_values(batch: &RecordBatch, rows_before: usize) -> Result<()> {
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let kind = column.data_type();
-        // Many items may take few bytes; for the rest, what is short together is short one by one.
+        // Many items may take few bytes; of the rest, what is short together is short one by one.
         if kind.is_primitive() || !kind.is_nested() && array_bytes(column.as_ref()) <= VALUE_BYTES_MAX {
             continue;
         }
@@ -67,7 +84,7 @@ pub fn check_values(batch: &RecordBatch, first_row: usize) -> Result<()> {
                 (_, true) => format!("{} items, more than the {VALUE_ITEMS_MAX} allowed", size.items),
                 _ => continue,
             };
-            let (row, name) = (first_row + row + 1, field.name());
+            let (row, name) = (rows_before + row + 1, field.name());
             let message = format!("the value of '{name}' in row {row} has {too_much}");
             return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
         }
@@ -82,16 +99,21 @@ struct ValueSize {
     items: usize,
 }
 
-/// Adds to each value what it has in an array of parts of values; it begins there where `bounds` says, and ends where the next does.
+/// What each item of a list and each field of a struct takes beside its bytes: an offset and whether it is NULL.
+const ENTRY_BYTES: usize = 5;
+
+/// Adds to each value what an array has of it: the rows from its bound to the next one.
 fn measure(array: &dyn Array, bounds: &[usize], sizes: &mut [ValueSize]) {
-    let each = bounds.windows(2).zip(sizes.iter_mut());
     match array.data_type() {
         DataType::Utf8 => measure_bytes(array.as_string::<i32>().value_offsets(), bounds, sizes),
         DataType::LargeUtf8 => measure_bytes(array.as_string::<i64>().value_offsets(), bounds, sizes),
         DataType::Binary => measure_bytes(array.as_binary::<i32>().value_offsets(), bounds, sizes),
         DataType::LargeBinary => measure_bytes(array.as_binary::<i64>().value_offsets(), bounds, sizes),
         DataType::Struct(_) => {
-            array.as_struct().columns().iter().for_each(|column| measure(column.as_ref(), bounds, sizes));
+            for column in array.as_struct().columns() {
+                sizes.iter_mut().zip(lengths(bounds)).for_each(|(size, rows)| size.bytes += rows * ENTRY_BYTES);
+                measure(column.as_ref(), bounds, sizes);
+            }
         }
         DataType::List(_) => {
             let list = array.as_list::<i32>();
@@ -111,12 +133,18 @@ fn measure(array: &dyn Array, bounds: &[usize], sizes: &mut [ValueSize]) {
             let inner: Vec<usize> = bounds.iter().map(|bound| start + bound * width).collect();
             measure_items(list.values().as_ref(), &inner, sizes);
         }
-        other => match other.primitive_width() {
-            Some(width) => each.for_each(|(part, size)| size.bytes += (part[1] - part[0]) * width),
-            None => each.for_each(|(part, size)| {
+        DataType::Utf8View | DataType::BinaryView => {
+            for (part, size) in bounds.windows(2).zip(sizes) {
                 size.bytes += array_bytes(array.slice(part[0], part[1] - part[0]).as_ref());
-            }),
-        },
+            }
+        }
+        fixed => {
+            let width = match fixed {
+                DataType::FixedSizeBinary(width) => place(Some(*width)),
+                other => other.primitive_width().unwrap_or_default(),
+            };
+            sizes.iter_mut().zip(lengths(bounds)).for_each(|(size, rows)| size.bytes += rows * width);
+        }
     }
 }
 
@@ -127,10 +155,15 @@ fn measure_bytes<O: OffsetSizeTrait>(offsets: &[O], bounds: &[usize], sizes: &mu
 }
 
 fn measure_items(items: &dyn Array, bounds: &[usize], sizes: &mut [ValueSize]) {
-    for (part, size) in bounds.windows(2).zip(sizes.iter_mut()) {
-        size.items += part[1] - part[0];
+    for (size, items) in sizes.iter_mut().zip(lengths(bounds)) {
+        size.items += items;
+        size.bytes += items * ENTRY_BYTES;
     }
     measure(items, bounds, sizes);
+}
+
+fn lengths(bounds: &[usize]) -> impl Iterator<Item = usize> {
+    bounds.windows(2).map(|part| part[1] - part[0])
 }
 
 /// Where the items of lists begin that begin at `bounds`.
@@ -174,12 +207,12 @@ mod tests {
             Arc::new(list) as ArrayRef
         };
         assert_eq!(refusal(lists(VALUE_ITEMS_MAX)), None);
-        assert!(refusal(lists(VALUE_ITEMS_MAX + 1)).unwrap().contains("in row 12 has 8193 items"));
+        assert!(refusal(lists(VALUE_ITEMS_MAX + 1)).unwrap().contains("in row 12 has 4097 items"));
         // Of a part of an array only that part counts.
         assert_eq!(refusal(lists(VALUE_ITEMS_MAX + 1).slice(2, 1)), None);
 
-        // Lists of structs of lists: 64 of 128 are 64 + 8192.
-        let inner = ListArray::from_iter_primitive::<Int64Type, _, _>((0..64).map(|_| Some(vec![Some(1); 128])));
+        // Lists of structs of lists: 32 of 128 are 32 + 4096.
+        let inner = ListArray::from_iter_primitive::<Int64Type, _, _>((0..32).map(|_| Some(vec![Some(1); 128])));
         let inner: ArrayRef = Arc::new(inner);
         let structs = StructArray::from(vec![(Arc::new(Field::new("l", inner.data_type().clone(), true)), inner)]);
         let item = Arc::new(Field::new("item", structs.data_type().clone(), true));
@@ -187,12 +220,31 @@ mod tests {
             let offsets = OffsetBuffer::from_lengths(cuts);
             Arc::new(ListArray::new(item.clone(), offsets, Arc::new(structs.clone()), None)) as ArrayRef
         };
-        assert!(refusal(outer(vec![64])).unwrap().contains("has 8256 items"));
-        assert_eq!(refusal(outer(vec![1, 63])), None);
+        assert!(refusal(outer(vec![32])).unwrap().contains("has 4128 items"));
+        assert_eq!(refusal(outer(vec![1, 31])), None);
+
+        // What is NULL takes room, too.
+        let nothing: ArrayRef = Arc::new(StringArray::new_null(4000));
+        let fields = (0..20).map(|number| Arc::new(Field::new(format!("f{number}"), DataType::Utf8, true)));
+        let wide = StructArray::from(fields.map(|field| (field, nothing.clone())).collect::<Vec<_>>());
+        let item = Arc::new(Field::new("item", wide.data_type().clone(), true));
+        let list = ListArray::new(item, OffsetBuffer::from_lengths([4000]), Arc::new(wide), None);
+        assert!(refusal(Arc::new(list)).unwrap().contains("in row 11 has 420000 bytes"));
 
         let wide = FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1); 9_000])], 9_000);
         assert!(refusal(Arc::new(wide)).unwrap().contains("9000 items"));
         assert_eq!(refusal(Arc::new(Int64Array::from(vec![7; 100_000]))), None);
+    }
+
+    #[test]
+    fn as_many_rows_as_fit() {
+        let texts = (0..100).map(|row| "x".repeat(if row < 50 { 1 } else { 1_000 }));
+        let column: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+        let batch = RecordBatch::try_from_iter([("c", column)]).unwrap();
+        for (bytes, rows) in [(0, 1), (1_000, 50), (11_000, 60), (1 << 20, 100)] {
+            assert_eq!(rows_within(&batch, bytes), rows, "{bytes}");
+        }
+        assert_eq!(rows_within(&batch.slice(0, 0), 0), 0);
     }
 
     #[test]

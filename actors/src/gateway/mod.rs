@@ -59,7 +59,7 @@ pub(crate) struct Gateway {
     tokens: Arc<Mutex<BTreeSet<String>>>,
     /// A window is being made ahead.
     making_ahead: Arc<AtomicBool>,
-    /// Held by the request that has windows made. Others that miss some mostly miss the same, and wait for them.
+    /// Held by the request that has windows made.
     making: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -95,25 +95,23 @@ impl Gateway {
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
         let deletes = change.deletes;
         let times_missing = rows > 0 && route::needs_time(&table, &request.batches);
-        let table = match table.partitions.is_empty() && times_missing && request.token.is_some() {
-            // An earlier request with this key may have had an effect; this one has had none.
-            true => Arc::new(
-                self.with_some_partition(&table, own, until)
-                    .await
-                    .map_err(|error| error.with_applied(Applied::Unknown))?,
-            ),
+        let reserved = match request.token.as_ref().filter(|_| times_missing) {
+            // Their time is part of what identifies the rows: a resend must find the same.
+            Some(token) if !self.context.config.has(Planted::NewTimeOnRetry) => {
+                Some((token, route::check(&table, &request.batches)?))
+            }
+            _ => None,
+        };
+        // An earlier request with this key may have had an effect; this one has had none.
+        let in_doubt = |error: Error| error.with_applied(Applied::Unknown);
+        let table = match reserved.is_some() && table.partitions.is_empty() {
+            true => Arc::new(self.with_some_partition(&table, own, until).await.map_err(in_doubt)?),
             false => table,
         };
         let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, deletes, until, held };
-        let Reservation { version: base, fresh } = match &request.token {
-            // Their time is part of what identifies the rows: a resend must find the same.
-            Some(token) if times_missing && !self.context.config.has(Planted::NewTimeOnRetry) => {
-                let fingerprint = route::check(&table, &request.batches)?;
-                // An earlier request with this key may have had an effect; this one has had none.
-                let reserved = delivery.reserve(token, own, fingerprint).await;
-                reserved.map_err(|error| error.with_applied(Applied::Unknown))?
-            }
-            _ => Reservation { version: own, fresh: false },
+        let Reservation { version: base, fresh } = match reserved {
+            Some((token, fingerprint)) => delivery.reserve(token, own, fingerprint).await.map_err(in_doubt)?,
+            None => Reservation { version: own, fresh: false },
         };
         let stamp = Stamp {
             micros: i64::try_from(base.time().micros()).unwrap_or(i64::MAX),

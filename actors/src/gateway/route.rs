@@ -9,7 +9,7 @@ use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
-use shoal_storage::{check_not_expired, check_values, encode_keys, fingerprint_of};
+use shoal_storage::{batch_bytes, check_not_expired, check_values, encode_keys, fingerprint_of, rows_within};
 
 use super::dropped;
 
@@ -90,10 +90,14 @@ pub(super) fn shape(table: &Table, batch: &RecordBatch, stamp: &Stamp, first_row
             format!("table '{}' has no column '{}'", table.name, stranger.name()),
         ));
     }
-    RecordBatch::try_new(schema, columns).map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))
+    let shaped = RecordBatch::try_new(schema, columns);
+    let shaped = shaped.map_err(|error| Error::new(ErrorCode::InvalidRows, error.to_string()))?;
+    check_values(&shaped, first_row)?;
+    Ok(shaped)
 }
 
-/// Checks that no row has had its time; the table's columns are those of the rows. `first_row` counts the rows of the request before this batch.
+/// Checks that no row has had its time; the table's columns are those of the rows. `first_row` counts the rows of the request
+/// before this batch.
 ///
 /// # Errors
 /// [`ErrorCode::RowsExpired`] names the first one that has.
@@ -158,7 +162,6 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
     let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
     let mut first_row = 0;
     for batch in batches {
-        check_values(batch, first_row)?;
         let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
         let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
         let keys = encode_keys(batch, &key_columns)?;
@@ -213,7 +216,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
         } else {
             concat_batches(&first.schema(), &batches).map_err(internal)?
         };
-        for (number, rows) in chunks(rows).into_iter().enumerate() {
+        for (number, rows) in chunks(&rows)?.into_iter().enumerate() {
             pieces.push(Piece { partition, number, rows });
         }
     }
@@ -230,13 +233,27 @@ fn too_many_windows(table: &Table) -> Error {
     )
 }
 
-/// Cuts rows so that each piece stays below the bytes that one write may have, by their mean size.
-fn chunks(rows: RecordBatch) -> Vec<RecordBatch> {
+/// Cuts rows so that no piece has more bytes than one write may have.
+///
+/// # Errors
+/// A row has more.
+fn chunks(rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
     // By content alone, so that the same rows are cut in the same places through every door.
-    let bytes = shoal_storage::batch_bytes(&rows);
-    let pieces = bytes.div_ceil(WRITE_BYTES_MAX / 2).max(1);
-    let length = rows.num_rows().div_ceil(pieces).max(1);
-    (0..rows.num_rows()).step_by(length).map(|start| rows.slice(start, length.min(rows.num_rows() - start))).collect()
+    let wanted = batch_bytes(rows).div_ceil(WRITE_BYTES_MAX / 2).max(1);
+    let length = rows.num_rows().div_ceil(wanted).max(1);
+    let (mut pieces, mut start) = (Vec::with_capacity(wanted), 0);
+    while start < rows.num_rows() {
+        let next = rows.slice(start, length.min(rows.num_rows() - start));
+        let next = next.slice(0, rows_within(&next, WRITE_BYTES_MAX));
+        let bytes = batch_bytes(&next);
+        if bytes > WRITE_BYTES_MAX {
+            let message = format!("a row has {bytes} bytes, more than the {WRITE_BYTES_MAX} allowed");
+            return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
+        }
+        start += next.num_rows();
+        pieces.push(next);
+    }
+    Ok(pieces)
 }
 
 fn internal(error: arrow::error::ArrowError) -> Error {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
 use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
-use tokio::sync::MutexGuard;
 
 use super::route::{self, Piece, Split};
 use super::{Gateway, dropped};
@@ -15,8 +14,11 @@ use super::{Gateway, dropped};
 /// How long it may take until windows are agreed upon.
 const AGREED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What is looked for in vain so often is not there, whatever the catalog says. The first time comes before waiting for others.
-const ATTEMPTS: usize = 4;
+/// How long to wait for others that have windows made. While that takes longer, nothing is won by waiting.
+const TURN_WITHIN: Duration = Duration::from_millis(500);
+
+/// What is looked for in vain so often is not there, whatever the catalog says.
+const ATTEMPTS: usize = 3;
 
 impl Gateway {
     /// The rows by partition, once there is one for each of them. `until` is the deadline, on the monotonic clock.
@@ -31,7 +33,6 @@ impl Gateway {
         deletes: bool,
         until: Duration,
     ) -> Result<Vec<Piece>> {
-        let mut turn = None;
         for _ in 0..ATTEMPTS {
             let catalog = self.context.agreement.catalog().borrow().clone();
             let windows = match route::split(&catalog, table, batches, deletes)? {
@@ -48,28 +49,9 @@ impl Gateway {
                     first_row += batch.num_rows();
                 }
             }
-            match turn {
-                None => turn = Some(self.turn(until).await?),
-                Some(_) => {
-                    self.make(table, windows, until).await?;
-                }
-            }
+            self.make(table, windows, until).await?;
         }
         Err(Error::new(ErrorCode::Moved, format!("the windows of '{}' come and go; send the rows again", table.name)))
-    }
-
-    /// Waits until no other request has windows made. They may be what is missing.
-    async fn turn(&self, until: Duration) -> Result<MutexGuard<'_, ()>> {
-        let left = self.left(until);
-        self.context.env.timeout(left, self.making.lock()).await.map_err(|_| {
-            Error::new(ErrorCode::Overloaded, "other requests are having windows made")
-                .with_retry_after_ms(200)
-                .with_applied(Applied::False)
-        })
-    }
-
-    fn left(&self, until: Duration) -> Duration {
-        until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN)
     }
 
     /// The table with at least one partition: for what is agreed upon before it is known where rows go.
@@ -80,13 +62,21 @@ impl Gateway {
         Ok(Table { partitions, ..table.clone() })
     }
 
-    /// Has windows made; the table's partitions as they are then.
+    /// Has windows made, unless they are there by now; the table's partitions as they are then.
     async fn make(&self, table: &Table, windows: BTreeSet<KeyRange>, until: Duration) -> Result<Vec<PartitionId>> {
-        let command = Command::AddWindows { table: table.id, windows: windows.into_iter().collect() };
+        let windows: Vec<KeyRange> = windows.into_iter().collect();
+        let left = || until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN);
+        // Who misses a window at the same time as others mostly finds that the first of them has had it made.
+        let _turn = self.context.env.timeout(left().min(TURN_WITHIN), self.making.lock()).await;
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        if let Some(now) = catalog.tables.get(&table.id).filter(|now| catalog.missing(now, &windows).is_empty()) {
+            return Ok(now.partitions.clone());
+        }
+        let command = Command::AddWindows { table: table.id, windows };
         let what = format!("making windows of '{}'", table.name);
-        let changed = self.context.change_catalog(command, &what, self.left(until)).await;
         // Whether or not there are windows now, no row has gone anywhere.
-        changed.map_err(|error| error.with_applied(Applied::False))?;
+        let made = self.context.change_catalog(command, &what, left()).await;
+        made.map_err(|error| error.with_applied(Applied::False))?;
         self.context.env.reached(Rare::WindowMade);
         let catalog = self.context.agreement.catalog().borrow().clone();
         catalog.tables.get(&table.id).map(|now| now.partitions.clone()).ok_or_else(|| dropped(table))

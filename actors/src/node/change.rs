@@ -12,6 +12,7 @@ use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, Result};
 use shoal_planner::FragmentGraph;
+use shoal_storage::check_values;
 
 use super::Inner;
 use crate::gateway::Change;
@@ -74,6 +75,7 @@ impl Inner {
         let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
         if !deletes {
             check_not_null(&table, &batches)?;
+            batches.iter().try_for_each(|batch| check_values(batch, 0))?;
         }
         let mut done = CommandDone { tag: tag.into(), rows: Some(0), level: None, version: None };
         let mut rows_before = 0;

@@ -8,6 +8,7 @@ use shoal_catalog::Table;
 use shoal_kernel::{Error, ErrorCode};
 
 use super::Doors;
+use super::ingest::Room;
 use super::problem::Failure;
 use crate::ingest::Decoded;
 use crate::ingest::infer::{Body, Step, step};
@@ -25,12 +26,14 @@ pub(super) async fn fit(
     name: &str,
     mut table: Option<Arc<Table>>,
     body: Body,
+    room: Room,
 ) -> Result<Option<Result<Fitted, Decoded>>, Failure> {
-    let body = Arc::new(body);
+    // The body has its room for as long as it is looked at, whether or not anybody waits for that.
+    let body = Arc::new((body, room));
     for _ in 0..LOOKS_MAX {
         let (looked_at, at, name_of) = (body.clone(), table.clone(), name.to_owned());
         // All of the body is read, perhaps more than once: long work, and this thread serves others too.
-        let next = actix_web::web::block(move || step(&looked_at, &name_of, at.as_ref())).await;
+        let next = actix_web::web::block(move || step(&looked_at.0, &name_of, at.as_ref())).await;
         let next = next.map_err(|_| Error::internal("looking through the body was interrupted"))??;
         let change = match (next, table.take()) {
             (Step::Write(table, decoded), _) => return Ok(Some(Ok((table, decoded)))),

@@ -100,9 +100,9 @@ pub(super) async fn post(
             (None, decode(&request, &doors, payload, format, target, on_error).await?)
         }
         None => {
-            let (parts, _room) = spool(&request, &doors, payload).await?;
+            let (parts, room) = spool(&request, &doors, payload).await?;
             let body = Body { format, bytes: whole(parts), on_error, bounds: bounds(&doors) };
-            match fit(&doors, &table, known, body).await? {
+            match fit(&doors, &table, known, body, room).await? {
                 Some(Ok((table, decoded))) => (Some(table), decoded),
                 Some(Err(refused)) => (None, refused),
                 None => (None, Decoded::default()),
@@ -193,8 +193,15 @@ async fn decode(
     while let Some(chunk) = receiving.next().await? {
         decoder.push(chunk)?;
     }
-    // The rest can be long work (a Parquet file is decoded here), and this thread serves others too.
-    aside(move || decoder.finish()).await
+    // The rest can be long work (a Parquet file is decoded here), and this thread serves others too. It takes the body's room along:
+    // if the request is given up, the work goes on.
+    let room = receiving.room;
+    aside(move || {
+        let decoded = decoder.finish();
+        drop(room);
+        decoded
+    })
+    .await
 }
 
 /// Reads the body's pieces on other threads while the rest is still to come.
@@ -328,7 +335,7 @@ fn too_large(bytes_max: usize) -> Failure {
 
 /// Memory that a body under way has taken of what all of them may have.
 #[derive(Default)]
-struct Room {
+pub(super) struct Room {
     kib: usize,
     permits: Option<OwnedSemaphorePermit>,
 }

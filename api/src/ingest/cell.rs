@@ -42,6 +42,17 @@ pub(super) enum Scalar<'a> {
     Nested(Value),
 }
 
+impl Scalar<'_> {
+    /// Bytes of text, or of bytes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Why a value was not taken.
 pub(super) type Refusal = (RowErrorCode, String);
 

@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder;
 use serde_json::Value;
+use shoal_kernel::limits::VALUE_BYTES_MAX;
 
 use super::TargetColumn;
 use super::cell::{Cell, Scalar, convert, integer_bounds};
@@ -111,7 +112,9 @@ impl ColumnBuilder {
     pub(super) fn append_good(&mut self, cell: Cell<'_>) -> Option<()> {
         match (&mut self.values, cell) {
             (_, Cell::Null) => return self.optional.then(|| self.append(Scalar::Null)),
-            (Values::Text(values), Cell::Text(value)) => values.push(value.as_bytes()),
+            (Values::Text(values), Cell::Text(value)) if value.len() <= VALUE_BYTES_MAX => {
+                values.push(value.as_bytes())
+            }
             (Values::Integer(values, least, greatest), Cell::Integer(value))
                 if (*least..=*greatest).contains(&value) =>
             {
@@ -120,7 +123,7 @@ impl ColumnBuilder {
             (_, cell) => {
                 let scalar = convert(cell, &self.data_type).ok()?;
                 // Whether a nested value fits is only known once an array has been made of it.
-                let told = !matches!(scalar, Scalar::Nested(_));
+                let told = !matches!(scalar, Scalar::Nested(_)) && scalar.bytes() <= VALUE_BYTES_MAX;
                 return told.then(|| self.append(scalar));
             }
         }

@@ -117,6 +117,7 @@ impl Piece {
 #[cfg(test)]
 mod tests {
     use arrow::datatypes::{DataType, Field, Schema};
+    use shoal_kernel::limits::VALUE_BYTES_MAX;
 
     use super::*;
     use crate::ingest::rows::Joined;
@@ -183,6 +184,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_is_a_row_that_does_not_fit() {
+        let line = |bytes: usize| format!("{{\"_ts\":1,\"text\":\"{}\"}}\n", "x".repeat(bytes));
+        let body = [line(VALUE_BYTES_MAX), line(VALUE_BYTES_MAX + 1), line(1)].concat();
+        let bounds = Bounds { line_bytes_max: 1 << 20, ..BOUNDS };
+        let mut decoder = decoder(InputFormat::Ndjson, target(), OnError::Skip, bounds);
+        decoder.push(body.into()).unwrap();
+        let decoded = decoder.finish().unwrap();
+        assert_eq!((decoded.rows, decoded.rejected), (2, 1));
+        let error = &decoded.errors[0];
+        assert_eq!(
+            (error.line, error.message.as_str()),
+            (2, "column 'text': 250001 bytes, more than the 250000 allowed")
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Rows of a text becoming batches: each is checked whole, then appended whole.
 
 use arrow::array::{ArrayRef, RecordBatch};
+use shoal_kernel::limits::VALUE_BYTES_MAX;
 use shoal_kernel::{Error, Result};
 
 use super::cell::{Cell, Scalar, convert, convert_any};
@@ -122,6 +123,11 @@ impl Rows {
             let scalar =
                 converted.map_err(|(code, message)| refuse(code, format!("column '{}': {message}", column.name)))?;
             match &scalar {
+                long if long.bytes() > VALUE_BYTES_MAX => {
+                    let (name, bytes) = (&column.name, long.bytes());
+                    let message = format!("column '{name}': {bytes} bytes, more than the {VALUE_BYTES_MAX} allowed");
+                    return Err(refuse(RowErrorCode::OutOfRange, message));
+                }
                 Scalar::Null if !column.nullable && !column.filled => {
                     let message = format!("column '{}' may not be null", column.name);
                     return Err(refuse(RowErrorCode::NullValue, message));

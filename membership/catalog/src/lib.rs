@@ -20,4 +20,4 @@ pub use state::{
     TableOptions,
 };
 pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};
-pub use windows::WindowUnit;
+pub use windows::{WindowUnit, windows_kept};

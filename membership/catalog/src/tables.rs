@@ -116,9 +116,7 @@ impl Catalog {
                 return Err(invalid(format!("'{}' {why}", table.name)));
             }
             options.partition_size_hint = Some(width);
-        }
-        if let Some(width) = options.partition_size_hint {
-            check_windows(width, &options, &table.partitioning, &schema)?;
+            check_windows(width, &table.partitioning, &schema)?;
         }
         if schema == table.schema && options == table.options {
             return Ok(Vec::new());
@@ -157,7 +155,7 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
         check_ttl(&new.schema, ttl)?;
     }
     if let Some(width) = new.options.partition_size_hint {
-        check_windows(width, &new.options, &new.partitioning, &new.schema)?;
+        check_windows(width, &new.partitioning, &new.schema)?;
         return match new.split_points.is_empty() {
             true => Ok(Vec::new()),
             false => Err(invalid("a table has split points or a partition_size_hint, not both")),

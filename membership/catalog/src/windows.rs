@@ -4,11 +4,10 @@
 //! are as wide as those around them leave room for.
 
 use arrow_schema::{DataType, TimeUnit};
-use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
-use shoal_kernel::{Column, Datum, KeyRange, PartitionId, TableId, TableSchema};
+use shoal_kernel::{Column, Datum, KeyRange, PartitionId, TableId, TableSchema, Ttl};
 
 use crate::command::{CatalogError, Command, Effect};
-use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table, TableOptions};
+use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
 use crate::tables::{check_partition_count, invalid};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -91,31 +90,34 @@ impl Catalog {
         if table.options.partition_size_hint.is_none() {
             return Err(invalid(format!("the partitions of '{}' are not windows", table.name)));
         }
-        let (factor, mut taken) = (table.options.replication_factor, self.ranges(table));
-        let mut wanted = Vec::new();
-        for window in windows {
-            if window.end.as_ref().is_some_and(|end| *end <= window.start) {
-                return Err(invalid("a window ends before it starts"));
-            }
-            if table.has_passed(&window) {
-                continue;
-            }
-            for part in free_parts(&window, &taken) {
-                let place = taken.partition_point(|range| range.start < part.start);
-                taken.insert(place, part.clone());
-                wanted.push(PartitionBounds::Range(part));
-            }
+        if windows.iter().any(|window| window.end.as_ref().is_some_and(|end| *end <= window.start)) {
+            return Err(invalid("a window ends before it starts"));
         }
+        let (factor, wanted) = (table.options.replication_factor, self.missing(table, &windows));
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        check_partition_count(taken.len() as u64).map_err(|error| {
+        check_partition_count((table.partitions.len() + wanted.len()) as u64).map_err(|error| {
             invalid(format!("{error}; the windows of '{}' are too narrow, or too many are kept", table.name))
         })?;
+        let wanted = wanted.into_iter().map(PartitionBounds::Range).collect();
         let mut effects = vec![Effect::Table(id)];
         let made = self.place_partitions(id, wanted, factor, &mut effects)?;
         self.set_partitions(id, |ids| ids.extend(made));
         Ok(effects)
+    }
+
+    /// What no partition of the table holds of windows whose rows have not all had their time.
+    pub fn missing(&self, table: &Table, windows: &[KeyRange]) -> Vec<KeyRange> {
+        let (mut taken, mut missing) = (self.ranges(table), Vec::new());
+        for window in windows.iter().filter(|window| !table.has_passed(window)) {
+            for part in free_parts(window, &taken) {
+                let place = taken.partition_point(|range| range.start < part.start);
+                taken.insert(place, part.clone());
+                missing.push(part);
+            }
+        }
+        missing
     }
 
     /// Drops the windows of which every row has had its time.
@@ -203,13 +205,14 @@ fn free_parts(window: &KeyRange, taken: &[KeyRange]) -> Vec<KeyRange> {
 /// Windows that a table has beside those whose rows are kept: that of the present, the one ahead of it, and the oldest, which stays.
 const WINDOWS_BESIDE: u64 = 3;
 
-/// Checks whether there can be windows of that width, and as many as the rows that are kept lie in.
-pub(crate) fn check_windows(
-    width: u64,
-    options: &TableOptions,
-    partitioning: &Partitioning,
-    schema: &TableSchema,
-) -> Result<(), CatalogError> {
+/// How many windows of that width, in microseconds, a table has whose rows are kept for that time.
+pub fn windows_kept(ttl: &Ttl, width: u64) -> u64 {
+    // The cut-off moves by steps.
+    ttl.micros.saturating_add(ttl.step_micros()).div_ceil(width.max(1)).saturating_add(WINDOWS_BESIDE)
+}
+
+/// Checks whether there can be windows of that width.
+pub(crate) fn check_windows(width: u64, partitioning: &Partitioning, schema: &TableSchema) -> Result<(), CatalogError> {
     if width == 0 {
         return Err(invalid("partition_size_hint must be greater than zero"));
     }
@@ -217,20 +220,11 @@ pub(crate) fn check_windows(
         return Err(invalid("partition_size_hint is for partitions by range, these are by hash"));
     };
     let place = columns.first().and_then(|first| schema.index_of(*first));
-    if place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)).is_none() {
-        return Err(invalid(
+    match place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)) {
+        Some(_) => Ok(()),
+        None => Err(invalid(
             "partition_size_hint needs a partition key that begins with a whole number, a date or a timestamp",
-        ));
-    }
-    let Some(ttl) = options.ttl.filter(|ttl| columns.first() == Some(&ttl.column)) else { return Ok(()) };
-    // Both are microseconds, as rows are kept by a timestamp; the cut-off moves by steps.
-    let windows = ttl.micros.saturating_add(ttl.step_micros()).div_ceil(width).saturating_add(WINDOWS_BESIDE);
-    match windows > u64::from(PARTITIONS_PER_TABLE_MAX) {
-        true => Err(invalid(format!(
-            "rows are to be kept (ttl) for {windows} windows of partition_size_hint, and a table has at most \
-             {PARTITIONS_PER_TABLE_MAX}; give it wider windows"
-        ))),
-        false => Ok(()),
+        )),
     }
 }
 

@@ -133,9 +133,14 @@ impl Alteration {
                     if settings.schemaless.is_some() {
                         altered.schemaless = Some(settings.is_schemaless(&table.schema)?);
                     }
-                    if let Some(width) = settings.window_width(table)? {
-                        altered.partition_size_hint = Some(width);
-                    }
+                    altered.partition_size_hint = settings.window_width(table)?.or(altered.partition_size_hint);
+                    let ttl = match altered.ttl {
+                        Some(TtlChange::Keep(ttl)) => Some(ttl),
+                        Some(TtlChange::Forever) => None,
+                        None => table.options.ttl,
+                    };
+                    let width = altered.partition_size_hint.or(table.options.partition_size_hint);
+                    settings.check_windows_kept(ttl, width, &table.partitioning)?;
                 }
                 continue;
             };

@@ -1,7 +1,8 @@
 //! `WITH (…)` of CREATE TABLE, `SET (…)` of ALTER TABLE.
 
-use shoal_catalog::{Partitioning, Table, TableOptions, TtlChange, WindowUnit};
+use shoal_catalog::{Partitioning, Table, TableOptions, TtlChange, WindowUnit, windows_kept};
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
+use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::ttl::parse_duration;
 use shoal_kernel::{Error, ErrorCode, Fsync, Result, TableSchema, Ttl, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
@@ -167,14 +168,39 @@ impl Settings {
             }
             (None, _) => {}
         }
+        let partition_size_hint = self.new_window_width(schema, partitioning)?;
+        self.check_windows_kept(ttl, partition_size_hint, partitioning)?;
         Ok(TableOptions {
             replication_factor: self.replication_factor.unwrap_or(default.replication_factor),
             write_level: self.write_level.unwrap_or(default.write_level),
             fsync,
             ttl,
             schemaless: self.is_schemaless(schema)?,
-            partition_size_hint: self.new_window_width(schema, partitioning)?,
+            partition_size_hint,
         })
+    }
+
+    /// Checks that a table may have as many windows as its rows are kept for, if the settings say something of either.
+    ///
+    /// # Errors
+    /// It may not; the error has its place.
+    pub(super) fn check_windows_kept(
+        &self,
+        ttl: Option<Ttl>,
+        width: Option<u64>,
+        partitioning: &Partitioning,
+    ) -> Result<()> {
+        let span = self.partition_size_hint.as_ref().map(|(_, span)| *span).or(self.ttl.map(|(_, span)| span));
+        let (Some(span), Some(ttl), Some(width)) = (span, ttl, width) else { return Ok(()) };
+        // Along that column, windows are measured in microseconds, as times are.
+        let windows = windows_kept(&ttl, width);
+        if partitioning.columns().first() != Some(&ttl.column) || windows <= u64::from(PARTITIONS_PER_TABLE_MAX) {
+            return Ok(());
+        }
+        let message =
+            format!("rows would be kept for {windows} windows, and a table has at most {PARTITIONS_PER_TABLE_MAX}");
+        let help = "give it wider windows (partition_size_hint), or a shorter ttl";
+        Err(at(Error::new(ErrorCode::InvalidStatement, message), span).with_help(help))
     }
 
     /// How wide the windows are that partitions are made of, in units of their column.

@@ -7,12 +7,16 @@ use arrow::array::cast::AsArray;
 use arrow::array::{Array, ArrayRef, FixedSizeListArray, GenericListArray, OffsetSizeTrait, StructArray};
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields};
+use shoal_kernel::limits::VALUE_ITEMS_MAX;
 use shoal_kernel::{Error, ErrorCode, Result};
 
 use super::{Dictionary, Effort, EncodedChunk, Input, decode_page, encode_chunk, encode_page, malformed, words};
+use crate::segment::PAGE_ROWS;
 
 /// Values that the lists of one page may have together.
 const VALUES_MAX: usize = 64 << 20;
+
+const _: () = assert!(PAGE_ROWS * VALUE_ITEMS_MAX <= VALUES_MAX);
 
 /// Whether values of the type are shredded.
 pub(super) fn is_shredded(data_type: &DataType) -> bool {

@@ -1,6 +1,7 @@
 //! The outline of a segment file: header, pages, filters, footer, trailer. Byte layout in `FORMAT.md`.
 
 use serde::{Deserialize, Serialize};
+use shoal_kernel::limits::VALUE_BYTES_MAX;
 use shoal_kernel::{Error, ErrorCode, Result, Version, wire};
 
 use super::sketch::Sketch;
@@ -16,6 +17,10 @@ pub(crate) const TRAILER_BYTES: u64 = 16;
 
 /// Rows of a page; all columns are cut at the same rows.
 pub(crate) const PAGE_ROWS: usize = 8192;
+
+// Arrow counts the bytes of a column of text with 31 bits.
+const _: () = assert!(PAGE_ROWS * VALUE_BYTES_MAX <= i32::MAX as usize);
+
 /// Pages of a row group.
 pub(crate) const GROUP_PAGES: usize = 8;
 /// Versions (two halves) and positions.

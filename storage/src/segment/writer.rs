@@ -14,10 +14,11 @@ use super::format::{
 };
 use super::sketch::Sketch;
 use super::{Segment, SegmentContext, segment_file};
-use crate::encoding::{Effort, encode_chunk, encode_page};
+use crate::encoding::{Effort, EncodedChunk, encode_chunk, encode_page};
 use crate::key::{EncodedKeys, sum_of};
 use crate::layout::Layout;
 use crate::predicate::Zone;
+use crate::size::array_bytes;
 use crate::wal::split_versions;
 
 /// Rows in the order of their identities.
@@ -30,6 +31,46 @@ pub(crate) struct SegmentRows {
     pub(crate) tombstones: Vec<bool>,
 }
 
+/// Bytes of the pages of one column in a row group that wait to be encoded together. Columns that are wider have no dictionary:
+/// it would hardly pay, and the pages would take more memory the wider the rows are.
+const COLLECTED_BYTES_MAX: usize = 32 << 20;
+
+/// A column of the row group that is being collected.
+#[derive(Clone, Default)]
+struct Collected {
+    /// Pages that came first and were too large to wait.
+    encoded: Vec<Vec<u8>>,
+    waiting: Vec<ArrayRef>,
+    waiting_bytes: usize,
+}
+
+impl Collected {
+    fn push(&mut self, page: ArrayRef) -> Result<()> {
+        self.waiting_bytes += array_bytes(page.as_ref());
+        self.waiting.push(page);
+        match self.waiting_bytes > COLLECTED_BYTES_MAX {
+            true => self.encode_waiting(),
+            false => Ok(()),
+        }
+    }
+
+    fn encode_waiting(&mut self) -> Result<()> {
+        self.waiting_bytes = 0;
+        for page in self.waiting.drain(..) {
+            self.encoded.push(encode_page(&page, Effort::Full)?);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<EncodedChunk> {
+        if self.encoded.is_empty() {
+            return encode_chunk(&self.waiting);
+        }
+        self.encode_waiting()?;
+        Ok(EncodedChunk { dictionary: None, pages: self.encoded })
+    }
+}
+
 /// A segment in the making. If it is dropped unfinished, its file is removed.
 pub(crate) struct SegmentWriter {
     context: Arc<SegmentContext>,
@@ -40,8 +81,8 @@ pub(crate) struct SegmentWriter {
     offset: u64,
     footer: Footer,
     tombstones: RoaringBitmap,
-    /// Pages of the row group that is being collected, per column, hidden ones last.
-    group: Vec<Vec<ArrayRef>>,
+    /// The row group that is being collected, per column, hidden ones last.
+    group: Vec<Collected>,
     filter: FilterBuilder,
     /// Different values, per column.
     sketches: Vec<Sketch>,
@@ -59,7 +100,7 @@ impl SegmentWriter {
         let path = dir.join(segment_file(id));
         let named = |error: std::io::Error| Error::from(error).context(format_args!("creating {}", path.display()));
         let file = context.disk.open(&path, OpenMode::CreateNew).map_err(named)?;
-        let group = vec![Vec::new(); columns.len() + HIDDEN_COLUMNS];
+        let group = vec![Collected::default(); columns.len() + HIDDEN_COLUMNS];
         let sketches = vec![Sketch::default(); columns.len()];
         let column = |column| ColumnIndex {
             column,
@@ -117,7 +158,7 @@ impl SegmentWriter {
         let positions: ArrayRef = Arc::new(UInt64Array::from(rows.positions.clone()));
         let hidden = [high, low, positions];
         for (column, array) in self.group.iter_mut().zip(rows.batch.columns().iter().cloned().chain(hidden)) {
-            column.push(array);
+            column.push(array)?;
         }
         let columns = self.footer.columns.iter_mut().zip(&mut self.sketches);
         for ((index, sketch), array) in columns.zip(rows.batch.columns()) {
@@ -159,15 +200,15 @@ impl SegmentWriter {
         };
         let footer = &mut self.footer;
         let mut columns = self.group.iter_mut().map(std::mem::take);
-        for (index, pages) in footer.columns.iter_mut().zip(&mut columns) {
-            let chunk = encode_chunk(&pages)?;
+        for (index, collected) in footer.columns.iter_mut().zip(&mut columns) {
+            let chunk = collected.finish()?;
             index.dictionaries.push(chunk.dictionary.as_deref().map(&mut put).transpose()?);
             for page in &chunk.pages {
                 index.pages.push(put(page)?);
             }
         }
-        for (extents, pages) in footer.hidden.iter_mut().zip(columns) {
-            for page in &pages {
+        for (extents, collected) in footer.hidden.iter_mut().zip(columns) {
+            for page in &collected.waiting {
                 extents.push(put(&encode_page(page, Effort::Full)?)?);
             }
         }
@@ -209,5 +250,35 @@ impl Drop for SegmentWriter {
             // If this fails too, the next start removes what no manifest names.
             let _ = self.context.disk.remove_file(&self.dir.join(segment_file(self.id)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::StringArray;
+    use arrow::datatypes::DataType;
+
+    use super::*;
+    use crate::encoding::decode_page;
+
+    #[test]
+    fn wide_pages_do_not_wait() {
+        let page = |number: usize| -> ArrayRef {
+            let wide = (0..15).map(|row| format!("{number}.{row} {}", "x".repeat(1 << 20)));
+            Arc::new(StringArray::from_iter_values(wide))
+        };
+        let pages: Vec<ArrayRef> = (0..5).map(page).collect();
+        let mut collected = Collected::default();
+        for page in &pages {
+            collected.push(page.clone()).unwrap();
+            assert!(collected.waiting_bytes <= COLLECTED_BYTES_MAX);
+        }
+        assert_eq!((collected.encoded.len(), collected.waiting.len()), (3, 2));
+        let chunk = collected.finish().unwrap();
+        assert!(chunk.dictionary.is_none());
+        for (bytes, page) in chunk.pages.iter().zip(&pages) {
+            assert_eq!(decode_page(bytes, &DataType::Utf8, page.len(), None, None).unwrap().as_ref(), page.as_ref());
+        }
+        assert_eq!(chunk.pages.len(), pages.len());
     }
 }

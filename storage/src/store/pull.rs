@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::memtable::MemView;
 use crate::merge::{Merge, MergeInput, MergeRange, Merged};
 use crate::rows::{Rows, Write, replicated_batch, replicated_schema};
-use crate::size::batch_bytes;
+use crate::size::{batch_bytes, rows_within};
 use crate::state::{SegmentView, State};
 use crate::token::TokenRecord;
 
@@ -134,13 +134,19 @@ impl Store {
         let mut rows_wanted = FEED_ROWS_FIRST;
         while feed.bytes_left > 0 {
             let Some(Merged { rows, .. }) = merge.next(rows_wanted)? else { return Ok(None) };
-            let row_bytes = batch_bytes(&rows.batch) / rows.versions.len().max(1);
-            rows_wanted = feed.rows_that_fit(row_bytes);
-            if let Some(last) = rows.keys.iter().next_back() {
+            // Rows may be much wider than those before them.
+            let count = rows_within(&rows.batch, feed.bytes_left);
+            let is_cut = count < rows.versions.len();
+            let batch = rows.batch.slice(0, count);
+            rows_wanted = feed.rows_that_fit(batch_bytes(&batch) / count.max(1));
+            if let Some(last) = rows.keys.iter().take(count).next_back() {
                 after_key = last.to_vec();
             }
-            let tombstones = rows.tombstones.iter().copied().collect();
-            feed.add(replicated_batch(&state.layout, rows.batch.columns(), &rows.versions, tombstones)?);
+            let tombstones = rows.tombstones.iter().take(count).copied().collect();
+            feed.add(replicated_batch(&state.layout, batch.columns(), &rows.versions[..count], tombstones)?);
+            if is_cut {
+                break;
+            }
         }
         Ok(Some(after_key))
     }
@@ -149,7 +155,6 @@ impl Store {
     fn feed_memtables(&self, state: &State, from: u64, feed: &mut Feed) -> Result<u64> {
         for view in state.memtables.iter().filter(|view| view.last_position > from) {
             for chunk in &view.chunks {
-                let row_bytes = batch_bytes(&chunk.batch) / chunk.rows().max(1);
                 let mut start = chunk.positions.partition_point(|&position| position <= from);
                 while start < chunk.rows() {
                     if feed.bytes_left == 0 {
@@ -159,7 +164,8 @@ impl Store {
                     let position = chunk.positions[start];
                     let record_end = start + chunk.positions[start..].partition_point(|&other| other == position);
                     // Small records travel together, and no record is cut.
-                    let reach = (start + feed.rows_that_fit(row_bytes)).min(chunk.rows());
+                    let next = chunk.batch.slice(start, FEED_ROWS.min(chunk.rows() - start));
+                    let reach = start + rows_within(&next, feed.bytes_left);
                     let whole = |&cut: &u64| chunk.positions.partition_point(|&other| other < cut);
                     let end = record_end.max(chunk.positions.get(reach).map_or(reach, whole));
                     let live = (start..end).filter(|&row| !view.dead.contains(chunk.first_row + row as u32));
@@ -209,7 +215,7 @@ impl Feed {
     }
 
     pub(super) fn add(&mut self, batch: RecordBatch) {
-        self.bytes_left = self.bytes_left.saturating_sub(batch.get_array_memory_size());
+        self.bytes_left = self.bytes_left.saturating_sub(batch_bytes(&batch).max(1));
         self.batches.push(batch);
     }
 }
