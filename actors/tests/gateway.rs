@@ -7,8 +7,8 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{AsArray, Int64Array, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Int64Type};
 use shoal_actors::Node;
 use shoal_actors::service::{NodeConfig, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::env::real::{RealOptions, env};
@@ -132,6 +132,37 @@ async fn a_hundred_writes_that_miss_the_same_window_are_all_taken() {
     let (_, batches, _) =
         nodes[0].sql(SqlRequest::new("SHOW PARTITIONS FROM w")).await.unwrap().collect().await.unwrap();
     assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+    for node in nodes {
+        node.shutdown().await;
+    }
+}
+
+/// Rows beyond what one write may have are cut, each part with a token of its own: a resend must be cut alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_request_is_known_again_after_its_table_was_altered() {
+    const NARROW: i64 = 60_000;
+    const WIDE: i64 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    let alter = |sql: &'static str| nodes[0].sql(SqlRequest::new(sql));
+    alter("CREATE TABLE big (k BIGINT PRIMARY KEY, v BIGINT, text VARCHAR) WITH (write_level = 'all')").await.unwrap();
+    let keys: Int64Array = (0..NARROW + WIDE).collect();
+    let text = |k: i64| "x".repeat(if k < NARROW { 100 } else { 200_000 });
+    let texts = StringArray::from_iter_values((0..NARROW + WIDE).map(text));
+    let columns: [(_, ArrayRef); 3] = [("k", Arc::new(keys.clone())), ("v", Arc::new(keys)), ("text", Arc::new(texts))];
+    let rows = RecordBatch::try_from_iter(columns).unwrap();
+    let send = |rows: RecordBatch| {
+        let token = Some("large".to_owned());
+        nodes[0].write(WriteRequest { table: "big".into(), batches: vec![rows], level: None, token, timeout: None })
+    };
+    assert!(!send(rows.clone()).await.unwrap().duplicate);
+    alter("ALTER TABLE big ADD COLUMN one VARCHAR, ADD COLUMN two VARCHAR").await.unwrap();
+    assert!(send(rows.clone()).await.unwrap().duplicate);
+    alter("ALTER TABLE big ALTER COLUMN v TYPE VARCHAR").await.unwrap();
+    let wider = arrow::compute::cast(rows.column(1), &DataType::Utf8).unwrap();
+    let columns = [("k", rows.column(0).clone()), ("v", wider), ("text", rows.column(2).clone())];
+    assert!(send(RecordBatch::try_from_iter(columns).unwrap()).await.unwrap().duplicate);
+    assert_eq!(numbers(&nodes[0], "SELECT count(*) FROM big").await.unwrap(), [NARROW + WIDE]);
     for node in nodes {
         node.shutdown().await;
     }

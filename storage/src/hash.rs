@@ -4,10 +4,12 @@
 //! depend on stored values alone: not on the order of columns, on encodings, or on columns that were added later and are NULL.
 //! XXH3, 128 bits (<https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>).
 
+use std::sync::Arc;
+
 use arrow::array::cast::AsArray;
-use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::datatypes::DataType;
-use shoal_kernel::{ColumnId, Error, ErrorCode, Result, TableSchema, Version};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, Field, Schema};
+use shoal_kernel::{Column, ColumnId, Error, ErrorCode, Result, TableSchema, Version};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::key::Values;
@@ -73,13 +75,26 @@ pub(crate) fn content_row_hash(
 /// # Errors
 /// A column has a type that cannot be stored.
 pub fn fingerprint_of(schema: &TableSchema, rows: &RecordBatch) -> Result<u128> {
-    let columns: Vec<(ColumnId, ArrayRef)> = schema
-        .columns
-        .iter()
-        .filter_map(|column| rows.column_by_name(&column.name).map(|array| forms_of(schema, column.id, array.clone())))
-        .collect::<Result<Vec<_>>>()?
-        .concat();
-    Ok(fingerprint(false, &content_hashes(&columns, rows.num_rows())?))
+    Ok(fingerprint(false, &content_hashes(&contents(schema, rows)?, rows.num_rows())?))
+}
+
+/// The rows as their fingerprint sees them: each value in its form, and no column that holds nothing. What they weigh does not
+/// change if the table's columns do.
+///
+/// # Errors
+/// None but bugs.
+pub fn contents_of(schema: &TableSchema, rows: &RecordBatch) -> Result<RecordBatch> {
+    let held = contents(schema, rows)?.into_iter().filter(|(_, array)| array.null_count() < array.len());
+    let (fields, columns): (Vec<Field>, Vec<ArrayRef>) =
+        held.map(|(id, array)| (Field::new(id.0.to_string(), array.data_type().clone(), true), array)).unzip();
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
+        .map_err(|error| Error::internal(error.to_string()))
+}
+
+fn contents(schema: &TableSchema, rows: &RecordBatch) -> Result<Vec<(ColumnId, ArrayRef)>> {
+    let forms = |column: &Column| Some(forms_of(schema, column.id, rows.column_by_name(&column.name)?.clone()));
+    Ok(schema.columns.iter().filter_map(forms).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// Fingerprint of a write's rows in their order, by which a resend is told from another write under the same token.

@@ -43,7 +43,7 @@ mod wal;
 pub use damage::Problem;
 pub use examine::{Finding, SegmentSummary, Severity, StoreReport, dump_segment, examine_store};
 pub use expiry::check_not_expired;
-pub use hash::fingerprint_of;
+pub use hash::{contents_of, fingerprint_of};
 pub use key::{EncodedKeys, datum_at, encode_keys};
 pub use options::StoreOptions;
 pub use pool::{PagePool, PoolStatus};

@@ -158,7 +158,7 @@ pub(crate) fn replicated_schema(layout: &Layout) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Builds a batch of [`replicated_schema`].
+/// Builds a batch of [`replicated_schema`], without columns that hold nothing: there may be many that the rows never had.
 pub(crate) fn replicated_batch(
     layout: &Layout,
     columns: &[ArrayRef],
@@ -170,7 +170,10 @@ pub(crate) fn replicated_batch(
     let mut all = columns.to_vec();
     all.push(Arc::new(FixedSizeBinaryArray::try_new(16, version_bytes.into(), None).map_err(failed)?));
     all.push(Arc::new(BooleanArray::new(tombstones, None)));
-    RecordBatch::try_new(replicated_schema(layout), all).map_err(failed)
+    let batch = RecordBatch::try_new(replicated_schema(layout), all).map_err(failed)?;
+    let is_held = |place: &usize| layout.key.contains(place) || batch.column(*place).null_count() < batch.num_rows();
+    let places: Vec<usize> = (0..batch.num_columns()).filter(is_held).collect();
+    batch.project(&places).map_err(failed)
 }
 
 /// Checks a write. Nothing has happened yet when it fails.

@@ -2,7 +2,7 @@
 
 use arrow::array::{Array, AsArray, OffsetSizeTrait, RecordBatch};
 use arrow::datatypes::DataType;
-use shoal_kernel::limits::{VALUE_BYTES_MAX, VALUE_ITEMS_MAX};
+use shoal_kernel::limits::{VALUE_BYTES_MAX, VALUE_ITEMS_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::{Error, ErrorCode, Result};
 
 /// Bytes of the values that a batch shows. Of a slice only its own part counts, also below lists, where arrow's own measure
@@ -14,7 +14,7 @@ pub fn batch_bytes(batch: &RecordBatch) -> usize {
 
 /// Bytes of the values that an array shows.
 pub(crate) fn array_bytes(array: &dyn Array) -> usize {
-    let nulls = if array.nulls().is_some() { array.len().div_ceil(8) } else { 0 };
+    let nulls = if array.null_count() > 0 { array.len().div_ceil(8) } else { 0 };
     let child = |values: &dyn Array, start: usize, end: usize| array_bytes(values.slice(start, end - start).as_ref());
     match array.data_type() {
         DataType::List(_) => {
@@ -64,7 +64,8 @@ pub fn rows_within(batch: &RecordBatch, bytes_max: usize) -> usize {
     fit.min(rows)
 }
 
-/// Refuses a value beyond [`VALUE_BYTES_MAX`] or [`VALUE_ITEMS_MAX`]. So many rows of the request came before the batch.
+/// Refuses a value beyond [`VALUE_BYTES_MAX`] or [`VALUE_ITEMS_MAX`], and a row beyond [`WRITE_BYTES_MAX`]. So many rows of the
+/// request came before the batch.
 ///
 /// # Errors
 /// [`ErrorCode::LimitExceeded`], with row and column.
@@ -88,6 +89,17 @@ pub fn check_values(batch: &RecordBatch, rows_before: usize) -> Result<()> {
             let message = format!("the value of '{name}' in row {row} has {too_much}");
             return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
         }
+    }
+    let mut start = 0;
+    while start < batch.num_rows() {
+        let count = rows_within(&batch.slice(start, batch.num_rows() - start), WRITE_BYTES_MAX);
+        let bytes = batch_bytes(&batch.slice(start, count));
+        if bytes > WRITE_BYTES_MAX {
+            let row = rows_before + start + 1;
+            let message = format!("row {row} has {bytes} bytes, more than the {WRITE_BYTES_MAX} allowed");
+            return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
+        }
+        start += count;
     }
     Ok(())
 }
@@ -234,6 +246,17 @@ mod tests {
         let wide = FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1); 9_000])], 9_000);
         assert!(refusal(Arc::new(wide)).unwrap().contains("9000 items"));
         assert_eq!(refusal(Arc::new(Int64Array::from(vec![7; 100_000]))), None);
+    }
+
+    #[test]
+    fn a_row_has_bounds() {
+        let text = |row: usize| "x".repeat(if row == 2 { VALUE_BYTES_MAX } else { 1 });
+        let column: ArrayRef = Arc::new(StringArray::from_iter_values((0..4).map(text)));
+        let names: Vec<String> = (0..70).map(|number| format!("c{number}")).collect();
+        let batch = RecordBatch::try_from_iter(names.iter().map(|name| (name, column.clone()))).unwrap();
+        let error = check_values(&batch, 10).unwrap_err().to_string();
+        assert!(error.contains("row 13 has 17500560 bytes, more than the 16777216 allowed"), "{error}");
+        check_values(&batch.slice(0, 2), 0).unwrap();
     }
 
     #[test]

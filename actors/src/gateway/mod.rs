@@ -149,7 +149,9 @@ impl Gateway {
 
         let token = |piece: &Piece| request.token.as_ref().map(|token| piece_token(token, piece.number));
         let known = match &request.token {
-            Some(token) if !fresh => delivery.known(&pieces, |piece| piece_token(token, piece.number)).await?,
+            Some(token) if !fresh => {
+                delivery.known(&pieces, |piece| piece_token(token, piece.number)).await.map_err(in_doubt)?
+            }
             _ => vec![None; pieces.len()],
         };
         let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);

@@ -9,7 +9,9 @@ use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
-use shoal_storage::{batch_bytes, check_not_expired, check_values, encode_keys, fingerprint_of, rows_within};
+use shoal_storage::{
+    batch_bytes, check_not_expired, check_values, contents_of, encode_keys, fingerprint_of, rows_within,
+};
 
 use super::dropped;
 
@@ -216,7 +218,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
         } else {
             concat_batches(&first.schema(), &batches).map_err(internal)?
         };
-        for (number, rows) in chunks(&rows)?.into_iter().enumerate() {
+        for (number, rows) in chunks(table, &rows)?.into_iter().enumerate() {
             pieces.push(Piece { partition, number, rows });
         }
     }
@@ -233,25 +235,21 @@ fn too_many_windows(table: &Table) -> Error {
     )
 }
 
-/// Cuts rows so that no piece has more bytes than one write may have.
+/// Cuts rows so that no piece has more bytes than one write may have, and leaves out columns that hold nothing.
 ///
-/// # Errors
-/// A row has more.
-fn chunks(rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
-    // By content alone, so that the same rows are cut in the same places through every door.
-    let wanted = batch_bytes(rows).div_ceil(WRITE_BYTES_MAX / 2).max(1);
+/// A resend is cut in the same places, through whichever door it comes: rows are weighed by what their fingerprint is made of.
+fn chunks(table: &Table, rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
+    let weighed = contents_of(&table.schema, rows)?;
+    let wanted = batch_bytes(&weighed).div_ceil(WRITE_BYTES_MAX / 2).max(1);
     let length = rows.num_rows().div_ceil(wanted).max(1);
     let (mut pieces, mut start) = (Vec::with_capacity(wanted), 0);
     while start < rows.num_rows() {
-        let next = rows.slice(start, length.min(rows.num_rows() - start));
-        let next = next.slice(0, rows_within(&next, WRITE_BYTES_MAX));
-        let bytes = batch_bytes(&next);
-        if bytes > WRITE_BYTES_MAX {
-            let message = format!("a row has {bytes} bytes, more than the {WRITE_BYTES_MAX} allowed");
-            return Err(Error::new(ErrorCode::LimitExceeded, message).with_help("cut it into several rows"));
-        }
-        start += next.num_rows();
-        pieces.push(next);
+        let next = weighed.slice(start, length.min(rows.num_rows() - start));
+        let piece = rows.slice(start, rows_within(&next, WRITE_BYTES_MAX));
+        start += piece.num_rows();
+        let is_held = |place: &usize| piece.column(*place).null_count() < piece.num_rows();
+        let held: Vec<usize> = (0..piece.num_columns()).filter(is_held).collect();
+        pieces.push(piece.project(&held).map_err(internal)?);
     }
     Ok(pieces)
 }

@@ -1,21 +1,20 @@
 //! Tables whose partitions are windows: rows that lie in none have one made, which is agreed upon before any of them is sent.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
 use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
+use tokio::sync::MutexGuard;
 
 use super::route::{self, Piece, Split};
 use super::{Gateway, dropped};
 
 /// How long it may take until windows are agreed upon.
 const AGREED_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long to wait for others that have windows made. While that takes longer, nothing is won by waiting.
-const TURN_WITHIN: Duration = Duration::from_millis(500);
 
 /// What is looked for in vain so often is not there, whatever the catalog says.
 const ATTEMPTS: usize = 3;
@@ -66,20 +65,41 @@ impl Gateway {
     async fn make(&self, table: &Table, windows: BTreeSet<KeyRange>, until: Duration) -> Result<Vec<PartitionId>> {
         let windows: Vec<KeyRange> = windows.into_iter().collect();
         let left = || until.saturating_sub(self.context.env.monotonic()).min(AGREED_WITHIN);
-        // Who misses a window at the same time as others mostly finds that the first of them has had it made.
-        let _turn = self.context.env.timeout(left().min(TURN_WITHIN), self.making.lock()).await;
-        let catalog = self.context.agreement.catalog().borrow().clone();
-        if let Some(now) = catalog.tables.get(&table.id).filter(|now| catalog.missing(now, &windows).is_empty()) {
-            return Ok(now.partitions.clone());
-        }
+        let Some(_turn) = self.turn(table, &windows, left()).await? else {
+            return self.partitions_now(table);
+        };
         let command = Command::AddWindows { table: table.id, windows };
         let what = format!("making windows of '{}'", table.name);
         // Whether or not there are windows now, no row has gone anywhere.
         let made = self.context.change_catalog(command, &what, left()).await;
         made.map_err(|error| error.with_applied(Applied::False))?;
         self.context.env.reached(Rare::WindowMade);
+        self.partitions_now(table)
+    }
+
+    fn partitions_now(&self, table: &Table) -> Result<Vec<PartitionId>> {
         let catalog = self.context.agreement.catalog().borrow().clone();
         catalog.tables.get(&table.id).map(|now| now.partitions.clone()).ok_or_else(|| dropped(table))
+    }
+
+    /// Waits until no other request has windows made, or until these are there (`None`): who misses a window at the same time as
+    /// others mostly finds that the first of them has had it made.
+    async fn turn(&self, table: &Table, windows: &[KeyRange], left: Duration) -> Result<Option<MutexGuard<'_, ()>>> {
+        let mut catalog = self.context.agreement.catalog();
+        let is_there = |catalog: &Arc<Catalog>| {
+            catalog.tables.get(&table.id).is_none_or(|now| catalog.missing(now, windows).is_empty())
+        };
+        let turn = async {
+            tokio::select! {
+                biased;
+                _ = catalog.wait_for(is_there) => None,
+                turn = self.making.lock() => Some(turn),
+            }
+        };
+        self.context.env.timeout(left, turn).await.map_err(|_| {
+            let message = "windows that other requests wait for could not be agreed upon in time";
+            Error::new(ErrorCode::NoCatalogQuorum, message).with_applied(Applied::False)
+        })
     }
 
     /// Begins to have the window behind that of the present made, if rows of the present have come and it is missing. Nobody waits

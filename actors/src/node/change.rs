@@ -75,7 +75,11 @@ impl Inner {
         let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
         if !deletes {
             check_not_null(&table, &batches)?;
-            batches.iter().try_for_each(|batch| check_values(batch, 0))?;
+            let mut rows_before = 0;
+            for batch in &batches {
+                check_values(batch, rows_before)?;
+                rows_before += batch.num_rows();
+            }
         }
         let mut done = CommandDone { tag: tag.into(), rows: Some(0), level: None, version: None };
         let mut rows_before = 0;

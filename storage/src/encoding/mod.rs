@@ -128,6 +128,11 @@ pub(crate) fn encode_chunk(arrays: &[ArrayRef]) -> Result<EncodedChunk> {
     Ok(EncodedChunk { dictionary: None, pages })
 }
 
+/// Whether a column chunk repeats itself so that a dictionary may pay.
+pub(crate) fn repeats(arrays: &[ArrayRef]) -> Result<bool> {
+    Ok(dictionary::encode(arrays)?.is_some())
+}
+
 fn coded_chunk(arrays: &[ArrayRef], coded: dictionary::Coded) -> Result<EncodedChunk> {
     let page = |(array, codes): (&ArrayRef, &Vec<u64>)| {
         let mut out = Vec::new();

@@ -14,7 +14,7 @@ use super::format::{
 };
 use super::sketch::Sketch;
 use super::{Segment, SegmentContext, segment_file};
-use crate::encoding::{Effort, EncodedChunk, encode_chunk, encode_page};
+use crate::encoding::{Effort, EncodedChunk, encode_chunk, encode_page, repeats};
 use crate::key::{EncodedKeys, sum_of};
 use crate::layout::Layout;
 use crate::predicate::Zone;
@@ -31,9 +31,10 @@ pub(crate) struct SegmentRows {
     pub(crate) tombstones: Vec<bool>,
 }
 
-/// Bytes of the pages of one column in a row group that wait to be encoded together. Columns that are wider have no dictionary:
-/// it would hardly pay, and the pages would take more memory the wider the rows are.
-const COLLECTED_BYTES_MAX: usize = 32 << 20;
+/// Bytes of the pages of one column in a row group that wait to be encoded together. The pages of a wider column do not wait
+/// unless they repeat themselves, and then within the second bound.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+const REPEATING_BYTES_MAX: usize = 256 << 20;
 
 /// A column of the row group that is being collected.
 #[derive(Clone, Default)]
@@ -48,10 +49,9 @@ impl Collected {
     fn push(&mut self, page: ArrayRef) -> Result<()> {
         self.waiting_bytes += array_bytes(page.as_ref());
         self.waiting.push(page);
-        match self.waiting_bytes > COLLECTED_BYTES_MAX {
-            true => self.encode_waiting(),
-            false => Ok(()),
-        }
+        let waits = self.waiting_bytes <= WAITING_BYTES_MAX
+            || self.waiting_bytes <= REPEATING_BYTES_MAX && self.encoded.is_empty() && repeats(&self.waiting)?;
+        if waits { Ok(()) } else { self.encode_waiting() }
     }
 
     fn encode_waiting(&mut self) -> Result<()> {
@@ -261,24 +261,34 @@ mod tests {
     use super::*;
     use crate::encoding::decode_page;
 
+    fn collected(pages: &[ArrayRef]) -> Collected {
+        let mut collected = Collected::default();
+        pages.iter().for_each(|page| collected.push(page.clone()).unwrap());
+        collected
+    }
+
+    fn page(text: impl Fn(usize) -> String) -> ArrayRef {
+        Arc::new(StringArray::from_iter_values((0..15).map(text)))
+    }
+
     #[test]
     fn wide_pages_do_not_wait() {
-        let page = |number: usize| -> ArrayRef {
-            let wide = (0..15).map(|row| format!("{number}.{row} {}", "x".repeat(1 << 20)));
-            Arc::new(StringArray::from_iter_values(wide))
-        };
-        let pages: Vec<ArrayRef> = (0..5).map(page).collect();
-        let mut collected = Collected::default();
-        for page in &pages {
-            collected.push(page.clone()).unwrap();
-            assert!(collected.waiting_bytes <= COLLECTED_BYTES_MAX);
-        }
+        let wide = "x".repeat(1 << 20);
+        let pages: Vec<ArrayRef> = (0..5).map(|number| page(|row| format!("{number}.{row} {wide}"))).collect();
+        let collected = collected(&pages);
         assert_eq!((collected.encoded.len(), collected.waiting.len()), (3, 2));
         let chunk = collected.finish().unwrap();
         assert!(chunk.dictionary.is_none());
+        assert_eq!(chunk.pages.len(), pages.len());
         for (bytes, page) in chunk.pages.iter().zip(&pages) {
             assert_eq!(decode_page(bytes, &DataType::Utf8, page.len(), None, None).unwrap().as_ref(), page.as_ref());
         }
-        assert_eq!(chunk.pages.len(), pages.len());
+    }
+
+    #[test]
+    fn wide_pages_that_repeat_themselves_have_a_dictionary() {
+        let wide = "x".repeat(1 << 20);
+        let pages = vec![page(|row| format!("{} {wide}", row % 2)); 4];
+        assert!(collected(&pages).finish().unwrap().dictionary.is_some());
     }
 }

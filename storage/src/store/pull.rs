@@ -138,15 +138,15 @@ impl Store {
             let count = rows_within(&rows.batch, feed.bytes_left);
             let is_cut = count < rows.versions.len();
             let batch = rows.batch.slice(0, count);
-            rows_wanted = feed.rows_that_fit(batch_bytes(&batch) / count.max(1));
             if let Some(last) = rows.keys.iter().take(count).next_back() {
                 after_key = last.to_vec();
             }
             let tombstones = rows.tombstones.iter().take(count).copied().collect();
             feed.add(replicated_batch(&state.layout, batch.columns(), &rows.versions[..count], tombstones)?);
             if is_cut {
-                break;
+                feed.bytes_left = 0;
             }
+            rows_wanted = feed.rows_that_fit(batch_bytes(&batch) / count.max(1));
         }
         Ok(Some(after_key))
     }
