@@ -140,7 +140,7 @@ async fn a_hundred_writes_that_miss_the_same_window_are_all_taken() {
 /// Rows beyond what one write may have are cut, each part with a token of its own: a resend must be cut alike.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_request_is_known_again_after_its_table_was_altered() {
-    const NARROW: i64 = 60_000;
+    const NARROW: i64 = 42_000;
     const WIDE: i64 = 100;
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path()).await;
