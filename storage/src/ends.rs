@@ -10,7 +10,7 @@ use shoal_kernel::{Datum, Error, KeyEnds, Result};
 use crate::key::datum_at;
 use crate::layout::Layout;
 use crate::scan::Source;
-use crate::segment::Segment;
+use crate::segment::{PageCodes, Segment};
 
 /// Leaves out rows of which another one of the same scan makes sure that nobody wants them.
 pub(crate) struct Ends {
@@ -87,9 +87,9 @@ impl Ends {
         let mut begins = BooleanBuffer::new_unset(rows);
         for place in &self.places {
             let differs = match source.codes(*place, None)? {
-                Some(codes) => {
-                    let valid = |row: usize| codes.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
-                    let value = |row: usize| valid(row).then(|| codes.codes[row]);
+                Some(PageCodes { codes, nulls: None, .. }) => changes(&codes),
+                Some(PageCodes { codes, nulls: Some(nulls), .. }) => {
+                    let value = |row: usize| nulls.is_valid(row).then(|| codes[row]);
                     BooleanBuffer::collect_bool(rows, |row| row > 0 && value(row) != value(row - 1))
                 }
                 None => {
@@ -102,5 +102,40 @@ impl Ends {
             begins = &begins | &differs;
         }
         Ok(std::iter::once(0).chain(begins.set_indices()).collect())
+    }
+}
+
+/// Codes that are compared at once: most neighbours are alike.
+const BLOCK_ROWS: usize = 64;
+
+/// Which codes differ from the one before.
+fn changes(codes: &[u32]) -> BooleanBuffer {
+    let mut changes = MutableBuffer::from_len_zeroed(bit_util::ceil(codes.len(), 8));
+    for start in (1..codes.len()).step_by(BLOCK_ROWS) {
+        let end = codes.len().min(start + BLOCK_ROWS);
+        if codes[start..end] != codes[start - 1..end - 1] {
+            (start..end)
+                .filter(|row| codes[*row] != codes[row - 1])
+                .for_each(|row| bit_util::set_bit(&mut changes, row));
+        }
+    }
+    BooleanBuffer::new(changes.into(), 0, codes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_found_wherever_they_are() {
+        for rows in [0usize, 1, 2, 63, 64, 65, 128, 129, 200] {
+            for at in 0..rows {
+                let codes: Vec<u32> = (0..rows).map(|row| u32::from(row >= at)).collect();
+                let expected: Vec<usize> = (at > 0).then_some(at).into_iter().collect();
+                assert_eq!(changes(&codes).set_indices().collect::<Vec<_>>(), expected, "{at} of {rows}");
+            }
+        }
+        let codes: Vec<u32> = (0..100).collect();
+        assert_eq!(changes(&codes).count_set_bits(), 99);
     }
 }

@@ -209,7 +209,7 @@ impl Catalog {
                 .partitions
                 .partition_point(|id| {
                     matches!(self.partitions.get(id).map(|partition| &partition.bounds),
-                    Some(PartitionBounds::Range(range)) if range.start.as_slice() <= encoded)
+                    Some(PartitionBounds::Range(range)) if range.begins_by(encoded))
                 })
                 .checked_sub(1)?,
         };

@@ -2,6 +2,8 @@
 //!
 //! Frame of reference with exceptions: Zukowski et al., "Super-Scalar RAM-CPU Cache Compression", ICDE 2006.
 
+use std::ops::Range;
+
 use arrow::datatypes::ArrowNativeType;
 use shoal_kernel::Result;
 use tantivy_bitpacker::{BitPacker, BitUnpacker};
@@ -12,6 +14,22 @@ use super::{Input, malformed};
 const PADDING_BYTES: usize = 8;
 /// So many numbers of whatever width end at a whole byte.
 const BLOCK_ROWS: usize = 8;
+
+/// Does something for a width that the compiler knows: a number is then a load, a shift and a mask. Nothing for width 0.
+macro_rules! by_width {
+    ($width:expr, $name:ident => $call:expr) => {
+        by_width!(@ $width, $name, $call, 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29
+            30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 64)
+    };
+    (@ $of:expr, $name:ident, $call:expr, $($width:literal)*) => { match $of {
+        $($width => {
+            const $name: usize = $width;
+            $call
+        })*
+        // `Packed::read` admits no other.
+        _ => {}
+    } };
+}
 
 /// A number as a column holds it.
 pub(super) trait Word: ArrowNativeType {
@@ -124,6 +142,57 @@ impl<'a> Patched<'a> {
     }
 }
 
+/// What numbers come to, by wrapping arithmetic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) sum: u64,
+    /// Each number times its row.
+    pub(super) weighted: u64,
+}
+
+impl Sum {
+    #[inline]
+    fn add(&mut self, row: usize, number: u64) {
+        self.sum = self.sum.wrapping_add(number);
+        self.weighted = self.weighted.wrapping_add(number.wrapping_mul(row as u64));
+    }
+}
+
+/// The sums of the numbers before rows, which come in order: nothing is unpacked into memory.
+pub(super) struct Sums<'a> {
+    numbers: &'a Patched<'a>,
+    row: usize,
+    exception: usize,
+    /// Of the offsets from the base before `row`.
+    offsets: Sum,
+}
+
+impl<'a> Sums<'a> {
+    pub(super) fn of(numbers: &'a Patched<'a>) -> Self {
+        Self { numbers, row: 0, exception: 0, offsets: Sum::default() }
+    }
+
+    /// The sum of all numbers before a row, which lies not before the last one asked for.
+    pub(super) fn before(&mut self, row: u32) -> Sum {
+        let (from, row) = (self.row, row as usize);
+        self.numbers.numbers.add_up(from..row, &mut self.offsets);
+        let exceptions = &self.numbers.exceptions[self.exception..];
+        for (place, offset) in exceptions.iter().take_while(|(place, _)| (*place as usize) < row) {
+            self.offsets.add(*place as usize, offset.wrapping_sub(self.numbers.numbers.get(*place)));
+            self.exception += 1;
+        }
+        self.row = row;
+        let (rows, base) = (row as u64, self.numbers.base);
+        // Of 0, 1, 2 … rows - 1: one of the two factors is even.
+        let triangle =
+            if row.is_multiple_of(2) { (rows / 2).wrapping_mul(rows.wrapping_sub(1)) } else { (rows / 2) * rows };
+        Sum {
+            sum: self.offsets.sum.wrapping_add(rows.wrapping_mul(base)),
+            weighted: self.offsets.weighted.wrapping_add(triangle.wrapping_mul(base)),
+        }
+    }
+}
+
 /// Numbers of one width.
 struct Packed<'a> {
     width: u8,
@@ -153,37 +222,53 @@ impl<'a> Packed<'a> {
 
     fn first<T: Word>(&self, rows: usize, base: u64) -> Vec<T> {
         let mut out = vec![T::of(base); rows];
-        // With the width known to the compiler, a number is a load, a shift and a mask.
-        macro_rules! by_width {
-            ($($width:literal)*) => { match self.width {
-                0 => {}
-                $($width => unpack::<T, $width>(self.bytes, base, &mut out),)*
-                // `read` admits no other.
-                _ => {}
-            } };
-        }
-        by_width!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
-            37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 64);
+        by_width!(self.width, WIDTH => unpack::<T, WIDTH>(self.bytes, base, &mut out));
         out
+    }
+
+    /// Adds the numbers of these rows.
+    fn add_up(&self, rows: Range<usize>, sum: &mut Sum) {
+        by_width!(self.width, WIDTH => add_up::<WIDTH>(self.bytes, rows, sum));
     }
 }
 
 /// Unpacks as many numbers as there is room for.
 fn unpack<T: Word, const WIDTH: usize>(bytes: &[u8], base: u64, out: &mut [T]) {
-    let mask = u64::MAX >> (64 - WIDTH);
     let (blocks, rest) = out.as_chunks_mut::<BLOCK_ROWS>();
     let done = blocks.len();
     for (block, out) in blocks.iter_mut().enumerate() {
-        let bytes = &bytes[block * WIDTH..][..WIDTH + PADDING_BYTES];
-        for (row, out) in out.iter_mut().enumerate() {
-            let (byte, shift) = (row * WIDTH / 8, row * WIDTH % 8);
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[byte..byte + 8]);
-            *out = T::of(base.wrapping_add(u64::from_le_bytes(word) >> shift & mask));
+        let numbers = block_of::<WIDTH>(bytes, block);
+        for (out, number) in out.iter_mut().zip(numbers) {
+            *out = T::of(base.wrapping_add(number));
         }
     }
     let unpacker = BitUnpacker::new(WIDTH as u8);
     for (row, out) in (done * BLOCK_ROWS..).zip(rest) {
         *out = T::of(base.wrapping_add(unpacker.get(row as u32, bytes)));
     }
+}
+
+fn add_up<const WIDTH: usize>(bytes: &[u8], rows: Range<usize>, sum: &mut Sum) {
+    let unpacker = BitUnpacker::new(WIDTH as u8);
+    let (first, end) = (rows.start.next_multiple_of(BLOCK_ROWS).min(rows.end), rows.end / BLOCK_ROWS);
+    let mut one = |row: usize| sum.add(row, unpacker.get(row as u32, bytes));
+    (rows.start..first).for_each(&mut one);
+    ((end * BLOCK_ROWS).max(first)..rows.end).for_each(&mut one);
+    for block in first.div_ceil(BLOCK_ROWS)..end {
+        for (row, number) in (block * BLOCK_ROWS..).zip(block_of::<WIDTH>(bytes, block)) {
+            sum.add(row, number);
+        }
+    }
+}
+
+#[inline(always)]
+fn block_of<const WIDTH: usize>(bytes: &[u8], block: usize) -> [u64; BLOCK_ROWS] {
+    let mask = u64::MAX >> (64 - WIDTH);
+    let bytes = &bytes[block * WIDTH..][..WIDTH + PADDING_BYTES];
+    std::array::from_fn(|row| {
+        let (byte, shift) = (row * WIDTH / 8, row * WIDTH % 8);
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[byte..byte + 8]);
+        u64::from_le_bytes(word) >> shift & mask
+    })
 }

@@ -82,10 +82,25 @@ proptest! {
         round_trip(Arc::new(TimestampMicrosecondArray::from_iter_values(picks.iter().map(|&pick| values[pick])).with_timezone("UTC")));
     }
 
+    /// Steps, steps of steps and exceptions, of which some rows are wanted: few of them are added up, not unpacked.
     #[test]
-    fn steps(start: i64, steps in prop::collection::vec(-3i64..40, 1..400)) {
-        let mut at = start;
-        round_trip(Arc::new(Int64Array::from_iter_values(steps.iter().map(|step| { at = at.wrapping_add(*step); at }))));
+    fn steps(
+        start: i64,
+        steps in prop::collection::vec(prop_oneof![30 => -3i64..40, 1 => any::<i64>()], 1..400),
+        wanted in prop::collection::btree_set(0u32..400, 0..40),
+    ) {
+        let sums = |steps: &[i64]| {
+            let mut at = start;
+            steps.iter().map(|step| { at = at.wrapping_add(*step); at }).collect::<Vec<i64>>()
+        };
+        for values in [sums(&steps), sums(&sums(&steps))] {
+            let array: ArrayRef = Arc::new(Int64Array::from(values));
+            round_trip(array.clone());
+            let page = encode_page(&array, Effort::Full).unwrap();
+            let wanted: Vec<u32> = wanted.iter().copied().filter(|row| (*row as usize) < array.len()).collect();
+            let found = decode_page(&page, array.data_type(), array.len(), None, Some(&wanted)).unwrap();
+            assert_eq!(&found, &take(&array, &UInt32Array::from(wanted), None).unwrap());
+        }
     }
 
     #[test]

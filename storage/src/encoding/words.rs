@@ -5,7 +5,7 @@ use arrow::buffer::NullBuffer;
 use shoal_kernel::Result;
 
 pub(super) use super::packed::Word;
-use super::packed::{self, Patched, bits_of, round_up, width_of};
+use super::packed::{self, Patched, Sum, Sums, bits_of, round_up, width_of};
 use super::{Effort, Input, malformed};
 
 const CONSTANT: u8 = 0;
@@ -78,6 +78,7 @@ pub(super) fn write(words: &[u64], nulls: Option<&NullBuffer>, signed: bool, eff
 
 /// Reads of `rows` numbers all, or the wanted ones (ascending).
 pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize, wanted: Option<&[u32]>) -> Result<Vec<T>> {
+    let few = wanted.filter(|wanted| wanted.len() * FEW_ONE_IN < rows);
     // What comes after the last wanted row is not worth unpacking.
     let needed = wanted.map_or(rows, |wanted| wanted.last().map_or(0, |last| *last as usize + 1));
     let all: Vec<T> = match input.u8()? {
@@ -85,7 +86,7 @@ pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize, wanted: Option<&
         PACKED => {
             let base = input.u64()?;
             let numbers = Patched::read(input, rows, base)?;
-            match wanted.filter(|wanted| wanted.len() * FEW_ONE_IN < rows) {
+            match few {
                 Some(wanted) => return Ok(numbers.at(wanted)),
                 None => numbers.first(needed),
             }
@@ -93,6 +94,10 @@ pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize, wanted: Option<&
         STEPS => {
             let (mut value, base) = (input.u64()?, input.u64()?);
             let steps = Patched::read(input, rows.saturating_sub(1), base)?;
+            if let Some(wanted) = few {
+                let mut sums = Sums::of(&steps);
+                return Ok(wanted.iter().map(|row| T::of(value.wrapping_add(sums.before(*row).sum))).collect());
+            }
             let steps: Vec<u64> = steps.first(needed.saturating_sub(1));
             let mut values = Vec::with_capacity(needed);
             values.push(T::of(value));
@@ -105,6 +110,16 @@ pub(super) fn read<T: Word>(input: &mut Input<'_>, rows: usize, wanted: Option<&
         STEPS_OF_STEPS => {
             let (mut value, mut step, base) = (input.u64()?, input.u64()?, input.u64()?);
             let second = Patched::read(input, rows.saturating_sub(2), base)?;
+            if let Some(wanted) = few {
+                let mut sums = Sums::of(&second);
+                let value_at = |row: &u32| {
+                    // A change of the step counts once for each step from there on.
+                    let Sum { sum, weighted } = sums.before(row.saturating_sub(1));
+                    let changes = u64::from(row.saturating_sub(1)).wrapping_mul(sum).wrapping_sub(weighted);
+                    T::of(value.wrapping_add(u64::from(*row).wrapping_mul(step)).wrapping_add(changes))
+                };
+                return Ok(wanted.iter().map(value_at).collect());
+            }
             let second: Vec<u64> = second.first(needed.saturating_sub(2));
             let mut values = Vec::with_capacity(needed + 2);
             values.push(T::of(value));
