@@ -29,6 +29,11 @@ pub(crate) fn visibility(rows: Range<u32>, hidden: &[&RoaringBitmap]) -> Visible
     if hidden.iter().all(|bitmap| bitmap.range(rows.clone()).next().is_none()) {
         return Visible::All;
     }
+    // Of keys that are written often most pages are wholly dead until they are merged.
+    let hides_all = |bitmap: &&RoaringBitmap| bitmap.range_cardinality(rows.clone()) == rows.len() as u64;
+    if hidden.iter().any(hides_all) {
+        return Visible::None;
+    }
     let mut mask = BooleanBufferBuilder::new(rows.len());
     mask.append_n(rows.len(), true);
     for row in hidden.iter().flat_map(|bitmap| bitmap.range(rows.clone())) {
