@@ -47,10 +47,10 @@ pub use hash::{contents_of, fingerprint_of};
 pub use key::{EncodedKeys, datum_at, encode_keys};
 pub use options::StoreOptions;
 pub use pool::{PagePool, PoolStatus};
-pub use rows::{Accepted, Rows, Write};
+pub use rows::{Accepted, Rows, Write, held_columns};
 pub use scan::Scan;
 pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
-pub use size::{batch_bytes, check_values, rows_within};
+pub use size::{batch_bytes, check_values, rows_within, with_rows_before};
 pub use state::Snapshot;
 pub use store::{
     Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, ExpiryReport, FlushReport,

@@ -170,10 +170,14 @@ pub(crate) fn replicated_batch(
     let mut all = columns.to_vec();
     all.push(Arc::new(FixedSizeBinaryArray::try_new(16, version_bytes.into(), None).map_err(failed)?));
     all.push(Arc::new(BooleanArray::new(tombstones, None)));
-    let batch = RecordBatch::try_new(replicated_schema(layout), all).map_err(failed)?;
-    let is_held = |place: &usize| layout.key.contains(place) || batch.column(*place).null_count() < batch.num_rows();
+    held_columns(&RecordBatch::try_new(replicated_schema(layout), all).map_err(failed)?)
+}
+
+/// Rows without the columns that hold nothing: whoever takes rows takes a missing column for NULL.
+pub fn held_columns(batch: &RecordBatch) -> Result<RecordBatch> {
+    let is_held = |place: &usize| batch.num_rows() == 0 || batch.column(*place).null_count() < batch.num_rows();
     let places: Vec<usize> = (0..batch.num_columns()).filter(is_held).collect();
-    batch.project(&places).map_err(failed)
+    batch.project(&places).map_err(|error| Error::internal(error.to_string()))
 }
 
 /// Checks a write. Nothing has happened yet when it fails.

@@ -47,6 +47,15 @@ pub(crate) fn array_bytes(array: &dyn Array) -> usize {
     }
 }
 
+/// Batches that belong together, each with the number of rows before it.
+pub fn with_rows_before(batches: &[RecordBatch]) -> impl Iterator<Item = (usize, &RecordBatch)> {
+    batches.iter().scan(0, |rows, batch| {
+        let before = *rows;
+        *rows += batch.num_rows();
+        Some((before, batch))
+    })
+}
+
 /// The most rows from the first on that take so many bytes together; at least one, if there is one.
 pub fn rows_within(batch: &RecordBatch, bytes_max: usize) -> usize {
     let rows = batch.num_rows();

@@ -18,6 +18,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Table;
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
+use shoal_storage::with_rows_before;
 use tokio::sync::Semaphore;
 
 use self::deliver::{Delivery, Outcome, Parcel};
@@ -117,17 +118,17 @@ impl Gateway {
             micros: i64::try_from(base.time().micros()).unwrap_or(i64::MAX),
             dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", base.node(), base.time().0)),
         };
-        let (mut batches, mut first_row) = (Vec::with_capacity(request.batches.len()), 0);
-        for batch in &request.batches {
-            batches.push(match deletes {
+        let mut batches = Vec::with_capacity(request.batches.len());
+        for (first_row, batch) in with_rows_before(&request.batches) {
+            let batch = match deletes {
                 true => route::keys(&table, batch)?,
                 false => route::shape(&table, batch, &stamp, first_row)?,
-            });
+            };
             // Replicas know whether this is a resend, which may come later than its rows can be kept.
-            if let (false, None, Some(shaped)) = (deletes, &request.token, batches.last()) {
-                route::check_kept(&table, table.cutoff, shaped, first_row)?;
+            if !deletes && request.token.is_none() {
+                route::check_kept(&table, table.cutoff, &batch, first_row)?;
             }
-            first_row += batch.num_rows();
+            batches.push(batch);
         }
         if rows == 0 {
             return Ok(WriteReport { rows, level, version: base, duplicate: false });

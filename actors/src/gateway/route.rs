@@ -10,7 +10,8 @@ use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
 use shoal_storage::{
-    batch_bytes, check_not_expired, check_values, contents_of, encode_keys, fingerprint_of, rows_within,
+    batch_bytes, check_not_expired, check_values, contents_of, encode_keys, fingerprint_of, held_columns, rows_within,
+    with_rows_before,
 };
 
 use super::dropped;
@@ -44,11 +45,8 @@ pub(super) fn needs_time(table: &Table, batches: &[RecordBatch]) -> bool {
 /// Checks rows as [`shape`] does, before they have a time; gives the fingerprint of what the client sent.
 pub(super) fn check(table: &Table, batches: &[RecordBatch]) -> Result<u128> {
     let blank = Stamp { micros: 0, dedup: String::new() };
-    let (mut shaped, mut first_row) = (Vec::with_capacity(batches.len()), 0);
-    for batch in batches {
-        shaped.push(shape(table, batch, &blank, first_row)?);
-        first_row += batch.num_rows();
-    }
+    let shaped = with_rows_before(batches).map(|(first_row, batch)| shape(table, batch, &blank, first_row));
+    let shaped: Vec<RecordBatch> = shaped.collect::<Result<_>>()?;
     let rows = concat_batches(&table.schema.numbered(), &shaped).map_err(internal)?;
     fingerprint_of(&table.schema, &rows)
 }
@@ -162,8 +160,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
     let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
     let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
     let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
-    let mut first_row = 0;
-    for batch in batches {
+    for (first_row, batch) in with_rows_before(batches) {
         let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
         let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
         let keys = encode_keys(batch, &key_columns)?;
@@ -205,7 +202,6 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
             };
             parts.entry(partition).or_default().push(part);
         }
-        first_row += batch.num_rows();
     }
     if !missing.is_empty() {
         return Ok(Split::Missing(missing));
@@ -247,9 +243,7 @@ fn chunks(table: &Table, rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
         let next = weighed.slice(start, length.min(rows.num_rows() - start));
         let piece = rows.slice(start, rows_within(&next, WRITE_BYTES_MAX));
         start += piece.num_rows();
-        let is_held = |place: &usize| piece.column(*place).null_count() < piece.num_rows();
-        let held: Vec<usize> = (0..piece.num_columns()).filter(is_held).collect();
-        pieces.push(piece.project(&held).map_err(internal)?);
+        pieces.push(held_columns(&piece)?);
     }
     Ok(pieces)
 }

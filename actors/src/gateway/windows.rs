@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
 use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
+use shoal_storage::with_rows_before;
 use tokio::sync::MutexGuard;
 
 use super::route::{self, Piece, Split};
@@ -42,10 +43,8 @@ impl Gateway {
                 Split::Missing(windows) => windows,
             };
             if let Some(now) = catalog.tables.get(&table.id).filter(|now| windows.iter().any(|at| now.has_passed(at))) {
-                let mut first_row = 0;
-                for batch in batches {
+                for (first_row, batch) in with_rows_before(batches) {
                     route::check_kept(table, now.cutoff, batch, first_row)?;
-                    first_row += batch.num_rows();
                 }
             }
             self.make(table, windows, until).await?;

@@ -12,7 +12,7 @@ use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, Result};
 use shoal_planner::FragmentGraph;
-use shoal_storage::check_values;
+use shoal_storage::{check_values, with_rows_before};
 
 use super::Inner;
 use crate::gateway::Change;
@@ -75,10 +75,8 @@ impl Inner {
         let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
         if !deletes {
             check_not_null(&table, &batches)?;
-            let mut rows_before = 0;
-            for batch in &batches {
+            for (rows_before, batch) in with_rows_before(&batches) {
                 check_values(batch, rows_before)?;
-                rows_before += batch.num_rows();
             }
         }
         let mut done = CommandDone { tag: tag.into(), rows: Some(0), level: None, version: None };

@@ -43,15 +43,23 @@ struct Collected {
     encoded: Vec<Vec<u8>>,
     waiting: Vec<ArrayRef>,
     waiting_bytes: usize,
+    /// The pages that wait have been found to repeat themselves.
+    repeats: bool,
 }
 
 impl Collected {
     fn push(&mut self, page: ArrayRef) -> Result<()> {
         self.waiting_bytes += array_bytes(page.as_ref());
         self.waiting.push(page);
-        let waits = self.waiting_bytes <= WAITING_BYTES_MAX
-            || self.waiting_bytes <= REPEATING_BYTES_MAX && self.encoded.is_empty() && repeats(&self.waiting)?;
-        if waits { Ok(()) } else { self.encode_waiting() }
+        if self.waiting_bytes <= WAITING_BYTES_MAX {
+            return Ok(());
+        }
+        let may_wait = self.waiting_bytes <= REPEATING_BYTES_MAX && self.encoded.is_empty();
+        // Asked once: it takes as long as encoding them.
+        if may_wait && !self.repeats {
+            self.repeats = repeats(&self.waiting)?;
+        }
+        if may_wait && self.repeats { Ok(()) } else { self.encode_waiting() }
     }
 
     fn encode_waiting(&mut self) -> Result<()> {
