@@ -51,12 +51,12 @@ async fn numbers(node: &Node, sql: &str) -> Result<Vec<i64>, Error> {
 }
 
 /// Sends as a client does that wants the rows in: again, as long as that may help.
-async fn insist(node: &Node, key: i64) -> WriteReport {
+async fn insist(node: &Node, table: &str, key: i64) -> WriteReport {
     let ids: Int64Array = (key * ROWS..(key + 1) * ROWS).collect();
     let rows = RecordBatch::try_from_iter([("id", Arc::new(ids) as _)]).unwrap();
     loop {
         let request = WriteRequest {
-            table: "ev".into(),
+            table: table.into(),
             batches: vec![rows.clone()],
             level: Some(WriteLevel::Quorum),
             token: Some(format!("key {key}")),
@@ -72,28 +72,34 @@ async fn insist(node: &Node, key: i64) -> WriteReport {
 
 /// However often and wherever a request is sent, its rows are there once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_gateways_at_once_agree_on_the_time_of_a_keys_events() {
+async fn three_gateways_at_once_agree_on_the_version_of_a_keys_rows() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path()).await;
-    nodes[0].sql(SqlRequest::new("CREATE TABLE ev (id BIGINT NOT NULL)")).await.unwrap();
-    for node in &nodes {
-        eventually("the table is known", || async { numbers(node, "SELECT count(*) FROM ev").await.map(drop) }).await;
-    }
-    for key in 0..KEYS {
-        let (one, two, three) = tokio::join!(insist(&nodes[0], key), insist(&nodes[1], key), insist(&nodes[2], key));
-        assert_eq!((one.version, two.version), (two.version, three.version), "key {key}");
-        let firsts = [&one, &two, &three].iter().filter(|report| !report.duplicate).count();
-        assert!(firsts <= 1, "{firsts} say that they were the first");
-    }
-    let question = "SELECT count(*), count(DISTINCT id), count(DISTINCT _ts) FROM ev";
-    for node in &nodes {
-        eventually("all rows are there, once", || async {
-            match numbers(node, question).await? {
-                answer if answer == [KEYS * ROWS, KEYS * ROWS, KEYS] => Ok(()),
-                answer => Err(Error::internal(format!("{answer:?}"))),
-            }
-        })
-        .await;
+    for (table, column, question, answer) in [
+        ("ev", "NOT NULL", "count(DISTINCT id), count(DISTINCT _ts)", vec![KEYS * ROWS, KEYS * ROWS, KEYS]),
+        ("kv", "PRIMARY KEY", "count(DISTINCT id)", vec![KEYS * ROWS; 2]),
+    ] {
+        nodes[0].sql(SqlRequest::new(format!("CREATE TABLE {table} (id BIGINT {column})"))).await.unwrap();
+        let question = format!("SELECT count(*), {question} FROM {table}");
+        for node in &nodes {
+            eventually("the table is known", || async { numbers(node, &question).await.map(drop) }).await;
+        }
+        for key in 0..KEYS {
+            let send = |node: usize| insist(&nodes[node], table, key);
+            let (one, two, three) = tokio::join!(send(0), send(1), send(2));
+            assert_eq!((one.version, two.version), (two.version, three.version), "{table}, key {key}");
+            let firsts = [&one, &two, &three].iter().filter(|report| !report.duplicate).count();
+            assert!(firsts <= 1, "{firsts} say that they were the first");
+        }
+        for node in &nodes {
+            eventually("all rows are there, once", || async {
+                match numbers(node, &question).await? {
+                    found if found == answer => Ok(()),
+                    found => Err(Error::internal(format!("{found:?}"))),
+                }
+            })
+            .await;
+        }
     }
 
     let ids: Int64Array = [1].into_iter().collect();

@@ -83,6 +83,8 @@ planted! {
     AcknowledgeEarly = "acknowledge-early";
     /// The time of a key's events is given anew at every attempt.
     NewTimeOnRetry = "new-time-on-retry";
+    /// Attempts at one key of an upsert table do not agree on the version of its rows.
+    VersionPerAttempt = "version-per-attempt";
     /// Errors of writes say that nothing was applied, whatever they know.
     NotAppliedLies = "not-applied-lies";
     /// A tombstone is stamped with a time from before the rows that it deletes were read.

@@ -14,8 +14,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use futures::stream::{FuturesUnordered, StreamExt};
-use shoal_catalog::Table;
+use shoal_catalog::{Partition, Table};
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
 use shoal_storage::with_rows_before;
@@ -95,10 +96,8 @@ impl Gateway {
         let until = began + deadline;
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
         let deletes = change.deletes;
-        let times_missing = rows > 0 && route::needs_time(&table, &request.batches);
-        let reserved = match request.token.as_ref().filter(|_| times_missing) {
-            // Their time is part of what identifies the rows: a resend must find the same.
-            Some(token) if !self.context.config.has(Planted::NewTimeOnRetry) => {
+        let reserved = match request.token.as_ref().filter(|_| rows > 0) {
+            Some(token) if self.must_agree(&table, &request.batches) => {
                 Some((token, route::check(&table, &request.batches)?))
             }
             _ => None,
@@ -114,6 +113,8 @@ impl Gateway {
             Some((token, fingerprint)) => delivery.reserve(token, own, fingerprint).await.map_err(in_doubt)?,
             None => Reservation { version: own, fresh: false },
         };
+        // An attempt from when there was a single replica has reserved nothing.
+        let fresh = fresh && !table.schema.is_upsert();
         let stamp = Stamp {
             micros: i64::try_from(base.time().micros()).unwrap_or(i64::MAX),
             dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", base.node(), base.time().0)),
@@ -188,6 +189,20 @@ impl Gateway {
             Some(error) if self.context.config.has(Planted::NotAppliedLies) => Err(error),
             Some(error) => Err(error.with_applied(Applied::Unknown)),
         }
+    }
+
+    /// Whether all attempts at a key have to give its rows one version, agreed on before the first row is sent. The time of an
+    /// event is part of what identifies it, so a resend must find the same. And of an upsert's rows under two versions the newer
+    /// ones would hide what others have written in between; a single replica sees to that by itself.
+    fn must_agree(&self, table: &Table, batches: &[RecordBatch]) -> bool {
+        if !table.schema.is_upsert() {
+            return route::needs_time(table, batches) && !self.context.config.has(Planted::NewTimeOnRetry);
+        }
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let mut partitions = table.partitions.iter().map(|id| catalog.partitions.get(id));
+        let alone = |partition: Option<&Partition>| partition.is_some_and(|partition| partition.voters().count() == 1);
+        let single = !table.partitions.is_empty() && partitions.all(alone);
+        !single && !self.context.config.has(Planted::VersionPerAttempt)
     }
 
     /// Two writes of one token at once would give it two versions.

@@ -244,6 +244,11 @@ impl Node {
         names
     }
 
+    /// How many changes the catalog has seen that this node knows.
+    pub fn catalog_version(&self) -> u64 {
+        self.0.context.agreement.catalog().borrow().version
+    }
+
     /// Writes rows. Nothing is sent before all of them have been checked.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! What all query actors of a node share: the ways out, the budgets, and who runs.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use datafusion::execution::memory_pool::MemoryPool;
-use ractor::{ActorCell, ActorRef};
+use ractor::{ActorCell, ActorRef, SpawnErr};
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result, wire};
 use tokio::sync::oneshot;
 
@@ -195,6 +196,11 @@ impl QueryNode {
     /// The node is stopping.
     pub(crate) fn taking(&self) -> Result<()> {
         if locked(&self.registry).stopping { Err(stopping()) } else { Ok(()) }
+    }
+
+    /// Why an actor could not be started: the only supervisor that takes none is that of a node which is stopping.
+    pub(crate) fn not_started(&self, what: impl Display, error: &SpawnErr) -> Error {
+        self.taking().err().unwrap_or_else(|| Error::internal(format!("{what} could not be started: {error}")))
     }
 
     // What this node asks of others, itself included.

@@ -212,7 +212,7 @@ impl QueryService {
         let start = QueryStart { node, id, graph, options, entry, events, last_word };
         match Actor::spawn_linked(None, QueryActor, start, self.root.clone()).await {
             Ok(_) => Ok(stream),
-            Err(error) => Err(Error::internal(format!("query {id} could not be started: {error}"))),
+            Err(error) => Err(self.node.not_started(format_args!("query {id}"), &error)),
         }
     }
 

@@ -361,6 +361,8 @@ impl Client {
             node,
             sent: begun,
             attempts: 0,
+            sent_at_catalog: u64::MAX,
+            done_at_catalog: u64::MAX,
             outcome: Outcome::Unknown,
             partial: false,
             at: self.event_time(id, target, begun),
@@ -374,6 +376,8 @@ impl Client {
         loop {
             write.sent = self.office.shared.now_micros();
             write.attempts += 1;
+            let catalog_at = |node| self.office.desk.catalog_known(node);
+            write.sent_at_catalog = write.sent_at_catalog.min(catalog_at(write.node));
             let first = write.attempts == 1;
             let attempt = self.send_once(&write, level, token.clone(), door);
             let outcome = match again_after_ms.filter(|_| first) {
@@ -386,10 +390,12 @@ impl Client {
                     let twin = Write { node: operation::pick_node(&mut later, self.office.nodes), ..write.clone() };
                     let second = async {
                         self.env.sleep(Duration::from_millis(after_ms)).await;
-                        self.send_once(&twin, level, token.clone(), door).await
+                        let catalog = catalog_at(twin.node);
+                        (self.send_once(&twin, level, token.clone(), door).await, catalog)
                     };
-                    let (one, other) = tokio::join!(attempt, second);
+                    let (one, (other, catalog)) = tokio::join!(attempt, second);
                     write.attempts += 1;
+                    write.sent_at_catalog = write.sent_at_catalog.min(catalog);
                     self.both(&self.heard(&write, one), &self.heard(&twin, other))
                 }
             };
@@ -416,6 +422,7 @@ impl Client {
         let mut facts = self.office.history.facts();
         if write.outcome != Outcome::Unknown {
             write.ended = self.office.shared.now_micros();
+            write.done_at_catalog = self.office.desk.newest_catalog();
         }
         facts.writes[place] = write;
     }
@@ -545,7 +552,7 @@ impl Client {
         // Written down before it is sent: a read that ends before the answer arrives may already miss the notes.
         let place = (altering == Altering::Drops).then(|| {
             let mut facts = self.office.history.facts();
-            facts.notes_dropped.push(NotesDropped { begun, ended: u64::MAX });
+            facts.notes_dropped.push(NotesDropped { begun, ended: u64::MAX, done_at_catalog: u64::MAX });
             facts.notes_dropped.len() - 1
         });
         self.office.trace(id, format_args!("begins: ALTER TABLE kv {change} through {}", HostId(node)));
@@ -561,7 +568,8 @@ impl Client {
             Err(failed) if failed.outcome() == Outcome::NotApplied => 0,
             Err(_) => return,
         };
-        self.office.history.facts().notes_dropped[place].ended = ended;
+        let done_at_catalog = self.office.desk.newest_catalog();
+        self.office.history.facts().notes_dropped[place] = NotesDropped { begun, ended, done_at_catalog };
     }
 
     /// Asks another node about a table that has been created.
@@ -667,13 +675,14 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
     };
     let begun = office.shared.now_micros();
     office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
+    let at_catalog = office.desk.catalog_known(node);
     let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text), manner).await;
     let ended = office.shared.now_micros();
     match outcome {
         Ok((rows, _)) => {
             office.trace(id, format_args!("is told by {}: {} rows", HostId(node), rows.len()));
             office.history.count(question.word());
-            office.history.facts().reads.push(Read { id, question, node, begun, ended, rows, at_rest });
+            office.history.facts().reads.push(Read { id, question, node, begun, ended, at_catalog, rows, at_rest });
             true
         }
         Err(failed) => {

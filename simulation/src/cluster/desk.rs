@@ -37,6 +37,16 @@ impl Desk {
         self.running().get(&host).cloned()
     }
 
+    /// The version of the catalog that the node of a host knows; none if it does not run.
+    pub(super) fn catalog_known(&self, host: u16) -> u64 {
+        self.node(host).map_or(0, |running| running.node.catalog_version())
+    }
+
+    /// The newest version of the catalog that any node knows.
+    pub(super) fn newest_catalog(&self) -> u64 {
+        self.running().values().map(|running| running.node.catalog_version()).max().unwrap_or(0)
+    }
+
     pub(super) fn set_client(&self, env: Env) {
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(env);
     }

@@ -68,6 +68,10 @@ pub struct Write {
     pub sent: u64,
     /// How often it was sent.
     pub attempts: u32,
+    /// The oldest catalog that a node knew when it was sent to it.
+    pub sent_at_catalog: u64,
+    /// The newest catalog that any node knew when its outcome was known.
+    pub done_at_catalog: u64,
     /// The outcome. What found no row to change is refused without effect.
     pub outcome: Outcome,
     /// Some of the keys were not found, and so not deleted; nobody knows which.
@@ -187,6 +191,8 @@ pub struct Read {
     pub begun: u64,
     /// When the answer was complete.
     pub ended: u64,
+    /// The catalog that the node knew when it was asked.
+    pub at_catalog: u64,
     /// Its rows.
     pub rows: Vec<Vec<Cell>>,
     /// Asked when nothing was written any more and replicas were equal.
@@ -213,6 +219,8 @@ pub struct NotesDropped {
     pub begun: u64,
     /// When it was told to be done; the end of time if nobody knows.
     pub ended: u64,
+    /// The newest catalog that any node knew then.
+    pub done_at_catalog: u64,
 }
 
 /// What one node said of the cluster at the end.

@@ -59,6 +59,8 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     let mut evidence = Evidence {
         nodes: settings.nodes,
         replicas: settings.replicas,
+        upserts_windows: settings.upserts_windows,
+        events_windows: settings.events_windows,
         upserts_fsync: settings.upserts_fsync,
         events_fsync: settings.events_fsync,
         events_ttl: settings.events_ttl,

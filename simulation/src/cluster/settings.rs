@@ -42,6 +42,9 @@ pub(super) struct Settings {
     /// Replicas that every table gets: as many as it asks for, or as there are nodes.
     pub(super) replicas: u16,
     pub(super) ending: Ending,
+    /// Partitions of the tables are windows.
+    pub(super) upserts_windows: bool,
+    pub(super) events_windows: bool,
     /// Events bring their own time.
     pub(super) event_times: bool,
     /// How long events are kept, in microseconds.
@@ -104,7 +107,9 @@ impl Settings {
         let ttl = stream("events ttl").pick(&EVENTS_TTL_SECONDS).copied().flatten();
         let kept = ttl.map_or_else(String::new, |seconds| format!(" WITH (ttl = '{seconds}s')"));
         let windows = stream("event windows").pick(&EVENT_WINDOW_SECONDS).copied().flatten();
-        let windows = windows.map_or_else(String::new, |seconds| format!(" WITH (partition_size_hint = '{seconds}s')"));
+        let windowed =
+            windows.map_or_else(String::new, |seconds| format!(" WITH (partition_size_hint = '{seconds}s')"));
+        let upserts_parts = partitioned("k", "upsert partitions", "20, 40");
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
@@ -129,6 +134,8 @@ impl Settings {
             seconds: options.seconds(),
             replicas,
             ending,
+            upserts_windows: upserts_parts.contains("partition_size_hint"),
+            events_windows: windows.is_some(),
             event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
             events_ttl: ttl.map(|seconds| seconds * 1_000_000),
             joins,
@@ -142,12 +149,11 @@ impl Settings {
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
             upserts: format!(
-                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL, note BIGINT){}{}",
-                partitioned("k", "upsert partitions", "20, 40"),
+                "CREATE TABLE kv (k BIGINT PRIMARY KEY, v BIGINT NOT NULL, note BIGINT){upserts_parts}{}",
                 with(upserts_fsync)
             ),
             events: format!(
-                "CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}{kept}{windows}",
+                "CREATE TABLE ev (id BIGINT NOT NULL, amount BIGINT NOT NULL){}{kept}{windowed}",
                 with(events_fsync)
             ),
             names: format!("CREATE TABLE dim (d BIGINT PRIMARY KEY, name VARCHAR NOT NULL){}", with(Fsync::Always)),

@@ -54,13 +54,18 @@ impl<'a> Model<'a> {
         Possible { values, certain }
     }
 
-    /// Whether every replica had the write before the question, and none can have lost it that no other could give it back, or
-    /// dropped it because it had had its time.
+    /// Whether every replica had the write before the question, the node that was asked knew of all windows that it went to, and
+    /// no replica can have lost it that no other could give it back, or dropped it because it had had its time.
     fn on_all(&self, write: &Write, read: &Read) -> bool {
         let everywhere = write.level() == Some(WriteLevel::All) && write.ended < read.begun;
+        let windows = match write.target {
+            Target::Upserts | Target::Deletes => self.evidence.upserts_windows,
+            Target::Events => self.evidence.events_windows,
+        };
+        let known = !windows || read.at_catalog >= write.done_at_catalog;
         let lasts =
             !may_be_lost(self.evidence, write, read.ended) && !may_have_expired(self.evidence, write, read.ended);
-        everywhere && lasts
+        everywhere && known && lasts
     }
 
     fn all_keys(&self) -> impl Iterator<Item = i64> + '_ {
@@ -187,8 +192,10 @@ fn wrong_note(model: &Model<'_>, read: &Read, row: &[Cell]) -> Option<String> {
             Note::Kept => 0,
             Note::None | Note::Given => write.begun,
         };
-        let dropped = &model.evidence.facts.notes_dropped;
-        dropped.iter().any(|dropped| dropped.begun < read.ended && dropped.ended > since && dropped.ended > 0)
+        let all = model.evidence.facts.notes_dropped.iter();
+        let mut before = all.filter(|dropped| dropped.begun < read.ended && dropped.ended > 0);
+        // A node that has not heard of it takes notes, and the replicas that have heard leave them out.
+        before.any(|dropped| dropped.ended > since || dropped.done_at_catalog > write.sent_at_catalog)
     };
     let right = before.contains(&note) || note.is_none() && dropped();
     (!right).then(|| format!("key {key} shows {value} with the note {note:?}, which can only be one of {before:?}"))

@@ -39,10 +39,13 @@ pub(super) fn may_be_lost(evidence: &Evidence, write: &Write, before_micros: u64
         Fault::Damage { host, .. } => Some(*host),
         _ => None,
     }));
+    hosts.len() >= level.needed(replicas_at_least(evidence))
+}
+
+/// Replicas that every table has at any time: until a newcomer has its own, fewer are asked for.
+pub(super) fn replicas_at_least(evidence: &Evidence) -> usize {
     let joins = evidence.plan.iter().any(|planned| matches!(planned.fault, Fault::Join { .. }));
-    // Until a newcomer has its replica, fewer are asked for.
-    let replicas = usize::from(evidence.replicas).saturating_sub(usize::from(joins)).max(1);
-    hosts.len() >= level.needed(replicas)
+    usize::from(evidence.replicas).saturating_sub(usize::from(joins)).max(1)
 }
 
 /// Whether a host may not have come to sync for another reason than its interval: it stood still, was down, its disk failed.
@@ -82,6 +85,8 @@ mod tests {
             node: 0,
             sent: 1_000_000,
             attempts: 1,
+            sent_at_catalog: 0,
+            done_at_catalog: 0,
             outcome: Outcome::Acknowledged { level, version },
             partial: false,
             at: None,

@@ -24,6 +24,10 @@ pub struct Evidence {
     pub nodes: u16,
     /// Replicas of every table.
     pub replicas: u16,
+    /// Partitions of the upsert table are windows.
+    pub upserts_windows: bool,
+    /// Those of the event table are.
+    pub events_windows: bool,
     /// When the upsert table is synced.
     pub upserts_fsync: Fsync,
     /// When the event table is.

@@ -6,7 +6,7 @@ use shoal_kernel::WriteLevel;
 
 use super::Evidence;
 use super::expiry::may_have_expired;
-use super::late::may_be_lost;
+use super::late::{may_be_lost, replicas_at_least};
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
 use crate::entropy::EPOCH_MICROS;
 use crate::faults::{Fault, PlannedFault};
@@ -273,11 +273,7 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
 
 pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let replicas = usize::from(evidence.replicas);
-    if evidence.plan.iter().any(|planned| matches!(planned.fault, Fault::Join { .. })) {
-        // Fewer replicas are enough until the newcomer has its own.
-        return found;
-    }
+    let replicas = replicas_at_least(evidence);
     for write in &evidence.facts.writes {
         let Outcome::Acknowledged { level, .. } = write.outcome else { continue };
         // An earlier attempt may have reached more nodes than this one.
@@ -327,7 +323,7 @@ pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1) {
         let Outcome::Acknowledged { level, version } = write.outcome else { continue };
-        if level.needed(usize::from(evidence.replicas)) < 2 || wrong(write.begun, write.ended) > 1 {
+        if level.needed(replicas_at_least(evidence)) < 2 || wrong(write.begun, write.ended) > 1 {
             continue;
         }
         // The replica with the right clock took it at its end at the latest.
@@ -361,6 +357,8 @@ mod tests {
             node: 0,
             sent: begun_ms * 1_000,
             attempts: 1,
+            sent_at_catalog: 0,
+            done_at_catalog: 0,
             outcome: Outcome::Acknowledged { level: WriteLevel::All, version },
             partial: false,
             at: None,
@@ -375,6 +373,7 @@ mod tests {
             node: 0,
             begun: 900_000,
             ended: 950_000,
+            at_catalog: 0,
             rows: rows.into_iter().collect(),
             at_rest,
         };

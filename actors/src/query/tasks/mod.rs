@@ -252,7 +252,7 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
         Ok((actor, _)) => node.remember_tasks(query, attempt, actor).map_err(Failure::plain),
         Err(error) => {
             node.edges.end(query, attempt);
-            Err(Failure::plain(Error::internal(format!("the tasks of {query} could not be started: {error}"))))
+            Err(Failure::plain(node.not_started(format_args!("the tasks of {query}"), &error)))
         }
     }
 }
