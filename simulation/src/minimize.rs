@@ -224,6 +224,7 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
         | Fault::Skew { host, .. }
         | Fault::Drift { host, .. }
         | Fault::Damage { host, .. }
+        | Fault::Wipe { host }
         | Fault::Join { host }
         | Fault::Disk { host, .. }
         | Fault::DiskFull { host, .. } => (*host < nodes).then(|| planned.fault.clone())?,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use shoal_catalog::Catalog;
 use shoal_kernel::NodeId;
 use shoal_membership::{MemberState, Members};
 use tokio::sync::watch;
@@ -12,11 +13,16 @@ use tokio::sync::watch;
 pub(crate) struct Liveness {
     node: NodeId,
     members: watch::Receiver<Arc<Members>>,
+    catalog: watch::Receiver<Arc<Catalog>>,
 }
 
 impl Liveness {
-    pub(crate) fn new(node: NodeId, members: watch::Receiver<Arc<Members>>) -> Self {
-        Self { node, members }
+    pub(crate) fn new(
+        node: NodeId,
+        members: watch::Receiver<Arc<Members>>,
+        catalog: watch::Receiver<Arc<Catalog>>,
+    ) -> Self {
+        Self { node, members, catalog }
     }
 
     /// Nodes that answer or are only suspected, this one among them.
@@ -26,8 +32,23 @@ impl Liveness {
         up.chain(std::iter::once(self.node)).collect()
     }
 
+    /// What is thought of a node; nothing if it was never heard of. One in whose place another node has come, with an empty disk,
+    /// is down.
+    pub(crate) fn state(&self, node: NodeId) -> Option<MemberState> {
+        if node == self.node {
+            return Some(MemberState::Alive);
+        }
+        let members = self.members.borrow();
+        if let Some(member) = members.get(&node) {
+            return Some(member.state);
+        }
+        let catalog = self.catalog.borrow();
+        let address = catalog.nodes.get(&node)?.cluster_address;
+        members.values().any(|member| member.address == address).then_some(MemberState::Down)
+    }
+
     /// Whether a node is known to be down. One never heard of is not.
     pub(crate) fn is_down(&self, node: NodeId) -> bool {
-        node != self.node && self.members.borrow().get(&node).is_some_and(|member| member.state == MemberState::Down)
+        self.state(node) == Some(MemberState::Down)
     }
 }

@@ -115,7 +115,7 @@ impl Node {
             (swim_config.announce_to_down_ms, swim_config.seek_ms) = (u64::MAX / 4, u64::MAX / 4);
         }
         let swim = Swim::start(&env, swim_config).await?;
-        let liveness = Liveness::new(node, swim.members());
+        let liveness = Liveness::new(node, swim.members(), agreement.catalog());
         let pool = Arc::new(PagePool::new(config.page_pool_bytes_max));
         let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
         let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));

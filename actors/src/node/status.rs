@@ -17,7 +17,6 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> ClusterStatus {
     let catalog = context.agreement.catalog().borrow().clone();
-    let members = context.swim.members().borrow().clone();
     let asked = catalog.nodes.keys().filter(|node| !context.liveness.is_down(**node)).map(|node| async {
         let answer = serve::call(context, *node, &ReplicaCall::Status { by_content }, STATUS_TIMEOUT).await;
         (*node, answer)
@@ -33,8 +32,7 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
         cluster_address: node.cluster_address,
         http_address: node.http_address,
         state: node.state,
-        swim: match members.get(&node.id).map(|member| member.state) {
-            _ if node.id == context.node => SwimState::Alive,
+        swim: match context.liveness.state(node.id) {
             Some(MemberState::Alive) => SwimState::Alive,
             Some(MemberState::Suspect) => SwimState::Suspect,
             Some(MemberState::Down) => SwimState::Down,

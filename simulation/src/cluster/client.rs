@@ -155,7 +155,7 @@ impl Office {
         statement.timeout = Some(NODE_TIMEOUT);
         let (shared, history, bound, host) =
             (self.shared.clone(), self.history.clone(), self.queries_max, HostId(node));
-        self.call(env, node, label, move |running, reply| {
+        let answered = self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
             let queries = node.in_hand().queries.queries;
             if queries > bound {
@@ -165,8 +165,8 @@ impl Office {
             tasks.spawn("client statement", async move {
                 reply.send(run(&node, &env, statement, manner, &shared).await);
             });
-        })
-        .await
+        });
+        answered.await?.ok_or(Failed::Silence)
     }
 
     /// Writes rows through a node's own door for rows.
@@ -204,16 +204,16 @@ impl Office {
     }
 }
 
+/// The answer, unless the client goes away before it is there.
 async fn run(
     node: &shoal_actors::Node,
     env: &Env,
     mut statement: SqlRequest,
     manner: Manner,
     shared: &Shared,
-) -> Result<Answered, Error> {
-    let broken_off = || Error::new(ErrorCode::Cancelled, "the client has gone").with_applied(Applied::Unknown);
+) -> Result<Option<Answered>, Error> {
     if let Manner::Cancelling(after_ms) = manner {
-        let query = QueryId(u128::from(env.random("client query")));
+        let query = QueryId::new(node.id(), env.random("client query"));
         statement.query_id = Some(query);
         let (node, sleeper) = (node.clone(), env.clone());
         env.spawn("client cancels", async move {
@@ -226,7 +226,7 @@ async fn run(
     if let Manner::Leaving(after_ms) = manner {
         env.sleep(Duration::from_millis(after_ms)).await;
         shared.sometimes(Rare::ClientGone);
-        return Err(broken_off());
+        return Ok(None);
     }
     if manner == Manner::Stalled {
         env.sleep(NODE_TIMEOUT + Duration::from_millis(500)).await;
@@ -243,7 +243,7 @@ async fn run(
                 if summary.restarts > 0 {
                     shared.sometimes(Rare::QueryRestarted);
                 }
-                return Ok((answer::rows(&batches), done));
+                return Ok(Some((answer::rows(&batches), done)));
             }
         }
         if let Manner::Slow(pause_ms) = manner {
@@ -396,7 +396,7 @@ impl Client {
                     let (one, (other, catalog)) = tokio::join!(attempt, second);
                     write.attempts += 1;
                     write.sent_at_catalog = write.sent_at_catalog.min(catalog);
-                    self.both(&self.heard(&write, one), &self.heard(&twin, other))
+                    self.both(&write, &self.heard(&write, one), &self.heard(&twin, other))
                 }
             };
             // Once an attempt may have been applied, a later refusal says nothing about it.
@@ -457,10 +457,15 @@ impl Client {
     }
 
     /// What two attempts at once came to. Of two versions the greater one counts, as for two attempts in turn.
-    fn both(&self, one: &Outcome, other: &Outcome) -> Outcome {
+    fn both(&self, write: &Write, one: &Outcome, other: &Outcome) -> Outcome {
         match (*one, *other) {
             (Outcome::Acknowledged { level, version }, Outcome::Acknowledged { level: too, version: also }) => {
                 self.office.shared.sometimes(Rare::AttemptsAtOnce);
+                // Events that bring their time are the same under any version.
+                if version != also && write.at.is_none() {
+                    let told = format!("operation {}: one attempt was told {version}, the other {also}", write.id);
+                    self.office.history.facts().disagreed.push(told);
+                }
                 Outcome::Acknowledged { level: level.max(too), version: version.max(also) }
             }
             (acknowledged @ Outcome::Acknowledged { .. }, _) | (_, acknowledged @ Outcome::Acknowledged { .. }) => {

@@ -245,6 +245,8 @@ pub struct Facts {
     pub tables: Vec<TableChange>,
     /// When the column of notes went, unless that was refused without effect.
     pub notes_dropped: Vec<NotesDropped>,
+    /// Writes of which two attempts at once were told different versions.
+    pub disagreed: Vec<String>,
     /// Errors by which a node said that an invariant of its own is broken.
     pub internal: Vec<String>,
     /// Tables that a node did not know although they had been created.

@@ -199,8 +199,9 @@ fn again(stream: &mut Stream, tokened: bool) -> Option<u64> {
 fn manner(stream: &mut Stream) -> Manner {
     let millis = stream.between(0, 40);
     match stream.below(50) {
-        0 | 1 => Manner::Cancelling(millis),
-        2 | 3 => Manner::Leaving(millis),
+        // Most answers take some milliseconds.
+        0 | 1 => Manner::Cancelling(millis / 8),
+        2 | 3 => Manner::Leaving(millis / 8),
         4..=6 => Manner::Slow(20 + 10 * millis),
         7 => Manner::Stalled,
         _ => Manner::Whole,

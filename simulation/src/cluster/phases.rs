@@ -217,7 +217,7 @@ impl Phases<'_> {
 
     fn heal(&mut self) -> io::Result<()> {
         let lost = match self.settings.ending {
-            Ending::HealAll => None,
+            Ending::HealAll | Ending::ReplaceOne { .. } => None,
             Ending::LoseOne { node } => Some(HostId(node)),
         };
         if let Some(lost) = lost {

@@ -32,6 +32,21 @@ pub enum Ending {
         /// Which.
         node: u16,
     },
+    /// One node loses its disk under faults, and another one comes in its place: what was acknowledged by a majority must be there.
+    ReplaceOne {
+        /// Which; not the first one, which would found a cluster of its own.
+        node: u16,
+    },
+}
+
+impl Ending {
+    /// The host whose copies are destroyed.
+    pub fn destroyed(self) -> Option<u16> {
+        match self {
+            Self::HealAll => None,
+            Self::LoseOne { node } | Self::ReplaceOne { node } => Some(node),
+        }
+    }
 }
 
 /// What the seed has drawn.
@@ -115,18 +130,19 @@ impl Settings {
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
         let lose_one = replicas >= 3 && joins.is_none() && stream("ending").chance(300);
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
-        let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
+        let drawn = match lose_one {
+            true if node > 0 && stream("replaced").chance(500) => Ending::ReplaceOne { node },
+            true => Ending::LoseOne { node },
+            false => Ending::HealAll,
+        };
         let ending = options.ending.unwrap_or(drawn);
         // A replica that may have lost the end of its log waits for N-W+1 others, of which one would be gone for good.
         let drawn = |purpose| match ending {
             Ending::HealAll => draw_fsync(&mut stream(purpose)),
-            Ending::LoseOne { .. } => Fsync::Always,
+            Ending::LoseOne { .. } | Ending::ReplaceOne { .. } => Fsync::Always,
         };
         let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
-        let flips = match ending {
-            Ending::LoseOne { node } => Some(node),
-            Ending::HealAll => Some(node).filter(|_| replicas >= 2 && joins.is_none()),
-        };
+        let flips = ending.destroyed().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
         let sizes = [4 << 10, 32 << 10, 1 << 20];
         Self {
@@ -145,6 +161,10 @@ impl Settings {
                 flips,
                 flips_are_final: matches!(ending, Ending::LoseOne { .. }),
                 joins,
+                wiped: match ending {
+                    Ending::ReplaceOne { node } => Some(node),
+                    Ending::HealAll | Ending::LoseOne { .. } => None,
+                },
             },
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),

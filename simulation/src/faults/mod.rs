@@ -109,6 +109,11 @@ pub enum Fault {
         /// In some file with this in its path.
         part: String,
     },
+    /// A host loses its disk, and is started with an empty one at the end: what runs there then is another node.
+    Wipe {
+        /// The host.
+        host: u16,
+    },
     /// A node is started for the first time, and joins.
     Join {
         /// The host.
@@ -154,6 +159,12 @@ impl Fault {
                     disk.flip_bit(part);
                 }
             }
+            Self::Wipe { host } => {
+                simulation.crash(HostId(*host), CrashKind::Power);
+                if let Some(disk) = simulation.disk(HostId(*host)) {
+                    disk.wipe();
+                }
+            }
             Self::Join { host } => {
                 // The simulator may be out of descriptors; the heal starts it, or says so.
                 let _ = simulation.start(HostId(*host));
@@ -189,7 +200,7 @@ impl Fault {
             Self::Weather { host, .. } => {
                 of_host(simulation, *host, |from, to| shared.set_link_faults(from, to, LinkFaults::default()));
             }
-            Self::Crash { host, .. } | Self::CrashInJob { host, .. } => {
+            Self::Crash { host, .. } | Self::CrashInJob { host, .. } | Self::Wipe { host } => {
                 if let Some(disk) = simulation.disk(HostId(*host)) {
                     disk.disarm();
                 }
@@ -215,7 +226,7 @@ impl Fault {
 impl Fault {
     /// Whether hosts are started at its end.
     pub fn is_crash(&self) -> bool {
-        matches!(self, Self::Crash { .. } | Self::CrashInJob { .. } | Self::Blackout { .. })
+        matches!(self, Self::Crash { .. } | Self::CrashInJob { .. } | Self::Blackout { .. } | Self::Wipe { .. })
     }
 
     /// Whether it keeps every message of one node from another.
@@ -224,7 +235,7 @@ impl Fault {
             Self::Partition { group } => group.contains(&from) != group.contains(&to),
             Self::OneWay { from: source, to: target } => (*source, *target) == (from, to),
             Self::Apart { one, other } => (*one, *other) == (from, to) || (*one, *other) == (to, from),
-            Self::Crash { host, .. } => *host == from || *host == to,
+            Self::Crash { host, .. } | Self::Wipe { host } => *host == from || *host == to,
             _ => false,
         }
     }

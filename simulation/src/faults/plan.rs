@@ -119,6 +119,8 @@ pub struct FaultMenu {
     pub flips_are_final: bool,
     /// The host that is started for the first time under faults, if there is one.
     pub joins: Option<u16>,
+    /// The host that loses its disk, if one does.
+    pub wiped: Option<u16>,
 }
 
 /// Some of the kinds, by the seed: rare combinations occur because others are left out.
@@ -150,6 +152,12 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
     if let Some(host) = menu.joins {
         let at_ms = Stream::new(seed, "join", 0).between(from_ms, (from_ms + until_ms) / 2);
         plan.push(PlannedFault { at_ms, for_ms: 0, fault: Fault::Join { host } });
+    }
+    if let Some(host) = menu.wiped {
+        let mut stream = Stream::new(seed, "wipe", 0);
+        let for_ms = stream.between(LENGTH_MS.0, LENGTH_MS.1);
+        let last_ms = until_ms.saturating_sub(for_ms + 1).max(from_ms + 1);
+        plan.push(PlannedFault { at_ms: stream.between(from_ms + 1, last_ms), for_ms, fault: Fault::Wipe { host } });
     }
     for number in 0.. {
         at_ms += times.between(GAP_MS.0, GAP_MS.1);
@@ -268,7 +276,7 @@ mod tests {
 
     fn menu() -> FaultMenu {
         let kinds = FaultKind::ALL.to_vec();
-        FaultMenu { hosts: 3, kinds, flips: Some(1), flips_are_final: false, joins: None }
+        FaultMenu { hosts: 3, kinds, flips: Some(1), flips_are_final: false, joins: None, wiped: None }
     }
 
     #[test]

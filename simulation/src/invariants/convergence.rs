@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_actors::service::{NodeStatus, SwimState};
 use shoal_kernel::{Fsync, NodeId};
 
 use super::Evidence;
@@ -19,13 +20,14 @@ pub fn unequal(views: &[View], core: &[u16]) -> Vec<String> {
 }
 
 fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
-    let running: BTreeSet<NodeId> = view
-        .status
-        .nodes
-        .iter()
-        .filter(|node| HostId::of(node.cluster_address).is_some_and(|host| core.contains(&host.0)))
-        .map(|node| node.id)
-        .collect();
+    // Where a disk was lost, another node has come in the place of the one that had it.
+    let replaced = |node: &NodeStatus| {
+        let here = view.status.nodes.iter().filter(|other| other.cluster_address == node.cluster_address);
+        node.swim == SwimState::Down && here.count() > 1
+    };
+    let runs = |node: &&NodeStatus| HostId::of(node.cluster_address).is_some_and(|host| core.contains(&host.0));
+    let running = view.status.nodes.iter().filter(runs).filter(|node| !replaced(node));
+    let running: BTreeSet<NodeId> = running.map(|node| node.id).collect();
     let mut why = Vec::new();
     for partition in &view.status.partitions {
         let place = |what: String| format!("{} of table {}: {what}", partition.id, partition.table);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use shoal_kernel::Fsync;
 
 use super::Evidence;
-use crate::cluster::{Ending, Target, Write};
+use crate::cluster::{Target, Write};
 use crate::faults::Fault;
 
 /// How long a sync may take to begin and to end beyond its interval, on a disk without faults.
@@ -31,9 +31,7 @@ pub(super) fn may_be_lost(evidence: &Evidence, write: &Write, before_micros: u64
     };
     let mut hosts: BTreeSet<u16> = evidence.power_losses.iter().filter(lost_it).map(|(_, host)| *host).collect();
     // These may have lost what was synced, too.
-    if let Ending::LoseOne { node } = evidence.ending {
-        hosts.insert(node);
-    }
+    hosts.extend(evidence.ending.destroyed());
     hosts.extend(evidence.plan.iter().filter_map(|planned| match &planned.fault {
         Fault::Disk { host, disk } if disk.flip_permille > 0 => Some(*host),
         Fault::Damage { host, .. } => Some(*host),

@@ -111,6 +111,11 @@ pub const INVARIANTS: &[Invariant] = &[
         check: writes::no_duplicate_after_resend,
     },
     Invariant {
+        name: "attempts_agree",
+        text: "Two attempts at one write through two nodes at once, if both are acknowledged, are told the same version.",
+        check: writes::attempts_agree,
+    },
+    Invariant {
         name: "acknowledged_at_its_level",
         text: "A write that says it reached a level was held by that many nodes that its coordinator could reach.",
         check: writes::acknowledged_at_its_level,

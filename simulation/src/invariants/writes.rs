@@ -220,7 +220,11 @@ pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
         by_node.entry(write.node).or_default().push(write);
     }
     let mut found = Vec::new();
-    for writes in by_node.into_values() {
+    for (host, writes) in by_node {
+        let wiped = |planned: &&PlannedFault| planned.fault == Fault::Wipe { host };
+        let wiped = evidence.plan.iter().find(wiped).map(|planned| planned.at_ms * 1_000);
+        // After a wipe another node runs there.
+        let same = |one: &Write, other: &Write| wiped.is_none_or(|at| (one.sent < at) == (other.sent < at));
         let (mut by_begin, mut by_end) = (writes.clone(), writes);
         by_begin.sort_by_key(|write| write.sent);
         by_end.sort_by_key(|write| write.ended);
@@ -232,12 +236,16 @@ pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
                     newest = Some(before);
                 }
             }
-            if let Some(newest) = newest.filter(|newest| newest.version() >= write.version()) {
+            if let Some(newest) = newest.filter(|newest| newest.version() >= write.version() && same(newest, write)) {
                 found.push(format!("{}; and later, with a lower version, {}", tell(newest), tell(write)));
             }
         }
     }
     found
+}
+
+pub(super) fn attempts_agree(evidence: &Evidence) -> Vec<String> {
+    evidence.facts.disagreed.clone()
 }
 
 pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
