@@ -32,6 +32,9 @@ pub(super) const READER: u64 = PROBES + 1;
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(8);
 const ATTEMPTS_MAX: u32 = 4;
+/// How long an eager client waits for a node to come up, and between two attempts.
+const EAGER_MICROS: u64 = 2_000_000;
+const EAGER_PAUSE: Duration = Duration::from_millis(20);
 /// Numbers of operations that a client has: their streams of random numbers are placed by client and number.
 const OPERATIONS_PER_CLIENT_MAX: u64 = 1 << 32;
 
@@ -71,6 +74,15 @@ impl Failed {
             Self::Error(error) if error.applied() == Applied::False => Outcome::NotApplied,
             Self::Refused => Outcome::NotApplied,
             Self::Error(_) | Self::Silence => Outcome::Unknown,
+        }
+    }
+
+    /// Nobody is there yet who takes questions.
+    fn is_not_up(&self) -> bool {
+        match self {
+            Self::Refused => true,
+            Self::Error(error) => error.code() == ErrorCode::NotReady,
+            Self::Silence => false,
         }
     }
 
@@ -678,10 +690,17 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         Question::Events => "SELECT id, amount FROM ev ORDER BY id".to_owned(),
         Question::EventCount => "SELECT count(*), count(DISTINCT id) FROM ev".to_owned(),
     };
-    let begun = office.shared.now_micros();
-    office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
-    let at_catalog = office.desk.catalog_known(node);
-    let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text), manner).await;
+    let eager_until = office.shared.now_micros() + EAGER_MICROS;
+    let (begun, at_catalog, outcome) = loop {
+        let (begun, at_catalog) = (office.shared.now_micros(), office.desk.catalog_known(node));
+        office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
+        let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text.as_str()), manner).await;
+        let is_up = outcome.as_ref().err().is_none_or(|failed| !failed.is_not_up());
+        if manner != Manner::Eager || is_up || office.shared.now_micros() >= eager_until {
+            break (begun, at_catalog, outcome);
+        }
+        env.sleep(EAGER_PAUSE).await;
+    };
     let ended = office.shared.now_micros();
     match outcome {
         Ok((rows, _)) => {
@@ -692,7 +711,10 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         }
         Err(failed) => {
             office.trace(id, format_args!("is told by {}: {}", HostId(node), failed.word()));
-            let word = if manner == Manner::Whole { "questions without an answer" } else { "questions given up" };
+            let word = match manner {
+                Manner::Whole | Manner::Eager => "questions without an answer",
+                _ => "questions given up",
+            };
             office.history.count(word);
             false
         }

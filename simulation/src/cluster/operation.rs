@@ -113,6 +113,8 @@ pub(super) enum Altering {
 pub enum Manner {
     /// As it comes.
     Whole,
+    /// So, and if the node is not up, the moment it is.
+    Eager,
     /// With pauses of so many milliseconds between the parts.
     Slow(u64),
     /// It asks for an end after so many milliseconds.
@@ -204,6 +206,7 @@ fn manner(stream: &mut Stream) -> Manner {
         2 | 3 => Manner::Leaving(millis / 8),
         4..=6 => Manner::Slow(20 + 10 * millis),
         7 => Manner::Stalled,
+        8..=20 => Manner::Eager,
         _ => Manner::Whole,
     }
 }

@@ -55,6 +55,8 @@ pub enum FaultKind {
     Pause,
     /// A wall clock jumps, and jumps back.
     Skew,
+    /// A wall clock that is ahead is right again after its machine has been down for a moment.
+    StepBack,
     /// A wall clock runs too fast or too slow.
     Drift,
     /// Writes, reads and syncs of a disk fail now and then.
@@ -73,7 +75,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
@@ -90,6 +92,7 @@ impl FaultKind {
         Self::RollingRestart,
         Self::Pause,
         Self::Skew,
+        Self::StepBack,
         Self::Drift,
         Self::DiskErrors,
         Self::SlowDisk,
@@ -135,7 +138,12 @@ pub fn draw_kinds(seed: u64) -> Vec<FaultKind> {
 const GAP_MS: (u64, u64) = (300, 6_000);
 /// Shortest and longest fault.
 const LENGTH_MS: (u64, u64) = (500, 9_000);
+/// A node may stand still for longer.
+const PAUSE_MS: (u64, u64) = (1_000, 30_000);
 const STORM_MS_MAX: u64 = 2_000;
+/// How far a clock is ahead that steps back, so that peers bear with it; and how long its machine is down.
+const STEP_MICROS: (u64, u64) = (100_000, 450_000);
+const STEP_DOWN_MS: (u64, u64) = (20, 200);
 /// Parts of paths: what damage happens to. The first are of replicas, which heal by themselves; a node that cannot read the
 /// last ones needs an operator.
 const DAMAGED: [&str; 6] = ["/wal-", ".seg", "/MANIFEST", "/META", "/catalog/log", "/catalog/"];
@@ -167,7 +175,12 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
         }
         // A stream per fault: taking one away leaves the others as they are.
         let mut stream = Stream::new(seed, "fault", number);
-        plan.extend(draw_faults(&mut stream, menu, at_ms, for_ms));
+        plan.extend(draw_faults(&mut stream, menu, at_ms, for_ms).into_iter().map(|planned| match planned.fault {
+            Fault::Pause { .. } => {
+                PlannedFault { for_ms: stream.between(PAUSE_MS.0, PAUSE_MS.1).min(until_ms - at_ms - 1), ..planned }
+            }
+            _ => planned,
+        }));
     }
     plan
 }
@@ -195,6 +208,31 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
                 fault: Fault::Crash { host, how: CrashKind::Process },
             };
             (0..menu.hosts).map(restart).collect()
+        }
+        FaultKind::StepBack => {
+            let (host, down_ms) = (some_host(stream), stream.between(STEP_DOWN_MS.0, STEP_DOWN_MS.1));
+            let offset_micros = stream.between(STEP_MICROS.0, STEP_MICROS.1).cast_signed();
+            let ahead_ms = for_ms.saturating_sub(down_ms).max(1);
+            let skew = Fault::Skew { host, offset_micros };
+            let crash = Fault::Crash { host, how: CrashKind::Process };
+            vec![
+                PlannedFault { at_ms, for_ms: ahead_ms + down_ms / 2, fault: skew },
+                PlannedFault { at_ms: at_ms + ahead_ms, for_ms: down_ms, fault: crash },
+            ]
+        }
+        FaultKind::Damage => {
+            let parts = if menu.flips_are_final { &DAMAGED[..] } else { &DAMAGED[..DAMAGED_REPLICA] };
+            let (Some(host), Some(part)) = (menu.flips, stream.pick(parts)) else { return Vec::new() };
+            let damage = Fault::Damage { host, part: (*part).to_owned() };
+            if stream.chance(500) {
+                return vec![PlannedFault { at_ms, for_ms, fault: damage }];
+            }
+            // While it is down: a log is read when it is opened.
+            let crash = Fault::Crash { host, how: CrashKind::Power };
+            vec![
+                PlannedFault { at_ms, for_ms, fault: crash },
+                PlannedFault { at_ms: at_ms + for_ms / 2, for_ms: 0, fault: damage },
+            ]
         }
         // Short: what they leave to do takes longer than they last.
         FaultKind::Storm => vec![PlannedFault { at_ms, for_ms: for_ms.min(STORM_MS_MAX), fault: Fault::Storm }],
@@ -261,12 +299,12 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
             host: menu.flips?,
             disk: DiskFaults { flip_permille: stream.between(1, 10), ..DiskFaults::default() },
         },
-        FaultKind::Damage => {
-            let parts = if menu.flips_are_final { &DAMAGED[..] } else { &DAMAGED[..DAMAGED_REPLICA] };
-            Fault::Damage { host: menu.flips?, part: (*stream.pick(parts)?).to_owned() }
-        }
         // Drawn where they are made into several.
-        FaultKind::Flapping | FaultKind::RollingRestart | FaultKind::Storm => return None,
+        FaultKind::Flapping
+        | FaultKind::RollingRestart
+        | FaultKind::Storm
+        | FaultKind::StepBack
+        | FaultKind::Damage => return None,
     })
 }
 

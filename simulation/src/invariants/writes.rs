@@ -296,7 +296,8 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
                 let fault = &planned.fault;
                 // A host that is down for two reasons is up again when the first of them ends.
                 let started_before = || {
-                    let mut ends = evidence.plan.iter().filter(|other| fault.is_crash() && other.fault.is_crash());
+                    let starts = |fault: &Fault| fault.is_crash() || matches!(fault, Fault::Join { .. });
+                    let mut ends = evidence.plan.iter().filter(|other| fault.is_crash() && starts(&other.fault));
                     ends.any(|other| (planned.at_ms..until_ms).contains(&(other.at_ms + other.for_ms)))
                 };
                 let separates = fault.separates(write.node, peer) || fault.separates(peer, write.node);
