@@ -168,6 +168,11 @@ impl Snapshot {
         (self.state.log_id, self.state.position)
     }
 
+    /// From where on rows are shown.
+    pub fn cutoff(&self) -> Option<Cutoff> {
+        self.state.cutoff
+    }
+
     /// The version of the schema that the rows are seen under.
     pub fn schema_version(&self) -> u32 {
         self.state.layout.schema.version

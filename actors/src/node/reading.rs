@@ -16,6 +16,7 @@ use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::Running;
+use crate::service::Moment;
 
 /// The replicas of this node, as shards read them.
 pub(super) struct Replicas {
@@ -115,6 +116,12 @@ impl PartitionSnapshot for Pinned {
             let snapshot = snapshot.under(schema)?;
             Ok(Arc::new(Self { replica, snapshot, context }) as Arc<dyn PartitionSnapshot>)
         }))
+    }
+
+    fn moment(&self, partition: PartitionId, node: NodeId) -> Option<Moment> {
+        let (log_id, position) = self.snapshot.position();
+        let cutoff_micros = self.snapshot.cutoff().map(|cutoff| cutoff.micros);
+        Some(Moment { partition, node, log_id, position, cutoff_micros })
     }
 
     fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, QueryId};
 use shoal_planner::Fragment;
 
+use crate::service::Moment;
+
 /// A call.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -124,6 +126,8 @@ pub(crate) struct Report {
     pub(crate) bytes_scanned: u64,
     /// No row of the replicas that are read there is newer.
     pub(crate) newest: Option<Hlc>,
+    /// What was pinned, if that is asked for.
+    pub(crate) seen: Vec<Moment>,
     /// What failed, first things first.
     pub(crate) failures: Vec<Failure>,
     /// The tasks, for EXPLAIN ANALYZE; complete only in the last report.

@@ -11,6 +11,8 @@ use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
 use shoal_planner::{Edge, Fragment, TaskInputs};
 
+use crate::service::Moment;
+
 /// Rows of a scan, batch by batch; each step may block on the disk.
 pub type BatchIterator = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
@@ -30,6 +32,12 @@ pub trait PartitionSnapshot: Send + Sync {
     /// may wait for this node to hear of it.
     fn behind(&self, table: TableId, schema_version: u32) -> Option<Reached> {
         let _ = (table, schema_version);
+        None
+    }
+
+    /// What is shown, in terms of the replica on that node.
+    fn moment(&self, partition: PartitionId, node: NodeId) -> Option<Moment> {
+        let _ = (partition, node);
         None
     }
 

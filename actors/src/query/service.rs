@@ -41,6 +41,8 @@ pub struct QueryLimits {
     pub edge_window_bytes: u32,
     /// A bug planted on purpose; none outside tests.
     pub planted: Option<Planted>,
+    /// Queries say which replicas they saw, and as of when.
+    pub observed: bool,
 }
 
 impl QueryLimits {
@@ -52,6 +54,7 @@ impl QueryLimits {
             queries_queued_max: config.queries_queued_max,
             timeout: Duration::from_millis(config.request_timeout_ms),
             planted: config.planted,
+            observed: config.observer.is_some(),
             ..Self::default()
         }
     }
@@ -66,6 +69,7 @@ impl Default for QueryLimits {
             timeout: Duration::from_secs(300),
             edge_window_bytes: 2 << 20,
             planted: None,
+            observed: false,
         }
     }
 }

@@ -32,9 +32,10 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
 use shoal_kernel::{
-    Applied, Epoch, Error, ErrorCode, Fsync, LogId, NodeId, Planted, Rare, Result, TableSchema, Version, wire,
+    Applied, Epoch, Error, ErrorCode, Fsync, LogId, NodeId, PartitionId, Planted, Rare, Result, TableSchema, Version,
+    wire,
 };
-use shoal_storage::{PullCursor, Rows, Store, TokenRecord};
+use shoal_storage::{Accepted, PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
 
 use self::handle::{ReplicaHandle, Running};
@@ -46,6 +47,7 @@ use self::recent::Recent;
 use self::replicator::{Replicator, ReplicatorMessage};
 use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
 use crate::node::context::NodeContext;
+use crate::service::Moment;
 
 pub(crate) use self::serve::ReplicaService;
 
@@ -142,6 +144,9 @@ impl Actor for ReplicaActor {
         }
         let store = opened.store;
         durable.log_id = store.status().log_id;
+        if let Some(observer) = &context.config.observer {
+            observer.opened(moment(context.node, partition.id, &store));
+        }
         handle.opened(Running { actor: myself.clone(), store: store.clone() });
 
         let (replicator, _) = Actor::spawn_linked(
@@ -305,6 +310,13 @@ impl Actor for ReplicaActor {
     }
 }
 
+/// Where a replica is.
+fn moment(node: NodeId, partition: PartitionId, store: &Store) -> Moment {
+    let status = store.status();
+    let cutoff_micros = store.cutoff().map(|cutoff| cutoff.micros);
+    Moment { partition, node, log_id: status.log_id, position: status.position, cutoff_micros }
+}
+
 impl ReplicaShell {
     fn take(&mut self, in_hand: InHand) -> Ticket {
         self.next_ticket += 1;
@@ -405,8 +417,22 @@ impl ReplicaShell {
         }
         let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
         let now_micros = env.wall_micros();
+        let (observer, node) = (self.context.config.observer.clone(), self.context.node);
+        let partition = self.handle.partition;
+        let commit = move || match observer {
+            None => store.commit(writes, now_micros),
+            Some(observer) => {
+                let before = moment(node, partition, &store);
+                observer.writing(before, &writes);
+                let outcomes = store.commit(writes, now_micros)?;
+                let news = |accepted: &Accepted| (!accepted.duplicate).then_some(accepted.position);
+                let positions = outcomes.iter().map(|outcome| outcome.as_ref().ok().and_then(news));
+                observer.written(before, &positions.collect::<Vec<_>>());
+                Ok(outcomes)
+            }
+        };
         self.context.env.spawn("replica commit", async move {
-            let outcome = match env.blocking(move || store.commit(writes, now_micros)).await {
+            let outcome = match env.blocking(commit).await {
                 Ok(outcome) => outcome,
                 Err(lost) => Err(lost.into()),
             };

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use shoal_catalog::{NewTable, Table};
 use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, SchemaChange, Version, WriteLevel};
 
+use super::observer::{Moment, Observer};
+
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -52,6 +54,8 @@ pub struct NodeConfig {
     pub request_timeout_ms: u64,
     /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
     pub planted: Option<Planted>,
+    /// Hears what replicas accept; queries then say what they saw. None outside tests.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl NodeConfig {
@@ -82,6 +86,7 @@ impl NodeConfig {
             scan_slice_rows_min: 128 << 10,
             request_timeout_ms: 300_000,
             planted: None,
+            observer: None,
         }
     }
 }
@@ -181,7 +186,7 @@ pub struct CommandDone {
 }
 
 /// The end of a complete answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct QuerySummary {
     /// Rows of the answer.
     pub rows: u64,
@@ -194,6 +199,9 @@ pub struct QuerySummary {
     /// No row that was read is newer, if all who read could say so. For statements that write what they have read.
     #[serde(skip)]
     pub newest: Option<Hlc>,
+    /// The replicas that were read, as they were then, if all who read said so; only where somebody observes the nodes.
+    #[serde(skip)]
+    pub seen: Option<Vec<Moment>>,
 }
 
 /// A running query. Dropping it cancels the query.

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use shoal_actors::service::{CommandDone, QueryEvent, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{CommandDone, Moment, QueryEvent, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::schema::TS_COLUMN;
 use shoal_kernel::{Applied, Env, Error, ErrorCode, QueryId, Rare, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
 use super::history::{Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
+use super::ledger::Ledger;
 use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
@@ -44,6 +45,7 @@ pub(super) struct Office {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Arc<Desk>,
     pub(super) history: Arc<History>,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) host: HostId,
     pub(super) nodes: u16,
     /// Queries that a node may have in hand, running and waiting.
@@ -114,8 +116,14 @@ fn told(code: ErrorCode) -> Option<Rare> {
     })
 }
 
-/// Rows of an answer, and what a statement without rows did.
-pub(super) type Answered = (Vec<Vec<Cell>>, Option<CommandDone>);
+/// A whole answer.
+pub(super) struct Answered {
+    pub(super) rows: Vec<Vec<Cell>>,
+    /// What a statement without rows did.
+    pub(super) done: Option<CommandDone>,
+    /// The replicas that were read.
+    pub(super) seen: Option<Vec<Moment>>,
+}
 
 impl Office {
     /// Calls a node over the simulated network.
@@ -255,7 +263,7 @@ async fn run(
                 if summary.restarts > 0 {
                     shared.sometimes(Rare::QueryRestarted);
                 }
-                return Ok(Some((answer::rows(&batches), done)));
+                return Ok(Some(Answered { rows: answer::rows(&batches), done, seen: summary.seen }));
             }
         }
         if let Manner::Slow(pause_ms) = manner {
@@ -537,7 +545,8 @@ impl Client {
             ),
         };
         let request = SqlRequest { write_level: Some(level), token, ..SqlRequest::new(text) };
-        let (_, done) = self.office.sql_in(&self.env, write.node, label(write.id), request, Manner::Whole).await?;
+        let Answered { done, .. } =
+            self.office.sql_in(&self.env, write.node, label(write.id), request, Manner::Whole).await?;
         match done {
             Some(CommandDone { level: Some(level), version: Some(version), rows, .. }) => {
                 Ok(WriteReport { rows: rows.unwrap_or(0), level, version, duplicate: false })
@@ -703,10 +712,20 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
     };
     let ended = office.shared.now_micros();
     match outcome {
-        Ok((rows, _)) => {
+        Ok(Answered { rows, seen, .. }) => {
             office.trace(id, format_args!("is told by {}: {} rows", HostId(node), rows.len()));
             office.history.count(question.word());
-            office.history.facts().reads.push(Read { id, question, node, begun, ended, at_catalog, rows, at_rest });
+            office.history.facts().reads.push(Read {
+                id,
+                question,
+                node,
+                begun,
+                ended,
+                at_catalog,
+                rows,
+                seen,
+                at_rest,
+            });
             true
         }
         Err(failed) => {

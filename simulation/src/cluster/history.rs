@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use shoal_actors::service::ClusterStatus;
+use shoal_actors::service::{ClusterStatus, Moment};
 use shoal_kernel::{Hlc, Version, WriteLevel};
 
 use super::operation::OperationId;
@@ -195,6 +195,8 @@ pub struct Read {
     pub at_catalog: u64,
     /// Its rows.
     pub rows: Vec<Vec<Cell>>,
+    /// The replicas that it was read from, as they were then, if all of them said so.
+    pub seen: Option<Vec<Moment>>,
     /// Asked when nothing was written any more and replicas were equal.
     pub at_rest: bool,
 }

@@ -9,6 +9,7 @@ mod answer;
 mod client;
 mod desk;
 mod history;
+mod ledger;
 mod operation;
 mod phases;
 mod settings;
@@ -25,6 +26,7 @@ use crate::world::{HostId, Simulation};
 use client::Office;
 use desk::Desk;
 use history::History;
+pub(crate) use ledger::{Ledger, Shown};
 pub use operation::{Manner, OperationId};
 use phases::Phases;
 pub use settings::Ending;
@@ -48,6 +50,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         shared: simulation.shared().clone(),
         desk: desk.clone(),
         history: history.clone(),
+        ledger: Arc::default(),
         host: HostId(settings.nodes),
         nodes: settings.nodes,
         queries_max: settings.queries_max(),
@@ -57,6 +60,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         seed: options.seed,
     };
     let mut evidence = Evidence {
+        ledger: office.ledger.clone(),
         nodes: settings.nodes,
         replicas: settings.replicas,
         upserts_windows: settings.upserts_windows,
@@ -83,6 +87,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     evidence.facts = std::mem::take(&mut *history.facts());
     evidence.power_losses = simulation.shared().power_losses();
     report.operations = counts(&evidence.facts.counts);
+    report.operations.insert("answers judged by what they saw".into(), invariants::judged(&evidence) as u64);
     report.begun = std::mem::take(&mut evidence.facts.operations);
     report.plan.clone_from(&evidence.plan);
     if report.failure.is_none() {

@@ -131,7 +131,8 @@ impl Phases<'_> {
         let nodes = self.office.nodes;
         self.simulation.set_nodes(nodes);
         for host in 0..nodes {
-            let (desk, config) = (self.office.desk.clone(), self.settings.node(host));
+            let (desk, mut config) = (self.office.desk.clone(), self.settings.node(host));
+            config.observer = Some(self.office.ledger.clone());
             let shared = self.simulation.shared().clone();
             let program = move |env| desk::host(env, host, config.clone(), desk.clone(), shared.clone());
             let id = self.simulation.add_host(Arc::new(move |env| Box::pin(program(env))));

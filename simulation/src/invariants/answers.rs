@@ -73,7 +73,7 @@ impl<'a> Model<'a> {
     }
 }
 
-fn tell(read: &Read) -> String {
+pub(super) fn tell(read: &Read) -> String {
     let rest = if read.at_rest { " at rest" } else { "" };
     let (node, begun) = (HostId(read.node), read.begun as f64 / 1e6);
     format!("operation {}, {:?} through {node} at {begun:.3} s{rest}", read.id, read.question)
@@ -280,43 +280,50 @@ fn event_count(model: &Model<'_>, read: &Read) -> Option<String> {
     (!(certain..=at_most).contains(count)).then(|| format!("{count} events, not from {certain} to {at_most}"))
 }
 
+/// The answer to a question over all rows that it asks for, of a table.
+pub(super) fn whole_answer(question: Question, rows: &BTreeMap<i64, i64>) -> Vec<Vec<Cell>> {
+    let int = |value: Option<i64>| value.map_or(Cell::Null, Cell::Int);
+    match question {
+        Question::Point { .. } | Question::Range { .. } | Question::Notes { .. } | Question::Events => {
+            rows.iter().map(|(key, value)| vec![Cell::Int(*key), Cell::Int(*value)]).collect()
+        }
+        Question::Aggregate => {
+            let sum = (!rows.is_empty()).then(|| rows.values().sum());
+            let (least, greatest) = (rows.values().min().copied(), rows.values().max().copied());
+            vec![vec![Cell::Int(rows.len() as i64), int(sum), int(least), int(greatest)]]
+        }
+        Question::Groups => {
+            let mut groups: BTreeMap<i64, i64> = BTreeMap::new();
+            rows.keys().for_each(|key| *groups.entry(key % GROUPS).or_default() += 1);
+            groups.into_iter().map(|(group, count)| vec![Cell::Int(group), Cell::Int(count)]).collect()
+        }
+        Question::Join => {
+            let row = |(key, value): (&i64, &i64)| {
+                vec![Cell::Int(*key), Cell::Int(*value), Cell::Text(format!("name {}", key % NAMES))]
+            };
+            rows.iter().map(row).collect()
+        }
+        Question::EventCount => vec![vec![Cell::Int(rows.len() as i64); 2]],
+    }
+}
+
 /// At rest, aggregates are those of the rows that the same node shows.
 fn at_rest(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let mut rows: BTreeMap<(u16, bool), BTreeMap<i64, i64>> = BTreeMap::new();
+    let mut tables: BTreeMap<(u16, bool), BTreeMap<i64, i64>> = BTreeMap::new();
     for read in evidence.facts.reads.iter().filter(|read| read.at_rest) {
-        let table = rows.get(&(read.node, matches!(read.question, Question::EventCount)));
-        let int = |value: Option<i64>| value.map_or(Cell::Null, Cell::Int);
-        let wanted = match (read.question, table) {
-            (Question::Range { .. }, _) => {
-                rows.insert((read.node, false), pairs(&read.rows));
-                continue;
+        let table = (read.node, matches!(read.question, Question::Events | Question::EventCount));
+        match read.question {
+            Question::Range { .. } | Question::Events => {
+                tables.insert(table, pairs(&read.rows));
             }
-            (Question::Events, _) => {
-                rows.insert((read.node, true), pairs(&read.rows));
-                continue;
+            Question::Aggregate | Question::Groups | Question::Join | Question::EventCount => {
+                let wanted = tables.get(&table).map(|rows| whole_answer(read.question, rows));
+                if let Some(wanted) = wanted.filter(|wanted| *wanted != read.rows) {
+                    found.push(format!("{}: {:?} instead of {wanted:?}", tell(read), read.rows));
+                }
             }
-            (Question::Aggregate, Some(table)) => {
-                let sum = (!table.is_empty()).then(|| table.values().sum());
-                let (least, greatest) = (table.values().min().copied(), table.values().max().copied());
-                vec![vec![Cell::Int(table.len() as i64), int(sum), int(least), int(greatest)]]
-            }
-            (Question::Groups, Some(table)) => {
-                let mut groups: BTreeMap<i64, i64> = BTreeMap::new();
-                table.keys().for_each(|key| *groups.entry(key % GROUPS).or_default() += 1);
-                groups.into_iter().map(|(group, count)| vec![Cell::Int(group), Cell::Int(count)]).collect()
-            }
-            (Question::Join, Some(table)) => {
-                let row = |(key, value): (&i64, &i64)| {
-                    vec![Cell::Int(*key), Cell::Int(*value), Cell::Text(format!("name {}", key % NAMES))]
-                };
-                table.iter().map(row).collect()
-            }
-            (Question::EventCount, Some(table)) => vec![vec![Cell::Int(table.len() as i64); 2]],
-            (Question::Point { .. } | Question::Notes { .. }, _) | (_, None) => continue,
-        };
-        if wanted != read.rows {
-            found.push(format!("{}: {:?} instead of {wanted:?}", tell(read), read.rows));
+            Question::Point { .. } | Question::Notes { .. } => {}
         }
     }
     found

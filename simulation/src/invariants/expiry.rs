@@ -1,9 +1,11 @@
 //! Events that are kept for a time only.
 
+use std::collections::BTreeSet;
+
 use super::Evidence;
 use super::writes::pairs;
 use crate::cluster::{Question, Read, Target, Write};
-use crate::faults::Fault;
+use crate::faults::{Fault, PlannedFault};
 use crate::world::HostId;
 
 /// How far ahead several clocks that are off may take the one that the cluster goes by.
@@ -14,11 +16,18 @@ const LATE_MICROS: u64 = 10_000_000;
 /// Whether an event may have been dropped before a moment.
 pub(super) fn may_have_expired(evidence: &Evidence, write: &Write, before_micros: u64) -> bool {
     let (Some(ttl), Target::Events) = (evidence.events_ttl, write.target) else { return false };
-    let Some(at) = write.event_time() else { return true };
+    write.event_time().is_none_or(|at| may_be_gone(evidence, ttl, at, before_micros))
+}
+
+/// Whether an event of a time, in microseconds of virtual time, may have been dropped before a moment.
+pub(super) fn may_be_gone(evidence: &Evidence, ttl: u64, at: i64, before_micros: u64) -> bool {
     let before = evidence.events_stay_from.map_or(before_micros, |stay| stay.min(before_micros));
-    let mut off: Vec<u16> = evidence.plan.iter().filter_map(|planned| clock_of(&planned.fault)).collect();
-    off.sort_unstable();
-    off.dedup();
+    let lately = |planned: &&PlannedFault| {
+        let until = (planned.at_ms + planned.for_ms) * 1_000;
+        planned.at_ms * 1_000 <= before && until + 2 * CLOCKS_AHEAD_MICROS >= before
+    };
+    let off = evidence.plan.iter().filter(lately).filter_map(|planned| clock_of(&planned.fault));
+    let off: BTreeSet<u16> = off.collect();
     // One clock alone decides nothing, unless there is no other.
     let ahead = if off.len() > 1 || evidence.nodes == 1 { CLOCKS_AHEAD_MICROS } else { 0 };
     i128::from(at) + i128::from(ttl) < i128::from(before) + i128::from(ahead)

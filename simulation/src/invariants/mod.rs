@@ -4,15 +4,19 @@ mod answers;
 mod convergence;
 mod expiry;
 mod late;
+mod seen;
 mod writes;
+
+use std::sync::Arc;
 
 use shoal_kernel::Fsync;
 
-use crate::cluster::{Ending, Facts, View};
+use crate::cluster::{Ending, Facts, Ledger, View};
 use crate::faults::PlannedFault;
 use crate::run::Violation;
 
 pub use convergence::unequal;
+pub(crate) use seen::judged;
 
 /// Of one broken promise, the first cases tell enough.
 const CASES_MAX: usize = 3;
@@ -42,6 +46,8 @@ pub struct Evidence {
     pub ending: Ending,
     /// The faults.
     pub plan: Vec<PlannedFault>,
+    /// What replicas accepted.
+    pub(crate) ledger: Arc<Ledger>,
     /// What clients did and were told.
     pub facts: Facts,
     /// What the nodes said at the last look.
@@ -130,6 +136,13 @@ pub const INVARIANTS: &[Invariant] = &[
         text: "Every row of a complete answer was written, no key appears twice, what all replicas had acknowledged before \
                the question is in it, and aggregates lie within what the possible rows allow; at rest they are exact.",
         check: answers::complete_answers_are_exact,
+    },
+    Invariant {
+        name: "answers_are_what_was_seen",
+        text: "Every complete answer, aggregates too, is exactly that of the rows which the replicas that it names had accepted up \
+               to the positions of their logs that it names. A replica that is opened again has all that it has shown, or begins \
+               another log. None drops rows before their time, by the clock of most nodes.",
+        check: seen::answers_are_what_was_seen,
     },
     Invariant {
         name: "replicas_equal_after_heal",

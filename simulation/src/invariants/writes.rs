@@ -383,6 +383,7 @@ mod tests {
             begun: 900_000,
             ended: 950_000,
             at_catalog: 0,
+            seen: None,
             rows: rows.into_iter().collect(),
             at_rest,
         };

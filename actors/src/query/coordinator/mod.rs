@@ -33,7 +33,7 @@ use super::locked;
 use super::message::{FragmentTasks, Report, StartTasks, Status};
 use super::node::{ActorCount, QueryNode};
 use super::service::RunOptions;
-use crate::service::{Progress, QueryEvent, QuerySummary};
+use crate::service::{Moment, Progress, QueryEvent, QuerySummary};
 
 /// The client hears at most this often how far its query is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
@@ -397,6 +397,14 @@ impl QueryState {
         said.try_fold(Hlc::default(), |newest, said| Some(newest.max(said?)))
     }
 
+    /// What the attempt has read, if every node that may have read something has said so.
+    fn seen(&self) -> Option<Vec<Moment>> {
+        let nodes = self.assignment.nodes();
+        let said = nodes.iter().map(|node| self.reports.get(node).map(|report| report.seen.clone()));
+        let said: Vec<Vec<Moment>> = said.collect::<Option<_>>().filter(|_| self.node.limits.observed)?;
+        Some(said.concat())
+    }
+
     fn tell_progress(&mut self) {
         let progress = self.progress();
         locked(&self.view).progress = progress;
@@ -433,6 +441,7 @@ impl QueryState {
                     restarts: self.core.attempt(),
                     progress: self.progress(),
                     newest: self.newest(),
+                    seen: self.seen(),
                 };
                 if self.options.analyze {
                     let text = explain::analyzed(&self.graph, &self.assignment, &self.reports, &summary);

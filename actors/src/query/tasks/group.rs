@@ -11,6 +11,7 @@ use crate::query::locked;
 use crate::query::message::{Failure, Report, TaskReport};
 use crate::query::node::QueryNode;
 use crate::query::ports::PartitionSnapshot;
+use crate::service::Moment;
 
 /// Failures kept per attempt and node; the first ones tell the most.
 const FAILURES_MAX: usize = 16;
@@ -28,6 +29,7 @@ pub(crate) struct TaskGroup {
     bytes_scanned: AtomicU64,
     tasks_done: AtomicU32,
     newest: AtomicU64,
+    seen: Mutex<Vec<Moment>>,
     failures: Mutex<Vec<Failure>>,
     tasks: Mutex<Vec<TaskReport>>,
 }
@@ -45,6 +47,7 @@ impl TaskGroup {
             bytes_scanned: AtomicU64::new(0),
             tasks_done: AtomicU32::new(0),
             newest: AtomicU64::new(0),
+            seen: Mutex::default(),
             failures: Mutex::default(),
             tasks: Mutex::default(),
         })
@@ -62,6 +65,9 @@ impl TaskGroup {
         let snapshot = self.node.replicas.snapshot(partition)?;
         // Asked afterwards: it holds for everything that the snapshot shows.
         self.newest.fetch_max(self.node.replicas.newest().0, Ordering::Relaxed);
+        if self.node.limits.observed {
+            locked(&self.seen).extend(snapshot.moment(partition, self.node.id));
+        }
         snapshots.insert(partition, snapshot.clone());
         Ok(snapshot)
     }
@@ -109,6 +115,7 @@ impl TaskGroup {
             rows_scanned: self.rows_scanned.load(Ordering::Relaxed),
             bytes_scanned: self.bytes_scanned.load(Ordering::Relaxed),
             newest: Some(Hlc(self.newest.load(Ordering::Relaxed))),
+            seen: locked(&self.seen).clone(),
             failures: locked(&self.failures).clone(),
             tasks: locked(&self.tasks).clone(),
         }

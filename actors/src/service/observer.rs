@@ -1,0 +1,36 @@
+//! For tests: what replicas hold, and what queries saw of it, told to somebody outside.
+
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+use shoal_kernel::{LogId, NodeId, PartitionId};
+use shoal_storage::Write;
+
+/// A replica as of a place in its accept log: it shows what was accepted up to there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Moment {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The replica's node.
+    pub node: NodeId,
+    /// The life of the accept log.
+    pub log_id: LogId,
+    /// The last position.
+    pub position: u64,
+    /// Rows with a time below it are gone, in microseconds since 1970.
+    pub cutoff_micros: Option<i64>,
+}
+
+/// Hears of everything that replicas accept. Called in the order of things, and never for two groups of one replica at once.
+pub trait Observer: Debug + Send + Sync {
+    /// A replica was opened. A log that nobody has heard of goes on, at this position, where the replica's log before it was; an
+    /// emptied replica begins at 0.
+    fn opened(&self, at: Moment);
+
+    /// A replica that is at this place is about to write a group. If nothing more is heard of it, nobody knows how much of it
+    /// is written.
+    fn writing(&self, at: Moment, group: &[Write]);
+
+    /// What became of the writes of that group: the position of each that was accepted now. Readers may have seen them already.
+    fn written(&self, at: Moment, positions: &[Option<u64>]);
+}

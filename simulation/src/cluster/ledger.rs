@@ -1,0 +1,258 @@
+//! What every replica has accepted, by the positions of its accept logs: the books against which answers are held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use shoal_actors::service::{Moment, Observer};
+use shoal_kernel::schema::{TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
+use shoal_kernel::{LogId, NodeId, PartitionId};
+use shoal_storage::{Rows, Write};
+
+/// A row of the tables that are written under faults: the key, or the id of an event, and the value; none of a key that was
+/// deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    key: i64,
+    version: u128,
+    value: Option<i64>,
+    /// The time of an event, in microseconds since 1970.
+    at: Option<i64>,
+}
+
+/// What a replica shows of a key or an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) value: i64,
+    /// The time of an event, in microseconds since 1970.
+    pub(crate) at: Option<i64>,
+}
+
+/// A life of a replica's accept log.
+#[derive(Debug)]
+struct Log {
+    /// The log before it, and the position at which it goes on there.
+    goes_on: Option<(LogId, u64)>,
+    /// Accepted rows, by position.
+    entries: Vec<(u64, Vec<Row>)>,
+    /// The last position of which everything is known.
+    known: u64,
+}
+
+/// A group that is being written.
+#[derive(Debug)]
+struct Group {
+    after: u64,
+    writes: Vec<Vec<Row>>,
+}
+
+type Replica = (PartitionId, NodeId);
+
+#[derive(Debug, Default)]
+struct Books {
+    logs: BTreeMap<(Replica, LogId), Log>,
+    /// The log that each replica has now.
+    current: BTreeMap<Replica, LogId>,
+    under_way: BTreeMap<Replica, Group>,
+    /// Replicas that were opened with less of their log than they had shown.
+    shortened: BTreeSet<String>,
+}
+
+/// The books of a run, shared by its nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger(Mutex<Books>);
+
+impl Ledger {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What some replicas, each of another partition, show at some moment, by key; nothing if it is not known for one of them
+    /// what it had accepted.
+    pub(crate) fn contents(&self, seen: &[Moment]) -> Option<BTreeMap<i64, Shown>> {
+        let books = self.books();
+        let mut contents = BTreeMap::new();
+        for moment in seen {
+            let mut newest: BTreeMap<i64, Row> = BTreeMap::new();
+            books.gather((moment.partition, moment.node), moment.log_id, moment.position, &mut newest)?;
+            let kept = |row: &Row| moment.cutoff_micros.is_none_or(|cutoff| row.at.is_none_or(|at| at >= cutoff));
+            let rows = newest.into_values().filter(kept);
+            contents.extend(rows.filter_map(|row| Some((row.key, Shown { value: row.value?, at: row.at }))));
+        }
+        Some(contents)
+    }
+
+    /// Logs of which something was missing that had been accepted, and no new log begun.
+    pub(crate) fn shortened(&self) -> Vec<String> {
+        self.books().shortened.iter().cloned().collect()
+    }
+}
+
+impl Books {
+    /// Adds what a log held at a position.
+    fn gather(&self, replica: Replica, log: LogId, position: u64, newest: &mut BTreeMap<i64, Row>) -> Option<()> {
+        let Log { goes_on, entries, known } = self.logs.get(&(replica, log))?;
+        if position > *known {
+            return None;
+        }
+        if let Some((before, at)) = goes_on {
+            self.gather(replica, *before, *at, newest)?;
+        }
+        for row in entries.iter().take_while(|(at, _)| *at <= position).flat_map(|(_, rows)| rows) {
+            let shown = newest.entry(row.key).or_insert(*row);
+            if row.version > shown.version {
+                *shown = *row;
+            }
+        }
+        Some(())
+    }
+}
+
+impl Observer for Ledger {
+    fn opened(&self, at: Moment) {
+        let mut books = self.books();
+        let replica = (at.partition, at.node);
+        let before = books.current.insert(replica, at.log_id);
+        let group = books.under_way.remove(&replica);
+        // Of a group that was under way when the node went down, the beginning may have been written.
+        if let Some((group, log)) = group.zip(before.and_then(|before| books.logs.get_mut(&(replica, before))))
+            && let ([rows], true) = (group.writes.as_slice(), log.known == group.after)
+            && at.position == group.after + 1
+        {
+            log.entries.push((at.position, rows.clone()));
+            log.known = at.position;
+        }
+        match before {
+            Some(same) if same == at.log_id => {
+                let known = books.logs.get(&(replica, same)).map_or(0, |log| log.known);
+                if at.position < known {
+                    let (id, node, there) = (at.partition, at.node, at.position);
+                    let what = format!("{id} on {node} was opened at {there} of {same}, of which it had shown {known}");
+                    books.shortened.insert(what);
+                }
+            }
+            before => {
+                let goes_on = before.filter(|_| at.position > 0).map(|before| (before, at.position));
+                let log = Log { goes_on, entries: Vec::new(), known: at.position };
+                books.logs.insert((replica, at.log_id), log);
+            }
+        }
+    }
+
+    fn writing(&self, at: Moment, group: &[Write]) {
+        let writes = group.iter().map(rows_of).collect();
+        self.books().under_way.insert((at.partition, at.node), Group { after: at.position, writes });
+    }
+
+    fn written(&self, at: Moment, positions: &[Option<u64>]) {
+        let mut books = self.books();
+        let replica = (at.partition, at.node);
+        let Some(group) = books.under_way.remove(&replica) else { return };
+        let Some(log) = books.logs.get_mut(&(replica, at.log_id)) else { return };
+        // Else a group before it was lost sight of, and so is what comes behind it.
+        if log.known != group.after {
+            return;
+        }
+        for (rows, position) in group.writes.into_iter().zip(positions) {
+            if let Some(position) = position {
+                log.entries.push((*position, rows));
+                log.known = *position;
+            }
+        }
+    }
+}
+
+/// The rows of a write to one of the tables of events and upserts; none of others.
+fn rows_of(write: &Write) -> Vec<Row> {
+    let version = |row: usize| write.version.with_ordinal(u32::try_from(row).unwrap_or(u32::MAX)).0;
+    match &write.rows {
+        Rows::Put(batch) => rows(batch, version, |_| false),
+        Rows::Delete(batch) => rows(batch, version, |_| true),
+        Rows::Reserve { .. } => Vec::new(),
+        Rows::Replicated(batch, _) => {
+            let versions = batch.column_by_name(VERSION_COLUMN).and_then(|column| column.as_fixed_size_binary_opt());
+            let tombstones = batch.column_by_name(TOMBSTONE_COLUMN).and_then(|column| column.as_boolean_opt());
+            let (Some(versions), Some(tombstones)) = (versions, tombstones) else { return Vec::new() };
+            let version = |row| versions.value(row).try_into().map_or(0, u128::from_be_bytes);
+            rows(batch, version, |row| tombstones.value(row))
+        }
+    }
+}
+
+fn rows(batch: &RecordBatch, version: impl Fn(usize) -> u128, deleted: impl Fn(usize) -> bool) -> Vec<Row> {
+    let numbers = |names: [&str; 2]| {
+        let column = names.iter().find_map(|name| batch.column_by_name(name))?;
+        column.as_primitive_opt::<Int64Type>()
+    };
+    let Some(keys) = numbers(["k", "id"]) else { return Vec::new() };
+    let values = numbers(["v", "amount"]);
+    let value = |row: usize| values.filter(|_| !deleted(row)).map(|values| values.value(row));
+    let times =
+        batch.column_by_name(TS_COLUMN).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+    let at = |row: usize| times.map(|times| times.value(row));
+    let row = |row| Row { key: keys.value(row), version: version(row), value: value(row), at: at(row) };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use shoal_kernel::{Hlc, Version};
+
+    use super::*;
+
+    fn at(log: u64, position: u64) -> Moment {
+        Moment { partition: PartitionId(1), node: NodeId(1), log_id: LogId(log), position, cutoff_micros: None }
+    }
+
+    fn write(time: u64, rows: &[(i64, i64)]) -> Write {
+        let column =
+            |pick: fn(&(i64, i64)) -> i64| -> ArrayRef { Arc::new(rows.iter().map(pick).collect::<Int64Array>()) };
+        let batch = RecordBatch::try_from_iter([("k", column(|row| row.0)), ("v", column(|row| row.1))]).unwrap();
+        Write { version: Version::new(Hlc::from_micros(time), NodeId(1), 0), token: None, rows: Rows::Put(batch) }
+    }
+
+    #[test]
+    fn a_moment_shows_what_was_accepted_up_to_it() {
+        let ledger = Ledger::default();
+        ledger.opened(at(1, 0));
+        ledger.writing(at(1, 0), &[write(5, &[(1, 10), (2, 20), (1, 11)]), write(3, &[(1, 9), (3, 30)])]);
+        ledger.written(at(1, 0), &[Some(1), Some(2)]);
+        let shown = |moment| {
+            ledger.contents(&[moment]).map(|rows| rows.iter().map(|(key, row)| (*key, row.value)).collect::<Vec<_>>())
+        };
+        assert_eq!(shown(at(1, 0)), Some(vec![]));
+        assert_eq!(shown(at(1, 1)), Some(vec![(1, 11), (2, 20)]), "the last row of a write counts");
+        assert_eq!(shown(at(1, 2)), Some(vec![(1, 11), (2, 20), (3, 30)]), "the newest version wins, not the last");
+        assert_eq!(shown(at(1, 3)), None);
+        assert_eq!(shown(at(2, 1)), None);
+
+        // The node goes down with a group half written, and comes back without it, in a new log.
+        ledger.writing(at(1, 2), &[write(7, &[(1, 12)]), write(8, &[(1, 13)])]);
+        ledger.opened(at(2, 1));
+        assert_eq!(shown(at(2, 1)), Some(vec![(1, 11), (2, 20)]));
+        ledger.writing(at(2, 1), &[write(9, &[(4, 40)]), write(9, &[(4, 40)])]);
+        ledger.written(at(2, 1), &[Some(2), None]);
+        assert_eq!(shown(at(2, 2)), Some(vec![(1, 11), (2, 20), (4, 40)]));
+        assert!(ledger.shortened().is_empty());
+        ledger.opened(at(2, 1));
+        assert_eq!(ledger.shortened().len(), 1);
+        ledger.opened(at(3, 0));
+        assert_eq!(shown(at(3, 0)), Some(vec![]), "emptied");
+    }
+
+    #[test]
+    fn a_single_write_that_was_under_way_is_there_or_not() {
+        for survived in [false, true] {
+            let ledger = Ledger::default();
+            ledger.opened(at(1, 0));
+            ledger.writing(at(1, 0), &[write(5, &[(1, 10)])]);
+            ledger.opened(at(1, u64::from(survived)));
+            let shown = ledger.contents(&[at(1, u64::from(survived))]).unwrap();
+            assert_eq!(shown.len(), usize::from(survived));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether every complete answer is that of the replicas that it names, as of the positions that it names.
+//!
+//! Whether a query was allowed to see just these is another matter, and another promise's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_actors::service::Moment;
+
+use super::Evidence;
+use super::answers::{tell, whole_answer};
+use super::expiry::may_be_gone;
+use crate::cluster::{Cell, Question, Read, Shown};
+use crate::entropy::EPOCH_MICROS;
+
+/// What the answer must be; nothing where that is not known.
+fn wanted(evidence: &Evidence, read: &Read) -> Option<Vec<Vec<Cell>>> {
+    let seen = read.seen.as_ref()?;
+    let partitions: BTreeSet<_> = seen.iter().map(|moment| moment.partition).collect();
+    if partitions.len() < seen.len() {
+        return None;
+    }
+    let mut contents = evidence.ledger.contents(seen)?;
+    match read.question {
+        Question::Point { key } => contents.retain(|found, _| *found == key),
+        Question::Range { low, high } | Question::Notes { low, high } => {
+            contents.retain(|key, _| (low..=high).contains(key));
+        }
+        Question::Events | Question::EventCount => drop_oldest(evidence, read, &mut contents),
+        Question::Aggregate | Question::Groups | Question::Join => {}
+    }
+    let rows = contents.into_iter().map(|(key, shown)| (key, shown.value)).collect();
+    Some(whole_answer(read.question, &rows))
+}
+
+/// Events also have to be young enough for the cut-off that the query was planned with, which may be above those of the
+/// replicas. As many of the oldest are left out as the answer leaves out, but only such as may be gone.
+fn drop_oldest(evidence: &Evidence, read: &Read, contents: &mut BTreeMap<i64, Shown>) {
+    let Some(ttl) = evidence.events_ttl else { return };
+    let shown = match (read.question, read.rows.first().map(Vec::as_slice)) {
+        (Question::EventCount, Some([Cell::Int(count), ..])) => usize::try_from(*count).unwrap_or(0),
+        _ => read.rows.len(),
+    };
+    let mut oldest: Vec<(i64, i64)> = contents.iter().filter_map(|(id, row)| Some((row.at?, *id))).collect();
+    oldest.sort_unstable();
+    oldest.truncate(contents.len().saturating_sub(shown));
+    for (at, id) in oldest {
+        if may_be_gone(evidence, ttl, virtual_micros(at), read.ended) {
+            contents.remove(&id);
+        }
+    }
+}
+
+/// A time in microseconds since 1970 as one of the run.
+fn virtual_micros(micros: i64) -> i64 {
+    micros.saturating_sub(i64::try_from(EPOCH_MICROS).unwrap_or(i64::MAX))
+}
+
+/// A replica's cut-off that is above what may have been agreed upon, by the clocks.
+fn early_cutoff(evidence: &Evidence, read: &Read) -> Option<String> {
+    let ttl = evidence.events_ttl?;
+    let early = |moment: &&Moment| {
+        let last_gone = moment.cutoff_micros.map(|cutoff| virtual_micros(cutoff).saturating_sub(1));
+        last_gone.is_some_and(|at| !may_be_gone(evidence, ttl, at, read.ended))
+    };
+    let moment = read.seen.iter().flatten().find(early)?;
+    let cutoff = virtual_micros(moment.cutoff_micros?) as f64 / 1e6;
+    let (partition, node) = (moment.partition, moment.node);
+    Some(format!("{}: {partition} on {node} has dropped what is older than {cutoff:.3} s", tell(read)))
+}
+
+/// Answers that can be judged so.
+pub(crate) fn judged(evidence: &Evidence) -> usize {
+    evidence.facts.reads.iter().filter(|read| wanted(evidence, read).is_some()).count()
+}
+
+pub(super) fn answers_are_what_was_seen(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    for read in &evidence.facts.reads {
+        let Some(wanted) = wanted(evidence, read) else { continue };
+        let notes = matches!(read.question, Question::Notes { .. });
+        let width = if notes { 2 } else { usize::MAX };
+        let shown = || read.rows.iter().map(|row| &row[..row.len().min(width)]);
+        if shown().eq(wanted.iter().map(Vec::as_slice)) {
+            continue;
+        }
+        let differing = shown().zip(&wanted).find(|(shown, wanted)| *shown != wanted.as_slice());
+        let (rows, wanted) = (read.rows.len(), wanted.len());
+        let seen = read.seen.iter().flatten().map(|moment| {
+            format!("{} on {} at {} of {}", moment.partition, moment.node, moment.position, moment.log_id)
+        });
+        let seen = seen.collect::<Vec<_>>().join(", ");
+        found.push(format!(
+            "{}: {rows} rows instead of {wanted}, the first that differ {differing:?}; it saw {seen}",
+            tell(read)
+        ));
+    }
+    found.extend(evidence.facts.reads.iter().filter_map(|read| early_cutoff(evidence, read)));
+    found.extend(evidence.ledger.shortened());
+    found
+}
