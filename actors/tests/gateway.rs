@@ -7,49 +7,16 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::DataType;
 use shoal_actors::Node;
-use shoal_actors::service::{NodeConfig, SqlRequest, WriteReport, WriteRequest};
-use shoal_kernel::env::real::{RealOptions, env};
+use shoal_actors::service::{SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::{Error, ErrorCode, WriteLevel};
 
-use common::free_address;
+use common::{eventually, nodes, numbers};
 
 const KEYS: i64 = 30;
 const ROWS: i64 = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn nodes(dir: &std::path::Path) -> Vec<Node> {
-    let mut nodes: Vec<Node> = Vec::new();
-    let mut join = Vec::new();
-    for number in 0..3 {
-        let mut config = NodeConfig::new(dir.join(format!("n{number}")), free_address(), free_address());
-        config.disk_reserve_bytes = 0;
-        config.join = join.clone();
-        join.push(config.cluster_address);
-        let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
-        eventually("the node is ready", || async { node.ready() }).await;
-        nodes.push(node);
-    }
-    nodes
-}
-
-async fn eventually<F: Future<Output = Result<(), Error>>>(what: &str, attempt: impl Fn() -> F) {
-    let tried = tokio::time::timeout(PATIENCE, async {
-        while attempt().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    assert!(tried.await.is_ok(), "{what}: not within {PATIENCE:?}: {:?}", attempt().await);
-}
-
-async fn numbers(node: &Node, sql: &str) -> Result<Vec<i64>, Error> {
-    let (_, batches, _) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
-    let columns = batches.iter().filter(|batch| batch.num_rows() > 0).flat_map(RecordBatch::columns);
-    Ok(columns.map(|column| column.as_primitive::<Int64Type>().value(0)).collect())
-}
-
 /// Sends as a client does that wants the rows in: again, as long as that may help.
 async fn insist(node: &Node, table: &str, key: i64) -> WriteReport {
     let ids: Int64Array = (key * ROWS..(key + 1) * ROWS).collect();

@@ -1,6 +1,19 @@
 //! What tests of whole nodes share.
+#![allow(dead_code, reason = "no test uses all of it")]
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use shoal_actors::Node;
+use shoal_actors::service::{NodeConfig, SqlRequest};
+use shoal_kernel::Error;
+use shoal_kernel::env::real::{RealOptions, env};
+
+/// How long something may take to come true.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An address whose port is free for both streams and datagrams.
 pub fn free_address() -> SocketAddr {
@@ -11,4 +24,41 @@ pub fn free_address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// Three nodes of a cluster, with directories named n0 to n2.
+pub async fn nodes(dir: &Path) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for number in 0..3 {
+        let join = nodes.iter().map(Node::cluster_address).collect();
+        nodes.push(node(dir.join(format!("n{number}")), free_address(), join).await);
+    }
+    nodes
+}
+
+/// A node that is ready.
+pub async fn node(dir: impl AsRef<Path>, cluster_address: SocketAddr, join: Vec<SocketAddr>) -> Node {
+    let mut config = NodeConfig::new(dir.as_ref(), cluster_address, free_address());
+    config.disk_reserve_bytes = 0;
+    config.join = join;
+    let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
+    eventually("the node is ready", || async { node.ready() }).await;
+    node
+}
+
+/// Tries until it succeeds.
+pub async fn eventually<F: Future<Output = Result<(), Error>>>(what: &str, attempt: impl Fn() -> F) {
+    let tried = tokio::time::timeout(PATIENCE, async {
+        while attempt().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(tried.await.is_ok(), "{what}: not within {PATIENCE:?}: {:?}", attempt().await);
+}
+
+/// The first row of an answer that consists of integers.
+pub async fn numbers(node: &Node, sql: &str) -> Result<Vec<i64>, Error> {
+    let (_, batches, _) = node.sql(SqlRequest::new(sql)).await?.collect().await?;
+    let columns = batches.iter().filter(|batch| batch.num_rows() > 0).flat_map(RecordBatch::columns);
+    Ok(columns.map(|column| column.as_primitive::<Int64Type>().value(0)).collect())
 }
