@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::Result;
-use datafusion::execution::TaskContext;
+use datafusion::execution::session_state::SessionState;
 use datafusion::physical_plan::streaming::StreamingTableExec;
 use datafusion::physical_plan::{ExecutionPlan, collect};
 
@@ -25,15 +25,14 @@ pub(crate) fn text_query(names: &[&str], columns: Vec<Vec<Option<String>>>) -> R
 }
 
 /// Replaces tables that live in this process (the information schema) by their rows, so that the plan can travel.
-pub(crate) async fn materialise(
-    plan: Arc<dyn ExecutionPlan>,
-    context: Arc<TaskContext>,
-) -> Result<Arc<dyn ExecutionPlan>> {
+pub(crate) async fn materialise(plan: Arc<dyn ExecutionPlan>, state: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
     let mut tables = Vec::new();
     find(&plan, &mut tables);
     if tables.is_empty() {
         return Ok(plan);
     }
+    // These tables tell of functions, too.
+    let context = state.task_ctx();
     let mut rows: Vec<(SchemaRef, Vec<RecordBatch>)> = Vec::new();
     for table in tables {
         rows.push((table.schema(), collect(table, Arc::clone(&context)).await?));

@@ -17,6 +17,7 @@ use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
 
 use crate::error::error_from_datafusion;
 use crate::planner::{logical_plan, physical_plan};
+use crate::session::running;
 use crate::sql::{at, normalised, table_name};
 use crate::statement::{InsertSource, Statement};
 use crate::unknown::unknown_table;
@@ -175,7 +176,8 @@ async fn values(
         return Err(Error::new(ErrorCode::Unsupported, message).with_help("use INSERT INTO … SELECT"));
     }
     let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
-    let batches = collect(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
+    let context = running(state.config().clone(), Arc::clone(state.runtime_env()));
+    let batches = collect(physical, Arc::new(context)).await.map_err(error_from_datafusion)?;
     let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let fields: Vec<_> =
         columns.map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable)).collect();

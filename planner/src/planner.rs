@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::TaskContext;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
@@ -105,6 +106,8 @@ impl fmt::Debug for PlanOptions {
 #[derive(Clone)]
 pub struct Planner {
     template: Arc<SessionState>,
+    /// What plans and expressions are decoded with.
+    functions: Arc<TaskContext>,
     plans: Arc<PlanCache>,
 }
 
@@ -123,7 +126,8 @@ impl fmt::Debug for Planner {
 impl Planner {
     /// A planner with all built-in functions.
     pub fn new() -> Self {
-        Self { template: Arc::new(session::template()), plans: Arc::default() }
+        let template = session::template();
+        Self { functions: template.task_ctx(), template: Arc::new(template), plans: Arc::default() }
     }
 
     /// Plans the one statement of `sql` against the tables of `catalog`.
@@ -190,7 +194,7 @@ impl Planner {
         inputs: Arc<dyn TaskInputs>,
         memory: TaskMemory,
     ) -> Result<RunnableTask> {
-        task::decode(&self.template, fragment, task, inputs, memory)
+        task::decode(&self.functions, fragment, task, inputs, memory)
     }
 
     /// What splits the output of a fragment's task over the slots of its edge.
@@ -198,7 +202,7 @@ impl Planner {
     /// # Errors
     /// The edge's bytes are not expressions over `schema`.
     pub fn router(&self, edge: &Edge, schema: SchemaRef) -> Result<EdgeRouter> {
-        EdgeRouter::new(&self.template, edge, &schema)
+        EdgeRouter::new(&self.functions, edge, &schema)
     }
 }
 
@@ -249,7 +253,7 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
         }
     };
     let physical = state.query_planner().create_physical_plan(&logical, state).await.map_err(error_from_datafusion)?;
-    let physical = materialise(physical, state.task_ctx()).await.map_err(error_from_datafusion)?;
+    let physical = materialise(physical, state).await.map_err(error_from_datafusion)?;
     let physical = read_ends(physical).map_err(error_from_datafusion)?;
     let physical = ask_statistics(physical).map_err(error_from_datafusion)?;
     let physical = group_by_codes(physical).map_err(error_from_datafusion)?;

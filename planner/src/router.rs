@@ -2,7 +2,7 @@
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use datafusion::execution::session_state::SessionState;
+use datafusion::execution::TaskContext;
 use datafusion::physical_plan::metrics::Time;
 use datafusion::physical_plan::repartition::BatchPartitioner;
 use shoal_kernel::Result;
@@ -24,15 +24,14 @@ enum Kind {
 }
 
 impl EdgeRouter {
-    pub(crate) fn new(template: &SessionState, edge: &Edge, schema: &SchemaRef) -> Result<Self> {
+    pub(crate) fn new(functions: &TaskContext, edge: &Edge, schema: &SchemaRef) -> Result<Self> {
         let kind = match edge {
             Edge::Gather => Kind::One,
             Edge::Broadcast { slots } => Kind::All(*slots),
             Edge::Hash { expressions, slots } => {
-                let context = template.task_ctx();
                 let expressions = expressions
                     .iter()
-                    .map(|bytes| ShoalCodec.decode_expr(bytes, schema, &context))
+                    .map(|bytes| ShoalCodec.decode_expr(bytes, schema, functions))
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(error_from_datafusion)?;
                 let partitioner = BatchPartitioner::new_hash_partitioner(expressions, *slots as usize, Time::new())

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
-use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionState;
+use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::prelude::SessionConfig;
 use shoal_catalog::Catalog;
 use shoal_kernel::{Error, ErrorCode, Result};
@@ -55,6 +56,11 @@ fn config() -> SessionConfig {
     optimizer.hash_join_single_partition_threshold = 0;
     optimizer.hash_join_single_partition_threshold_rows = 0;
     config
+}
+
+/// What plans run with. The functions that they call are in them, so it holds none: there are hundreds to be copied.
+pub(crate) fn running(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> TaskContext {
+    TaskContext::default().with_session_config(config).with_runtime(runtime)
 }
 
 /// The state for one statement.

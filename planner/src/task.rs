@@ -7,7 +7,6 @@ use arrow::datatypes::SchemaRef;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::session_state::SessionState;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
@@ -17,6 +16,7 @@ use crate::error::error_from_datafusion;
 use crate::graph::{Fragment, TaskInputs, TaskInputsExtension};
 use crate::node::ShoalCodec;
 use crate::order::follow_sorts;
+use crate::session::running;
 
 /// What a task may use.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +53,7 @@ impl RunnableTask {
 }
 
 pub(crate) fn decode(
-    template: &SessionState,
+    functions: &TaskContext,
     fragment: &Fragment,
     task: u32,
     inputs: Arc<dyn TaskInputs>,
@@ -68,7 +68,7 @@ pub(crate) fn decode(
         runtime = runtime.with_memory_pool(pool);
     }
     let runtime = runtime.build_arc().map_err(error_from_datafusion)?;
-    let mut config = template.config().clone();
+    let mut config = functions.session_config().clone();
     if memory.batch_rows > 0 {
         config
             .options_mut()
@@ -76,17 +76,8 @@ pub(crate) fn decode(
             .map_err(error_from_datafusion)?;
     }
     let config = config.with_extension(Arc::new(TaskInputsExtension(inputs)));
-    let context = TaskContext::new(
-        Some(format!("{}.{task}", fragment.id)),
-        template.session_id().to_owned(),
-        config,
-        template.scalar_functions().clone(),
-        template.higher_order_functions().clone(),
-        template.aggregate_functions().clone(),
-        template.window_functions().clone(),
-        runtime,
-    );
-    let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, &context, &ShoalCodec)
+    let context = running(config, runtime);
+    let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, functions, &ShoalCodec)
         .and_then(follow_sorts)
         .map_err(error_from_datafusion)
         .map_err(|error| error.context(format_args!("fragment {}", fragment.id)))?;

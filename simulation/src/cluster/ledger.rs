@@ -123,20 +123,22 @@ impl Observer for Ledger {
             log.entries.push((at.position, rows.clone()));
             log.known = at.position;
         }
-        match before {
-            Some(same) if same == at.log_id => {
-                let known = books.logs.get(&(replica, same)).map_or(0, |log| log.known);
-                if at.position < known {
-                    let (id, node, there) = (at.partition, at.node, at.position);
-                    let what = format!("{id} on {node} was opened at {there} of {same}, of which it had shown {known}");
-                    books.shortened.insert(what);
-                }
+        let (id, node, there, log_id) = (at.partition, at.node, at.position, at.log_id);
+        match books.logs.get(&(replica, log_id)).map(|log| log.known) {
+            None => {
+                let goes_on = before.filter(|_| there > 0).map(|before| (before, there));
+                books.logs.insert((replica, log_id), Log { goes_on, entries: Vec::new(), known: there });
             }
-            before => {
-                let goes_on = before.filter(|_| at.position > 0).map(|before| (before, at.position));
-                let log = Log { goes_on, entries: Vec::new(), known: at.position };
-                books.logs.insert((replica, at.log_id), log);
+            Some(_) if before != Some(log_id) => {
+                books
+                    .shortened
+                    .insert(format!("{id} on {node} was opened with {log_id}, after which it had begun another log"));
             }
+            Some(known) if there < known => {
+                let what = format!("{id} on {node} was opened at {there} of {log_id}, of which it had shown {known}");
+                books.shortened.insert(what);
+            }
+            Some(_) => {}
         }
     }
 
@@ -242,6 +244,8 @@ mod tests {
         assert_eq!(ledger.shortened().len(), 1);
         ledger.opened(at(3, 0));
         assert_eq!(shown(at(3, 0)), Some(vec![]), "emptied");
+        ledger.opened(at(2, 1));
+        assert_eq!(ledger.shortened().len(), 2, "a log that was given up has come back");
     }
 
     #[test]
