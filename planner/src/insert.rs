@@ -176,7 +176,7 @@ async fn values(
         return Err(Error::new(ErrorCode::Unsupported, message).with_help("use INSERT INTO … SELECT"));
     }
     let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
-    let context = running(state.config().clone(), Arc::clone(state.runtime_env()));
+    let context = running(None, state.config().clone(), Arc::clone(state.runtime_env()));
     let batches = collect(physical, Arc::new(context)).await.map_err(error_from_datafusion)?;
     let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let fields: Vec<_> =

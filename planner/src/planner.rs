@@ -106,8 +106,8 @@ impl fmt::Debug for PlanOptions {
 #[derive(Clone)]
 pub struct Planner {
     template: Arc<SessionState>,
-    /// What plans and expressions are decoded with.
-    functions: Arc<TaskContext>,
+    /// What plans and expressions are decoded with: all functions, and the settings that tasks start from.
+    registry: Arc<TaskContext>,
     plans: Arc<PlanCache>,
 }
 
@@ -127,7 +127,7 @@ impl Planner {
     /// A planner with all built-in functions.
     pub fn new() -> Self {
         let template = session::template();
-        Self { functions: template.task_ctx(), template: Arc::new(template), plans: Arc::default() }
+        Self { registry: template.task_ctx(), template: Arc::new(template), plans: Arc::default() }
     }
 
     /// Plans the one statement of `sql` against the tables of `catalog`.
@@ -194,7 +194,7 @@ impl Planner {
         inputs: Arc<dyn TaskInputs>,
         memory: TaskMemory,
     ) -> Result<RunnableTask> {
-        task::decode(&self.functions, fragment, task, inputs, memory)
+        task::decode(&self.registry, fragment, task, inputs, memory)
     }
 
     /// What splits the output of a fragment's task over the slots of its edge.
@@ -202,7 +202,7 @@ impl Planner {
     /// # Errors
     /// The edge's bytes are not expressions over `schema`.
     pub fn router(&self, edge: &Edge, schema: SchemaRef) -> Result<EdgeRouter> {
-        EdgeRouter::new(&self.functions, edge, &schema)
+        EdgeRouter::new(&self.registry, edge, &schema)
     }
 }
 

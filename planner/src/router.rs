@@ -24,14 +24,14 @@ enum Kind {
 }
 
 impl EdgeRouter {
-    pub(crate) fn new(functions: &TaskContext, edge: &Edge, schema: &SchemaRef) -> Result<Self> {
+    pub(crate) fn new(registry: &TaskContext, edge: &Edge, schema: &SchemaRef) -> Result<Self> {
         let kind = match edge {
             Edge::Gather => Kind::One,
             Edge::Broadcast { slots } => Kind::All(*slots),
             Edge::Hash { expressions, slots } => {
                 let expressions = expressions
                     .iter()
-                    .map(|bytes| ShoalCodec.decode_expr(bytes, schema, functions))
+                    .map(|bytes| ShoalCodec.decode_expr(bytes, schema, registry))
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(error_from_datafusion)?;
                 let partitioner = BatchPartitioner::new_hash_partitioner(expressions, *slots as usize, Time::new())

@@ -59,8 +59,9 @@ fn config() -> SessionConfig {
 }
 
 /// What plans run with. The functions that they call are in them, so it holds none: there are hundreds to be copied.
-pub(crate) fn running(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> TaskContext {
-    TaskContext::default().with_session_config(config).with_runtime(runtime)
+pub(crate) fn running(task: Option<String>, config: SessionConfig, runtime: Arc<RuntimeEnv>) -> TaskContext {
+    let (scalar, higher_order, aggregate, window) = Default::default();
+    TaskContext::new(task, "shoal".into(), config, scalar, higher_order, aggregate, window, runtime)
 }
 
 /// The state for one statement.

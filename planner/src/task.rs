@@ -53,7 +53,7 @@ impl RunnableTask {
 }
 
 pub(crate) fn decode(
-    functions: &TaskContext,
+    registry: &TaskContext,
     fragment: &Fragment,
     task: u32,
     inputs: Arc<dyn TaskInputs>,
@@ -68,7 +68,7 @@ pub(crate) fn decode(
         runtime = runtime.with_memory_pool(pool);
     }
     let runtime = runtime.build_arc().map_err(error_from_datafusion)?;
-    let mut config = functions.session_config().clone();
+    let mut config = registry.session_config().clone();
     if memory.batch_rows > 0 {
         config
             .options_mut()
@@ -76,8 +76,8 @@ pub(crate) fn decode(
             .map_err(error_from_datafusion)?;
     }
     let config = config.with_extension(Arc::new(TaskInputsExtension(inputs)));
-    let context = running(config, runtime);
-    let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, functions, &ShoalCodec)
+    let context = running(Some(format!("{}.{task}", fragment.id)), config, runtime);
+    let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, registry, &ShoalCodec)
         .and_then(follow_sorts)
         .map_err(error_from_datafusion)
         .map_err(|error| error.context(format_args!("fragment {}", fragment.id)))?;

@@ -50,6 +50,8 @@ pub(super) struct Delivery {
     pub(super) until: Duration,
     /// The claim on the client's token, which lasts as long as anything is under way.
     pub(super) held: Option<Arc<HeldToken>>,
+    /// No other attempt at the token gives its rows another version. If not, a single replica may know better, but not several.
+    pub(super) agreed: bool,
 }
 
 /// A piece as it is sent.
@@ -202,7 +204,7 @@ impl Sending {
                 if self.call.epoch != Epoch::default() {
                     env.reached(Rare::NewerEpoch);
                 }
-                self.enter(partition.epoch)?;
+                self.enter(&partition)?;
             }
             self.send(&partition);
             if let Some(outcome) = self.verdict(&partition)? {
@@ -243,8 +245,13 @@ impl Sending {
     }
 
     /// Acknowledgements count only within one epoch.
-    fn enter(&mut self, epoch: Epoch) -> Result<()> {
-        self.call.epoch = epoch;
+    fn enter(&mut self, partition: &Partition) -> Result<()> {
+        let planted = self.delivery.context.config.has(Planted::VersionPerAttempt);
+        if !self.delivery.agreed && !planted && partition.voters().count() > 1 {
+            let message = "the rows have got more replicas meanwhile; send the same request again";
+            return Err(Error::new(ErrorCode::Moved, message));
+        }
+        self.call.epoch = partition.epoch;
         self.message = wire::encode(&ReplicaCall::Write(self.call.clone()))?.into();
         self.acknowledged.clear();
         self.later.clear();

@@ -14,9 +14,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
 use futures::stream::{FuturesUnordered, StreamExt};
-use shoal_catalog::{Partition, Table};
+use shoal_catalog::Table;
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
 use shoal_storage::with_rows_before;
@@ -96,8 +95,10 @@ impl Gateway {
         let until = began + deadline;
         let rows: u64 = request.batches.iter().map(|batch| batch.num_rows() as u64).sum();
         let deletes = change.deletes;
-        let reserved = match request.token.as_ref().filter(|_| rows > 0) {
-            Some(token) if self.must_agree(&table, &request.batches) => {
+        let times_missing = rows > 0 && route::needs_time(&table, &request.batches);
+        let reserved = match request.token.as_ref().filter(|_| times_missing) {
+            // Their time is part of what identifies the rows: a resend must find the same.
+            Some(token) if !self.context.config.has(Planted::NewTimeOnRetry) => {
                 Some((token, route::check(&table, &request.batches)?))
             }
             _ => None,
@@ -108,13 +109,15 @@ impl Gateway {
             true => Arc::new(self.with_some_partition(&table, own, until).await.map_err(in_doubt)?),
             false => table,
         };
-        let delivery = Delivery { context: self.context.clone(), table: table.clone(), level, deletes, until, held };
-        let Reservation { version: base, fresh } = match reserved {
-            Some((token, fingerprint)) => delivery.reserve(token, own, fingerprint).await.map_err(in_doubt)?,
+        let (context, agreed) = (self.context.clone(), true);
+        let mut delivery = Delivery { context, table: table.clone(), level, deletes, until, held, agreed };
+        let Reservation { version: mut base, fresh } = match reserved {
+            Some((token, fingerprint)) => {
+                let home = delivery.home(token)?;
+                delivery.reserve(home, token, own, fingerprint).await.map_err(in_doubt)?
+            }
             None => Reservation { version: own, fresh: false },
         };
-        // An attempt from when there was a single replica has reserved nothing.
-        let fresh = fresh && !table.schema.is_upsert();
         let stamp = Stamp {
             micros: i64::try_from(base.time().micros()).unwrap_or(i64::MAX),
             dedup: request.token.clone().unwrap_or_else(|| format!("{}-{:016x}", base.node(), base.time().0)),
@@ -149,6 +152,14 @@ impl Gateway {
             .with_help("send the rows in several requests"));
         }
 
+        if let (true, Some(token), Some(first)) = (table.schema.is_upsert(), &request.token, pieces.first()) {
+            delivery.agreed = self.must_agree(&delivery, &pieces)?;
+            if delivery.agreed {
+                let fingerprint = route::fingerprint(&table, &batches)?;
+                let reserved = delivery.reserve(first.partition, token, own, fingerprint).await;
+                base = reserved.map_err(in_doubt)?.version;
+            }
+        }
         let token = |piece: &Piece| request.token.as_ref().map(|token| piece_token(token, piece.number));
         let known = match &request.token {
             Some(token) if !fresh => {
@@ -191,21 +202,17 @@ impl Gateway {
         }
     }
 
-    /// Whether all attempts at a key have to give its rows one version, agreed on before the first row is sent. The time of an
-    /// event is part of what identifies it, so a resend must find the same. And of an upsert's rows under two versions the newer
-    /// ones would hide what others have written in between; a single replica sees to that by itself.
-    fn must_agree(&self, table: &Table, batches: &[RecordBatch]) -> bool {
-        if !table.schema.is_upsert() {
-            return route::needs_time(table, batches) && !self.context.config.has(Planted::NewTimeOnRetry);
+    /// Whether all attempts at a key have to agree on the version of its rows: under two versions the newer ones would hide what
+    /// others have written in between. A single replica sees to that by itself.
+    fn must_agree(&self, delivery: &Delivery, pieces: &[Piece]) -> Result<bool> {
+        let mut replicated = false;
+        for piece in pieces {
+            replicated |= delivery.partition(piece.partition)?.voters().count() > 1;
         }
-        let catalog = self.context.agreement.catalog().borrow().clone();
-        let mut partitions = table.partitions.iter().map(|id| catalog.partitions.get(id));
-        let alone = |partition: Option<&Partition>| partition.is_some_and(|partition| partition.voters().count() == 1);
-        let single = !table.partitions.is_empty() && partitions.all(alone);
-        !single && !self.context.config.has(Planted::VersionPerAttempt)
+        Ok(replicated && !self.context.config.has(Planted::VersionPerAttempt))
     }
 
-    /// Two writes of one token at once would give it two versions.
+    /// Two writes of one token at once would only be in each other's way.
     fn hold(&self, table: &Table, token: &str) -> Result<HeldToken> {
         if token.is_empty() || token.len() > CLIENT_TOKEN_BYTES_MAX {
             return Err(Error::new(

@@ -25,14 +25,19 @@ pub(super) struct Reservation {
 }
 
 impl Delivery {
-    /// The version reserved for a client's key; this one, if none was.
+    /// The version reserved for a client's key; this one, if none was. Every attempt must ask the replicas of the same partition.
     ///
     /// # Errors
     /// [`ErrorCode::TokenConflict`] if the key was used for rows with another fingerprint.
-    pub(super) async fn reserve(&self, token: &str, own: Version, fingerprint: u128) -> Result<Reservation> {
+    pub(super) async fn reserve(
+        &self,
+        home: PartitionId,
+        token: &str,
+        own: Version,
+        fingerprint: u128,
+    ) -> Result<Reservation> {
         // No piece's token ends like this.
         let token = format!("{token}\u{1f}");
-        let home = self.home(&token)?;
         loop {
             let partition = self.partition(home)?;
             let ballot = Version::new(self.context.clock.tick().await?, self.context.node, 0);
@@ -56,9 +61,9 @@ impl Delivery {
         }
     }
 
-    /// The partition whose replicas keep the key's reservation. It must be the same at every attempt: windows come and go, but
-    /// for the oldest.
-    fn home(&self, token: &str) -> Result<PartitionId> {
+    /// The partition whose replicas keep the reservation of a key of events, which go where their time says: it is not known yet.
+    /// Windows come and go, but for the oldest.
+    pub(super) fn home(&self, token: &str) -> Result<PartitionId> {
         let partitions = &self.table.partitions;
         let place = key::partition_hash(token.as_bytes()) % partitions.len().max(1) as u64;
         let home = match self.table.options.partition_size_hint {
@@ -139,7 +144,7 @@ impl Delivery {
         let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
         let (agreed, of) = (said.len(), voters.len());
         let message = format!(
-            "{agreed} of {of} replicas could agree on the time of this idempotency key's rows, {needed} must{why}"
+            "{agreed} of {of} replicas could agree on the version of this idempotency key's rows, {needed} must{why}"
         );
         Err(Error::new(code, message))
     }

@@ -42,12 +42,16 @@ pub(super) fn needs_time(table: &Table, batches: &[RecordBatch]) -> bool {
         && batches.iter().any(|batch| batch.column_by_name(TS_COLUMN).is_none_or(|column| column.null_count() > 0))
 }
 
-/// Checks rows as [`shape`] does, before they have a time; gives the fingerprint of what the client sent.
+/// Checks events as [`shape`] does, before they have a time; gives the fingerprint of what the client sent.
 pub(super) fn check(table: &Table, batches: &[RecordBatch]) -> Result<u128> {
     let blank = Stamp { micros: 0, dedup: String::new() };
     let shaped = with_rows_before(batches).map(|(first_row, batch)| shape(table, batch, &blank, first_row));
-    let shaped: Vec<RecordBatch> = shaped.collect::<Result<_>>()?;
-    let rows = concat_batches(&table.schema.numbered(), &shaped).map_err(internal)?;
+    fingerprint(table, &shaped.collect::<Result<Vec<_>>>()?)
+}
+
+/// The fingerprint of rows that are in the table's shape.
+pub(super) fn fingerprint(table: &Table, shaped: &[RecordBatch]) -> Result<u128> {
+    let rows = concat_batches(&table.schema.numbered(), shaped).map_err(internal)?;
     fingerprint_of(&table.schema, &rows)
 }
 

@@ -17,6 +17,7 @@ mod statement;
 mod status;
 mod supervisor;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -411,9 +412,17 @@ impl Inner {
         let (context, queries) = (self.context.clone(), self.queries.clone());
         let mut members = context.swim.members();
         self.keep(self.context.env.spawn("member watcher", async move {
-            let mut down = std::collections::BTreeSet::new();
+            let (mut known, mut down) = (BTreeSet::new(), BTreeSet::new());
             loop {
                 let now = members.borrow_and_update().clone();
+                known.extend(now.keys().copied());
+                // Another node has come in their place, perhaps before anybody had missed them.
+                for node in known.iter().copied().filter(|node| !now.contains_key(node)) {
+                    if context.liveness.is_down(node) && down.insert(node) {
+                        context.transport.node_down(node);
+                        queries.node_down(node);
+                    }
+                }
                 for (node, member) in now.iter().filter(|(node, _)| **node != context.node) {
                     // Gossip hears of a new address before the catalog, and even without its quorum.
                     context.agreement.learn_address(*node, member.address);

@@ -77,6 +77,11 @@ impl Inner {
             Statement::Insert { table: name, source } => {
                 let batches = match source {
                     InsertSource::Rows(batches) => batches,
+                    InsertSource::Query(_) if request.token.is_some() => {
+                        let message = "INSERT … SELECT takes no idempotency key: sent again, it may find other rows";
+                        return Err(Error::new(ErrorCode::Unsupported, message)
+                            .with_help("read the rows first, and send them as VALUES or to the table's ingest"));
+                    }
                     InsertSource::Query(graph) => self.collect("INSERT … SELECT", graph, id, left()).await?.0,
                 };
                 let write = WriteRequest {

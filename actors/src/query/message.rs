@@ -126,8 +126,8 @@ pub(crate) struct Report {
     pub(crate) bytes_scanned: u64,
     /// No row of the replicas that are read there is newer.
     pub(crate) newest: Option<Hlc>,
-    /// What was pinned, if that is asked for.
-    pub(crate) seen: Vec<Moment>,
+    /// What was pinned, if somebody observes the node.
+    pub(crate) seen: Option<Vec<Moment>>,
     /// What failed, first things first.
     pub(crate) failures: Vec<Failure>,
     /// The tasks, for EXPLAIN ANALYZE; complete only in the last report.

@@ -116,7 +116,7 @@ pub struct SqlRequest {
     pub read_level: ReadLevel,
     /// The level of its writes; the table's default if absent.
     pub write_level: Option<WriteLevel>,
-    /// Makes an INSERT harmless to send again. Statements that find their rows themselves are refused with one.
+    /// Makes an INSERT of VALUES harmless to send again. Statements that find their rows themselves are refused with one.
     pub token: Option<String>,
     /// Refuse anything that changes data or tables.
     pub read_only: bool,

@@ -53,7 +53,7 @@ const PARAMETERS: &[&str] = &["query", "format", "database", "timeout_ms", "cons
         content((SqlBody = "application/json"), (String = "text/plain"))
     ),
     params(("X-Shoal-Query-Id" = Option<String>, Header, description = "The id to run under: 8 hexadecimal digits of the node (zeros: this one), a dash, 16 digits"),
-           ("Idempotency-Key" = Option<String>, Header, description = "Makes a single INSERT harmless to send again; DELETE and UPDATE are refused with one, as they would find other rows")),
+           ("Idempotency-Key" = Option<String>, Header, description = "Makes a single INSERT of VALUES harmless to send again; INSERT … SELECT, DELETE and UPDATE are refused with one, as they may find other rows")),
     responses(
         (status = 200, description = "The results; the last record says end or error", content(("application/json"), ("application/x-ndjson"), ("text/csv"), ("application/vnd.apache.arrow.stream"))),
         (status = "4XX", description = "Not carried out", content_type = "application/problem+json", body = super::problem::Problem),

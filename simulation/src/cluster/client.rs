@@ -470,7 +470,17 @@ impl Client {
                 let outcome = Outcome::Acknowledged { level: report.level, version: report.version };
                 (outcome, format!("{} rows acknowledged at {} as {}", report.rows, report.level, report.version))
             }
-            Err(failed) => (failed.outcome(), failed.word()),
+            Err(failed) => {
+                // Clients use a key for its own rows only. A note may be another column's by now.
+                if let Failed::Error(error) = &failed
+                    && error.code() == ErrorCode::TokenConflict
+                    && write.note != Note::Given
+                {
+                    let what = format!("operation {} through {}: {error}", write.id, HostId(write.node));
+                    self.office.history.facts().internal.push(what);
+                }
+                (failed.outcome(), failed.word())
+            }
         };
         self.office.trace(write.id, format_args!("is told by {}: {word}", HostId(write.node)));
         outcome

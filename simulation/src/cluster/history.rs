@@ -249,7 +249,7 @@ pub struct Facts {
     pub notes_dropped: Vec<NotesDropped>,
     /// Writes of which two attempts at once were told different versions.
     pub disagreed: Vec<String>,
-    /// Errors by which a node said that an invariant of its own is broken.
+    /// Errors by which a node said that an invariant of its own is broken, or that a key was used for other rows.
     pub internal: Vec<String>,
     /// Tables that a node did not know although they had been created.
     pub unseen: Vec<String>,

@@ -151,7 +151,7 @@ const DAMAGED_REPLICA: usize = 4;
 
 /// Draws the faults of a period. Each has ended before the period does.
 ///
-/// No fault destroys what was synced, but those of the one disk that flips bits: as many hosts may be down at once as there
+/// No fault destroys what was synced, but those of the one disk that flips bits or is lost: as many hosts may be down at once as there
 /// are, and nothing that a majority acknowledged is lost.
 pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Vec<PlannedFault> {
     let mut times = Stream::new(seed, "fault times", 0);

@@ -141,7 +141,8 @@ pub const INVARIANTS: &[Invariant] = &[
         name: "answers_are_what_was_seen",
         text: "Every complete answer, aggregates too, is exactly that of the rows which the replicas that it names had accepted up \
                to the positions of their logs that it names. A replica that is opened again has all that it has shown, or begins \
-               another log. None drops rows before their time, by the clock of most nodes.",
+               another log. None drops rows before their time, by the clock of most nodes. \
+               No partition of a table that must be read is left out.",
         check: seen::answers_are_what_was_seen,
     },
     Invariant {

@@ -9,6 +9,7 @@ use shoal_actors::service::Moment;
 use super::Evidence;
 use super::answers::{tell, whole_answer};
 use super::expiry::may_be_gone;
+use super::writes::pairs;
 use crate::cluster::{Cell, Question, Read, Shown};
 use crate::entropy::EPOCH_MICROS;
 
@@ -25,29 +26,44 @@ fn wanted(evidence: &Evidence, read: &Read) -> Option<Vec<Vec<Cell>>> {
         Question::Range { low, high } | Question::Notes { low, high } => {
             contents.retain(|key, _| (low..=high).contains(key));
         }
-        Question::Events | Question::EventCount => drop_oldest(evidence, read, &mut contents),
+        Question::Events | Question::EventCount => drop_gone(evidence, read, &mut contents),
         Question::Aggregate | Question::Groups | Question::Join => {}
     }
     let rows = contents.into_iter().map(|(key, shown)| (key, shown.value)).collect();
     Some(whole_answer(read.question, &rows))
 }
 
-/// Events also have to be young enough for the cut-off that the query was planned with, which may be above those of the
-/// replicas. As many of the oldest are left out as the answer leaves out, but only such as may be gone.
-fn drop_oldest(evidence: &Evidence, read: &Read, contents: &mut BTreeMap<i64, Shown>) {
+/// Events also have to be young enough for the cut-off that the query was planned with, and that replicas took them with, which
+/// may be above the one that they showed. Those that the answer leaves out are left out, if they may be gone; of a count, as many.
+fn drop_gone(evidence: &Evidence, read: &Read, contents: &mut BTreeMap<i64, Shown>) {
     let Some(ttl) = evidence.events_ttl else { return };
-    let shown = match (read.question, read.rows.first().map(Vec::as_slice)) {
-        (Question::EventCount, Some([Cell::Int(count), ..])) => usize::try_from(*count).unwrap_or(0),
-        _ => read.rows.len(),
-    };
-    let mut oldest: Vec<(i64, i64)> = contents.iter().filter_map(|(id, row)| Some((row.at?, *id))).collect();
-    oldest.sort_unstable();
-    oldest.truncate(contents.len().saturating_sub(shown));
-    for (at, id) in oldest {
-        if may_be_gone(evidence, ttl, virtual_micros(at), read.ended) {
-            contents.remove(&id);
+    let gone = |row: &Shown| row.at.is_some_and(|at| may_be_gone(evidence, ttl, virtual_micros(at), read.ended));
+    match (read.question, read.rows.first().map(Vec::as_slice)) {
+        (Question::EventCount, Some([Cell::Int(count), ..])) => {
+            let missing = contents.len().saturating_sub(usize::try_from(*count).unwrap_or(0));
+            let gone: Vec<i64> = contents.iter().filter(|(_, row)| gone(row)).map(|(id, _)| *id).collect();
+            for id in gone.into_iter().take(missing) {
+                contents.remove(&id);
+            }
+        }
+        _ => {
+            let shown = pairs(&read.rows);
+            contents.retain(|id, row| shown.contains_key(id) || !gone(row));
         }
     }
+}
+
+/// A partition of the table that the answer should have been read from and was not, of tables whose partitions stay as they are.
+fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
+    let (table, windows) = match read.question {
+        Question::Aggregate | Question::Groups | Question::Join => ("kv", evidence.upserts_windows),
+        Question::Events | Question::EventCount => ("ev", evidence.events_windows),
+        Question::Point { .. } | Question::Range { .. } | Question::Notes { .. } => return None,
+    };
+    let seen = read.seen.as_ref().filter(|_| !windows)?;
+    let mut partitions = evidence.views.first()?.status.partitions.iter().filter(|partition| partition.table == table);
+    let unread = partitions.find(|partition| seen.iter().all(|moment| moment.partition != partition.id))?;
+    Some(format!("{}: {} of {table} was not read", tell(read), unread.id))
 }
 
 /// A time in microseconds since 1970 as one of the run.
@@ -95,6 +111,7 @@ pub(super) fn answers_are_what_was_seen(evidence: &Evidence) -> Vec<String> {
         ));
     }
     found.extend(evidence.facts.reads.iter().filter_map(|read| early_cutoff(evidence, read)));
+    found.extend(evidence.facts.reads.iter().filter_map(|read| unread(evidence, read)));
     found.extend(evidence.ledger.shortened());
     found
 }

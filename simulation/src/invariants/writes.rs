@@ -214,17 +214,18 @@ pub(super) fn deletes_beat_what_they_read(evidence: &Evidence) -> Vec<String> {
 }
 
 pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
-    let mut by_node: BTreeMap<u16, Vec<&Write>> = BTreeMap::new();
+    // After a wipe another node runs there.
+    let wiped = |write: &Write| {
+        let mut wipes = evidence.plan.iter().filter(|planned| planned.fault == Fault::Wipe { host: write.node });
+        wipes.any(|planned| planned.at_ms * 1_000 <= write.sent)
+    };
+    let mut by_node: BTreeMap<(u16, bool), Vec<&Write>> = BTreeMap::new();
     // A resend may stand under the version of an earlier attempt, at another node.
     for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1 && write.version().is_some()) {
-        by_node.entry(write.node).or_default().push(write);
+        by_node.entry((write.node, wiped(write))).or_default().push(write);
     }
     let mut found = Vec::new();
-    for (host, writes) in by_node {
-        let wiped = |planned: &&PlannedFault| planned.fault == Fault::Wipe { host };
-        let wiped = evidence.plan.iter().find(wiped).map(|planned| planned.at_ms * 1_000);
-        // After a wipe another node runs there.
-        let same = |one: &Write, other: &Write| wiped.is_none_or(|at| (one.sent < at) == (other.sent < at));
+    for writes in by_node.into_values() {
         let (mut by_begin, mut by_end) = (writes.clone(), writes);
         by_begin.sort_by_key(|write| write.sent);
         by_end.sort_by_key(|write| write.ended);
@@ -236,7 +237,7 @@ pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
                     newest = Some(before);
                 }
             }
-            if let Some(newest) = newest.filter(|newest| newest.version() >= write.version() && same(newest, write)) {
+            if let Some(newest) = newest.filter(|newest| newest.version() >= write.version()) {
                 found.push(format!("{}; and later, with a lower version, {}", tell(newest), tell(write)));
             }
         }
@@ -291,6 +292,10 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
         let (begun_ms, ended_ms) = (write.sent / 1_000, write.ended.div_ceil(1_000));
         let unreachable = |peer: u16| {
             evidence.plan.iter().any(|planned| {
+                // The node that comes in the place of another has no replicas yet.
+                if planned.fault == (Fault::Wipe { host: peer }) && planned.at_ms <= begun_ms {
+                    return true;
+                }
                 let until_ms = planned.at_ms + planned.for_ms;
                 let lasts = planned.at_ms <= begun_ms && until_ms >= ended_ms;
                 let fault = &planned.fault;

@@ -180,7 +180,9 @@ impl Actor for QueryActor {
             }
             QueryMessage::Released { attempt, node, report } => {
                 let failures = report.as_ref().map(|report| report.failures.clone()).unwrap_or_default();
-                if let Some(report) = report.filter(|_| attempt == state.core.attempt()) {
+                // Where nothing is left that could report, what was heard before stands.
+                let news = |report: &Report| attempt == state.core.attempt() && *report != Report::default();
+                if let Some(report) = report.filter(news) {
                     state.reports.insert(node, report);
                 }
                 Event::Released { attempt, node, failures }
@@ -400,9 +402,8 @@ impl QueryState {
     /// What the attempt has read, if every node that may have read something has said so.
     fn seen(&self) -> Option<Vec<Moment>> {
         let nodes = self.assignment.nodes();
-        let said = nodes.iter().map(|node| self.reports.get(node).map(|report| report.seen.clone()));
-        let said: Vec<Vec<Moment>> = said.collect::<Option<_>>().filter(|_| self.node.limits.observed)?;
-        Some(said.concat())
+        let said = nodes.iter().map(|node| self.reports.get(node).and_then(|report| report.seen.clone()));
+        said.collect::<Option<Vec<_>>>().map(|said| said.concat())
     }
 
     fn tell_progress(&mut self) {

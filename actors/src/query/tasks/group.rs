@@ -115,7 +115,7 @@ impl TaskGroup {
             rows_scanned: self.rows_scanned.load(Ordering::Relaxed),
             bytes_scanned: self.bytes_scanned.load(Ordering::Relaxed),
             newest: Some(Hlc(self.newest.load(Ordering::Relaxed))),
-            seen: locked(&self.seen).clone(),
+            seen: self.node.limits.observed.then(|| locked(&self.seen).clone()),
             failures: locked(&self.failures).clone(),
             tasks: locked(&self.tasks).clone(),
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, FragmentId, FragmentKey, Result};
+use shoal_kernel::{Error, ErrorCode, FragmentId, FragmentKey, Result};
 use shoal_planner::Fragment;
 
 pub(crate) use group::TaskGroup;
@@ -249,10 +249,16 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
     node.edges.insert(query, attempt, outputs.values().cloned().collect()).map_err(Failure::plain)?;
     let arguments = TasksStart { group, deadline, fragments: start.fragments, outputs };
     match Actor::spawn_linked(None, TasksActor, arguments, node.root()).await {
-        Ok((actor, _)) => node.remember_tasks(query, attempt, actor).map_err(Failure::plain),
+        Ok((actor, _)) => node.remember_tasks(query, attempt, actor).map_err(|error| refused(node, error)),
         Err(error) => {
             node.edges.end(query, attempt);
-            Err(Failure::plain(node.not_started(format_args!("the tasks of {query}"), &error)))
+            Err(refused(node, node.not_started(format_args!("the tasks of {query}"), &error)))
         }
     }
+}
+
+/// Why a node starts no tasks. One that is stopping is not to be asked again.
+fn refused(node: &QueryNode, error: Error) -> Failure {
+    let lost = (error.code() == ErrorCode::NotReady).then_some(node.id);
+    Failure { lost, ..Failure::plain(error) }
 }

@@ -132,9 +132,8 @@ async fn a_stopping_node_ends_its_queries_and_takes_no_more() {
     assert_eq!(read(&mut stream).await.end.unwrap_err().code(), ErrorCode::NotReady);
     let refused = cluster.start_query(0, "SELECT 1", options()).await.err().unwrap();
     assert_eq!(refused.code(), ErrorCode::NotReady);
-    // Others that ask it for tasks are told so, too.
-    let answer = cluster.run(1, "SELECT count(*) FROM t").await;
-    assert_eq!(answer.end.unwrap_err().code(), ErrorCode::NotReady);
+    // Others that ask it for tasks are told so, too, and go elsewhere.
+    assert!(cluster.check(1, "SELECT count(*) FROM u").await.restarts <= 1);
     cluster.is_empty(&[]).await;
 }
 
