@@ -58,11 +58,7 @@ impl<'a> Model<'a> {
     /// no replica can have lost it that no other could give it back, or dropped it because it had had its time.
     fn on_all(&self, write: &Write, read: &Read) -> bool {
         let everywhere = write.level() == Some(WriteLevel::All) && write.ended < read.begun;
-        let windows = match write.target {
-            Target::Upserts | Target::Deletes => self.evidence.upserts_windows,
-            Target::Events => self.evidence.events_windows,
-        };
-        let known = !windows || read.at_catalog >= write.done_at_catalog;
+        let known = !self.evidence.windows(write.target) || read.at_catalog >= write.done_at_catalog;
         let lasts =
             !may_be_lost(self.evidence, write, read.ended) && !may_have_expired(self.evidence, write, read.ended);
         everywhere && known && lasts

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use shoal_kernel::Fsync;
 
-use crate::cluster::{Ending, Facts, Ledger, View};
+use crate::cluster::{Ending, Facts, Ledger, Target, View};
 use crate::faults::PlannedFault;
 use crate::run::Violation;
 
@@ -68,6 +68,16 @@ pub struct Evidence {
     pub in_hand: Vec<String>,
     /// Streams between nodes that were open after every node had been stopped.
     pub connections_left: usize,
+}
+
+impl Evidence {
+    /// Whether partitions of a table are windows, which come with its rows.
+    fn windows(&self, target: Target) -> bool {
+        match target {
+            Target::Upserts | Target::Deletes => self.upserts_windows,
+            Target::Events => self.events_windows,
+        }
+    }
 }
 
 /// A promise.
