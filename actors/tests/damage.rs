@@ -20,10 +20,8 @@ use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Applied, Error, ErrorCode, LogId, PartitionId, Result, WriteLevel};
 use tokio::runtime::{Builder, Runtime};
 
-use common::free_address;
+use common::{PATIENCE, eventually, free_address};
 
-/// How long anything that must come true may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 const ROWS: i64 = 20_000;
 /// Behind the header: in the first page, which holds keys.
 const IN_THE_FIRST_PAGE: i64 = 48;
@@ -133,17 +131,6 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match attempt().await {
-            Ok(value) => return value,
-            Err(error) => assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}: {error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

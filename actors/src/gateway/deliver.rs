@@ -134,6 +134,16 @@ impl Delivery {
         })
     }
 
+    /// Whether all attempts at a key have to agree on the version of its rows: under two versions the newer ones would hide what
+    /// others have written in between. A single replica sees to that by itself.
+    pub(super) fn must_agree(&self, pieces: &[Piece]) -> Result<bool> {
+        let mut replicated = false;
+        for piece in pieces {
+            replicated |= self.partition(piece.partition)?.voters().count() > 1;
+        }
+        Ok(replicated)
+    }
+
     /// The versions that the pieces' tokens have already, in the order of the pieces.
     pub(super) async fn known(
         &self,
@@ -246,8 +256,7 @@ impl Sending {
 
     /// Acknowledgements count only within one epoch.
     fn enter(&mut self, partition: &Partition) -> Result<()> {
-        let planted = self.delivery.context.config.has(Planted::VersionPerAttempt);
-        if !self.delivery.agreed && !planted && partition.voters().count() > 1 {
+        if !self.delivery.agreed && partition.voters().count() > 1 {
             let message = "the rows have got more replicas meanwhile; send the same request again";
             return Err(Error::new(ErrorCode::Moved, message));
         }

@@ -113,7 +113,7 @@ impl Gateway {
         let mut delivery = Delivery { context, table: table.clone(), level, deletes, until, held, agreed };
         let Reservation { version: mut base, fresh } = match reserved {
             Some((token, fingerprint)) => {
-                let home = delivery.home(token)?;
+                let home = delivery.home(token).map_err(in_doubt)?;
                 delivery.reserve(home, token, own, fingerprint).await.map_err(in_doubt)?
             }
             None => Reservation { version: own, fresh: false },
@@ -152,8 +152,11 @@ impl Gateway {
             .with_help("send the rows in several requests"));
         }
 
-        if let (true, Some(token), Some(first)) = (table.schema.is_upsert(), &request.token, pieces.first()) {
-            delivery.agreed = self.must_agree(&delivery, &pieces)?;
+        let per_attempt = self.context.config.has(Planted::VersionPerAttempt);
+        if let (true, Some(token), Some(first)) =
+            (table.schema.is_upsert() && !per_attempt, &request.token, pieces.first())
+        {
+            delivery.agreed = delivery.must_agree(&pieces).map_err(in_doubt)?;
             if delivery.agreed {
                 let fingerprint = route::fingerprint(&table, &batches)?;
                 let reserved = delivery.reserve(first.partition, token, own, fingerprint).await;
@@ -200,16 +203,6 @@ impl Gateway {
             Some(error) if self.context.config.has(Planted::NotAppliedLies) => Err(error),
             Some(error) => Err(error.with_applied(Applied::Unknown)),
         }
-    }
-
-    /// Whether all attempts at a key have to agree on the version of its rows: under two versions the newer ones would hide what
-    /// others have written in between. A single replica sees to that by itself.
-    fn must_agree(&self, delivery: &Delivery, pieces: &[Piece]) -> Result<bool> {
-        let mut replicated = false;
-        for piece in pieces {
-            replicated |= delivery.partition(piece.partition)?.voters().count() > 1;
-        }
-        Ok(replicated && !self.context.config.has(Planted::VersionPerAttempt))
     }
 
     /// Two writes of one token at once would only be in each other's way.

@@ -415,18 +415,14 @@ impl Inner {
             let (mut known, mut down) = (BTreeSet::new(), BTreeSet::new());
             loop {
                 let now = members.borrow_and_update().clone();
-                known.extend(now.keys().copied());
-                // Another node has come in their place, perhaps before anybody had missed them.
-                for node in known.iter().copied().filter(|node| !now.contains_key(node)) {
-                    if context.liveness.is_down(node) && down.insert(node) {
-                        context.transport.node_down(node);
-                        queries.node_down(node);
-                    }
-                }
                 for (node, member) in now.iter().filter(|(node, _)| **node != context.node) {
+                    known.insert(*node);
                     // Gossip hears of a new address before the catalog, and even without its quorum.
                     context.agreement.learn_address(*node, member.address);
                     context.transport.set_address(*node, member.address);
+                }
+                // Also those in whose place another node has come, perhaps before anybody had missed them.
+                for node in &known {
                     if !context.liveness.is_down(*node) {
                         down.remove(node);
                     } else if down.insert(*node) {

@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
@@ -47,13 +47,15 @@ pub async fn node(dir: impl AsRef<Path>, cluster_address: SocketAddr, join: Vec<
 }
 
 /// Tries until it succeeds.
-pub async fn eventually<F: Future<Output = Result<(), Error>>>(what: &str, attempt: impl Fn() -> F) {
-    let tried = tokio::time::timeout(PATIENCE, async {
-        while attempt().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+pub async fn eventually<T, F: Future<Output = Result<T, Error>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}: {error}"),
         }
-    });
-    assert!(tried.await.is_ok(), "{what}: not within {PATIENCE:?}: {:?}", attempt().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The first row of an answer that consists of integers.

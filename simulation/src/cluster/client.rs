@@ -513,9 +513,10 @@ impl Client {
         token: Option<String>,
         door: Door,
     ) -> Result<WriteReport, Failed> {
-        let (table, columns) = match write.target {
-            Target::Upserts | Target::Deletes => ("kv", ["k", "v"]),
-            Target::Events => ("ev", ["id", "amount"]),
+        let table = write.target.table();
+        let columns = match write.target {
+            Target::Upserts | Target::Deletes => ["k", "v"],
+            Target::Events => ["id", "amount"],
         };
         let epoch = i64::try_from(EPOCH_MICROS).unwrap_or(i64::MAX);
         let at_micros = write.at.map(|at| epoch.saturating_add(at));

@@ -151,7 +151,25 @@ pub enum Question {
     EventCount,
 }
 
+impl Target {
+    /// The table's name.
+    pub fn table(self) -> &'static str {
+        match self {
+            Self::Upserts | Self::Deletes => "kv",
+            Self::Events => "ev",
+        }
+    }
+}
+
 impl Question {
+    /// The table that is asked.
+    pub fn target(self) -> Target {
+        match self {
+            Self::Events | Self::EventCount => Target::Events,
+            _ => Target::Upserts,
+        }
+    }
+
     /// In words, for counters.
     pub fn word(self) -> &'static str {
         match self {

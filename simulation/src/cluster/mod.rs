@@ -87,11 +87,11 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
     evidence.facts = std::mem::take(&mut *history.facts());
     evidence.power_losses = simulation.shared().power_losses();
     report.operations = counts(&evidence.facts.counts);
-    report.operations.insert("answers judged by what they saw".into(), invariants::judged(&evidence) as u64);
     report.begun = std::mem::take(&mut evidence.facts.operations);
     report.plan.clone_from(&evidence.plan);
     if report.failure.is_none() {
         report.violations = invariants::check(&evidence);
+        report.operations.insert("answers judged by what they saw".into(), evidence.judged.get());
         for violation in &report.violations {
             simulation.shared().trace(Kind::Broken, format_args!("{violation}"));
         }

@@ -306,9 +306,9 @@ pub(super) fn whole_answer(question: Question, rows: &BTreeMap<i64, i64>) -> Vec
 /// At rest, aggregates are those of the rows that the same node shows.
 fn at_rest(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let mut tables: BTreeMap<(u16, bool), BTreeMap<i64, i64>> = BTreeMap::new();
+    let mut tables: BTreeMap<(u16, Target), BTreeMap<i64, i64>> = BTreeMap::new();
     for read in evidence.facts.reads.iter().filter(|read| read.at_rest) {
-        let table = (read.node, matches!(read.question, Question::Events | Question::EventCount));
+        let table = (read.node, read.question.target());
         match read.question {
             Question::Range { .. } | Question::Events => {
                 tables.insert(table, pairs(&read.rows));

@@ -7,6 +7,7 @@ mod late;
 mod seen;
 mod writes;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use shoal_kernel::Fsync;
@@ -16,7 +17,6 @@ use crate::faults::PlannedFault;
 use crate::run::Violation;
 
 pub use convergence::unequal;
-pub(crate) use seen::judged;
 
 /// Of one broken promise, the first cases tell enough.
 const CASES_MAX: usize = 3;
@@ -48,6 +48,8 @@ pub struct Evidence {
     pub plan: Vec<PlannedFault>,
     /// What replicas accepted.
     pub(crate) ledger: Arc<Ledger>,
+    /// Answers that could be judged by what they saw; counted by the check.
+    pub(crate) judged: Cell<u64>,
     /// What clients did and were told.
     pub facts: Facts,
     /// What the nodes said at the last look.

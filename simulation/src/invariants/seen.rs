@@ -55,12 +55,12 @@ fn drop_gone(evidence: &Evidence, read: &Read, contents: &mut BTreeMap<i64, Show
 
 /// A partition of the table that the answer should have been read from and was not, of tables whose partitions stay as they are.
 fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
-    let (table, windows) = match read.question {
-        Question::Aggregate | Question::Groups | Question::Join => ("kv", evidence.upserts_windows),
-        Question::Events | Question::EventCount => ("ev", evidence.events_windows),
-        Question::Point { .. } | Question::Range { .. } | Question::Notes { .. } => return None,
-    };
-    let seen = read.seen.as_ref().filter(|_| !windows)?;
+    if matches!(read.question, Question::Point { .. } | Question::Range { .. } | Question::Notes { .. }) {
+        return None;
+    }
+    let target = read.question.target();
+    let seen = read.seen.as_ref().filter(|_| !evidence.windows(target))?;
+    let table = target.table();
     let mut partitions = evidence.views.first()?.status.partitions.iter().filter(|partition| partition.table == table);
     let unread = partitions.find(|partition| seen.iter().all(|moment| moment.partition != partition.id))?;
     Some(format!("{}: {} of {table} was not read", tell(read), unread.id))
@@ -84,15 +84,11 @@ fn early_cutoff(evidence: &Evidence, read: &Read) -> Option<String> {
     Some(format!("{}: {partition} on {node} has dropped what is older than {cutoff:.3} s", tell(read)))
 }
 
-/// Answers that can be judged so.
-pub(crate) fn judged(evidence: &Evidence) -> usize {
-    evidence.facts.reads.iter().filter(|read| wanted(evidence, read).is_some()).count()
-}
-
 pub(super) fn answers_are_what_was_seen(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for read in &evidence.facts.reads {
         let Some(wanted) = wanted(evidence, read) else { continue };
+        evidence.judged.set(evidence.judged.get() + 1);
         let notes = matches!(read.question, Question::Notes { .. });
         let width = if notes { 2 } else { usize::MAX };
         let shown = || read.rows.iter().map(|row| &row[..row.len().min(width)]);

@@ -140,6 +140,10 @@ impl QueryCore {
         attempt == self.attempt && matches!(self.phase, Phase::Running { .. })
     }
 
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Sealing { .. } | Phase::Releasing { .. })
+    }
+
     /// Takes an event.
     pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -155,6 +159,13 @@ impl QueryCore {
                 if self.is_current(attempt) =>
             {
                 self.seal(failure, false)
+            }
+            // The attempt is given up for another's failure already, but the next one is to know of this one, too.
+            Event::Started { attempt, result: Err(failure) } | Event::Failed { attempt, failure }
+                if attempt == self.attempt && self.is_ending() =>
+            {
+                self.suspect(&failure);
+                Vec::new()
             }
             Event::NodeDown(node) => match &self.phase {
                 Phase::Running { nodes } if nodes.contains(&node) => {
@@ -432,6 +443,16 @@ mod tests {
         core.step(Event::Released { attempt: 0, node: B, failures });
         assert_eq!(core.suspects().replicas, BTreeSet::from([(PartitionId(7), B)]));
         assert!(core.suspects().nodes.is_empty(), "the coordinator never suspects itself");
+    }
+
+    #[test]
+    fn a_failure_that_comes_second_is_remembered() {
+        let mut core = running();
+        core.step(failed(0, ErrorCode::NotReady));
+        core.step(Event::Sealed { rows_left: false });
+        let refused = Failure { lost: Some(B), ..Failure::plain(error(ErrorCode::NotReady)) };
+        assert!(core.step(Event::Started { attempt: 0, result: Err(refused) }).is_empty());
+        assert_eq!(core.suspects().nodes, BTreeSet::from([B]));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl EdgeTable {
         }
         drop(state);
         for output in outputs {
-            output.end(Err(Error::new(ErrorCode::Cancelled, format!("{query} has ended"))));
+            output.end(Err(over(query, attempt)));
             output.discard_all();
         }
         self.changed.notify_waiters();
@@ -119,5 +119,11 @@ impl EdgeTable {
 
 fn late(query: QueryId, attempt: u32) -> Error {
     metrics::counter!("shoal_query_late_messages_total").increment(1);
-    Error::new(ErrorCode::Cancelled, format!("attempt {attempt} of {query} has ended"))
+    over(query, attempt)
+}
+
+/// Counts only while the coordinator has not given the attempt up itself: this node was stopped, say, or took the
+/// coordinator for dead. Then another attempt can do better, so it is an error that is tried again.
+fn over(query: QueryId, attempt: u32) -> Error {
+    Error::new(ErrorCode::NotReady, format!("attempt {attempt} of {query} has ended"))
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, ErrorCode, FragmentId, FragmentKey, Result};
+use shoal_kernel::{Error, FragmentId, FragmentKey, Result};
 use shoal_planner::Fragment;
 
 pub(crate) use group::TaskGroup;
@@ -259,6 +259,6 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
 
 /// Why a node starts no tasks. One that is stopping is not to be asked again.
 fn refused(node: &QueryNode, error: Error) -> Failure {
-    let lost = (error.code() == ErrorCode::NotReady).then_some(node.id);
+    let lost = node.taking().is_err().then_some(node.id);
     Failure { lost, ..Failure::plain(error) }
 }
