@@ -4,14 +4,18 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use shoal_actors::Node;
-use shoal_actors::service::{ClusterStatus, Evolution, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{ClusterStatus, Evolution, NodeChange, QueryStream, SqlRequest, WriteReport, WriteRequest};
 use shoal_catalog::Table;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Applied, Error, NodeId, QueryId, Result};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+
+/// How long the catalog may take to agree on a change of a node.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A node, as its doors see it.
 pub trait Backend: Send + Sync + 'static {
@@ -48,6 +52,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The cluster as the node sees it.
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>>;
+
+    /// Changes what a node of the cluster is for. Dropping the future does not stop it.
+    fn change_node(&self, id: NodeId, change: NodeChange) -> BoxFuture<'static, Result<()>>;
 }
 
 /// A node behind its own runtime. The doors run on actix's single-threaded workers; everything the node does runs on the
@@ -114,6 +121,11 @@ impl Backend for NodeBackend {
     fn evolve(&self, change: Evolution) -> BoxFuture<'static, Result<Arc<Table>>> {
         let node = self.node.clone();
         self.run(async move { node.evolve(change).await }, Applied::False)
+    }
+
+    fn change_node(&self, id: NodeId, change: NodeChange) -> BoxFuture<'static, Result<()>> {
+        let node = self.node.clone();
+        self.run(async move { node.change_node(id, change, CHANGE_TIMEOUT).await }, Applied::Unknown)
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {

@@ -205,6 +205,15 @@ impl Client {
         read_json(self.checked(self.agent.get(format!("{}/api/v1/cluster", self.url)).call())?)
     }
 
+    /// Has a node do what an operator wants: `drain`, `activate`, `decommission` or `remove`.
+    ///
+    /// # Errors
+    /// The node that is asked cannot be reached or refuses.
+    pub fn change_node(&self, id: u32, change: &str) -> Result<(), ClientError> {
+        let url = format!("{}/api/v1/cluster/nodes/{id}/{change}", self.url);
+        self.checked(self.agent.post(url).send_empty()).map(|_| ())
+    }
+
     /// Whether the node takes requests.
     ///
     /// # Errors

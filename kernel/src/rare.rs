@@ -74,6 +74,8 @@ rare! {
     DiedWhileMerged = "rows were replaced while their segments were merged";
     RowsExpired = "a replica dropped rows that had had their time";
     SegmentExpired = "a replica dropped a whole segment that had had its time";
+    HandedOver = "a replica that was to leave had handed over what it held";
+    Settled = "the voters of a partition held what had been acknowledged before they were";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";
@@ -81,6 +83,9 @@ rare! {
     QueryRestarted = "a query was started again because a node was lost";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
+    // Placement.
+    ReplicaMade = "a replica more was made of a partition";
+    ReplicaRetired = "a replica was told to leave";
     // Agreement and membership.
     WindowMade = "a window was made for rows that were in no partition";
     WindowDropped = "a window was dropped with all its rows";

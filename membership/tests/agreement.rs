@@ -339,11 +339,32 @@ fn more_nodes_than_voters_follow() {
     });
     let removed = cluster.node(1).status().learners[0];
     cluster.propose(2, Command::DropTable { name: "a".into(), if_exists: false }, 10).unwrap();
-    cluster.propose(1, Command::RemoveNode { id: removed }, 10).unwrap();
+    cluster.propose(1, Command::RemoveNode { id: removed, lost: false }, 10).unwrap();
     cluster.eventually("the removed node lost its seat", |cluster| cluster.node(1).status().learners.is_empty());
     let id = removed.0;
     let refused = cluster.on(id, |node| async move { node.join(&[address(1)], 5 * SECOND).await }).unwrap_err();
     assert_eq!(Error::from(refused).code(), ErrorCode::Forbidden);
+}
+
+#[test]
+fn a_node_that_is_to_leave_votes_no_longer_even_if_it_leads() {
+    let mut cluster = Cluster::new();
+    cluster.found(1);
+    cluster.join(2, 1);
+    cluster.eventually("both vote", |cluster| cluster.node(1).status().voters == [1, 2].map(NodeId));
+    let leader = cluster.leader();
+    let stays = 3 - leader;
+    let leaves = Command::SetNodeState { id: NodeId(leader), state: NodeState::Leaving };
+    cluster.propose(1, leaves, 10).unwrap();
+    cluster.eventually("the other one votes alone", |cluster| {
+        cluster.node(stays).status().voters == [NodeId(stays)] && cluster.node(stays).is_leader()
+    });
+    cluster.propose(leader, Command::RemoveNode { id: NodeId(leader), lost: false }, 10).unwrap();
+    cluster.eventually("it knows that it is no member", |cluster| {
+        !cluster.node(leader).catalog().borrow().nodes.contains_key(&NodeId(leader))
+    });
+    cluster.crash(leader);
+    cluster.create(stays, "a");
 }
 
 #[test]

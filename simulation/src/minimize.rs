@@ -226,6 +226,8 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
         | Fault::Damage { host, .. }
         | Fault::Wipe { host }
         | Fault::Join { host }
+        | Fault::Drain { host }
+        | Fault::Decommission { host }
         | Fault::Disk { host, .. }
         | Fault::DiskFull { host, .. } => (*host < nodes).then(|| planned.fault.clone())?,
         Fault::Blackout { .. } | Fault::Storm => planned.fault.clone(),

@@ -21,7 +21,7 @@ pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, St
 
 use crate::node::clock::{CLOCK_FILE, NodeClock};
 use crate::node::identity::{self, LOCK_FILE, NODE_FILE};
-use crate::replica::open::{LOST, REFILLING};
+use crate::replica::open::{GONE, LOST, REFILLING};
 
 const CATALOG_DIR: &str = "catalog";
 const REPLICAS_DIR: &str = "replicas";
@@ -201,6 +201,11 @@ impl<'a> DataDir<'a> {
                     &file,
                     "this replica began empty and does not count until it has what its peers have",
                     "it fills itself while its peers can be reached",
+                ),
+                _ if path.extension().is_some_and(|extension| extension == GONE) => self.note(
+                    &file,
+                    "what is left of a replica that was taken from this node",
+                    "the next start removes it",
                 ),
                 _ => self.note(&file, "not Shoal's", "nobody reads it"),
             }

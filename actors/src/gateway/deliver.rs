@@ -271,7 +271,7 @@ impl Sending {
     /// Every replica that has not been asked is sent the rows by a task of its own, which goes on when the level is reached
     /// before it.
     fn send(&mut self, partition: &Partition) {
-        for node in partition.replicas.iter().map(|replica| replica.node) {
+        for node in partition.takers() {
             let settled = self.acknowledged.contains_key(&node) || self.refused.contains_key(&node);
             if settled || self.later.contains(&node) || !self.pending.insert((partition.epoch, node)) {
                 continue;

@@ -37,7 +37,12 @@ pub(crate) struct NodeContext {
 impl NodeContext {
     /// Where a replica of this node lies.
     pub(crate) fn replica_dir(&self, partition: shoal_kernel::PartitionId) -> PathBuf {
-        self.config.data_dir.join("replicas").join(partition.to_string())
+        self.replicas_dir().join(partition.to_string())
+    }
+
+    /// Where all of them lie.
+    pub(crate) fn replicas_dir(&self) -> PathBuf {
+        self.config.data_dir.join("replicas")
     }
 
     /// Has the catalog changed, and waits until this node shows the change; `what` is what is done by it.

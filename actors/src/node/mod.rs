@@ -10,6 +10,7 @@ pub(crate) mod context;
 pub(crate) mod identity;
 pub(crate) mod liveness;
 mod maintain;
+mod members;
 pub(crate) mod pace;
 mod reading;
 mod rpc;
@@ -44,7 +45,9 @@ use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::opening;
-use crate::service::{ClusterStatus, Evolution, NodeConfig, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use crate::service::{
+    ClusterStatus, Evolution, NodeChange, NodeConfig, NodeEnd, QueryStream, SqlRequest, WriteReport, WriteRequest,
+};
 use crate::transport::{Route, Transport, TransportConfig};
 
 /// How long replicas may go on with beginning to flush when the node stops.
@@ -299,10 +302,20 @@ impl Node {
         }
     }
 
-    /// Waits until the node can no longer do its part and says why: its process should end and be started again. Replicas
-    /// that fail are restarted by their supervisor; this is for what no supervisor can mend.
-    pub async fn failed(&self) -> Error {
-        self.0.context.agreement.failed().await
+    /// Changes what a node of the cluster is for: gives its replicas to others, say, or takes it out. Comes back once that is agreed
+    /// on; how far it has got, [`Node::cluster`] tells.
+    ///
+    /// # Errors
+    /// There is no such node, the cluster cannot do without it, or the catalog has no quorum.
+    pub async fn change_node(&self, id: NodeId, change: NodeChange, timeout: Duration) -> Result<()> {
+        self.0.admit().await?;
+        self.0.change_node(id, change, timeout).await
+    }
+
+    /// Waits until the node's part is over by itself: its process should end. Replicas that fail are restarted by their supervisor;
+    /// this is for what no supervisor can mend.
+    pub async fn ended(&self) -> NodeEnd {
+        self.0.ended().await
     }
 
     /// Takes no more requests, ends what runs, and closes the data directory. What is in memory is flushed as far as time

@@ -27,6 +27,10 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
             reports.extend(of_node.into_iter().map(|report| ((report.partition, node), report)));
         }
     }
+    let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
+        *held.entry(replica.node).or_default() += 1;
+    }
     let nodes = catalog.nodes.values().map(|node| NodeStatus {
         id: node.id,
         cluster_address: node.cluster_address,
@@ -39,6 +43,7 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
             None => SwimState::Unknown,
         },
         voter: node.voter,
+        replicas: held.get(&node.id).copied().unwrap_or(0),
     });
     let partitions = catalog.partitions.values().map(|partition| PartitionStatus {
         id: partition.id,

@@ -1,18 +1,24 @@
-//! Placement: on the catalog's leader, proposes what the partition map lacks (replicas for a table that was made when there
-//! were fewer nodes), moves the cut-offs of tables on that keep their rows for a time, and drops windows
-//! when all their rows have had their time. Every proposal is fenced by the
-//! partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm.
+//! Placement: on the catalog's leader, proposes what the partition map lacks, moves the cut-offs of tables on that keep their rows
+//! for a time, and drops windows when all their rows have had their time.
 //!
-//! Owned by the node; no state; a failed turn is simply followed by the next.
+//! What the map lacks ([`Catalog::wanted_changes`]): replicas of tables that were made when there were fewer nodes, of nodes that
+//! have been gone for longer than `replace_after_ms`, and of nodes that are being drained; and balance. A node that was told to
+//! leave is taken out of the cluster once it holds nothing.
+//!
+//! Owned by the node; remembers only since when nodes have been down, and that anew on every leader. Every proposal is fenced by
+//! the partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm. A failed turn is simply
+//! followed by the next.
 
 mod clocks;
+mod moves;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::Catalog;
-use shoal_kernel::Rare;
+use shoal_catalog::{Catalog, Outlook};
+use shoal_kernel::{NodeId, Rare};
 
 use crate::later::later;
 use crate::node::context::NodeContext;
@@ -27,9 +33,15 @@ pub(crate) enum PlacementMessage {
     Turn,
 }
 
+pub(crate) struct State {
+    context: Arc<NodeContext>,
+    /// Since when nodes have been down, by the monotonic clock.
+    down: BTreeMap<NodeId, Duration>,
+}
+
 impl Actor for Placement {
     type Msg = PlacementMessage;
-    type State = Arc<NodeContext>;
+    type State = State;
     type Arguments = Arc<NodeContext>;
 
     async fn pre_start(
@@ -38,29 +50,43 @@ impl Actor for Placement {
         context: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
-        Ok(context)
+        Ok(State { context, down: BTreeMap::new() })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Self::Msg>,
         _turn: Self::Msg,
-        context: &mut Self::State,
+        state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        let context = state.context.clone();
         if context.agreement.is_leader() {
             let catalog = context.agreement.catalog().borrow().clone();
-            for command in catalog.wanted_changes(&context.liveness.alive()) {
-                tracing::info!(?command, "placement proposes");
-                if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
-                    tracing::debug!(%error, "a placement was not taken; it is looked at anew next turn");
-                    break;
-                }
-            }
-            expire(context, &catalog).await;
-            drop_windows(context, &catalog).await;
+            let outlook = state.outlook(&catalog);
+            moves::carry_on(&context, &catalog, &outlook).await;
+            expire(&context, &catalog).await;
+            drop_windows(&context, &catalog).await;
+        } else {
+            state.down.clear();
         }
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
+    }
+}
+
+impl State {
+    /// Who answers, and who has been gone for too long.
+    fn outlook(&mut self, catalog: &Catalog) -> Outlook {
+        let (liveness, now) = (&self.context.liveness, self.context.env.monotonic());
+        let is_down = |node: &NodeId| liveness.is_down(*node);
+        self.down.retain(|node, _| is_down(node) && catalog.nodes.contains_key(node));
+        for node in catalog.nodes.keys().copied().filter(is_down) {
+            self.down.entry(node).or_insert(now);
+        }
+        let replace_after = Duration::from_millis(self.context.config.replace_after_ms);
+        let gone = self.down.iter().filter(|(_, since)| now.saturating_sub(**since) >= replace_after);
+        let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
+        Outlook { alive: liveness.alive(), lost }
     }
 }
 

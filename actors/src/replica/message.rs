@@ -28,6 +28,8 @@ pub(crate) enum ReplicaCall {
     Reserve(ReserveCall),
     /// What was accepted after this position, by version?
     Recent { partition: PartitionId, log_id: LogId, after: u64 },
+    /// How far do you hold, durably, what a peer accepted?
+    Cursor { partition: PartitionId, of: NodeId },
     /// Rows accepted after the cursor.
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
     /// How are your replicas? With digests of versions alone, or of content as well.
@@ -92,6 +94,7 @@ pub(crate) enum ReplicaAnswer {
     /// A ballot that is not below this one has been promised.
     Refused(Version),
     Recent(RecentAnswer),
+    Cursor(PullCursor),
     Pulled(PulledAnswer),
     Status(Vec<ReplicaReport>),
     /// Microseconds since 1970.
@@ -129,6 +132,8 @@ pub(crate) struct RecentAnswer {
     pub(crate) sealed: Epoch,
     /// Whether the peer counts itself.
     pub(crate) counts: bool,
+    /// Whether it is settled.
+    pub(crate) settled: bool,
     /// None if some of them have been forgotten: ask for rows.
     pub(crate) accepts: Option<Vec<RecentAccept>>,
 }
@@ -191,8 +196,10 @@ pub(crate) enum ReplicaMessage {
     Committed { tickets: Vec<Ticket>, outcome: Result<Vec<Result<shoal_storage::Accepted>>> },
     /// How far the peers' logs have been pulled, to be remembered.
     Cursors(BTreeMap<NodeId, PullCursor>),
-    /// The durable part was written with this core.
-    Persisted(Meta),
+    /// How far are a peer's accepts held durably?
+    Cursor { of: NodeId, answer: oneshot::Sender<PullCursor> },
+    /// The durable part was written with this core and these cursors.
+    Persisted(Meta, BTreeMap<NodeId, PullCursor>),
     /// What was accepted before that time of the monotonic clock is durable.
     Synced { begun: Duration },
     /// Reading found damage on the disk.
@@ -208,6 +215,7 @@ pub(crate) enum ReplicaMessage {
 /// What only the actor itself can say.
 pub(crate) struct CoreReport {
     pub(crate) epoch: Epoch,
+    pub(crate) sealed: Epoch,
     pub(crate) serves: bool,
     pub(crate) counts: bool,
     pub(crate) problem: Option<&'static str>,

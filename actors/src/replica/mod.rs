@@ -111,6 +111,8 @@ pub(crate) struct ReplicaShell {
     writing: Option<Told>,
     /// `durable` has changed since that write began.
     to_write: Option<Told>,
+    /// The cursors of the last write that has ended.
+    cursors_kept: BTreeMap<NodeId, PullCursor>,
     recent: Recent,
     promises: Promises,
     in_hand: BTreeMap<Ticket, InHand>,
@@ -180,6 +182,7 @@ impl Actor for ReplicaActor {
             handle,
             store,
             core,
+            cursors_kept: durable.cursors.clone(),
             durable,
             writing: None,
             to_write: None,
@@ -258,10 +261,17 @@ impl Actor for ReplicaActor {
                 shell.persist(&myself, Told::Nobody);
                 return Ok(());
             }
-            ReplicaMessage::Persisted(meta) => match shell.persisted(&myself) {
-                Told::Core => Event::Persisted(meta),
-                Told::Nobody => return Ok(()),
-            },
+            ReplicaMessage::Cursor { of, answer } => {
+                let _ = answer.send(shell.cursors_kept.get(&of).cloned().unwrap_or_default());
+                return Ok(());
+            }
+            ReplicaMessage::Persisted(meta, cursors) => {
+                shell.cursors_kept = cursors;
+                match shell.persisted(&myself) {
+                    Told::Core => Event::Persisted(meta),
+                    Told::Nobody => return Ok(()),
+                }
+            }
             ReplicaMessage::Maintain { task, answer } => {
                 let _ = shell.maintainer.cast(MaintainerMessage::Asked(task, answer));
                 return Ok(());
@@ -527,13 +537,13 @@ impl ReplicaShell {
         let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
         let durable = self.durable.clone();
         self.context.env.spawn("replica meta", async move {
-            let core = durable.core.clone();
+            let (core, cursors) = (durable.core.clone(), durable.cursors.clone());
             let outcome = async {
                 let bytes = wire::encode(&durable)?;
                 env.blocking(move || store.set_meta(bytes)).await?
             };
             let message = match outcome.await {
-                Ok(()) => ReplicaMessage::Persisted(core),
+                Ok(()) => ReplicaMessage::Persisted(core, cursors),
                 Err(error) => ReplicaMessage::Failed(error),
             };
             let _ = myself.cast(message);
@@ -552,8 +562,11 @@ impl ReplicaShell {
     fn propose(&self, myself: &ActorRef<ReplicaMessage>, command: shoal_catalog::Command) {
         let (context, myself) = (self.context.clone(), myself.clone());
         self.context.env.spawn("replica proposal", async move {
-            if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
-                tracing::debug!(%error, "the catalog did not take a replica's proposal");
+            let settles = matches!(command, shoal_catalog::Command::SettlePartition { .. });
+            match context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
+                Ok(_) if settles => context.env.reached(Rare::Settled),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the catalog did not take a replica's proposal"),
             }
             context.env.sleep(PROPOSAL_PAUSE).await;
             let _ = myself.cast(ReplicaMessage::Event(Event::ProposalEnded));
@@ -570,6 +583,7 @@ impl ReplicaShell {
             position: status.position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),
+            settled: self.core.is_settled(),
             accepts,
         }
     }
@@ -577,6 +591,7 @@ impl ReplicaShell {
     fn report(&self) -> CoreReport {
         CoreReport {
             epoch: self.core.partition().epoch,
+            sealed: self.core.sealed(),
             serves: self.core.serves(),
             counts: self.core.counts(),
             problem: self.core.problem(),

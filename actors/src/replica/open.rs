@@ -16,6 +16,8 @@ use crate::node::context::NodeContext;
 pub(crate) const LOST: &str = "lost";
 /// Beside a replica's directory: it began empty and has not counted since.
 pub(crate) const REFILLING: &str = "refilling";
+/// In the place of a replica's directory: what is left of one that was taken from this node.
+pub(crate) const GONE: &str = "gone";
 
 pub(super) struct Opened {
     pub(super) store: Arc<Store>,
@@ -176,15 +178,38 @@ pub(super) fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
     partition.voters().any(|voter| voter != context.node)
 }
 
-/// Removes everything of a replica that the catalog has taken from this node.
+/// Removes everything of a replica that the catalog has taken from this node. The directory is first given a name under which
+/// nobody would open what a crash leaves of it.
 pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    if disk.exists(dir)? {
-        disk.remove_dir_all(dir)?;
+    let gone = dir.with_extension(GONE);
+    if disk.exists(&gone)? {
+        disk.remove_dir_all(&gone)?;
     }
     for beside in [LOST, REFILLING] {
         let path = dir.with_extension(beside);
         if disk.exists(&path)? {
             disk.remove_file(&path)?;
+        }
+    }
+    if disk.exists(dir)? {
+        disk.rename(dir, &gone)?;
+        if let Some(above) = dir.parent() {
+            disk.sync_dir(above)?;
+        }
+        disk.remove_dir_all(&gone)?;
+    }
+    Ok(())
+}
+
+/// Removes what a crash has left of replicas that were being removed.
+pub(super) fn sweep(disk: &dyn Disk, replicas: &Path) -> Result<()> {
+    if !disk.exists(replicas)? {
+        return Ok(());
+    }
+    for entry in disk.list(replicas)? {
+        let path = replicas.join(&entry.name);
+        if entry.is_dir && path.extension().is_some_and(|extension| extension == GONE) {
+            disk.remove_dir_all(&path)?;
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Pulls what peers accepted and this replica did not.
 //!
+//! The replicator of a replica that is leaving pulls nothing more: it asks the voters how far they have got.
+//!
 //! Owned by the replica actor, restarted with it; its cursors are kept in the replica's store. Every turn it asks each peer
 //! what it accepted since the cursor, by version. What this replica got from a gateway itself is recognised and costs no
 //! rows; from the first unknown accept on, rows are pulled in bounded batches and committed like any write.
@@ -12,7 +14,8 @@ use arrow::array::{Array, AsArray, FixedSizeBinaryArray};
 use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::Partition;
+use shoal_catalog::{Partition, ReplicaState as Role};
+use shoal_kernel::level::quorum;
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
 use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Rare, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
@@ -101,10 +104,10 @@ impl Actor for Replicator {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ReplicatorMessage::Partition(partition) => state.partition = partition,
-            ReplicatorMessage::Now => state.round().await,
+            ReplicatorMessage::Now => state.turn().await,
             ReplicatorMessage::Turn => {
-                state.round().await;
-                let pause = if state.handle.serves() { TURN } else { TURN_EAGER };
+                state.turn().await;
+                let pause = if state.is_awaited() { TURN_EAGER } else { TURN };
                 later(&state.context.env, "replicator turn", &myself, pause, ReplicatorMessage::Turn);
             }
         }
@@ -113,6 +116,53 @@ impl Actor for Replicator {
 }
 
 impl State {
+    async fn turn(&mut self) {
+        match self.partition.replica(self.context.node).map(|replica| replica.state) {
+            Some(Role::Leaving) => {
+                if let Err(error) = self.hand_over().await {
+                    tracing::debug!(partition = %self.partition.id, %error, "the rows are not handed over yet");
+                }
+            }
+            _ => self.round().await,
+        }
+    }
+
+    /// Whether something waits for this replica to be quick.
+    fn is_awaited(&self) -> bool {
+        !self.handle.serves() || !self.partition.settled
+    }
+
+    /// Says so once a majority of the voters holds what this replica held when it had sealed its last epoch.
+    async fn hand_over(&mut self) -> Result<()> {
+        let epoch = self.partition.epoch;
+        let early = self.context.config.has(Planted::LeavesEarly);
+        if self.handle.report().await?.sealed < epoch && !early {
+            return Ok(());
+        }
+        // From here on it takes nothing more.
+        let own = self.handle.store()?.status();
+        let voters: Vec<NodeId> = self.partition.voters().collect();
+        let mut holding = 0;
+        for voter in voters.iter().copied().filter(|voter| !self.context.liveness.is_down(*voter)) {
+            let asked = ReplicaCall::Cursor { partition: self.partition.id, of: self.context.node };
+            match self.call(voter, &asked).await {
+                Ok(ReplicaAnswer::Cursor(cursor)) => {
+                    let there = cursor.log_id == own.log_id && cursor.position >= own.position;
+                    holding += usize::from(there || early);
+                }
+                Ok(_) => return Err(serve::unexpected()),
+                Err(error) => {
+                    tracing::debug!(partition = %self.partition.id, %voter, %error, "a voter does not say what it holds")
+                }
+            }
+        }
+        if holding >= quorum(voters.len()) {
+            self.context.env.reached(Rare::HandedOver);
+            let _ = self.replica.cast(ReplicaMessage::Event(Event::Drained(epoch)));
+        }
+        Ok(())
+    }
+
     async fn round(&mut self) {
         let node = self.context.node;
         let mut peers: Vec<NodeId> = self.partition.replicas.iter().map(|replica| replica.node).collect();
@@ -120,7 +170,8 @@ impl State {
         peers.extend(self.partition.previous_voters.iter().copied());
         peers.sort_unstable();
         peers.dedup();
-        peers.retain(|peer| *peer != node);
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        peers.retain(|peer| *peer != node && catalog.nodes.contains_key(peer));
         self.behind.retain(|peer, _| peers.contains(peer));
         for peer in peers {
             if self.context.liveness.is_down(peer) {
@@ -143,7 +194,8 @@ impl State {
         self.handle.set_lag(self.behind.values().sum());
         let _ = self.replica.cast(ReplicaMessage::Event(Event::RoundDone));
         let now = self.context.env.monotonic();
-        if self.kept != self.cursors && now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY {
+        let due = self.partition.is_left() || now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY;
+        if self.kept != self.cursors && due {
             self.kept = self.cursors.clone();
             self.kept_at = now;
             let _ = self.replica.cast(ReplicaMessage::Cursors(self.cursors.clone()));
@@ -155,12 +207,13 @@ impl State {
         let known = self.cursors.get(&peer).cloned().unwrap_or_default();
         let recent = ReplicaCall::Recent { partition: self.partition.id, log_id: known.log_id, after: known.position };
         let answer = self.call(peer, &recent).await?;
-        let ReplicaAnswer::Recent(RecentAnswer { log_id, after, position, sealed, counts, accepts }) = answer else {
+        let ReplicaAnswer::Recent(answer) = answer else {
             return Err(serve::unexpected());
         };
+        let RecentAnswer { log_id, after, position, sealed, counts, settled, accepts } = answer;
         if self.context.config.has(Planted::NoCatchUp) {
             self.behind.insert(peer, 0);
-            return Ok(Some(Event::Heard { peer, sealed, counts }));
+            return Ok(Some(Event::Heard { peer, sealed, counts, settled }));
         }
         if log_id != known.log_id && known.position > 0 {
             self.context.env.reached(Rare::LogBegunAnew);
@@ -189,7 +242,7 @@ impl State {
             self.behind.insert(peer, position.saturating_sub(cursor.position));
         }
         self.cursors.insert(peer, cursor);
-        Ok(Some(Event::Heard { peer, sealed, counts }))
+        Ok(Some(Event::Heard { peer, sealed, counts, settled }))
     }
 
     async fn pull(&mut self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {

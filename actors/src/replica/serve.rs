@@ -13,7 +13,8 @@ use shoal_storage::{Digest, Rows, Write};
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
 use super::message::{
-    PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaReport, ReserveCall, WriteCall, Written,
+    PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage, ReplicaReport, ReserveCall, WriteCall,
+    Written,
 };
 use crate::batch;
 use crate::node::context::NodeContext;
@@ -62,6 +63,10 @@ impl ReplicaService {
             }
             ReplicaCall::Recent { partition, log_id, after } => {
                 Ok(ReplicaAnswer::Recent(self.replica(partition).await?.recent(log_id, after).await?))
+            }
+            ReplicaCall::Cursor { partition, of } => {
+                let handle = self.replica(partition).await?;
+                Ok(ReplicaAnswer::Cursor(handle.ask(|answer| ReplicaMessage::Cursor { of, answer }).await?))
             }
             ReplicaCall::Pull { partition, cursor, bytes_max } => {
                 let handle = self.replica(partition).await?;

@@ -5,14 +5,18 @@
 //! - Before the next epoch serves, the commit in flight ends, then the new epoch is made durable. From then on nothing of the
 //!   old epoch is acknowledged here.
 //! - A replica that is new, was emptied, or is in doubt about the end of its log takes writes and counts for no level, until
-//!   it holds the union of N-W+1 *other* members: of the set before it was promoted, each having sealed the new epoch; or,
-//!   if it was a member all along, of the present set.
+//!   it holds the union of N-W+1 *other* members. If it may have lost what it acknowledged in this epoch: of the present set.
+//!   If the partition is not settled: of the set before, each having sealed the new epoch, or of one that is settled.
+//! - A voter is *settled* when it holds everything that was acknowledged at quorum in the epochs before. Once a majority is, the
+//!   partition is, and only then may its set of voters change again.
+//! - A replica that is leaving takes nothing any more, and asks to be removed once a majority of the voters has told that it
+//!   holds, durably, everything that this one holds.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use shoal_catalog::{Command, Partition, ReplicaState as Role};
-use shoal_kernel::level::seal_quorum;
+use shoal_kernel::level::{quorum, seal_quorum};
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId};
 
 /// Bytes of writes that may wait for the commit in flight; beyond, writers are told to come back.
@@ -46,7 +50,9 @@ pub(crate) enum Event {
     /// [`Effect::Persist`] is durable.
     Persisted(Meta),
     /// Everything that a peer held when asked is here, and the peer had sealed that epoch by then.
-    Heard { peer: NodeId, sealed: Epoch, counts: bool },
+    Heard { peer: NodeId, sealed: Epoch, counts: bool, settled: bool },
+    /// A majority of the voters of that epoch holds everything that this replica held once it had sealed it.
+    Drained(Epoch),
     /// Every peer has been asked once since the start; those that did not answer may be gone.
     RoundDone,
     /// The catalog has not taken a proposal within its time.
@@ -82,6 +88,8 @@ struct Heard {
     sealed: Epoch,
     /// It counted itself when it was asked.
     counts: bool,
+    /// It was settled.
+    settled: bool,
 }
 
 /// The rules' memory.
@@ -96,6 +104,10 @@ pub(crate) struct ReplicaCore {
     persisting: bool,
     proposing: bool,
     heard: BTreeMap<NodeId, Heard>,
+    /// The epoch of which it may have acknowledged writes that it does not hold any more.
+    lapsed: Option<Epoch>,
+    /// Enough others hold what it holds.
+    drained: bool,
     round_done: bool,
     /// It has never held anything, so an empty answer of its own says nothing while it has not heard a peer.
     fresh: bool,
@@ -107,9 +119,11 @@ impl ReplicaCore {
     /// A replica that starts. `meta` is what was durable; `None` for one that has never been here.
     pub(crate) fn new(node: NodeId, partition: Partition, meta: Option<Meta>, emptied: bool, in_doubt: bool) -> Self {
         let founding = partition.previous_voters.is_empty() && partition.replica(node).is_some_and(is_voting);
-        let alone = partition.voters().all(|voter| voter == node);
+        let alone = partition.settled && partition.voters().all(|voter| voter == node);
         let fresh = meta.is_none() && !alone;
         let hollow = emptied || (meta.is_none() && !founding);
+        let lapsed = emptied || meta.as_ref().is_none_or(|meta| meta.sealed == partition.epoch);
+        let lapsed = lapsed.then_some(partition.epoch);
         let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding && !emptied });
         if emptied || (in_doubt && !alone) {
             meta.counts = false;
@@ -124,6 +138,8 @@ impl ReplicaCore {
             persisting: false,
             proposing: false,
             heard: BTreeMap::new(),
+            lapsed,
+            drained: false,
             round_done: false,
             fresh,
             hollow,
@@ -151,6 +167,8 @@ impl ReplicaCore {
             None
         } else if self.role() == Some(Role::Joining) {
             Some("joining: it is being filled from its peers")
+        } else if self.role() == Some(Role::Leaving) {
+            Some("leaving: it hands over what it holds")
         } else if self.meta.sealed != self.partition.epoch {
             Some("sealing a new epoch")
         } else if !self.meta.counts {
@@ -171,6 +189,11 @@ impl ReplicaCore {
         if self.hollow && !self.meta.counts { Epoch(0) } else { self.meta.sealed }
     }
 
+    /// The newest epoch that it has sealed: of no older one it accepts anything.
+    pub(crate) fn sealed(&self) -> Epoch {
+        self.meta.sealed
+    }
+
     /// What to do first, before any event.
     pub(crate) fn start(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -183,7 +206,7 @@ impl ReplicaCore {
         let mut effects = Vec::new();
         match event {
             Event::Write { ticket, epoch, bytes } => {
-                if epoch != self.partition.epoch {
+                if epoch != self.partition.epoch || self.role() == Some(Role::Leaving) {
                     effects.push(Effect::Reject(ticket, self.moved(epoch)));
                 } else if self.queue_bytes + bytes > QUEUE_BYTES_MAX && !self.queue.is_empty() {
                     effects.push(Effect::Reject(ticket, overloaded()));
@@ -198,6 +221,7 @@ impl ReplicaCore {
                 if partition.epoch >= self.partition.epoch {
                     if partition.epoch > self.partition.epoch {
                         self.heard.clear();
+                        self.drained = false;
                     }
                     self.proposing = false;
                     self.partition = *partition;
@@ -207,15 +231,21 @@ impl ReplicaCore {
                 self.persisting = false;
                 let sealed_anew = meta.sealed > self.meta.sealed;
                 self.meta = meta;
-                if sealed_anew && !self.meta.counts {
+                if sealed_anew && !(self.meta.counts && self.partition.settled) {
                     effects.push(Effect::CatchUp);
                 }
             }
-            Event::Heard { peer, sealed, counts } => {
+            Event::Heard { peer, sealed, counts, settled } => {
                 self.fresh = false;
+                let settled = settled && sealed >= self.partition.epoch;
                 let known = self.heard.entry(peer).or_default();
-                *known = Heard { sealed: sealed.max(known.sealed), counts: counts || known.counts };
+                *known = Heard {
+                    sealed: sealed.max(known.sealed),
+                    counts: counts || known.counts,
+                    settled: settled || known.settled,
+                };
             }
+            Event::Drained(epoch) => self.drained |= epoch == self.partition.epoch,
             Event::RoundDone => self.round_done = true,
             Event::ProposalEnded => self.proposing = false,
         }
@@ -247,13 +277,11 @@ impl ReplicaCore {
                 self.persisting = true;
                 effects.push(Effect::Persist(Meta { sealed: self.meta.sealed, counts: true }));
             }
-            if self.role() == Some(Role::Joining) && !self.proposing && self.may_be_promoted() {
+            if !self.proposing
+                && let Some(command) = self.wanted()
+            {
                 self.proposing = true;
-                effects.push(Effect::Propose(Command::PromoteReplica {
-                    partition: self.partition.id,
-                    node: self.node,
-                    epoch: self.partition.epoch,
-                }));
+                effects.push(Effect::Propose(command));
             }
         }
         self.commit(effects);
@@ -297,25 +325,71 @@ impl ReplicaCore {
         self.partition.voters().collect()
     }
 
+    /// What the catalog should agree on.
+    fn wanted(&self) -> Option<Command> {
+        let Partition { id: partition, epoch, settled, .. } = self.partition;
+        let node = self.node;
+        match self.role()? {
+            Role::Joining if settled && self.may_be_promoted() => {
+                Some(Command::PromoteReplica { partition, node, epoch })
+            }
+            Role::Voting if !settled && self.majority_is_settled() => {
+                Some(Command::SettlePartition { partition, epoch })
+            }
+            Role::Leaving if settled && self.drained && !self.committing && self.queue.is_empty() => {
+                Some(Command::RemoveReplica { partition, node, epoch })
+            }
+            _ => None,
+        }
+    }
+
     /// Whether this voter, which does not count, holds what makes it count.
     fn may_count(&self) -> bool {
         if self.role() != Some(Role::Voting) {
             return false;
         }
+        let present = self.voters();
+        let sealed = |heard: &Heard| heard.sealed >= self.partition.epoch;
+        let holds_present = match present.len() {
+            1 => !self.hollow,
+            members => self.heard_of(&present, sealed) >= seal_quorum(members),
+        };
         let previous = &self.partition.previous_voters;
-        let was_member = previous.is_empty() || previous.contains(&self.node);
-        let members = if was_member { self.voters() } else { previous.clone() };
-        self.has_heard_enough(&members, |heard| heard.sealed >= self.partition.epoch)
+        let holds_past = self.has_heard_settled()
+            || (!previous.is_empty() && self.heard_of(previous, sealed) >= seal_quorum(previous.len()));
+        (holds_past && self.lapsed != Some(self.partition.epoch))
+            || (holds_present && (holds_past || self.partition.settled))
+    }
+
+    /// Whether this voter holds everything that was acknowledged at quorum in epochs before. Says nothing of a partition that is
+    /// settled.
+    pub(crate) fn is_settled(&self) -> bool {
+        let previous = &self.partition.previous_voters;
+        let sealed = |heard: &Heard| heard.sealed >= self.partition.epoch;
+        let own = usize::from(previous.contains(&self.node));
+        let heard = || self.heard_of(previous, sealed) + own;
+        self.counts() && (self.has_heard_settled() || heard() >= seal_quorum(previous.len()))
+    }
+
+    fn has_heard_settled(&self) -> bool {
+        self.heard_of(&self.voters(), |heard| heard.settled) > 0
+    }
+
+    fn majority_is_settled(&self) -> bool {
+        let voters = self.voters();
+        self.is_settled() && self.heard_of(&voters, |heard| heard.settled) + 1 >= quorum(voters.len())
     }
 
     /// Whether this joining replica holds what enough *counting* voters hold.
     fn may_be_promoted(&self) -> bool {
-        self.has_heard_enough(&self.voters(), |heard| heard.counts)
+        let voters = self.voters();
+        self.heard_of(&voters, |heard| heard.counts) >= seal_quorum(voters.len())
     }
 
-    fn has_heard_enough(&self, members: &[NodeId], holds: impl Fn(&Heard) -> bool) -> bool {
+    /// Others of these members of which everything is here, and of which that holds.
+    fn heard_of(&self, members: &[NodeId], holds: impl Fn(&Heard) -> bool) -> usize {
         let others = members.iter().filter(|member| **member != self.node);
-        others.filter(|member| self.heard.get(*member).is_some_and(&holds)).count() >= seal_quorum(members.len())
+        others.filter(|member| self.heard.get(*member).is_some_and(&holds)).count()
     }
 
     fn moved(&self, epoch: Epoch) -> Error {
@@ -357,6 +431,7 @@ mod tests {
                 .chain(joining.iter().map(replica(Role::Joining)))
                 .collect(),
             previous_voters: previous.iter().copied().map(NodeId).collect(),
+            settled: previous.is_empty(),
         }
     }
 
@@ -392,7 +467,7 @@ mod tests {
         assert!(core.counts() && !core.serves());
         core.step(Event::RoundDone);
         assert!(!core.serves(), "it has never held anything and has heard nobody");
-        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0), counts: true });
+        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0), counts: true, settled: false });
         assert!(core.serves());
     }
 
@@ -419,7 +494,7 @@ mod tests {
         assert_eq!(early, [], "waits for the seal");
         let sealed = Meta { sealed: Epoch(2), counts: true };
         assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);
-        assert_eq!(core.step(Event::Persisted(sealed)), [Effect::Commit(vec![3])]);
+        assert_eq!(core.step(Event::Persisted(sealed)), [Effect::CatchUp, Effect::Commit(vec![3])]);
         assert_eq!(
             rejected(&core.step(Event::Write { ticket: 4, epoch: Epoch(1), bytes: 1 })),
             [(4, ErrorCode::Moved)]
@@ -428,28 +503,31 @@ mod tests {
 
     #[test]
     fn a_joining_replica_asks_for_promotion_and_counts_only_after_the_old_set_has_sealed() {
-        let mut core = settled(partition(4, &[2, 3, 4], &[1], &[2, 3, 4]));
+        let before = partition(4, &[2, 3, 4], &[1], &[2, 3]);
+        let mut core = settled(before.clone());
         assert!(!core.counts());
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4), counts: true }), []);
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4), counts: true, settled: false }), []);
         assert_eq!(
-            core.step(Event::Heard { peer: NodeId(4), sealed: Epoch(4), counts: false }),
+            core.step(Event::Heard { peer: NodeId(4), sealed: Epoch(4), counts: false, settled: false }),
             [],
             "it has gaps itself"
         );
-        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true });
+        let enough = Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false };
+        assert_eq!(core.step(enough), [], "the voters have not settled");
+        let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..before })));
         assert!(matches!(effects[..], [Effect::Propose(Command::PromoteReplica { epoch: Epoch(4), .. })]));
 
         core.step(Event::Catalog(Box::new(partition(5, &[1, 2, 3, 4], &[], &[2, 3, 4]))));
         let effects = core.step(Event::Persisted(Meta { sealed: Epoch(5), counts: false }));
         assert_eq!(effects, [Effect::CatchUp]);
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5), counts: true }), []);
+        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5), counts: true, settled: false }), []);
         assert_eq!(
-            core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true }),
+            core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false }),
             [],
             "has not sealed yet"
         );
         assert!(!core.counts());
-        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5), counts: true });
+        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5), counts: true, settled: false });
         let counting = Meta { sealed: Epoch(5), counts: true };
         assert_eq!(effects, [Effect::Persist(counting.clone())]);
         core.step(Event::Persisted(counting));
@@ -463,9 +541,9 @@ mod tests {
             let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta), emptied, in_doubt);
             assert_eq!(core.start(), []);
             assert!(!core.counts());
-            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1), counts: true });
+            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1), counts: true, settled: false });
             assert!(!core.counts(), "one other may have missed what two had acknowledged");
-            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1), counts: true });
+            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1), counts: true, settled: false });
             assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
         }
         let emptied = ReplicaCore::new(
@@ -484,6 +562,64 @@ mod tests {
             true,
         );
         assert!(alone.counts(), "nobody else could know better");
+    }
+
+    fn heard(peer: u32, epoch: u64, settled: bool) -> Event {
+        Event::Heard { peer: NodeId(peer), sealed: Epoch(epoch), counts: true, settled }
+    }
+
+    #[test]
+    fn voters_settle_when_a_majority_holds_the_past() {
+        // 4 has left: what it and one of the others had acknowledged, the third may lack.
+        let mut core = settled(partition(1, &[1, 2, 3, 4], &[], &[]));
+        let after = partition(2, &[1, 2, 3], &[], &[1, 2, 3, 4]);
+        core.step(Event::Catalog(Box::new(after)));
+        core.step(Event::Persisted(Meta { sealed: Epoch(2), counts: true }));
+        assert!(core.counts() && !core.is_settled());
+        core.step(heard(2, 1, false));
+        assert!(!core.is_settled(), "it could still acknowledge writes of the epoch before");
+        assert_eq!(core.step(heard(2, 2, false)), []);
+        assert!(core.is_settled());
+        let effects = core.step(heard(3, 2, true));
+        let settle = Command::SettlePartition { partition: PartitionId(7), epoch: Epoch(2) };
+        assert_eq!(effects, [Effect::Propose(settle)]);
+        assert_eq!(core.step(heard(2, 2, true)), [], "it is proposed already");
+    }
+
+    #[test]
+    fn an_emptied_replica_needs_the_past_and_the_present() {
+        // It may have acknowledged writes of this epoch, with 3, and of the epoch before, with 4.
+        let meta = Meta { sealed: Epoch(2), counts: true };
+        let unsettled = partition(2, &[1, 2, 3], &[], &[1, 2, 3, 4]);
+        let mut core = ReplicaCore::new(ME, unsettled.clone(), Some(meta.clone()), true, false);
+        assert_eq!(core.start(), []);
+        assert_eq!(core.step(heard(2, 2, false)), []);
+        assert_eq!(core.step(heard(4, 2, false)), [], "3 may hold what nobody else does");
+        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta.clone())]);
+        // Somebody who has settled knows the past.
+        let mut core = ReplicaCore::new(ME, unsettled, Some(meta.clone()), true, false);
+        core.start();
+        assert_eq!(core.step(heard(2, 2, true)), []);
+        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta)]);
+    }
+
+    #[test]
+    fn a_leaving_replica_takes_nothing_and_goes_when_others_hold_all() {
+        let mut core = settled(partition(1, &[1, 2, 3], &[], &[]));
+        core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 1 });
+        let mut leaving = partition(2, &[2, 3], &[], &[1, 2, 3]);
+        leaving.replicas.insert(0, Replica { node: ME, state: Role::Leaving });
+        assert_eq!(core.step(Event::Catalog(Box::new(leaving.clone()))), [], "a commit of epoch 1 is in flight");
+        let sealed = Meta { sealed: Epoch(2), counts: false };
+        assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);
+        core.step(Event::Persisted(sealed));
+        assert!(!core.counts() && core.vouched() == Epoch(2), "what it holds is to be pulled");
+        let write = Event::Write { ticket: 2, epoch: Epoch(2), bytes: 1 };
+        assert_eq!(rejected(&core.step(write)), [(2, ErrorCode::Moved)]);
+        assert_eq!(core.step(Event::Drained(Epoch(1))), [], "of another epoch");
+        assert_eq!(core.step(Event::Drained(Epoch(2))), [], "the voters have not settled");
+        let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..leaving })));
+        assert!(matches!(effects[..], [Effect::Propose(Command::RemoveReplica { node: ME, epoch: Epoch(2), .. })]));
     }
 
     #[test]

@@ -80,6 +80,10 @@ impl Actor for ReplicaSupervisor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let Arguments { context, directory } = arguments;
+        let (disk, replicas) = (context.env.disk(), context.replicas_dir());
+        if let Err(error) = context.env.blocking(move || super::open::sweep(&*disk, &replicas)).await? {
+            tracing::warn!(%error, "what is left of removed replicas could not be removed");
+        }
         Ok(State {
             context,
             directory,
@@ -128,8 +132,13 @@ impl Actor for ReplicaSupervisor {
 
 impl State {
     async fn reconcile(&mut self, myself: &ActorRef<SupervisorMessage>, catalog: Arc<Catalog>) {
-        self.catalog = catalog.clone();
         let node = self.context.node;
+        if self.catalog.nodes.contains_key(&node) && !catalog.nodes.contains_key(&node) {
+            // Somebody has given this node up for lost. What is here after all stays until somebody deletes it.
+            tracing::warn!("this node is no member of the cluster any more; its replicas stay as they are");
+            return;
+        }
+        self.catalog = catalog.clone();
         let here = |partition: &&Partition| partition.replica(node).is_some();
         let gone: Vec<PartitionId> =
             self.children.keys().filter(|id| catalog.partitions.get(id).filter(here).is_none()).copied().collect();

@@ -10,4 +10,4 @@ pub use request::{
     CommandDone, Evolution, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
     WriteRequest,
 };
-pub use status::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};
+pub use status::{ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};

@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub cluster_secret: String,
     /// How far a peer's clock may be ahead, in milliseconds.
     pub clock_skew_max_ms: u64,
+    /// Replicas of a node that has been down for so long are made anew on others, in milliseconds.
+    pub replace_after_ms: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
     /// Memory that all replicas of this node keep pages of segments in together; 0 keeps none.
@@ -73,6 +75,7 @@ impl NodeConfig {
             join: Vec::new(),
             cluster_secret: String::from("shoal"),
             clock_skew_max_ms: 500,
+            replace_after_ms: 600_000,
             memtable_bytes_max: 64 << 20,
             page_pool_bytes_max: 256 << 20,
             compactions_max: 1,

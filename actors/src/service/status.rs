@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_catalog::{NodeState, PartitionBounds, ReplicaState};
-use shoal_kernel::{Epoch, LogId, NodeId, PartitionId};
+use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId};
 
 /// Everything at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,30 @@ pub struct NodeStatus {
     pub swim: SwimState,
     /// Whether it votes on the catalog.
     pub voter: bool,
+    /// Replicas that the catalog has placed on it, those that are leaving included.
+    pub replicas: usize,
+}
+
+/// What an operator can have a node do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeChange {
+    /// Take replicas again.
+    Activate,
+    /// Give its replicas away and take no new ones.
+    Drain,
+    /// Give its replicas away and leave the cluster.
+    Decommission,
+    /// Be forgotten: it is gone for good, and what its disk held with it.
+    Remove,
+}
+
+/// Why a node's part is over.
+#[derive(Debug, Clone)]
+pub enum NodeEnd {
+    /// It cannot do its part any more; a new start may mend that.
+    Failed(Error),
+    /// It is no member of the cluster any more.
+    Removed,
 }
 
 /// A partition.

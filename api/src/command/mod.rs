@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it failed; 2 it was asked the wrong way; 3 no node could be reached; 130 interrupted.
 
+mod cluster;
 mod demo;
 mod doctor;
 mod import;
@@ -35,6 +36,8 @@ enum Command {
     Sql(sql::SqlArguments),
     /// Load a CSV, NDJSON or Parquet file into a table
     Import(import::ImportArguments),
+    /// See the nodes of a cluster, drain them, take them out
+    Cluster(cluster::ClusterArguments),
     /// Examine the data directory of a node that is stopped
     Doctor(doctor::DoctorArguments),
     /// Try Shoal: three nodes in this process, real data, a shell
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Start(arguments) => start::run(arguments),
         Command::Sql(arguments) => sql::run(arguments),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Cluster(arguments) => cluster::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
     };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use shoal_actors::Node;
+use shoal_actors::service::NodeEnd;
 use shoal_kernel::env::real;
 use tracing_subscriber::EnvFilter;
 
@@ -158,9 +159,15 @@ async fn serve(mut config: StartConfig) -> Result<(), Exit> {
             tracing::info!("stopping");
             Ok(())
         }
-        error = node.failed() => {
-            tracing::error!(%error, "the node cannot go on; stopping");
-            Err(error.into())
+        end = node.ended() => match end {
+            NodeEnd::Failed(error) => {
+                tracing::error!(%error, "the node cannot go on; stopping");
+                Err(error.into())
+            }
+            NodeEnd::Removed => {
+                tracing::info!("the node is no member of the cluster any more; stopping");
+                Ok(())
+            }
         }
     };
     tokio::select! {

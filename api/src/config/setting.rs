@@ -36,6 +36,7 @@ settings! {
     "join", "", "nodes to join through, separated by commas; none founds a cluster, or goes on with the one in data_dir";
     "cluster_secret", "shoal", "shared by all nodes; authenticates what they say to each other";
     "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
+    "replace_after_ms", "600000", "replicas of a node that has been down for so long are made anew on others";
     "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";

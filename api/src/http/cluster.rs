@@ -1,11 +1,13 @@
-//! `/api/v1/cluster`: nodes, partitions, replicas.
+//! `/api/v1/cluster`: nodes, partitions, replicas; and what operators have nodes do.
 
 use std::fmt::Write as _;
 
-use actix_web::web::{Data, Json};
+use actix_web::web::{Data, Json, Path};
+use actix_web::{HttpResponse, http::StatusCode};
 use serde::Serialize;
-use shoal_actors::service::{ClusterStatus, NodeStatus, PartitionStatus, ReplicaStatus};
+use shoal_actors::service::{ClusterStatus, NodeChange, NodeStatus, PartitionStatus, ReplicaStatus};
 use shoal_catalog::PartitionBounds;
+use shoal_kernel::NodeId;
 use utoipa::ToSchema;
 
 use super::Doors;
@@ -40,7 +42,7 @@ struct Node {
     cluster_address: String,
     /// Where clients reach it: HOST:PORT.
     http_address: String,
-    /// Its role: `active` or `draining`.
+    /// Its role: `active`, `draining` (it gives its replicas away), or `leaving` (it leaves the cluster once it holds none).
     #[schema(value_type = String)]
     state: shoal_catalog::NodeState,
     /// What SWIM thinks of it: `alive`, `suspect`, `down`, or `unknown` if it was never heard of since this node started.
@@ -48,6 +50,8 @@ struct Node {
     swim: shoal_actors::service::SwimState,
     /// Whether it votes on the catalog.
     voter: bool,
+    /// Replicas that are placed on it, those that are leaving included: a node that is drained holds none.
+    replicas: usize,
 }
 
 /// A partition.
@@ -86,7 +90,8 @@ struct Replica {
     /// Its node.
     #[schema(value_type = u64)]
     node: u32,
-    /// `joining` (it fills up, and counts for nothing) or `voting` (its acknowledgements count).
+    /// `joining` (it fills up, and counts for nothing), `voting` (its acknowledgements count) or `leaving` (it hands over what it
+    /// holds).
     #[schema(value_type = String)]
     state: shoal_catalog::ReplicaState,
     /// Whether it answered just now.
@@ -135,6 +140,7 @@ impl From<NodeStatus> for Node {
             state: status.state,
             swim: status.swim,
             voter: status.voter,
+            replicas: status.replicas,
         }
     }
 }
@@ -190,4 +196,28 @@ fn hexadecimal(bytes: &[u8]) -> String {
     responses((status = 200, description = "Nodes and partitions", body = Cluster), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
 pub(super) async fn get(doors: Data<Doors>) -> Result<Json<Cluster>, Failure> {
     Ok(Json(doors.backend.cluster().await?.into()))
+}
+
+/// Has a node drained (`drain`: it gives its replicas away and takes no new ones), taken back (`activate`), taken out once it holds
+/// nothing (`decommission`), or given up with all that it held (`remove`, of a node that is down for good). Answered once that is
+/// agreed on; how far it has got, `GET /api/v1/cluster` tells.
+#[utoipa::path(post, path = "/api/v1/cluster/nodes/{id}/{change}", tag = "cluster",
+    params(("id" = u64, Path, description = "The node's number"), ("change" = String, Path, description = "`drain`, `activate`, `decommission` or `remove`")),
+    responses((status = 204, description = "It is agreed on"), (status = "4XX", content_type = "application/problem+json", body = super::problem::Problem), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
+pub(super) async fn change_node(doors: Data<Doors>, path: Path<(String, String)>) -> Result<HttpResponse, Failure> {
+    let (id, change) = path.into_inner();
+    let number = id.parse().map_err(|_| Failure::invalid(format!("'{id}' is not the number of a node")))?;
+    let change = match change.as_str() {
+        "drain" => NodeChange::Drain,
+        "activate" => NodeChange::Activate,
+        "decommission" => NodeChange::Decommission,
+        "remove" => NodeChange::Remove,
+        other => {
+            let message =
+                format!("'{other}' is nothing that a node can do; say drain, activate, decommission or remove");
+            return Err(Failure::invalid(message));
+        }
+    };
+    doors.backend.change_node(NodeId(number), change).await?;
+    Ok(HttpResponse::new(StatusCode::NO_CONTENT))
 }

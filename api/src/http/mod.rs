@@ -89,6 +89,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(method_not_allowed)),
         )
         .service(only(web::get().to(cluster::get))("/api/v1/cluster"))
+        .service(only(web::post().to(cluster::change_node))("/api/v1/cluster/nodes/{id}/{change}"))
         .service(only(web::get().to(openapi::get))("/api/v1/openapi.json"))
         .service(only(web::get().to(crate::ws::open))("/api/v1/ws"))
         .default_service(web::to(not_found));

@@ -15,6 +15,7 @@ use utoipa::OpenApi;
         super::queries::get,
         super::queries::delete,
         super::cluster::get,
+        super::cluster::change_node,
         super::health::alive,
         super::health::ready,
         super::health::metrics,

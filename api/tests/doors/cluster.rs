@@ -44,6 +44,17 @@ impl Process {
         *self = Self::start(self.arguments.clone());
     }
 
+    /// Its number.
+    fn id(&self) -> String {
+        format!("n{}", self.client.cluster().unwrap()["node"])
+    }
+
+    /// Waits until it ends by itself.
+    fn ends(mut self) -> Option<i32> {
+        until("the process ends", || self.child.try_wait().unwrap().is_some());
+        self.child.wait().unwrap().code()
+    }
+
     /// As a service manager stops it.
     fn terminate(mut self) -> Option<i32> {
         let id = self.child.id().to_string();
@@ -71,28 +82,31 @@ fn cluster_port() -> String {
 
 pub fn nodes(directory: &Path, count: usize) -> Vec<Process> {
     let mut nodes: Vec<Process> = Vec::new();
-    let mut first: Option<String> = None;
-    for number in 0..count {
-        let address = cluster_port();
-        let data = directory.join(format!("n{number}")).display().to_string();
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut arguments: Vec<String> =
-            ["--data-dir", &data, "--http", &http, "--cluster", &address, "--set", "disk_reserve_bytes=1048576"]
-                .map(String::from)
-                .to_vec();
-        if let Some(first) = &first {
-            arguments.extend(["--join".into(), first.clone()]);
-        }
-        first.get_or_insert(address);
-        nodes.push(Process::start(arguments));
+    for _ in 0..count {
+        one_more(&mut nodes, directory);
     }
+    nodes
+}
+
+/// Starts another node of a cluster.
+fn one_more(nodes: &mut Vec<Process>, directory: &Path) {
+    let data = directory.join(format!("n{}", nodes.len())).display().to_string();
+    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = cluster_port();
+    let mut arguments = vec!["--data-dir", &data, "--http", &http, "--cluster", &address];
+    arguments.extend(["--set", "disk_reserve_bytes=1048576", "--set", "replace_after_ms=3000"]);
+    let first = nodes.first().map(|node| node.arguments[5].clone());
+    if let Some(first) = &first {
+        arguments.extend(["--join", first]);
+    }
+    nodes.push(Process::start(arguments.into_iter().map(String::from).collect()));
+    let count = nodes.len();
     until("every node sees all of them", || {
         nodes.iter().all(|node| {
             node.client.ready().is_ok()
                 && node.client.cluster().is_ok_and(|seen| seen["nodes"].as_array().unwrap().len() == count)
         })
     });
-    nodes
 }
 
 #[track_caller]
@@ -338,4 +352,100 @@ fn until_ok(mut attempt: impl FnMut() -> Result<Value, ClientError>) -> Value {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Runs `shoal cluster …`; what it says, if it succeeds, or what is wrong.
+fn operate(through: &Process, arguments: &[&str]) -> Result<String, String> {
+    let command = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .arg("cluster")
+        .args(arguments)
+        .args(["--url", through.client.url()])
+        .output();
+    let output = command.unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap()),
+        false => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+/// Waits until every partition has so many voting replicas, all of them on these nodes and equal, and none beside.
+fn until_placed(through: &Process, on: &[&str], voters: usize) {
+    let placed = |cluster: Value| {
+        cluster["partitions"].as_array().unwrap().iter().all(|partition| {
+            let replicas = partition["replicas"].as_array().unwrap();
+            replicas.len() == voters
+                && replicas.iter().all(|replica| {
+                    replica["state"] == "voting"
+                        && on.contains(&format!("n{}", replica["node"]).as_str())
+                        && replica["digest"] == replicas[0]["digest"]
+                        && replica["problem"].is_null()
+                })
+        })
+    };
+    until("replicas are where they belong", || through.client.cluster().is_ok_and(placed));
+}
+
+#[test]
+fn nodes_come_and_go_and_their_replicas_with_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = nodes(directory.path(), 3);
+    let make = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR) PARTITION BY HASH(k) PARTITIONS 6 WITH (replication_factor = 2)";
+    nodes[0].client.sql_json(make, None).unwrap();
+    let values: Vec<String> = (0..5_000).map(|key| format!("({key}, 'value {key}')")).collect();
+    nodes[1].client.sql_json(&format!("INSERT INTO t VALUES {}", values.join(", ")), None).unwrap();
+    let sum = "SELECT count(*), sum(k), count(DISTINCT v) FROM t";
+    let whole = [[json!(5_000), json!(12_497_500), json!(5_000)]];
+
+    // A fourth node gets its share of the twelve replicas.
+    one_more(&mut nodes, directory.path());
+    until("the replicas are spread", || {
+        let cluster = nodes[0].client.cluster().unwrap();
+        cluster["nodes"].as_array().unwrap().iter().all(|node| node["replicas"] == 3)
+    });
+    let ids: Vec<String> = nodes.iter().map(Process::id).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    until_placed(&nodes[3], &ids, 2);
+    assert_eq!(rows(&nodes[3].client, sum).unwrap(), whole);
+
+    // One is drained and taken back.
+    assert!(operate(&nodes[0], &["drain", ids[3]]).unwrap().contains("holds nothing any more"));
+    until_placed(&nodes[0], &ids[..3], 2);
+    assert_eq!(rows(&nodes[3].client, sum).unwrap(), whole, "it answers, by what others hold");
+    let seen = operate(&nodes[3], &["status"]).unwrap();
+    assert!(seen.lines().any(|line| line.contains(ids[3]) && line.contains("draining")), "{seen}");
+    operate(&nodes[3], &["activate", ids[3]]).unwrap();
+
+    // One leaves: its process ends, and what it held is elsewhere.
+    let left = operate(&nodes[0], &["decommission", ids[1]]).unwrap();
+    assert!(left.contains("has left the cluster"), "{left}");
+    assert_eq!(nodes.remove(1).ends(), Some(0));
+    let stay = [ids[0], ids[2], ids[3]];
+    until_placed(&nodes[0], &stay, 2);
+    assert_eq!(rows(&nodes[2].client, sum).unwrap(), whole);
+
+    // One dies without a word: others take its place after replace_after_ms.
+    let error = operate(&nodes[0], &["remove", "--disk-is-lost", ids[2]]).unwrap_err();
+    assert!(error.contains("answers; only a node that is gone for good"), "{error}");
+    nodes.remove(1).kill();
+    let stay = [ids[0], ids[3]];
+    until("all replicas that vote are on live nodes", || {
+        let cluster = nodes[0].client.cluster().unwrap();
+        cluster["partitions"].as_array().unwrap().iter().all(|partition| {
+            let voting =
+                partition["replicas"].as_array().unwrap().iter().filter(|replica| replica["state"] == "voting");
+            let voting: Vec<String> = voting.map(|replica| format!("n{}", replica["node"])).collect();
+            voting.len() == 2 && voting.iter().all(|node| stay.contains(&node.as_str()))
+        })
+    });
+    nodes[1].client.sql_json("UPDATE t SET v = 'changed' WHERE k = 1", None).unwrap();
+    operate(&nodes[0], &["remove", "--disk-is-lost", ids[2]]).unwrap();
+    until_placed(&nodes[1], &stay, 2);
+    assert_eq!(rows(&nodes[0].client, sum).unwrap(), whole);
+
+    // What cannot be.
+    let error = operate(&nodes[0], &["drain", "n7"]).unwrap_err();
+    assert!(error.contains("there is no node n7"), "{error}");
+    operate(&nodes[0], &["drain", "--no-wait", ids[0]]).unwrap();
+    let error = operate(&nodes[0], &["drain", ids[3]]).unwrap_err();
+    assert!(error.contains("the only node that could hold replicas"), "{error}");
 }

@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::Value;
 use shoal::{Backend, Limits, Server, ServerOptions};
 use shoal_actors::service::{
-    ClusterStatus, CommandDone, Evolution, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
-    WriteRequest,
+    ClusterStatus, CommandDone, Evolution, NodeChange, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest,
+    WriteReport, WriteRequest,
 };
 use shoal_catalog::{Partitioning, Table, TableOptions};
 use shoal_kernel::env::BoxFuture;
@@ -41,6 +41,7 @@ pub struct Log {
     /// The definitions that rows were made for.
     pub written_as: Vec<Arc<Table>>,
     pub cancelled: Vec<QueryId>,
+    pub changed_nodes: Vec<(NodeId, NodeChange)>,
     /// Statements whose stream was dropped before its end.
     pub dropped: Vec<String>,
     /// Batches that endless statements got rid of.
@@ -173,6 +174,14 @@ impl Backend for Scripted {
         let table = Arc::new(table);
         tables.insert(table.name.clone(), table.clone());
         Box::pin(async move { Ok(table) })
+    }
+
+    fn change_node(&self, id: NodeId, change: NodeChange) -> BoxFuture<'static, Result<()>> {
+        self.log.lock().unwrap().changed_nodes.push((id, change));
+        let known = id == NODE;
+        Box::pin(async move {
+            if known { Ok(()) } else { Err(Error::new(ErrorCode::NotFound, format!("there is no node {id}"))) }
+        })
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {

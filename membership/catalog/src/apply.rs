@@ -27,15 +27,12 @@ impl Catalog {
             Command::PutNode { id, cluster_address, http_address } => {
                 self.put_node(id, cluster_address, http_address)?
             }
-            Command::SetNodeState { id, state } => {
-                let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
-                changed_nodes(std::mem::replace(&mut node.state, state) != state)
-            }
+            Command::SetNodeState { id, state } => self.set_node_state(id, state)?,
             Command::SetVoter { id, voter } => {
                 let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
                 changed_nodes(std::mem::replace(&mut node.voter, voter) != voter)
             }
-            Command::RemoveNode { id } => self.remove_node(id)?,
+            Command::RemoveNode { id, lost } => self.remove_node(id, lost)?,
             Command::CreateTable(table) => self.create_table(table)?,
             Command::DropTable { name, if_exists } => self.drop_table(name, if_exists)?,
             Command::AlterTable(altered) => self.alter_table(altered)?,
@@ -45,7 +42,8 @@ impl Catalog {
             Command::AddReplica { partition, node } => self.add_replica(partition, node)?,
             Command::PromoteReplica { partition, node, epoch } => self.promote_replica(partition, node, epoch)?,
             Command::RemoveReplica { partition, node, epoch } => self.remove_replica(partition, node, epoch)?,
-            Command::DemoteReplica { partition, node, epoch } => self.demote_replica(partition, node, epoch)?,
+            Command::RetireReplica { partition, node, epoch } => self.retire_replica(partition, node, epoch)?,
+            Command::SettlePartition { partition, epoch } => self.settle_partition(partition, epoch)?,
         };
         if !effects.is_empty() {
             self.version += 1;
@@ -103,16 +101,32 @@ impl Catalog {
         Ok(changed_nodes(changed))
     }
 
-    fn remove_node(&mut self, id: NodeId) -> Result<Vec<Effect>, CatalogError> {
+    fn set_node_state(&mut self, id: NodeId, state: NodeState) -> Result<Vec<Effect>, CatalogError> {
+        let stays = self.active_nodes().any(|node| node.id != id) || state == NodeState::Active;
+        let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
+        if !stays {
+            return Err(CatalogError::Invalid(format!("{id} is the only node that could hold replicas")));
+        }
+        Ok(changed_nodes(std::mem::replace(&mut node.state, state) != state))
+    }
+
+    fn remove_node(&mut self, id: NodeId, lost: bool) -> Result<Vec<Effect>, CatalogError> {
         if !self.nodes.contains_key(&id) {
             return Err(CatalogError::UnknownNode(id));
         }
+        if self.nodes.len() == 1 {
+            return Err(CatalogError::Invalid(format!("{id} is the only node of the cluster")));
+        }
         let held = self.partitions.values().filter(|partition| partition.replica(id).is_some()).count();
+        if held > 0 && !lost {
+            return Err(CatalogError::Invalid(format!("{id} still holds {held} replicas; drain it first")));
+        }
+        let mut effects = changed_nodes(true);
         if held > 0 {
-            return Err(CatalogError::Invalid(format!("node {id} still holds {held} replicas; drain it first")));
+            self.lose_replicas(id, &mut effects)?;
         }
         self.nodes.remove(&id);
-        Ok(changed_nodes(true))
+        Ok(effects)
     }
 }
 

@@ -97,10 +97,12 @@ pub enum Command {
         /// Whether it votes.
         voter: bool,
     },
-    /// A node is gone for good; it must hold no replica.
+    /// A node is no member any more.
     RemoveNode {
         /// Which node.
         id: NodeId,
+        /// Its disk is gone for good, and its replicas with it. If not, it must hold none.
+        lost: bool,
     },
     /// `CREATE TABLE`. Replicas are placed over the active nodes here, deterministically, fewest replicas first.
     CreateTable(NewTable),
@@ -149,7 +151,7 @@ pub enum Command {
         /// The epoch the decision was based on; if it has moved on, the command is refused.
         epoch: Epoch,
     },
-    /// A replica leaves. If it voted, the epoch goes up.
+    /// A replica that does not vote goes: one that was joining, or one that was leaving and whose rows enough voters hold.
     RemoveReplica {
         /// Which partition.
         partition: PartitionId,
@@ -158,13 +160,20 @@ pub enum Command {
         /// The epoch the decision was based on.
         epoch: Epoch,
     },
-    /// A replica lost its content (wiped, quarantined): it joins anew. If it voted, the epoch goes up.
-    DemoteReplica {
+    /// A voting replica is on its way out: it votes no longer from the next epoch on, but keeps its rows until others hold them.
+    RetireReplica {
         /// Which partition.
         partition: PartitionId,
         /// Where.
         node: NodeId,
         /// The epoch the decision was based on.
+        epoch: Epoch,
+    },
+    /// A majority of the voters holds everything that was acknowledged at quorum in epochs before this one.
+    SettlePartition {
+        /// Which partition.
+        partition: PartitionId,
+        /// Since which epoch.
         epoch: Epoch,
     },
 }
@@ -223,6 +232,9 @@ pub enum CatalogError {
         /// As it is.
         actual: Epoch,
     },
+    /// The voters of the partition do not hold yet what was acknowledged before they were the voters.
+    #[error("the voters of {0} are still catching up with those before them")]
+    Unsettled(PartitionId),
     /// The cluster has been founded, by another id.
     #[error("the cluster is founded already")]
     Founded,

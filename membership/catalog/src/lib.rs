@@ -15,6 +15,7 @@ mod ttl;
 mod windows;
 
 pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
+pub use placement::Outlook;
 pub use state::{
     Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
     TableOptions,

@@ -10,11 +10,17 @@ impl Catalog {
     pub(crate) fn add_replica(&mut self, id: PartitionId, node: NodeId) -> Result<Vec<Effect>, CatalogError> {
         let state = self.nodes.get(&node).map(|record| record.state).ok_or(CatalogError::UnknownNode(node))?;
         let partition = self.partition_mut(id)?;
-        if partition.replica(node).is_some() {
+        let known = partition.replica(node).map(|replica| replica.state);
+        if known.is_some_and(|known| known != ReplicaState::Leaving) {
             return Ok(Vec::new());
         }
         if state != NodeState::Active {
-            return Err(CatalogError::Invalid(format!("node {node} is draining and takes no new replicas")));
+            return Err(CatalogError::Invalid(format!("{node} is being drained and takes no new replicas")));
+        }
+        if known.is_some() {
+            // It stays after all; what it has missed it gets like a new one.
+            set_state(partition, node, ReplicaState::Joining);
+            return Ok(vec![Effect::Partition(id)]);
         }
         // One more than the greatest factor, so that a full partition can still move: first add, then remove.
         if partition.replicas.len() as u64 > u64::from(REPLICATION_FACTOR_MAX) {
@@ -39,14 +45,18 @@ impl Catalog {
         match partition.replica(node).map(|replica| replica.state) {
             None => return Err(no_replica(id, node)),
             Some(ReplicaState::Voting) => return Ok(Vec::new()),
+            Some(ReplicaState::Leaving) => {
+                return Err(CatalogError::Invalid(format!("the replica of {id} on {node} is leaving")));
+            }
             Some(ReplicaState::Joining) => check_epoch(partition, epoch)?,
         }
+        check_settled(partition)?;
         next_epoch(partition);
         set_state(partition, node, ReplicaState::Voting);
         Ok(vec![Effect::Partition(id)])
     }
 
-    pub(crate) fn demote_replica(
+    pub(crate) fn retire_replica(
         &mut self,
         id: PartitionId,
         node: NodeId,
@@ -54,13 +64,16 @@ impl Catalog {
     ) -> Result<Vec<Effect>, CatalogError> {
         let partition = self.partition_mut(id)?;
         match partition.replica(node).map(|replica| replica.state) {
-            None => return Err(no_replica(id, node)),
-            Some(ReplicaState::Joining) => return Ok(Vec::new()),
+            None | Some(ReplicaState::Leaving) => return Ok(Vec::new()),
+            Some(ReplicaState::Joining) => {
+                return Err(CatalogError::Invalid(format!("the replica of {id} on {node} does not vote")));
+            }
             Some(ReplicaState::Voting) => check_epoch(partition, epoch)?,
         }
-        check_not_last(partition)?;
+        check_settled(partition)?;
+        check_not_last(partition, node)?;
         next_epoch(partition);
-        set_state(partition, node, ReplicaState::Joining);
+        set_state(partition, node, ReplicaState::Leaving);
         Ok(vec![Effect::Partition(id)])
     }
 
@@ -75,13 +88,52 @@ impl Catalog {
             return Ok(Vec::new());
         };
         check_epoch(partition, epoch)?;
-        if state == ReplicaState::Voting {
-            check_not_last(partition)?;
-            next_epoch(partition);
+        match state {
+            ReplicaState::Joining => {}
+            // Until then others may need what it holds.
+            ReplicaState::Leaving => check_settled(partition)?,
+            ReplicaState::Voting => {
+                return Err(CatalogError::Invalid(format!(
+                    "the replica of {id} on {node} votes; it must retire first"
+                )));
+            }
         }
         partition.replicas.retain(|replica| replica.node != node);
         self.held.remove(node);
         Ok(vec![Effect::Partition(id)])
+    }
+
+    pub(crate) fn settle_partition(&mut self, id: PartitionId, epoch: Epoch) -> Result<Vec<Effect>, CatalogError> {
+        let partition = self.partition_mut(id)?;
+        check_epoch(partition, epoch)?;
+        let changed = !std::mem::replace(&mut partition.settled, true);
+        Ok(if changed { vec![Effect::Partition(id)] } else { Vec::new() })
+    }
+
+    /// Takes all replicas from a node whose disk is gone for good. Fails only before anything has changed.
+    pub(crate) fn lose_replicas(&mut self, node: NodeId, effects: &mut Vec<Effect>) -> Result<(), CatalogError> {
+        for partition in self.partitions.values() {
+            if partition.voters().any(|voter| voter == node) {
+                check_not_last(partition, node).map_err(|_| {
+                    let table = self.tables.get(&partition.table).map_or("", |table| table.name.as_str());
+                    CatalogError::Invalid(format!(
+                        "{node} holds the only voting replica of {} of table '{table}': without it its rows are lost; \
+                         bring it back, or drop the table",
+                        partition.id
+                    ))
+                })?;
+            }
+        }
+        for partition in self.partitions.values_mut() {
+            let Some(state) = partition.replica(node).map(|replica| replica.state) else { continue };
+            if state == ReplicaState::Voting {
+                next_epoch(partition);
+            }
+            partition.replicas.retain(|replica| replica.node != node);
+            self.held.remove(node);
+            effects.push(Effect::Partition(partition.id));
+        }
+        Ok(())
     }
 
     fn partition_mut(&mut self, id: PartitionId) -> Result<&mut Partition, CatalogError> {
@@ -96,17 +148,24 @@ fn check_epoch(partition: &Partition, expected: Epoch) -> Result<(), CatalogErro
     Err(CatalogError::StaleEpoch { partition: partition.id, expected, actual: partition.epoch })
 }
 
-fn check_not_last(partition: &Partition) -> Result<(), CatalogError> {
-    if partition.voters().count() > 1 {
+fn check_not_last(partition: &Partition, node: NodeId) -> Result<(), CatalogError> {
+    if partition.voters().any(|voter| voter != node) {
         return Ok(());
     }
     // Whatever it holds is all there is: without it the partition would be empty and look healthy.
-    Err(CatalogError::Invalid(format!("the last voting replica of partition {} must stay", partition.id)))
+    Err(CatalogError::Invalid(format!("the last voting replica of {} must stay", partition.id)))
+}
+
+/// Any majority of one set meets any majority of the next, which differs by one member, but not any of the one after that: in
+/// between, the members of the middle set must have learnt what the first had acknowledged.
+fn check_settled(partition: &Partition) -> Result<(), CatalogError> {
+    if partition.settled { Ok(()) } else { Err(CatalogError::Unsettled(partition.id)) }
 }
 
 fn next_epoch(partition: &mut Partition) {
     partition.previous_voters = partition.voters().collect();
     partition.epoch = Epoch(partition.epoch.0 + 1);
+    partition.settled = false;
 }
 
 fn set_state(partition: &mut Partition, node: NodeId, state: ReplicaState) {

@@ -33,6 +33,8 @@ pub enum NodeState {
     Active,
     /// It gives its replicas away and takes no new ones.
     Draining,
+    /// The same, and it leaves the cluster once it holds none.
+    Leaving,
 }
 
 /// A table.
@@ -136,12 +138,25 @@ pub struct Partition {
     pub replicas: Vec<Replica>,
     /// The voting nodes of the epoch before: a new voter must hear from N-W+1 of them before it counts.
     pub previous_voters: Vec<NodeId>,
+    /// A majority of the voters holds everything that was acknowledged at quorum in epochs before. Until then the set of voters
+    /// stays as it is.
+    pub settled: bool,
 }
 
 impl Partition {
     /// Nodes whose acknowledgements count.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting).map(|replica| replica.node)
+    }
+
+    /// Nodes that are sent rows: those that vote, and those that will.
+    pub fn takers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.replicas.iter().filter(|replica| replica.state != ReplicaState::Leaving).map(|replica| replica.node)
+    }
+
+    /// Whether a replica is on its way out.
+    pub fn is_left(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.state == ReplicaState::Leaving)
     }
 
     /// The replica on that node.
@@ -167,6 +182,8 @@ pub enum ReplicaState {
     Joining,
     /// Its acknowledgements count.
     Voting,
+    /// It counts no longer and takes no writes; it goes once enough voters hold what it holds.
+    Leaving,
 }
 
 /// Everything that is agreed.

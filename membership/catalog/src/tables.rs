@@ -69,7 +69,8 @@ impl Catalog {
         for bounds in bounds {
             let id = PartitionId(self.draw_id());
             let replicas = places.take(factor);
-            let partition = Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new() };
+            let partition =
+                Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new(), settled: true };
             partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);
             partitions.push(id);

@@ -107,6 +107,52 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn outlook(alive: &[u32], lost: &[u32]) -> Outlook {
+    let set = |ids: &[u32]| ids.iter().copied().map(NodeId).collect();
+    Outlook { alive: set(alive), lost: set(lost) }
+}
+
+fn held(catalog: &Catalog) -> BTreeMap<NodeId, usize> {
+    let mut held: BTreeMap<NodeId, usize> = catalog.active_nodes().map(|node| (node.id, 0)).collect();
+    for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
+        *held.entry(replica.node).or_default() += 1;
+    }
+    held
+}
+
+/// Plays placement and replicas until nobody wants a change any more. No partition ever has fewer voters than it began with, but
+/// where nodes are drained.
+fn carry_out(catalog: &mut Catalog, outlook: &Outlook) -> Result<(), TestCaseError> {
+    for _ in 0..200 {
+        let changes = catalog.wanted_changes(outlook);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        for change in changes {
+            catalog.apply(change.clone()).map_err(|error| TestCaseError::fail(format!("{change:?}: {error}")))?;
+            let partition = match change {
+                Command::AddReplica { partition, node } => {
+                    let epoch = catalog.partitions[&partition].epoch;
+                    catalog.apply(Command::SettlePartition { partition, epoch }).unwrap();
+                    catalog.apply(Command::PromoteReplica { partition, node, epoch }).unwrap();
+                    partition
+                }
+                Command::RetireReplica { partition, .. } | Command::RemoveReplica { partition, .. } => partition,
+                other => return Err(TestCaseError::fail(format!("not a matter of placement: {other:?}"))),
+            };
+            let epoch = catalog.partitions[&partition].epoch;
+            catalog.apply(Command::SettlePartition { partition, epoch }).unwrap();
+            let mut leaving = catalog.partitions[&partition].replicas.iter();
+            let leaving = leaving.find(|replica| replica.state == ReplicaState::Leaving).map(|replica| replica.node);
+            // Only who answers can hand over.
+            if let Some(node) = leaving.filter(|node| outlook.alive.contains(node)) {
+                catalog.apply(Command::RemoveReplica { partition, node, epoch }).unwrap();
+            }
+        }
+    }
+    Err(TestCaseError::fail("placement wants changes without end"))
+}
+
 /// Commands over few numbers, so that they meet each other.
 fn command() -> impl Strategy<Value = Command> {
     let node = || (1..6u32).prop_map(NodeId);
@@ -118,9 +164,9 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (1..6u32).prop_map(add_node),
         1 => (node(), 1..9u16).prop_map(|(id, port)| Command::PutNode {
             id, cluster_address: address(port), http_address: address(port) }),
-        1 => (node(), any::<bool>()).prop_map(|(id, active)| Command::SetNodeState {
-            id, state: if active { NodeState::Active } else { NodeState::Draining } }),
-        1 => node().prop_map(|id| Command::RemoveNode { id }),
+        1 => (node(), 0..3usize).prop_map(|(id, state)| Command::SetNodeState {
+            id, state: [NodeState::Active, NodeState::Draining, NodeState::Leaving][state] }),
+        1 => (node(), any::<bool>()).prop_map(|(id, lost)| Command::RemoveNode { id, lost }),
         2 => (name(), 0..5u32, 0..5u32).prop_map(|(name, buckets, factor)|
             Command::CreateTable(hashed(&name, buckets, factor))),
         2 => (name(), vec(point(), 0..4)).prop_map(|(name, points)| Command::CreateTable(ranged(&name, points))),
@@ -137,7 +183,8 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
             Command::RemoveReplica { partition, node, epoch }),
         4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
-            Command::DemoteReplica { partition, node, epoch }),
+            Command::RetireReplica { partition, node, epoch }),
+        6 => (partition(), epoch()).prop_map(|(partition, epoch)| Command::SettlePartition { partition, epoch }),
     ]
 }
 
@@ -178,27 +225,62 @@ proptest! {
     }
 
     #[test]
-    fn placement_settles_and_fills(nodes in 1..7u32, factor in 1..5u32, buckets in 1..8u32, late in 0..4u32) {
+    fn placement_settles_fills_and_balances(nodes in 1..7u32, factor in 1..5u32, buckets in 1..8u32, late in 0..4u32) {
         let mut catalog = cluster(nodes);
         catalog.apply(Command::CreateTable(hashed("t", buckets, factor))).unwrap();
         for id in nodes + 1..=nodes + late {
             catalog.apply(add_node(id)).unwrap();
         }
-        let alive: BTreeSet<NodeId> = catalog.nodes.keys().copied().collect();
-        let wanted = factor.min(nodes + late) as usize;
-        for _ in 0..=factor {
-            for change in catalog.wanted_changes(&alive) {
-                let Command::AddReplica { partition, node } = change.clone() else {
-                    return Err(TestCaseError::fail("only additions were due"));
-                };
-                catalog.apply(change).unwrap();
-                let epoch = catalog.partitions[&partition].epoch;
-                catalog.apply(Command::PromoteReplica { partition, node, epoch }).unwrap();
+        let all = |catalog: &Catalog| catalog.nodes.keys().map(|node| node.0).collect::<Vec<_>>();
+        let outlook = outlook(&all(&catalog), &[]);
+        carry_out(&mut catalog, &outlook)?;
+        for partition in catalog.partitions.values() {
+            prop_assert_eq!(partition.voters().count(), factor.min(nodes + late) as usize);
+            prop_assert_eq!(partition.replicas.len(), partition.voters().count());
+        }
+        let held = held(&catalog);
+        let (most, least) = (held.values().max().unwrap(), held.values().min().unwrap());
+        prop_assert!(*most <= least + 1, "not balanced: {:?}", held);
+    }
+
+    #[test]
+    fn what_a_node_held_goes_elsewhere(
+        nodes in 2..7u32, factor in 1..4u32, buckets in 1..8u32, away in 1..7u32, how in 0..3u8,
+    ) {
+        let away = away.min(nodes);
+        let mut catalog = cluster(nodes);
+        catalog.apply(Command::CreateTable(hashed("t", buckets, factor))).unwrap();
+        let others: Vec<u32> = (1..=nodes).filter(|node| *node != away).collect();
+        let wanted = |nodes: u32| factor.min(nodes) as usize;
+        let outlook = match how {
+            // It is drained, while it answers.
+            0 => {
+                catalog.apply(Command::SetNodeState { id: NodeId(away), state: NodeState::Draining }).unwrap();
+                outlook(&(1..=nodes).collect::<Vec<_>>(), &[])
+            }
+            // It has gone without a word; not everything that it held alone can be made anew.
+            1 => outlook(&others, &[away]),
+            _ => {
+                let refused = catalog.apply(Command::RemoveNode { id: NodeId(away), lost: true });
+                prop_assert_eq!(refused.is_err(), factor == 1 && held(&catalog).contains_key(&NodeId(away)));
+                outlook(&others, &[])
+            }
+        };
+        carry_out(&mut catalog, &outlook)?;
+        for partition in catalog.partitions.values() {
+            let stays = |node: &NodeId| others.contains(&node.0);
+            match how {
+                0 => prop_assert!(partition.replicas.iter().all(|replica| stays(&replica.node))),
+                1 if nodes > factor => prop_assert!(partition.voters().all(|voter| stays(&voter))),
+                1 => prop_assert!(partition.voters().count() == wanted(nodes), "a copy less, and none more elsewhere"),
+                _ => {}
+            }
+            if how == 0 || (how == 1 && nodes > factor) {
+                prop_assert_eq!(partition.voters().count(), wanted(nodes - 1));
             }
         }
-        prop_assert_eq!(catalog.wanted_changes(&alive), vec![]);
-        for partition in catalog.partitions.values() {
-            prop_assert_eq!(partition.voters().count(), wanted);
+        if how == 0 {
+            catalog.apply(Command::RemoveNode { id: NodeId(away), lost: false }).unwrap();
         }
     }
 
@@ -233,38 +315,71 @@ fn a_joiner_on_a_dead_node_gives_way_only_to_another() {
     catalog.apply(Command::CreateTable(hashed("t", 1, 3))).unwrap();
     catalog.apply(add_node(3)).unwrap();
     let partition = *catalog.partitions.keys().next().unwrap();
-    let set = |ids: &[u32]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
     let add = |node| Command::AddReplica { partition, node: NodeId(node) };
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2])), vec![]);
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 3])), vec![add(3)]);
+    let wanted = |catalog: &Catalog, alive: &[u32]| catalog.wanted_changes(&outlook(alive, &[]));
+    assert_eq!(wanted(&catalog, &[1, 2]), vec![]);
+    assert_eq!(wanted(&catalog, &[1, 2, 3]), vec![add(3)]);
     catalog.apply(add(3)).unwrap();
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 3])), vec![], "one joiner at a time");
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2])), vec![], "nobody could take its place");
+    assert_eq!(wanted(&catalog, &[1, 2, 3]), vec![], "one joiner at a time");
+    assert_eq!(wanted(&catalog, &[1, 2]), vec![], "nobody could take its place");
     catalog.apply(add_node(4)).unwrap();
     let remove = Command::RemoveReplica { partition, node: NodeId(3), epoch: Epoch(1) };
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 4])), vec![remove.clone()]);
+    assert_eq!(wanted(&catalog, &[1, 2, 4]), vec![remove.clone()]);
     catalog.apply(remove).unwrap();
-    assert_eq!(catalog.wanted_changes(&set(&[1, 2, 4])), vec![add(4)]);
+    assert_eq!(wanted(&catalog, &[1, 2, 4]), vec![add(4)]);
 }
 
 #[test]
-fn stale_epochs_and_last_voters_are_refused() {
+fn a_voter_goes_in_steps_each_of_them_fenced() {
     let mut catalog = cluster(2);
     catalog.apply(Command::CreateTable(hashed("t", 1, 2))).unwrap();
     let partition = *catalog.partitions.keys().next().unwrap();
-    let demote = |node, epoch| Command::DemoteReplica { partition, node: NodeId(node), epoch: Epoch(epoch) };
+    let retire = |node, epoch| Command::RetireReplica { partition, node: NodeId(node), epoch: Epoch(epoch) };
+    let remove = |node, epoch| Command::RemoveReplica { partition, node: NodeId(node), epoch: Epoch(epoch) };
+    let settle = |epoch| Command::SettlePartition { partition, epoch: Epoch(epoch) };
     let stale = CatalogError::StaleEpoch { partition, expected: Epoch(7), actual: Epoch(1) };
-    assert_eq!(catalog.apply(demote(1, 7)), Err(stale.clone()));
+    assert_eq!(catalog.apply(retire(1, 7)), Err(stale.clone()));
     assert_eq!(Error::from(stale).code(), ErrorCode::Moved);
-    catalog.apply(demote(1, 1)).unwrap();
+    assert!(matches!(catalog.apply(remove(1, 1)), Err(CatalogError::Invalid(_))), "it votes");
+    catalog.apply(retire(1, 1)).unwrap();
     assert_eq!(catalog.partitions[&partition].previous_voters, vec![NodeId(1), NodeId(2)]);
-    assert!(matches!(catalog.apply(demote(2, 2)), Err(CatalogError::Invalid(_))));
-    let last = Command::RemoveReplica { partition, node: NodeId(2), epoch: Epoch(2) };
-    assert!(matches!(catalog.apply(last), Err(CatalogError::Invalid(_))));
-    // A joiner leaves without an epoch: it never counted.
-    catalog.apply(Command::RemoveReplica { partition, node: NodeId(1), epoch: Epoch(2) }).unwrap();
-    assert_eq!(catalog.partitions[&partition].epoch, Epoch(2));
     assert_eq!(Vec::from_iter(catalog.partitions[&partition].voters()), vec![NodeId(2)]);
+    assert_eq!(Vec::from_iter(catalog.partitions[&partition].takers()), vec![NodeId(2)]);
+    assert_eq!(catalog.apply(remove(1, 2)), Err(CatalogError::Unsettled(partition)));
+    assert!(matches!(catalog.apply(settle(1)), Err(CatalogError::StaleEpoch { .. })));
+    catalog.apply(settle(2)).unwrap();
+    assert!(matches!(catalog.apply(retire(2, 2)), Err(CatalogError::Invalid(_))), "the last one");
+    catalog.apply(remove(1, 2)).unwrap();
+    assert_eq!(catalog.partitions[&partition].epoch, Epoch(2), "it counted no longer");
+    // Until its voters have settled, a partition changes no further.
+    let add = Command::AddReplica { partition, node: NodeId(1) };
+    let promote = |epoch| Command::PromoteReplica { partition, node: NodeId(1), epoch: Epoch(epoch) };
+    catalog.apply(add.clone()).unwrap();
+    catalog.apply(promote(2)).unwrap();
+    assert_eq!(catalog.apply(retire(1, 3)), Err(CatalogError::Unsettled(partition)));
+    catalog.apply(settle(3)).unwrap();
+    // One that is leaving may stay after all, as one that joins.
+    catalog.apply(retire(1, 3)).unwrap();
+    catalog.apply(settle(4)).unwrap();
+    assert!(matches!(catalog.apply(promote(4)), Err(CatalogError::Invalid(_))));
+    catalog.apply(add).unwrap();
+    catalog.apply(promote(4)).unwrap();
+    assert_eq!(catalog.partitions[&partition].voters().count(), 2);
+}
+
+#[test]
+fn a_lost_disk_takes_its_replicas_with_it_but_not_the_last() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(hashed("t", 2, 3))).unwrap();
+    assert!(catalog.apply(Command::RemoveNode { id: NodeId(3), lost: false }).is_err());
+    catalog.apply(Command::RemoveNode { id: NodeId(3), lost: true }).unwrap();
+    assert!(catalog.partitions.values().all(|partition| partition.voters().count() == 2 && !partition.settled));
+    catalog.apply(Command::RemoveNode { id: NodeId(2), lost: true }).unwrap();
+    let before = catalog.clone();
+    catalog.apply(add_node(4)).unwrap();
+    let last = catalog.apply(Command::RemoveNode { id: NodeId(1), lost: true }).unwrap_err();
+    assert!(last.to_string().contains("the only voting replica"), "{last}");
+    assert!(before.clone().apply(Command::RemoveNode { id: NodeId(1), lost: true }).is_err(), "the only node");
 }
 
 #[test]
@@ -277,7 +392,7 @@ fn a_number_has_one_owner() {
     assert_eq!(catalog.nodes[&NodeId(1)].cluster_address, address(77));
     assert_eq!(catalog.apply(Command::Found { cluster_id: 8 }), Err(CatalogError::Founded));
     catalog.apply(Command::CreateTable(hashed("t", 1, 1))).unwrap();
-    assert!(matches!(catalog.apply(Command::RemoveNode { id: NodeId(1) }), Err(CatalogError::Invalid(_))));
+    assert!(matches!(catalog.apply(Command::RemoveNode { id: NodeId(1), lost: false }), Err(CatalogError::Invalid(_))));
 }
 
 #[test]

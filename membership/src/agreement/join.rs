@@ -256,12 +256,12 @@ impl Inner {
 
     /// Whether a member follows only although voters are wanted.
     pub(super) fn wants_voter(&self, id: NodeId) -> bool {
-        let draining = {
+        let on_its_way_out = {
             let catalog = self.machine.catalog();
             let state = catalog.borrow().nodes.get(&id).map(|node| node.state);
-            state == Some(NodeState::Draining)
+            state.is_some_and(|state| state != NodeState::Active)
         };
-        !draining
+        !on_its_way_out
             && self.metrics(|metrics| {
                 let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
                 voters.len() < VOTERS_MAX && !voters.contains(&id)

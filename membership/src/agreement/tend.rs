@@ -1,11 +1,12 @@
 //! What a member does by itself, now and then: finish what a crash or a lost caller left half done, tell its new address, ask
-//! for a vote.
+//! for a vote; and, as the leader, take the vote from who is to leave.
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::time::Duration;
 
 use openraft::{ChangeMembers, ServerState};
+use shoal_catalog::NodeState;
 use shoal_kernel::{NodeId, Result};
 
 use super::Inner;
@@ -58,6 +59,7 @@ impl Inner {
         if leads {
             self.finish_change(deadline).await?;
             self.unseat_removed(deadline).await?;
+            self.excuse_leaving(deadline).await?;
         }
         let told = catalog.nodes.get(&me).is_none_or(|known| {
             known.cluster_address == self.config.cluster_address && known.http_address == self.config.http_address
@@ -90,6 +92,21 @@ impl Inner {
             Some(voters) => self.change(ChangeMembers::ReplaceAllVoters(voters), deadline).await,
             None => Ok(()),
         }
+    }
+
+    /// A node that is to leave votes no longer, while it is still there to agree to that: of two voters, one alone could not do it.
+    async fn excuse_leaving(&self, deadline: Duration) -> Result<()> {
+        let leaving = {
+            let catalog = self.machine.catalog();
+            let catalog = catalog.borrow();
+            let leaving = catalog.nodes.values().filter(|node| node.state == NodeState::Leaving).map(|node| node.id);
+            leaving.collect::<BTreeSet<NodeId>>()
+        };
+        let voters: BTreeSet<NodeId> =
+            self.metrics(|metrics| metrics.membership_config.membership().voter_ids().collect());
+        let Some(voter) = voters.intersection(&leaving).next().filter(|_| voters.len() > 1) else { return Ok(()) };
+        let _turn = self.door.lock().await;
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([*voter])), deadline).await
     }
 
     /// Nodes that the catalog no longer knows lose their seat in the consensus.

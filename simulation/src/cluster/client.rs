@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use shoal_actors::service::{CommandDone, Moment, QueryEvent, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{CommandDone, Moment, NodeChange, QueryEvent, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::schema::TS_COLUMN;
-use shoal_kernel::{Applied, Env, Error, ErrorCode, QueryId, Rare, WriteLevel};
+use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
@@ -187,6 +187,25 @@ impl Office {
             });
         });
         answered.await?.ok_or(Failed::Silence)
+    }
+
+    /// Has a node changed, through one of them.
+    pub(super) async fn change_node(
+        &self,
+        env: &Env,
+        through: u16,
+        id: NodeId,
+        change: NodeChange,
+        timeout: Duration,
+    ) -> Result<(), Failed> {
+        let label = format!("an operator: {change:?} {id}");
+        self.call(env, through, label, move |running, reply| {
+            let Running { node, env } = running;
+            env.spawn("operator", async move {
+                reply.send(node.change_node(id, change, timeout).await);
+            });
+        })
+        .await
     }
 
     /// Writes rows through a node's own door for rows.

@@ -1,12 +1,13 @@
 //! Where clients find the nodes that run at present.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shoal_actors::Node;
-use shoal_actors::service::NodeConfig;
-use shoal_kernel::Env;
+use shoal_actors::service::{NodeConfig, NodeEnd};
+use shoal_kernel::{Env, NodeId};
 
 use crate::world::{HostId, Shared};
 
@@ -24,6 +25,8 @@ pub(super) struct Running {
 #[derive(Default)]
 pub(super) struct Desk {
     running: Mutex<BTreeMap<u16, Running>>,
+    /// The number of the node that runs on a host, or ran last.
+    identities: Mutex<BTreeMap<u16, NodeId>>,
     client: Mutex<Option<Env>>,
 }
 
@@ -35,6 +38,16 @@ impl Desk {
     /// The node of a host, if it has started.
     pub(super) fn node(&self, host: u16) -> Option<Running> {
         self.running().get(&host).cloned()
+    }
+
+    /// The number of the node that runs on a host, or ran last.
+    pub(super) fn identity(&self, host: u16) -> Option<NodeId> {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner).get(&host).copied()
+    }
+
+    fn arrived(&self, host: u16, running: Running) {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner).insert(host, running.node.id());
+        self.running().insert(host, running);
     }
 
     /// The version of the catalog that the node of a host knows; none if it does not run.
@@ -70,16 +83,30 @@ impl Drop for Place {
     }
 }
 
+/// Empties the directory of a node that has left, so that another one can join from the same machine.
+async fn begin_anew(env: &Env, data_dir: PathBuf) {
+    let disk = env.disk();
+    let emptied = env.blocking(move || disk.remove_dir_all(&data_dir).and_then(|()| disk.sync_dir(Path::new("/"))));
+    let emptied = emptied.await;
+    env.trace(|| format!("its directory is emptied: {emptied:?}"));
+}
+
 /// The program of a node's host. A node that fails ends its process, as the binary does.
 pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk>, shared: Arc<Shared>) {
     let place = Place { desk, host };
     match Node::start(env.clone(), config.clone()).await {
         Ok(node) => {
-            place.desk.running().insert(host, Running { node: node.clone(), env: env.clone() });
-            let error = node.failed().await;
-            env.trace(|| format!("ends: {error}"));
+            place.desk.arrived(host, Running { node: node.clone(), env: env.clone() });
+            let end = node.ended().await;
+            env.trace(|| match &end {
+                NodeEnd::Failed(error) => format!("ends: {error}"),
+                NodeEnd::Removed => "ends: it is no member any more".to_owned(),
+            });
             drop(place);
             node.shutdown().await;
+            if matches!(end, NodeEnd::Removed) {
+                begin_anew(&env, config.data_dir).await;
+            }
         }
         Err(error) => env.trace(|| format!("does not start: {error}")),
     }

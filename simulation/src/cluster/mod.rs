@@ -11,6 +11,7 @@ mod desk;
 mod history;
 mod ledger;
 mod operation;
+mod operator;
 mod phases;
 mod settings;
 

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shoal_actors::service::{SqlRequest, SwimState};
+use shoal_catalog::ReplicaState;
 use shoal_kernel::{Env, Epoch, NodeId, PartitionId, Rare, WriteLevel};
 
 use super::client::{self, Asked, Client, NAMES, Office};
 use super::desk;
 use super::history::{Question, Target, View};
 use super::operation::{KEYS, Manner, OperationId};
+use super::operator::Operator;
 use super::settings::{Ending, Settings};
 use crate::faults::{Fault, PlannedFault, draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
@@ -70,6 +72,7 @@ impl Phases<'_> {
         self.evidence.plan = options.faults.clone().unwrap_or_else(drawn);
         let plan = self.evidence.plan.clone();
         self.storms(&plan);
+        self.operators(&plan);
         run_plan(self.simulation, &plan, until)?;
         self.heal()?;
         self.settle();
@@ -216,6 +219,22 @@ impl Phases<'_> {
         }
     }
 
+    /// Operators for what the plan has them do, each of which waits for its time.
+    fn operators(&mut self, plan: &[PlannedFault]) {
+        let Some(env) = self.office.desk.client() else { return };
+        for planned in plan.iter().cloned() {
+            let Some(operator) = Operator::of(self.office.clone(), env.clone(), planned) else { continue };
+            let (spawner, working) = (env.clone(), self.working.clone());
+            working.fetch_add(1, Ordering::Relaxed);
+            self.simulation.run_on(self.office.host, move || {
+                spawner.spawn("operator", async move {
+                    operator.work().await;
+                    working.fetch_sub(1, Ordering::Relaxed);
+                });
+            });
+        }
+    }
+
     fn heal(&mut self) -> io::Result<()> {
         let lost = match self.settings.ending {
             Ending::HealAll | Ending::ReplaceOne { .. } => None,
@@ -242,7 +261,8 @@ impl Phases<'_> {
     /// Nodes may lag behind one another, but for one epoch they name the same replicas.
     fn compare_owners(&mut self, views: &[View]) {
         for (view, partition) in views.iter().flat_map(|view| view.status.partitions.iter().map(move |at| (view, at))) {
-            let replicas: Vec<NodeId> = partition.replicas.iter().map(|replica| replica.node).collect();
+            let voters = partition.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting);
+            let replicas: Vec<NodeId> = voters.map(|replica| replica.node).collect();
             let place = (partition.id, partition.epoch);
             let known = self.owners.entry(place).or_insert_with(|| replicas.clone());
             if *known != replicas {

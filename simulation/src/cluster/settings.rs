@@ -20,6 +20,9 @@ const EVENTS_TTL_SECONDS: [Option<u64>; 8] = [None, None, None, None, None, Some
 /// How wide the windows are that the partitions of events are made of, if they are.
 const EVENT_WINDOW_SECONDS: [Option<u64>; 3] = [None, None, Some(15)];
 
+/// Mostly replicas are made anew while faults go on.
+const REPLACE_AFTER_MS: [u64; 3] = [2_000, 8_000, 600_000];
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -88,6 +91,8 @@ pub(super) struct Settings {
     scan_slice_rows_min: u64,
     /// Hardly any queries at once.
     tight: bool,
+    /// After how long other nodes take the place of one that is down, in milliseconds.
+    replace_after_ms: u64,
     planted: Option<Planted>,
 }
 
@@ -130,8 +135,11 @@ impl Settings {
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
         let lose_one = replicas >= 3 && joins.is_none() && stream("ending").chance(300);
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
-        // Replacing one is for scenarios: a replica in doubt about its log waits for the one that is gone, as none is made anew.
-        let drawn = if lose_one { Ending::LoseOne { node } } else { Ending::HealAll };
+        let drawn = match lose_one {
+            true if node > 0 && stream("how it is lost").chance(500) => Ending::ReplaceOne { node },
+            true => Ending::LoseOne { node },
+            false => Ending::HealAll,
+        };
         let ending = options.ending.unwrap_or(drawn);
         // A replica that may have lost the end of its log waits for N-W+1 others, of which one would be gone for good.
         let drawn = |purpose| match ending {
@@ -141,6 +149,13 @@ impl Settings {
         let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
         let flips = ending.destroyed().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
+        // Two nodes stay where one may lose what it holds.
+        let mut drained: Vec<u16> = (0..nodes).collect();
+        if ending.destroyed().is_some() || kinds.iter().any(|kind| kind.destroys()) {
+            let first = usize::try_from(stream("drained").below(u64::from(nodes))).unwrap_or(0);
+            drained.rotate_left(first);
+            drained.truncate(usize::from(nodes).saturating_sub(2));
+        }
         let sizes = [4 << 10, 32 << 10, 1 << 20];
         Self {
             nodes,
@@ -162,6 +177,7 @@ impl Settings {
                     Ending::ReplaceOne { node } => Some(node),
                     Ending::HealAll | Ending::LoseOne { .. } => None,
                 },
+                drained,
             },
             clients: options.clients.unwrap_or_else(|| stream("clients").between(2, 5)),
             load: Duration::from_secs(5),
@@ -184,6 +200,7 @@ impl Settings {
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
+            replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             planted: options.planted,
         }
     }
@@ -213,6 +230,7 @@ impl Settings {
         if self.tight {
             (config.queries_max, config.queries_queued_max) = (2, 2);
         }
+        config.replace_after_ms = self.replace_after_ms;
         config.planted = self.planted;
         config
     }

@@ -111,10 +111,8 @@ impl Tree {
                     let next = Arc::new(DirNode::default());
                     let added = Some((name.to_owned(), Entry::Dir(next.clone())));
                     let change = Change { removed: Vec::new(), added };
-                    let mut names = dir.names();
-                    apply(&mut names.platter, &change);
-                    apply(&mut names.present, &change);
-                    drop(names);
+                    dir.names().change(change);
+                    sync(&dir);
                     made += 1;
                     next
                 }

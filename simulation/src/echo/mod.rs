@@ -45,7 +45,15 @@ fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunRepo
     let until_ms = options.seconds() * 1_000;
     // Its workers keep nothing that a failing disk could touch.
     let kinds = FaultKind::ALL.into_iter().filter(|kind| !kind.is_of_disks()).collect();
-    let menu = FaultMenu { hosts: nodes, kinds, flips: None, flips_are_final: false, joins: None, wiped: None };
+    let menu = FaultMenu {
+        hosts: nodes,
+        kinds,
+        flips: None,
+        flips_are_final: false,
+        joins: None,
+        wiped: None,
+        drained: Vec::new(),
+    };
     let drawn = || draw_plan(options.seed, &menu, BOOT_MS, until_ms);
     let plan = options.faults.clone().unwrap_or_else(drawn);
     run_plan(simulation, &plan, until_ms * 1_000)?;

@@ -119,6 +119,16 @@ pub enum Fault {
         /// The host.
         host: u16,
     },
+    /// An operator has a node give its replicas away, and take part again at the end.
+    Drain {
+        /// The host.
+        host: u16,
+    },
+    /// An operator has a node leave the cluster; its machine comes back with an empty disk. If it has not left by the end, it stays.
+    Decommission {
+        /// The host; not the first one, which would found a cluster of its own.
+        host: u16,
+    },
     /// Many more clients than usual are at work.
     Storm,
 }
@@ -169,8 +179,12 @@ impl Fault {
                 // The simulator may be out of descriptors; the heal starts it, or says so.
                 let _ = simulation.start(HostId(*host));
             }
-            // The clients know the plan.
+            // The clients and the operators know the plan.
             Self::Storm => shared.trace(Kind::Fault, format_args!("clients storm the nodes")),
+            Self::Drain { host } => shared.trace(Kind::Fault, format_args!("{} is to be drained", HostId(*host))),
+            Self::Decommission { host } => {
+                shared.trace(Kind::Fault, format_args!("{} is to leave the cluster", HostId(*host)));
+            }
             Self::Disk { host, disk: faults } => {
                 if let Some(disk) = simulation.disk(HostId(*host)) {
                     disk.set_faults(*faults);
@@ -217,7 +231,13 @@ impl Fault {
                     disk.set_faults(DiskFaults::default());
                 }
             }
-            Self::Reset { .. } | Self::Pause { .. } | Self::Damage { .. } | Self::Join { .. } | Self::Storm => {}
+            Self::Reset { .. }
+            | Self::Pause { .. }
+            | Self::Damage { .. }
+            | Self::Join { .. }
+            | Self::Drain { .. }
+            | Self::Decommission { .. }
+            | Self::Storm => {}
         }
         Ok(())
     }

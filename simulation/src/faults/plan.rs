@@ -71,11 +71,15 @@ pub enum FaultKind {
     Damage,
     /// More clients come than the nodes can serve.
     Storm,
+    /// A node is drained, and takes part again.
+    Drain,
+    /// A node leaves the cluster, and its machine comes back with an empty disk.
+    Decommission,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
@@ -100,7 +104,14 @@ impl FaultKind {
         Self::BitFlips,
         Self::Damage,
         Self::Storm,
+        Self::Drain,
+        Self::Decommission,
     ];
+
+    /// Whether it may destroy what a disk holds.
+    pub fn destroys(self) -> bool {
+        matches!(self, Self::BitFlips | Self::Damage)
+    }
 
     /// Whether it happens to disks alone.
     pub fn is_of_disks(self) -> bool {
@@ -124,6 +135,8 @@ pub struct FaultMenu {
     pub joins: Option<u16>,
     /// The host that loses its disk, if one does.
     pub wiped: Option<u16>,
+    /// Hosts whose nodes may be drained or decommissioned: so many must stay that what happens to disks destroys no last copy.
+    pub drained: Vec<u16>,
 }
 
 /// Some of the kinds, by the seed: rare combinations occur because others are left out.
@@ -141,6 +154,8 @@ const LENGTH_MS: (u64, u64) = (500, 9_000);
 /// A node may stand still for longer.
 const PAUSE_MS: (u64, u64) = (1_000, 30_000);
 const STORM_MS_MAX: u64 = 2_000;
+/// To drain a node takes as long as its replicas take to be filled elsewhere.
+const DRAIN_MS_MORE: u64 = 20_000;
 /// How far a clock is ahead that steps back, so that peers bear with it; and how long its machine is down.
 const STEP_MICROS: (u64, u64) = (100_000, 450_000);
 const STEP_DOWN_MS: (u64, u64) = (20, 200);
@@ -178,6 +193,9 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
         plan.extend(draw_faults(&mut stream, menu, at_ms, for_ms).into_iter().map(|planned| match planned.fault {
             Fault::Pause { .. } => {
                 PlannedFault { for_ms: stream.between(PAUSE_MS.0, PAUSE_MS.1).min(until_ms - at_ms - 1), ..planned }
+            }
+            Fault::Drain { .. } | Fault::Decommission { .. } => {
+                PlannedFault { for_ms: planned.for_ms.min(until_ms - at_ms - 1), ..planned }
             }
             _ => planned,
         }));
@@ -233,6 +251,16 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
                 PlannedFault { at_ms, for_ms, fault: crash },
                 PlannedFault { at_ms: at_ms + for_ms / 2, for_ms: 0, fault: damage },
             ]
+        }
+        FaultKind::Drain => {
+            let for_ms = for_ms + stream.between(0, DRAIN_MS_MORE);
+            let Some(host) = stream.pick(&menu.drained).copied() else { return Vec::new() };
+            vec![PlannedFault { at_ms, for_ms, fault: Fault::Drain { host } }]
+        }
+        FaultKind::Decommission => {
+            let for_ms = for_ms + stream.between(0, DRAIN_MS_MORE);
+            let Some(host) = stream.pick(&menu.drained).copied().filter(|host| *host > 0) else { return Vec::new() };
+            vec![PlannedFault { at_ms, for_ms, fault: Fault::Decommission { host } }]
         }
         // Short: what they leave to do takes longer than they last.
         FaultKind::Storm => vec![PlannedFault { at_ms, for_ms: for_ms.min(STORM_MS_MAX), fault: Fault::Storm }],
@@ -303,6 +331,8 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
         FaultKind::Flapping
         | FaultKind::RollingRestart
         | FaultKind::Storm
+        | FaultKind::Drain
+        | FaultKind::Decommission
         | FaultKind::StepBack
         | FaultKind::Damage => return None,
     })
@@ -314,7 +344,15 @@ mod tests {
 
     fn menu() -> FaultMenu {
         let kinds = FaultKind::ALL.to_vec();
-        FaultMenu { hosts: 3, kinds, flips: Some(1), flips_are_final: false, joins: None, wiped: None }
+        FaultMenu {
+            hosts: 3,
+            kinds,
+            flips: Some(1),
+            flips_are_final: false,
+            joins: None,
+            wiped: None,
+            drained: vec![0, 2],
+        }
     }
 
     #[test]

@@ -54,11 +54,13 @@ impl<'a> Model<'a> {
         Possible { values, certain }
     }
 
-    /// Whether every replica had the write before the question, the node that was asked knew of all windows that it went to, and
-    /// no replica can have lost it that no other could give it back, or dropped it because it had had its time.
+    /// Whether every replica had the write before the question, the node that was asked knew who these were (it may have one of its
+    /// own that counts no longer) and of all windows that it went to, and no replica can have lost it that no other could give it
+    /// back, or dropped it because it had had its time.
     fn on_all(&self, write: &Write, read: &Read) -> bool {
         let everywhere = write.level() == Some(WriteLevel::All) && write.ended < read.begun;
-        let known = !self.evidence.windows(write.target) || read.at_catalog >= write.done_at_catalog;
+        let stays = !self.evidence.windows(write.target) && !self.evidence.replicas_move();
+        let known = stays || read.at_catalog >= write.done_at_catalog;
         let lasts =
             !may_be_lost(self.evidence, write, read.ended) && !may_have_expired(self.evidence, write, read.ended);
         everywhere && known && lasts

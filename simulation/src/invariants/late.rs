@@ -40,10 +40,17 @@ pub(super) fn may_be_lost(evidence: &Evidence, write: &Write, before_micros: u64
     hosts.len() >= level.needed(replicas_at_least(evidence))
 }
 
-/// Replicas that every table has at any time: until a newcomer has its own, fewer are asked for.
+/// Replicas that every table has at any time: where nodes have not come yet, or are on their way out, fewer may be asked for.
 pub(super) fn replicas_at_least(evidence: &Evidence) -> usize {
-    let joins = evidence.plan.iter().any(|planned| matches!(planned.fault, Fault::Join { .. }));
-    usize::from(evidence.replicas).saturating_sub(usize::from(joins)).max(1)
+    let away = evidence.plan.iter().filter_map(|planned| match planned.fault {
+        Fault::Join { host } | Fault::Drain { host } | Fault::Decommission { host } | Fault::Wipe { host } => {
+            Some(host)
+        }
+        _ => None,
+    });
+    let away: BTreeSet<u16> = away.collect();
+    let nodes = usize::from(evidence.nodes).saturating_sub(away.len());
+    usize::from(evidence.replicas).min(nodes).max(1)
 }
 
 /// Whether a host may not have come to sync for another reason than its interval: it stood still, was down, its disk failed.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use shoal_kernel::Fsync;
 
 use crate::cluster::{Ending, Facts, Ledger, Target, View};
-use crate::faults::PlannedFault;
+use crate::faults::{Fault, PlannedFault};
 use crate::run::Violation;
 
 pub use convergence::unequal;
@@ -73,6 +73,17 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// Whether partitions may get other replicas in the course of the run.
+    fn replicas_move(&self) -> bool {
+        let moving = |planned: &PlannedFault| {
+            matches!(
+                planned.fault,
+                Fault::Join { .. } | Fault::Drain { .. } | Fault::Decommission { .. } | Fault::Wipe { .. }
+            )
+        };
+        self.nodes > self.replicas || self.plan.iter().any(moving)
+    }
+
     /// Whether partitions of a table are windows, which come with its rows.
     fn windows(&self, target: Target) -> bool {
         match target {

@@ -292,10 +292,6 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
         let (begun_ms, ended_ms) = (write.sent / 1_000, write.ended.div_ceil(1_000));
         let unreachable = |peer: u16| {
             evidence.plan.iter().any(|planned| {
-                // The node that comes in the place of another has replicas of new windows only.
-                if planned.fault == (Fault::Wipe { host: peer }) && !evidence.windows(write.target) {
-                    return planned.at_ms <= begun_ms;
-                }
                 let until_ms = planned.at_ms + planned.for_ms;
                 let lasts = planned.at_ms <= begun_ms && until_ms >= ended_ms;
                 let fault = &planned.fault;

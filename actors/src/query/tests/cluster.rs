@@ -498,7 +498,15 @@ fn add(
         let replicas = (0..replicas)
             .map(|replica| Replica { node: NodeId((at + replica) % NODES + 1), state: ReplicaState::Voting })
             .collect();
-        let record = Partition { id: partition, table: id, bounds, epoch: Epoch(1), replicas, previous_voters: vec![] };
+        let record = Partition {
+            id: partition,
+            table: id,
+            bounds,
+            epoch: Epoch(1),
+            replicas,
+            previous_voters: vec![],
+            settled: true,
+        };
         catalog.partitions.insert(partition, record);
         partitions.push(partition);
     }
