@@ -13,6 +13,9 @@ use crate::http::QUERY_ID;
 /// Time to connect, beyond which the node counts as away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes of an answer that is read whole.
+const ANSWER_BYTES_MAX: u64 = 1 << 30;
+
 /// Bytes of a problem document that are read.
 const PROBLEM_BYTES_MAX: u64 = 1 << 20;
 
@@ -240,7 +243,12 @@ impl Client {
 }
 
 fn read_json(mut response: Response<Body>) -> Result<Value, ClientError> {
-    response.body_mut().read_json().map_err(|error| ClientError::CutOff(error.to_string()))
+    response
+        .body_mut()
+        .with_config()
+        .limit(ANSWER_BYTES_MAX)
+        .read_json()
+        .map_err(|error| ClientError::CutOff(error.to_string()))
 }
 
 fn path_segment(name: &str) -> String {

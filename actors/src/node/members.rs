@@ -7,7 +7,12 @@ use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 use shoal_membership::MemberState;
 
 use super::Inner;
+use crate::replica::message::ReplicaCall;
+use crate::replica::serve;
 use crate::service::{NodeChange, NodeEnd};
+
+/// How long a node that is to be removed may take to show that it is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// Has a change of a node agreed on. What follows from it, placement sees to.
@@ -17,42 +22,32 @@ impl Inner {
             NodeChange::Drain => Command::SetNodeState { id, state: NodeState::Draining },
             NodeChange::Decommission => Command::SetNodeState { id, state: NodeState::Leaving },
             NodeChange::Remove => {
-                self.check_gone(id)?;
+                self.check_gone(id).await?;
                 Command::RemoveNode { id, lost: true }
             }
         };
         self.context.change_catalog(command, "the change of the node", timeout).await
     }
 
-    /// What a node that answers holds need not be given up.
-    fn check_gone(&self, id: NodeId) -> Result<()> {
-        match self.context.liveness.state(id) {
-            Some(MemberState::Alive | MemberState::Suspect) => {
-                let message = format!("{id} answers; only a node that is gone for good can be removed");
-                Err(Error::new(ErrorCode::InvalidRequest, message)
-                    .with_help("decommission it: then others take over what it holds before it leaves"))
-            }
-            Some(MemberState::Down) | None => Ok(()),
+    /// What a node that answers holds need not be given up. Gossip alone does not do: a node that has just been started has heard of
+    /// nobody yet.
+    async fn check_gone(&self, id: NodeId) -> Result<()> {
+        let seems = self.context.liveness.state(id);
+        let answers = || serve::call(&self.context, id, &ReplicaCall::Wall, PROBE_TIMEOUT);
+        if matches!(seems, Some(MemberState::Alive | MemberState::Suspect)) || answers().await.is_ok() {
+            let message = format!("{id} answers; only a node that is gone for good can be removed");
+            return Err(Error::new(ErrorCode::InvalidRequest, message)
+                .with_help("decommission it: then others take over what it holds before it leaves"));
         }
+        Ok(())
     }
 
     /// Waits until this node's part is over.
     pub(super) async fn ended(&self) -> NodeEnd {
-        let node = self.context.node;
-        let removed = async {
-            let mut catalog = self.context.agreement.catalog();
-            let gone = async {
-                catalog.wait_for(|catalog| catalog.nodes.contains_key(&node)).await?;
-                catalog.wait_for(|catalog| !catalog.nodes.contains_key(&node)).await.map(drop)
-            };
-            if gone.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             biased;
             error = self.context.agreement.failed() => NodeEnd::Failed(error),
-            () = removed => NodeEnd::Removed,
+            () = self.context.agreement.removed() => NodeEnd::Removed,
         }
     }
 }

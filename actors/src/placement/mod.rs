@@ -6,8 +6,8 @@
 //! leave is taken out of the cluster once it holds nothing.
 //!
 //! Owned by the node; remembers only since when nodes have been down, and that anew on every leader. Every proposal is fenced by
-//! the partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm. A failed turn is simply
-//! followed by the next.
+//! the partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm; a replica that it
+//! adds late is one too many, which placement sees to. A failed turn is simply followed by the next.
 
 mod clocks;
 mod moves;

@@ -34,6 +34,8 @@ pub(crate) enum ReplicaCall {
     Pull { partition: PartitionId, cursor: PullCursor, bytes_max: u64 },
     /// How are your replicas? With digests of versions alone, or of content as well.
     Status { by_content: bool },
+    /// Which of these replicas serve, and in which epoch?
+    Serving { partitions: Vec<PartitionId> },
     /// What does your wall clock say?
     Wall,
     /// Carry out a task on each of these replicas.
@@ -97,6 +99,7 @@ pub(crate) enum ReplicaAnswer {
     Cursor(PullCursor),
     Pulled(PulledAnswer),
     Status(Vec<ReplicaReport>),
+    Serving(Vec<(PartitionId, Epoch)>),
     /// Microseconds since 1970.
     Wall(u64),
     /// Replicas on which the task was not carried out, and why.
@@ -134,6 +137,8 @@ pub(crate) struct RecentAnswer {
     pub(crate) counts: bool,
     /// Whether it is settled.
     pub(crate) settled: bool,
+    /// Whether it may lack the end of what it has acknowledged.
+    pub(crate) in_doubt: bool,
     /// None if some of them have been forgotten: ask for rows.
     pub(crate) accepts: Option<Vec<RecentAccept>>,
 }

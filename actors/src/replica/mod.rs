@@ -142,7 +142,7 @@ impl Actor for ReplicaActor {
                 // What was lost from the log's end may lie before the cursors.
                 durable.cursors.clear();
             }
-            durable.core.counts = core.holds_enough();
+            durable.core = core.meta().clone();
         }
         let store = opened.store;
         durable.log_id = store.status().log_id;
@@ -237,6 +237,10 @@ impl Actor for ReplicaActor {
             }
             ReplicaMessage::Catalog(partition) => {
                 let _ = shell.replicator.cast(ReplicatorMessage::Partition(partition.clone()));
+                if !partition.settled && shell.context.config.has(Planted::SettledAtOnce) {
+                    let (partition, epoch) = (partition.id, partition.epoch);
+                    shell.propose(&myself, shoal_catalog::Command::SettlePartition { partition, epoch });
+                }
                 Event::Catalog(Box::new(partition))
             }
             ReplicaMessage::Schema(schema) => {
@@ -561,6 +565,7 @@ impl ReplicaShell {
 
     fn propose(&self, myself: &ActorRef<ReplicaMessage>, command: shoal_catalog::Command) {
         let (context, myself) = (self.context.clone(), myself.clone());
+        context.env.trace(|| format!("a replica proposes {command:?}"));
         self.context.env.spawn("replica proposal", async move {
             let settles = matches!(command, shoal_catalog::Command::SettlePartition { .. });
             match context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
@@ -584,6 +589,7 @@ impl ReplicaShell {
             sealed: self.core.vouched(),
             counts: self.core.counts(),
             settled: self.core.is_settled(),
+            in_doubt: self.core.is_in_doubt(),
             accepts,
         }
     }

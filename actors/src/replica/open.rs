@@ -185,18 +185,19 @@ pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
     if disk.exists(&gone)? {
         disk.remove_dir_all(&gone)?;
     }
-    for beside in [LOST, REFILLING] {
-        let path = dir.with_extension(beside);
-        if disk.exists(&path)? {
-            disk.remove_file(&path)?;
-        }
-    }
     if disk.exists(dir)? {
         disk.rename(dir, &gone)?;
         if let Some(above) = dir.parent() {
             disk.sync_dir(above)?;
         }
         disk.remove_dir_all(&gone)?;
+    }
+    // What they say of the directory has to outlive it.
+    for beside in [LOST, REFILLING] {
+        let path = dir.with_extension(beside);
+        if disk.exists(&path)? {
+            disk.remove_file(&path)?;
+        }
     }
     Ok(())
 }

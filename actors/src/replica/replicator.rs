@@ -210,10 +210,10 @@ impl State {
         let ReplicaAnswer::Recent(answer) = answer else {
             return Err(serve::unexpected());
         };
-        let RecentAnswer { log_id, after, position, sealed, counts, settled, accepts } = answer;
+        let RecentAnswer { log_id, after, position, sealed, counts, settled, in_doubt, accepts } = answer;
         if self.context.config.has(Planted::NoCatchUp) {
             self.behind.insert(peer, 0);
-            return Ok(Some(Event::Heard { peer, sealed, counts, settled }));
+            return Ok(Some(Event::Heard { peer, sealed, counts, settled, in_doubt }));
         }
         if log_id != known.log_id && known.position > 0 {
             self.context.env.reached(Rare::LogBegunAnew);
@@ -242,7 +242,7 @@ impl State {
             self.behind.insert(peer, position.saturating_sub(cursor.position));
         }
         self.cursors.insert(peer, cursor);
-        Ok(Some(Event::Heard { peer, sealed, counts, settled }))
+        Ok(Some(Event::Heard { peer, sealed, counts, settled, in_doubt }))
     }
 
     async fn pull(&mut self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {

@@ -89,6 +89,14 @@ impl ReplicaService {
                 }))
             }
             ReplicaCall::Status { by_content } => Ok(ReplicaAnswer::Status(self.status(by_content).await)),
+            ReplicaCall::Serving { partitions } => {
+                let serves = async |id: PartitionId| {
+                    let report = self.directory.get(id).ok()?.report().await.ok()?;
+                    report.serves.then_some((id, report.epoch))
+                };
+                let serving = join_all(partitions.into_iter().map(serves)).await;
+                Ok(ReplicaAnswer::Serving(serving.into_iter().flatten().collect()))
+            }
             ReplicaCall::Wall => Ok(ReplicaAnswer::Wall(self.context.env.wall_micros())),
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();

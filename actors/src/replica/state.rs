@@ -34,6 +34,20 @@ pub(crate) struct Meta {
     pub(crate) sealed: Epoch,
     /// Whether this replica counts for reads and writes.
     pub(crate) counts: bool,
+    /// What it may lack of what it has acknowledged, or its place has, until it counts.
+    pub(crate) lacks: Lacks,
+}
+
+/// What a replica may lack of what it has acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) enum Lacks {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The end of its log was in doubt.
+    Tail,
+    /// It began empty, not at the founding: what it holds vouches for nothing.
+    Everything,
 }
 
 /// What happens to a replica.
@@ -50,7 +64,7 @@ pub(crate) enum Event {
     /// [`Effect::Persist`] is durable.
     Persisted(Meta),
     /// Everything that a peer held when asked is here, and the peer had sealed that epoch by then.
-    Heard { peer: NodeId, sealed: Epoch, counts: bool, settled: bool },
+    Heard { peer: NodeId, sealed: Epoch, counts: bool, settled: bool, in_doubt: bool },
     /// A majority of the voters of that epoch holds everything that this replica held once it had sealed it.
     Drained(Epoch),
     /// Every peer has been asked once since the start; those that did not answer may be gone.
@@ -90,6 +104,8 @@ struct Heard {
     counts: bool,
     /// It was settled.
     settled: bool,
+    /// It may lack the end of what it has acknowledged.
+    in_doubt: bool,
 }
 
 /// The rules' memory.
@@ -111,22 +127,28 @@ pub(crate) struct ReplicaCore {
     round_done: bool,
     /// It has never held anything, so an empty answer of its own says nothing while it has not heard a peer.
     fresh: bool,
-    /// It began empty, not at the founding: until it counts, what it holds vouches for nothing.
-    hollow: bool,
 }
 
 impl ReplicaCore {
     /// A replica that starts. `meta` is what was durable; `None` for one that has never been here.
     pub(crate) fn new(node: NodeId, partition: Partition, meta: Option<Meta>, emptied: bool, in_doubt: bool) -> Self {
-        let founding = partition.previous_voters.is_empty() && partition.replica(node).is_some_and(is_voting);
+        // A voter that has never been here is one from the founding, for others begin by joining; it may hear of the partition only
+        // after that has lost another one. It has acknowledged nothing, so what it holds is all that it ever held.
+        let previous = &partition.previous_voters;
+        let founding = (previous.is_empty() || (!partition.settled && previous.contains(&node)))
+            && partition.replica(node).is_some_and(is_voting);
         let alone = partition.settled && partition.voters().all(|voter| voter == node);
         let fresh = meta.is_none() && !alone;
-        let hollow = emptied || (meta.is_none() && !founding);
         let lapsed = emptied || meta.as_ref().is_none_or(|meta| meta.sealed == partition.epoch);
         let lapsed = lapsed.then_some(partition.epoch);
-        let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding && !emptied });
+        let begun = if founding { Lacks::Nothing } else { Lacks::Everything };
+        let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding, lacks: begun });
         if emptied || (in_doubt && !alone) {
             meta.counts = false;
+            meta.lacks = match (emptied, meta.lacks) {
+                (true, _) | (_, Lacks::Everything) => Lacks::Everything,
+                _ => Lacks::Tail,
+            };
         }
         Self {
             node,
@@ -142,7 +164,6 @@ impl ReplicaCore {
             drained: false,
             round_done: false,
             fresh,
-            hollow,
         }
     }
 
@@ -151,9 +172,9 @@ impl ReplicaCore {
         self.meta.counts && self.meta.sealed == self.partition.epoch && self.role() == Some(Role::Voting)
     }
 
-    /// Whether it would count in the epoch that it has sealed.
-    pub(crate) fn holds_enough(&self) -> bool {
-        self.meta.counts
+    /// What is to be remembered of it.
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     /// Whether it may answer reads: it counts, and has asked its peers since it started.
@@ -186,7 +207,12 @@ impl ReplicaCore {
     /// The epoch for which this replica's rows vouch to a peer that is being filled. None while they are being filled
     /// themselves: two emptied replicas must not take each other for full.
     pub(crate) fn vouched(&self) -> Epoch {
-        if self.hollow && !self.meta.counts { Epoch(0) } else { self.meta.sealed }
+        if self.meta.lacks == Lacks::Everything { Epoch(0) } else { self.meta.sealed }
+    }
+
+    /// Whether it may lack the end of what it has acknowledged.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.meta.lacks == Lacks::Tail
     }
 
     /// The newest epoch that it has sealed: of no older one it accepts anything.
@@ -235,7 +261,7 @@ impl ReplicaCore {
                     effects.push(Effect::CatchUp);
                 }
             }
-            Event::Heard { peer, sealed, counts, settled } => {
+            Event::Heard { peer, sealed, counts, settled, in_doubt } => {
                 self.fresh = false;
                 let settled = settled && sealed >= self.partition.epoch;
                 let known = self.heard.entry(peer).or_default();
@@ -243,6 +269,7 @@ impl ReplicaCore {
                     sealed: sealed.max(known.sealed),
                     counts: counts || known.counts,
                     settled: settled || known.settled,
+                    in_doubt,
                 };
             }
             Event::Drained(epoch) => self.drained |= epoch == self.partition.epoch,
@@ -270,12 +297,13 @@ impl ReplicaCore {
             if !self.committing && !self.persisting {
                 self.persisting = true;
                 let counts = self.meta.counts && self.role() == Some(Role::Voting);
-                effects.push(Effect::Persist(Meta { sealed: self.partition.epoch, counts }));
+                effects.push(Effect::Persist(Meta { sealed: self.partition.epoch, counts, ..self.meta.clone() }));
             }
         } else {
             if !self.meta.counts && !self.persisting && self.may_count() {
                 self.persisting = true;
-                effects.push(Effect::Persist(Meta { sealed: self.meta.sealed, counts: true }));
+                let sealed = self.meta.sealed;
+                effects.push(Effect::Persist(Meta { sealed, counts: true, lacks: Lacks::Nothing }));
             }
             if !self.proposing
                 && let Some(command) = self.wanted()
@@ -349,14 +377,11 @@ impl ReplicaCore {
             return false;
         }
         let present = self.voters();
-        let sealed = |heard: &Heard| heard.sealed >= self.partition.epoch;
         let holds_present = match present.len() {
-            1 => !self.hollow,
-            members => self.heard_of(&present, sealed) >= seal_quorum(members),
+            1 => self.meta.lacks != Lacks::Everything,
+            members => self.has_heard_enough(&present, seal_quorum(members), 0),
         };
-        let previous = &self.partition.previous_voters;
-        let holds_past = self.has_heard_settled()
-            || (!previous.is_empty() && self.heard_of(previous, sealed) >= seal_quorum(previous.len()));
+        let holds_past = self.has_heard_settled() || self.has_heard_enough_of_previous(0);
         (holds_past && self.lapsed != Some(self.partition.epoch))
             || (holds_present && (holds_past || self.partition.settled))
     }
@@ -364,11 +389,26 @@ impl ReplicaCore {
     /// Whether this voter holds everything that was acknowledged at quorum in epochs before. Says nothing of a partition that is
     /// settled.
     pub(crate) fn is_settled(&self) -> bool {
+        let own = usize::from(self.partition.previous_voters.contains(&self.node));
+        self.counts() && (self.has_heard_settled() || self.has_heard_enough_of_previous(own))
+    }
+
+    fn has_heard_enough_of_previous(&self, own: usize) -> bool {
         let previous = &self.partition.previous_voters;
+        let needed = usize::try_from(self.partition.previous_needed).unwrap_or(usize::MAX);
+        self.partition.epoch > Epoch(1) && self.has_heard_enough(previous, needed, own)
+    }
+
+    /// Whether so many of these members, this one among them if it is one of its `own`, hold together what any majority of them has
+    /// acknowledged. For each that may lack some of that one more must be heard, unless no more are left. A replica that began empty
+    /// must hear of somebody at least.
+    fn has_heard_enough(&self, members: &[NodeId], needed: usize, own: usize) -> bool {
         let sealed = |heard: &Heard| heard.sealed >= self.partition.epoch;
-        let own = usize::from(previous.contains(&self.node));
-        let heard = || self.heard_of(previous, sealed) + own;
-        self.counts() && (self.has_heard_settled() || heard() >= seal_quorum(previous.len()))
+        let heard = self.heard_of(members, sealed);
+        let in_doubt = self.heard_of(members, |heard| sealed(heard) && heard.in_doubt);
+        let others = members.iter().filter(|member| **member != self.node).count();
+        let least = usize::from(self.meta.lacks == Lacks::Everything);
+        heard + own >= (needed + in_doubt).min(others + own).max(least)
     }
 
     fn has_heard_settled(&self) -> bool {
@@ -431,8 +471,13 @@ mod tests {
                 .chain(joining.iter().map(replica(Role::Joining)))
                 .collect(),
             previous_voters: previous.iter().copied().map(NodeId).collect(),
+            previous_needed: u32::try_from(seal_quorum(previous.len())).unwrap(),
             settled: previous.is_empty(),
         }
+    }
+
+    fn meta(sealed: u64, counts: bool) -> Meta {
+        Meta { sealed: Epoch(sealed), counts, lacks: Lacks::Nothing }
     }
 
     /// A replica that has sealed its epoch and asked its peers.
@@ -461,13 +506,13 @@ mod tests {
     fn a_founding_voter_counts_once_its_epoch_is_durable() {
         let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), None, false, false);
         let effects = core.start();
-        assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
+        assert_eq!(effects, [Effect::Persist(meta(1, true))]);
         assert!(!core.counts());
-        core.step(Event::Persisted(Meta { sealed: Epoch(1), counts: true }));
+        core.step(Event::Persisted(meta(1, true)));
         assert!(core.counts() && !core.serves());
         core.step(Event::RoundDone);
         assert!(!core.serves(), "it has never held anything and has heard nobody");
-        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0), counts: true, settled: false });
+        core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(0), counts: true, settled: false, in_doubt: false });
         assert!(core.serves());
     }
 
@@ -492,7 +537,7 @@ mod tests {
         assert!(!core.counts());
         let early = core.step(Event::Write { ticket: 3, epoch: Epoch(2), bytes: 1 });
         assert_eq!(early, [], "waits for the seal");
-        let sealed = Meta { sealed: Epoch(2), counts: true };
+        let sealed = meta(2, true);
         assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);
         assert_eq!(core.step(Event::Persisted(sealed)), [Effect::CatchUp, Effect::Commit(vec![3])]);
         assert_eq!(
@@ -506,29 +551,65 @@ mod tests {
         let before = partition(4, &[2, 3, 4], &[1], &[2, 3]);
         let mut core = settled(before.clone());
         assert!(!core.counts());
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(4), counts: true, settled: false }), []);
         assert_eq!(
-            core.step(Event::Heard { peer: NodeId(4), sealed: Epoch(4), counts: false, settled: false }),
+            core.step(Event::Heard {
+                peer: NodeId(2),
+                sealed: Epoch(4),
+                counts: true,
+                settled: false,
+                in_doubt: false
+            }),
+            []
+        );
+        assert_eq!(
+            core.step(Event::Heard {
+                peer: NodeId(4),
+                sealed: Epoch(4),
+                counts: false,
+                settled: false,
+                in_doubt: false
+            }),
             [],
             "it has gaps itself"
         );
-        let enough = Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false };
+        let enough = Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false, in_doubt: false };
         assert_eq!(core.step(enough), [], "the voters have not settled");
         let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..before })));
         assert!(matches!(effects[..], [Effect::Propose(Command::PromoteReplica { epoch: Epoch(4), .. })]));
 
         core.step(Event::Catalog(Box::new(partition(5, &[1, 2, 3, 4], &[], &[2, 3, 4]))));
-        let effects = core.step(Event::Persisted(Meta { sealed: Epoch(5), counts: false }));
+        let effects = core.step(Event::Persisted(meta(5, false)));
         assert_eq!(effects, [Effect::CatchUp]);
-        assert_eq!(core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(5), counts: true, settled: false }), []);
         assert_eq!(
-            core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false }),
+            core.step(Event::Heard {
+                peer: NodeId(2),
+                sealed: Epoch(5),
+                counts: true,
+                settled: false,
+                in_doubt: false
+            }),
+            []
+        );
+        assert_eq!(
+            core.step(Event::Heard {
+                peer: NodeId(3),
+                sealed: Epoch(4),
+                counts: true,
+                settled: false,
+                in_doubt: false
+            }),
             [],
             "has not sealed yet"
         );
         assert!(!core.counts());
-        let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(5), counts: true, settled: false });
-        let counting = Meta { sealed: Epoch(5), counts: true };
+        let effects = core.step(Event::Heard {
+            peer: NodeId(3),
+            sealed: Epoch(5),
+            counts: true,
+            settled: false,
+            in_doubt: false,
+        });
+        let counting = meta(5, true);
         assert_eq!(effects, [Effect::Persist(counting.clone())]);
         core.step(Event::Persisted(counting));
         assert!(core.counts());
@@ -537,35 +618,35 @@ mod tests {
     #[test]
     fn an_emptied_or_doubtful_replica_counts_after_enough_others() {
         for (emptied, in_doubt) in [(true, false), (false, true)] {
-            let meta = Meta { sealed: Epoch(1), counts: true };
-            let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta), emptied, in_doubt);
+            let known = meta(1, true);
+            let mut core = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(known), emptied, in_doubt);
             assert_eq!(core.start(), []);
             assert!(!core.counts());
-            core.step(Event::Heard { peer: NodeId(2), sealed: Epoch(1), counts: true, settled: false });
+            core.step(Event::Heard {
+                peer: NodeId(2),
+                sealed: Epoch(1),
+                counts: true,
+                settled: false,
+                in_doubt: false,
+            });
             assert!(!core.counts(), "one other may have missed what two had acknowledged");
-            let effects = core.step(Event::Heard { peer: NodeId(3), sealed: Epoch(1), counts: true, settled: false });
-            assert_eq!(effects, [Effect::Persist(Meta { sealed: Epoch(1), counts: true })]);
+            let effects = core.step(Event::Heard {
+                peer: NodeId(3),
+                sealed: Epoch(1),
+                counts: true,
+                settled: false,
+                in_doubt: false,
+            });
+            assert_eq!(effects, [Effect::Persist(meta(1, true))]);
         }
-        let emptied = ReplicaCore::new(
-            ME,
-            partition(1, &[1, 2, 3], &[], &[]),
-            Some(Meta { sealed: Epoch(1), counts: true }),
-            true,
-            false,
-        );
+        let emptied = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta(1, true)), true, false);
         assert_eq!(emptied.vouched(), Epoch(0), "two that were emptied do not fill each other");
-        let alone = ReplicaCore::new(
-            ME,
-            partition(1, &[1], &[], &[]),
-            Some(Meta { sealed: Epoch(1), counts: true }),
-            false,
-            true,
-        );
+        let alone = ReplicaCore::new(ME, partition(1, &[1], &[], &[]), Some(meta(1, true)), false, true);
         assert!(alone.counts(), "nobody else could know better");
     }
 
     fn heard(peer: u32, epoch: u64, settled: bool) -> Event {
-        Event::Heard { peer: NodeId(peer), sealed: Epoch(epoch), counts: true, settled }
+        Event::Heard { peer: NodeId(peer), sealed: Epoch(epoch), counts: true, settled, in_doubt: false }
     }
 
     #[test]
@@ -574,7 +655,7 @@ mod tests {
         let mut core = settled(partition(1, &[1, 2, 3, 4], &[], &[]));
         let after = partition(2, &[1, 2, 3], &[], &[1, 2, 3, 4]);
         core.step(Event::Catalog(Box::new(after)));
-        core.step(Event::Persisted(Meta { sealed: Epoch(2), counts: true }));
+        core.step(Event::Persisted(meta(2, true)));
         assert!(core.counts() && !core.is_settled());
         core.step(heard(2, 1, false));
         assert!(!core.is_settled(), "it could still acknowledge writes of the epoch before");
@@ -587,20 +668,65 @@ mod tests {
     }
 
     #[test]
+    fn a_founding_voter_may_hear_late_of_its_partition() {
+        // The third founder was given up before the other two had made their replicas.
+        let mut core = settled(partition(2, &[1, 2], &[], &[1, 2, 3]));
+        assert!(core.counts() && core.vouched() == Epoch(2));
+        let effects = core.step(heard(2, 2, true));
+        assert!(matches!(effects[..], [Effect::Propose(Command::SettlePartition { .. })]));
+        // Not if others have gone on without it.
+        let gone_on = Partition { settled: true, ..partition(2, &[1, 2], &[], &[1, 2, 3]) };
+        assert!(!settled(gone_on).counts());
+    }
+
+    #[test]
     fn an_emptied_replica_needs_the_past_and_the_present() {
         // It may have acknowledged writes of this epoch, with 3, and of the epoch before, with 4.
-        let meta = Meta { sealed: Epoch(2), counts: true };
+        let known = meta(2, true);
         let unsettled = partition(2, &[1, 2, 3], &[], &[1, 2, 3, 4]);
-        let mut core = ReplicaCore::new(ME, unsettled.clone(), Some(meta.clone()), true, false);
+        let mut core = ReplicaCore::new(ME, unsettled.clone(), Some(known.clone()), true, false);
         assert_eq!(core.start(), []);
         assert_eq!(core.step(heard(2, 2, false)), []);
         assert_eq!(core.step(heard(4, 2, false)), [], "3 may hold what nobody else does");
-        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta.clone())]);
+        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(known.clone())]);
         // Somebody who has settled knows the past.
-        let mut core = ReplicaCore::new(ME, unsettled, Some(meta.clone()), true, false);
+        let mut core = ReplicaCore::new(ME, unsettled, Some(known.clone()), true, false);
         core.start();
         assert_eq!(core.step(heard(2, 2, true)), []);
-        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta)]);
+        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(known)]);
+    }
+
+    #[test]
+    fn who_is_in_doubt_vouches_for_less() {
+        // B lost the end of its log: what A and it had acknowledged, a newcomer does not learn from it alone.
+        let joined = partition(2, &[1, 2, 3], &[], &[2, 3]);
+        let begun = Meta { lacks: Lacks::Everything, ..meta(1, false) };
+        let mut core = ReplicaCore::new(ME, joined.clone(), Some(begun), false, false);
+        let sealed = core.start();
+        assert_eq!(sealed, [Effect::Persist(Meta { lacks: Lacks::Everything, ..meta(2, false) })]);
+        core.step(Event::Persisted(Meta { lacks: Lacks::Everything, ..meta(2, false) }));
+        let doubtful =
+            |peer| Event::Heard { peer: NodeId(peer), sealed: Epoch(2), counts: false, settled: false, in_doubt: true };
+        assert_eq!(core.step(doubtful(2)), []);
+        // With nobody else left to ask, it must do.
+        assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta(2, true))]);
+
+        // The third disk is lost, and both that are left are in doubt: they have each other, and no more.
+        let left = Partition { previous_needed: 2, ..partition(2, &[1, 2], &[], &[1, 2]) };
+        let mut core = ReplicaCore::new(ME, left.clone(), Some(meta(1, true)), false, true);
+        core.start();
+        core.step(Event::Persisted(Meta { lacks: Lacks::Tail, ..meta(2, false) }));
+        assert!(core.is_in_doubt());
+        assert_eq!(core.step(doubtful(2)), [Effect::Persist(meta(2, true))]);
+        core.step(Event::Persisted(meta(2, true)));
+        assert!(core.is_settled());
+        // One that began empty has nobody but itself to hear of: nothing can make it count.
+        let alone = Partition { previous_needed: 1, ..partition(3, &[1], &[], &[1]) };
+        let mut core = ReplicaCore::new(ME, alone, Some(meta(2, true)), true, false);
+        core.start();
+        core.step(Event::Persisted(Meta { lacks: Lacks::Everything, ..meta(3, false) }));
+        core.step(Event::RoundDone);
+        assert!(!core.counts());
     }
 
     #[test]
@@ -610,7 +736,7 @@ mod tests {
         let mut leaving = partition(2, &[2, 3], &[], &[1, 2, 3]);
         leaving.replicas.insert(0, Replica { node: ME, state: Role::Leaving });
         assert_eq!(core.step(Event::Catalog(Box::new(leaving.clone()))), [], "a commit of epoch 1 is in flight");
-        let sealed = Meta { sealed: Epoch(2), counts: false };
+        let sealed = meta(2, false);
         assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);
         core.step(Event::Persisted(sealed));
         assert!(!core.counts() && core.vouched() == Epoch(2), "what it holds is to be pulled");

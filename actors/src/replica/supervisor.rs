@@ -51,6 +51,8 @@ struct Child {
     actor: Option<ActorRef<ReplicaMessage>>,
     /// Its store is being opened, by a task: one slow disk holds up nobody else.
     opening: bool,
+    /// The catalog has taken it from this node meanwhile; it goes once the store has been opened. Two stores never share a directory.
+    goes: bool,
     told: Partition,
     told_schema: u32,
     told_cutoff: Option<Cutoff>,
@@ -103,7 +105,7 @@ impl Actor for ReplicaSupervisor {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
             SupervisorMessage::Start(partition) => state.start(&myself, partition),
-            SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened),
+            SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened).await,
         }
         Ok(())
     }
@@ -145,7 +147,10 @@ impl State {
         for partition in gone {
             self.remove(partition).await;
         }
-        for partition in catalog.partitions.values().filter(here) {
+        let stays = |partition: &&Partition| !self.children.get(&partition.id).is_some_and(|child| child.goes);
+        let stay: Vec<PartitionId> =
+            catalog.partitions.values().filter(here).filter(stays).map(|partition| partition.id).collect();
+        for partition in stay.iter().filter_map(|id| catalog.partitions.get(id)) {
             let table = catalog.tables.get(&partition.table);
             let schema = table.map(|table| &table.schema);
             let cutoff = table.and_then(|table| self.cutoff(table));
@@ -179,6 +184,7 @@ impl State {
                             handle,
                             actor: None,
                             opening: false,
+                            goes: false,
                             told: partition.clone(),
                             told_schema: schema.map_or(0, |schema| schema.version),
                             told_cutoff: cutoff,
@@ -229,7 +235,7 @@ impl State {
         });
     }
 
-    fn opened(
+    async fn opened(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
         id: PartitionId,
@@ -238,14 +244,15 @@ impl State {
         let table = self.children.get(&id).and_then(|child| self.catalog.tables.get(&child.told.table));
         let cutoff = table.and_then(|table| self.cutoff(table));
         let early = opened.as_ref().ok().and_then(|actor| self.failed_early.remove(&actor.get_id()));
-        let Some(child) = self.children.get_mut(&id) else {
-            // Taken from this node meanwhile.
-            if let Ok(actor) = opened {
-                actor.stop(None);
-            }
-            return;
-        };
+        let Some(child) = self.children.get_mut(&id) else { return };
         child.opening = false;
+        if child.goes {
+            child.actor = opened.ok();
+            self.remove(id).await;
+            // It may have been given back.
+            self.reconcile(myself, self.catalog.clone()).await;
+            return;
+        }
         match (opened, early) {
             (Ok(actor), None) => {
                 // The catalog may have moved on while the store was opened.
@@ -292,6 +299,10 @@ impl State {
     /// The catalog has taken the partition from this node: stop it and free its disk.
     async fn remove(&mut self, id: PartitionId) {
         self.directory.remove(id);
+        if let Some(child) = self.children.get_mut(&id).filter(|child| child.opening) {
+            child.goes = true;
+            return;
+        }
         let Some(child) = self.children.remove(&id) else { return };
         if let Some(actor) = child.actor {
             self.by_actor.remove(&actor.get_id());

@@ -14,6 +14,21 @@ use crate::client::Client;
 
 /// Between two looks at how far a node has got.
 const LOOK: Duration = Duration::from_millis(500);
+/// Looks without an answer before the waiting is given up.
+const SILENT_MAX: u32 = 20;
+/// Looks without progress before it is said what is waited for.
+const STILL_MAX: u32 = 20;
+/// Partitions that are named then.
+const WAITS_SHOWN: usize = 5;
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// The node holds nothing.
+    Empty,
+    /// It is no member any more.
+    Gone,
+}
 
 #[derive(Args)]
 pub(super) struct ClusterArguments {
@@ -81,7 +96,7 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
             if target.no_wait {
                 return Ok(());
             }
-            wait_until_empty(&client, target.node)?;
+            wait_until_empty(&client, target.node, Wanted::Empty)?;
             println!(
                 "n{} holds nothing any more; it takes replicas again with: shoal cluster activate n{0}",
                 target.node.0
@@ -94,7 +109,7 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
             if target.no_wait {
                 return Ok(());
             }
-            wait_until_empty(&client, target.node)?;
+            wait_until_empty(&client, target.node, Wanted::Gone)?;
             println!("n{} has left the cluster; its data directory can be deleted", target.node.0);
             Ok(())
         }
@@ -106,34 +121,88 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
     }
 }
 
-/// Shows how far a node has got with giving its replicas away. Whoever interrupts this interrupts the waiting only.
-fn wait_until_empty(client: &Client, node: NodeNumber) -> Result<(), Exit> {
+/// Shows how far a node has got with giving its replicas away, and what that waits for. Whoever interrupts this interrupts the
+/// waiting only.
+fn wait_until_empty(client: &Client, node: NodeNumber, wanted: Wanted) -> Result<(), Exit> {
+    let client = elsewhere(client, node)?;
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} replicas gone");
     bar.set_style(style.map_err(Exit::failed)?);
     bar.set_message(format!("n{}", node.0));
-    let mut most = 0;
+    let (mut most, mut least, mut still, mut silent) = (0, u64::MAX, 0u32, 0u32);
     loop {
-        let cluster = client.cluster()?;
+        let cluster = match client.cluster() {
+            Ok(cluster) => cluster,
+            // It may be busy, or just be restarted.
+            Err(error) if error.retryable() && silent < SILENT_MAX => {
+                silent += 1;
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        silent = 0;
         let found = array(&cluster["nodes"]).iter().find(|entry| entry["id"] == node.0);
-        let Some(state) = found else {
+        let state = found.and_then(|entry| entry["state"].as_str());
+        match (state, wanted) {
+            (None, Wanted::Gone) | (Some("draining"), Wanted::Empty) => {}
+            (Some("leaving"), Wanted::Gone) => {}
+            _ => {
+                bar.abandon();
+                let state = state.unwrap_or("no member any more");
+                return Err(Exit::failed(format!("n{} is {state} by somebody else's wish", node.0)));
+            }
+        }
+        let left = found.and_then(|entry| entry["replicas"].as_u64()).unwrap_or(0);
+        if left == 0 && (found.is_none() || wanted == Wanted::Empty) {
             bar.finish_and_clear();
             return Ok(());
-        };
-        if state["state"] == "active" {
-            bar.abandon();
-            return Err(Exit::failed(format!("n{} was told to stay by somebody else", node.0)));
         }
-        let left = state["replicas"].as_u64().unwrap_or(0);
         most = most.max(left);
         bar.set_length(most);
         bar.set_position(most - left);
-        if left == 0 && state["state"] == "draining" {
-            bar.finish_and_clear();
-            return Ok(());
+        still = if left < least { 0 } else { still + 1 };
+        least = left;
+        if still == STILL_MAX {
+            for line in waits_for(&cluster, node) {
+                bar.suspend(|| eprintln!("{line}"));
+            }
+            still = 0;
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Another node to ask, for that one may go away; itself if there is none.
+fn elsewhere(client: &Client, node: NodeNumber) -> Result<Client, Exit> {
+    let cluster = client.cluster()?;
+    if cluster["node"] != node.0 {
+        return Ok(client.clone());
+    }
+    let mut others = array(&cluster["nodes"]).iter().filter(|entry| entry["id"] != node.0 && entry["swim"] == "alive");
+    let address = others.find_map(|entry| entry["http_address"].as_str());
+    Ok(address.map_or_else(|| client.clone(), |address| Client::new(&format!("http://{address}"))))
+}
+
+/// Why a node still holds replicas, as far as the cluster says so.
+fn waits_for(cluster: &Value, node: NodeNumber) -> Vec<String> {
+    let held = array(&cluster["partitions"]).iter().filter_map(|partition| {
+        let replicas = array(&partition["replicas"]);
+        replicas.iter().any(|replica| replica["node"] == node.0).then_some((partition, replicas))
+    });
+    let waits = held.map(|(partition, replicas)| {
+        let problems = replicas.iter().filter_map(|replica| {
+            let problem = match (replica["reachable"] == true, replica["problem"].as_str()) {
+                (false, _) => "does not answer",
+                (true, problem) => problem?,
+            };
+            Some(format!("n{}: {problem}", replica["node"]))
+        });
+        let problems: Vec<String> = problems.collect();
+        let why = if problems.is_empty() { "its turn has not come".to_owned() } else { problems.join("; ") };
+        format!("p{} of table {} waits: {why}", partition["id"], partition["table"].as_str().unwrap_or_default())
+    });
+    waits.take(WAITS_SHOWN).collect()
 }
 
 /// The nodes as a table.

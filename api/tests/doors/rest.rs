@@ -6,8 +6,8 @@ use std::net::TcpStream;
 use arrow::ipc::reader::StreamReader;
 use expect_test::expect;
 use serde_json::{Value, json};
-use shoal_actors::service::QueryEvent;
-use shoal_kernel::{Applied, Error, ErrorCode, Span};
+use shoal_actors::service::{NodeChange, QueryEvent};
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Span};
 
 use crate::scripted::{Script, World, batch, insert_of, table_of};
 
@@ -302,6 +302,22 @@ fn a_running_query_is_seen_and_stopped() {
     // One that runs elsewhere is the node's business.
     assert_eq!(world.send("DELETE", "/api/v1/queries/00000009-0000000000000abc", &[], b"").status, 204);
     world.send("DELETE", "/api/v1/queries/nonsense", &[], b"").problem(400, "invalid_request");
+}
+
+#[test]
+fn operators_have_nodes_do_things() {
+    let world = World::new();
+    let post = |path: &str| world.send("POST", &format!("/api/v1/cluster/nodes/{path}"), &[], b"");
+    for change in ["drain", "activate", "decommission", "remove"] {
+        assert_eq!(post(&format!("7/{change}")).status, 204);
+    }
+    let wanted = [NodeChange::Drain, NodeChange::Activate, NodeChange::Decommission, NodeChange::Remove];
+    world.until(|log| log.changed_nodes == wanted.map(|change| (NodeId(7), change)));
+    post("8/drain").problem(404, "not_found");
+    for nonsense in ["7/explode", "n7/drain", "-1/drain"] {
+        post(nonsense).problem(400, "invalid_request");
+    }
+    assert_eq!(world.get("/api/v1/cluster/nodes/7/drain").status, 405);
 }
 
 #[test]

@@ -105,7 +105,9 @@ impl Catalog {
         let stays = self.active_nodes().any(|node| node.id != id) || state == NodeState::Active;
         let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
         if !stays {
-            return Err(CatalogError::Invalid(format!("{id} is the only node that could hold replicas")));
+            return Err(CatalogError::Refused(format!(
+                "{id} is the only node that could hold replicas; start another one first, or activate one"
+            )));
         }
         Ok(changed_nodes(std::mem::replace(&mut node.state, state) != state))
     }
@@ -115,16 +117,14 @@ impl Catalog {
             return Err(CatalogError::UnknownNode(id));
         }
         if self.nodes.len() == 1 {
-            return Err(CatalogError::Invalid(format!("{id} is the only node of the cluster")));
+            return Err(CatalogError::Refused(format!("{id} is the only node of the cluster")));
         }
         let held = self.partitions.values().filter(|partition| partition.replica(id).is_some()).count();
         if held > 0 && !lost {
-            return Err(CatalogError::Invalid(format!("{id} still holds {held} replicas; drain it first")));
+            return Err(CatalogError::Refused(format!("{id} still holds {held} replicas; decommission it")));
         }
         let mut effects = changed_nodes(true);
-        if held > 0 {
-            self.lose_replicas(id, &mut effects)?;
-        }
+        self.lose_replicas(id, &mut effects)?;
         self.nodes.remove(&id);
         Ok(effects)
     }

@@ -151,7 +151,7 @@ pub enum Command {
         /// The epoch the decision was based on; if it has moved on, the command is refused.
         epoch: Epoch,
     },
-    /// A replica that does not vote goes: one that was joining, or one that was leaving and whose rows enough voters hold.
+    /// A replica that was leaving goes: enough voters hold what it holds.
     RemoveReplica {
         /// Which partition.
         partition: PartitionId,
@@ -160,7 +160,7 @@ pub enum Command {
         /// The epoch the decision was based on.
         epoch: Epoch,
     },
-    /// A voting replica is on its way out: it votes no longer from the next epoch on, but keeps its rows until others hold them.
+    /// A replica is on its way out: it keeps its rows until others hold them. One that votes does so no longer from the next epoch on.
     RetireReplica {
         /// Which partition.
         partition: PartitionId,
@@ -238,6 +238,9 @@ pub enum CatalogError {
     /// The cluster has been founded, by another id.
     #[error("the cluster is founded already")]
     Founded,
+    /// Nodes or replicas cannot be changed so; says why, and what could be done.
+    #[error("{0}")]
+    Refused(String),
     /// The definition makes no sense; says why.
     #[error("{0}")]
     Invalid(String),

@@ -13,7 +13,9 @@ impl From<CatalogError> for Error {
             CatalogError::StaleSchema(_) => ErrorCode::SchemaChanged,
             CatalogError::UnknownNode(_) | CatalogError::UnknownPartition(_) => ErrorCode::NotFound,
             CatalogError::StaleEpoch { .. } | CatalogError::Unsettled(_) => ErrorCode::Moved,
-            CatalogError::NodeNumberTaken(..) | CatalogError::Founded => ErrorCode::InvalidRequest,
+            CatalogError::NodeNumberTaken(..) | CatalogError::Founded | CatalogError::Refused(_) => {
+                ErrorCode::InvalidRequest
+            }
             CatalogError::Invalid(_) => ErrorCode::InvalidStatement,
         };
         let plain = Self::new(code, error.to_string());

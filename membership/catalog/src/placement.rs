@@ -126,7 +126,10 @@ impl Catalog {
             moving += usize::from(change.is_some() || !partition.settled || joining());
             changes.extend(change);
         }
-        let full = |partition: &Partition| partition.replicas.len() == self.replicas_wanted(partition, active);
+        let full = |partition: &Partition| {
+            let takers = partition.takers().count();
+            takers == partition.voters().count() && takers == self.replicas_wanted(partition, active)
+        };
         self.balance(outlook, &mut places, MOVES_MAX.saturating_sub(moving), full, &mut changes);
         changes
     }
@@ -148,19 +151,21 @@ impl Catalog {
             let node = joining.node;
             let better = || places.0.iter().any(|(_, other)| free(*other));
             let gives_way = !self.is_active(node) || (!outlook.alive.contains(&node) && better());
-            return gives_way.then_some(Command::RemoveReplica { partition: id, node, epoch });
+            return gives_way.then_some(Command::RetireReplica { partition: id, node, epoch });
         }
         let stays = |node: &NodeId| self.is_active(*node) && !outlook.lost.contains(node);
         let (staying, going): (Vec<NodeId>, Vec<NodeId>) = partition.voters().partition(stays);
         if staying.len() < wanted {
             return places.least_loaded(free).map(|node| Command::AddReplica { partition: id, node });
         }
-        if !partition.settled || partition.is_left() {
+        let is_leaving =
+            |replica: &Replica| replica.state == ReplicaState::Leaving && outlook.alive.contains(&replica.node);
+        if partition.replicas.iter().any(is_leaving) {
             return None;
         }
         let surplus = || places.most_loaded(|node| staying.contains(&node)).filter(|_| staying.len() > wanted);
         let node = going.first().copied().or_else(surplus)?;
-        Some(Command::RetireReplica { partition: id, node, epoch })
+        (partition.settled || partition.reverts(node)).then_some(Command::RetireReplica { partition: id, node, epoch })
     }
 
     /// Replicas that a partition should have while the cluster is as large as it is.
@@ -196,7 +201,6 @@ impl Catalog {
                     && partition.settled
                     && partition.voters().any(|voter| voter == from)
                     && partition.replica(to).is_none()
-                    && partition.voters().count() == partition.replicas.len()
                     && full(partition)
             };
             let Some(partition) = self.partitions.values().find(fits) else { return };

@@ -1,5 +1,6 @@
 //! Changes to the replicas of a partition, one at a time, each fenced by the epoch it was decided in.
 
+use shoal_kernel::level::seal_quorum;
 use shoal_kernel::{Epoch, NodeId, PartitionId};
 
 use crate::command::{CatalogError, Effect};
@@ -15,7 +16,7 @@ impl Catalog {
             return Ok(Vec::new());
         }
         if state != NodeState::Active {
-            return Err(CatalogError::Invalid(format!("{node} is being drained and takes no new replicas")));
+            return Err(CatalogError::Refused(format!("{node} is being drained and takes no new replicas")));
         }
         if known.is_some() {
             // It stays after all; what it has missed it gets like a new one.
@@ -23,11 +24,9 @@ impl Catalog {
             return Ok(vec![Effect::Partition(id)]);
         }
         // One more than the greatest factor, so that a full partition can still move: first add, then remove.
-        if partition.replicas.len() as u64 > u64::from(REPLICATION_FACTOR_MAX) {
-            return Err(CatalogError::Invalid(format!(
-                "partition {id} has {} replicas already",
-                partition.replicas.len()
-            )));
+        let takers = partition.takers().count();
+        if takers as u64 > u64::from(REPLICATION_FACTOR_MAX) {
+            return Err(CatalogError::Refused(format!("{id} has {takers} replicas already")));
         }
         let at = partition.replicas.partition_point(|replica| replica.node < node);
         partition.replicas.insert(at, Replica { node, state: ReplicaState::Joining });
@@ -46,11 +45,11 @@ impl Catalog {
             None => return Err(no_replica(id, node)),
             Some(ReplicaState::Voting) => return Ok(Vec::new()),
             Some(ReplicaState::Leaving) => {
-                return Err(CatalogError::Invalid(format!("the replica of {id} on {node} is leaving")));
+                return Err(CatalogError::Refused(format!("the replica of {id} on {node} is leaving")));
             }
             Some(ReplicaState::Joining) => check_epoch(partition, epoch)?,
         }
-        check_settled(partition)?;
+        check_settled(partition, node)?;
         next_epoch(partition);
         set_state(partition, node, ReplicaState::Voting);
         Ok(vec![Effect::Partition(id)])
@@ -65,14 +64,15 @@ impl Catalog {
         let partition = self.partition_mut(id)?;
         match partition.replica(node).map(|replica| replica.state) {
             None | Some(ReplicaState::Leaving) => return Ok(Vec::new()),
-            Some(ReplicaState::Joining) => {
-                return Err(CatalogError::Invalid(format!("the replica of {id} on {node} does not vote")));
+            // It may have voted before, and hold what nobody else does.
+            Some(ReplicaState::Joining) => check_epoch(partition, epoch)?,
+            Some(ReplicaState::Voting) => {
+                check_epoch(partition, epoch)?;
+                check_settled(partition, node)?;
+                check_not_last(partition, node)?;
+                next_epoch(partition);
             }
-            Some(ReplicaState::Voting) => check_epoch(partition, epoch)?,
         }
-        check_settled(partition)?;
-        check_not_last(partition, node)?;
-        next_epoch(partition);
         set_state(partition, node, ReplicaState::Leaving);
         Ok(vec![Effect::Partition(id)])
     }
@@ -88,15 +88,12 @@ impl Catalog {
             return Ok(Vec::new());
         };
         check_epoch(partition, epoch)?;
-        match state {
-            ReplicaState::Joining => {}
-            // Until then others may need what it holds.
-            ReplicaState::Leaving => check_settled(partition)?,
-            ReplicaState::Voting => {
-                return Err(CatalogError::Invalid(format!(
-                    "the replica of {id} on {node} votes; it must retire first"
-                )));
-            }
+        if state != ReplicaState::Leaving {
+            return Err(CatalogError::Refused(format!("the replica of {id} on {node} must retire first")));
+        }
+        // Until then others may need what it holds.
+        if !partition.settled {
+            return Err(CatalogError::Unsettled(id));
         }
         partition.replicas.retain(|replica| replica.node != node);
         self.held.remove(node);
@@ -113,25 +110,37 @@ impl Catalog {
     /// Takes all replicas from a node whose disk is gone for good. Fails only before anything has changed.
     pub(crate) fn lose_replicas(&mut self, node: NodeId, effects: &mut Vec<Effect>) -> Result<(), CatalogError> {
         for partition in self.partitions.values() {
-            if partition.voters().any(|voter| voter == node) {
-                check_not_last(partition, node).map_err(|_| {
-                    let table = self.tables.get(&partition.table).map_or("", |table| table.name.as_str());
-                    CatalogError::Invalid(format!(
-                        "{node} holds the only voting replica of {} of table '{table}': without it its rows are lost; \
-                         bring it back, or drop the table",
-                        partition.id
-                    ))
-                })?;
+            // What new voters hold is not known while the partition is not settled.
+            let knows = |voter: &NodeId| partition.settled || partition.previous_voters.contains(voter);
+            let others = partition.voters().filter(|voter| *voter != node && knows(voter)).count();
+            if partition.voters().any(|voter| voter == node) && others == 0 {
+                let table = self.tables.get(&partition.table).map_or("", |table| table.name.as_str());
+                return Err(CatalogError::Refused(format!(
+                    "{node} holds the only voting replica of {} of table '{table}' that has all of its rows: without it they \
+                     are lost; bring it back, or drop the table",
+                    partition.id
+                )));
             }
         }
         for partition in self.partitions.values_mut() {
-            let Some(state) = partition.replica(node).map(|replica| replica.state) else { continue };
-            if state == ReplicaState::Voting {
+            let state = partition.replica(node).map(|replica| replica.state);
+            if state == Some(ReplicaState::Voting) {
                 next_epoch(partition);
             }
-            partition.replicas.retain(|replica| replica.node != node);
-            self.held.remove(node);
-            effects.push(Effect::Partition(partition.id));
+            let asked = partition.previous_voters.contains(&node);
+            if asked {
+                // Nobody can ask it any more. That fewer may be needed then is what the operator has taken upon himself.
+                partition.previous_voters.retain(|voter| *voter != node);
+                let left = u32::try_from(partition.previous_voters.len()).unwrap_or(u32::MAX);
+                partition.previous_needed = partition.previous_needed.min(left);
+            }
+            if state.is_some() {
+                partition.replicas.retain(|replica| replica.node != node);
+                self.held.remove(node);
+            }
+            if asked || state.is_some() {
+                effects.push(Effect::Partition(partition.id));
+            }
         }
         Ok(())
     }
@@ -153,17 +162,21 @@ fn check_not_last(partition: &Partition, node: NodeId) -> Result<(), CatalogErro
         return Ok(());
     }
     // Whatever it holds is all there is: without it the partition would be empty and look healthy.
-    Err(CatalogError::Invalid(format!("the last voting replica of {} must stay", partition.id)))
+    Err(CatalogError::Refused(format!("the last voting replica of {} must stay", partition.id)))
 }
 
 /// Any majority of one set meets any majority of the next, which differs by one member, but not any of the one after that: in
-/// between, the members of the middle set must have learnt what the first had acknowledged.
-fn check_settled(partition: &Partition) -> Result<(), CatalogError> {
-    if partition.settled { Ok(()) } else { Err(CatalogError::Unsettled(partition.id)) }
+/// between, the members of the middle set must have learnt what the first had acknowledged; or the third is the first again.
+fn check_settled(partition: &Partition, changed: NodeId) -> Result<(), CatalogError> {
+    match partition.settled || partition.reverts(changed) {
+        true => Ok(()),
+        false => Err(CatalogError::Unsettled(partition.id)),
+    }
 }
 
 fn next_epoch(partition: &mut Partition) {
     partition.previous_voters = partition.voters().collect();
+    partition.previous_needed = u32::try_from(seal_quorum(partition.previous_voters.len())).unwrap_or(u32::MAX);
     partition.epoch = Epoch(partition.epoch.0 + 1);
     partition.settled = false;
 }
@@ -175,5 +188,5 @@ fn set_state(partition: &mut Partition, node: NodeId, state: ReplicaState) {
 }
 
 fn no_replica(id: PartitionId, node: NodeId) -> CatalogError {
-    CatalogError::Invalid(format!("node {node} has no replica of partition {id}"))
+    CatalogError::Refused(format!("node {node} has no replica of partition {id}"))
 }

@@ -136,8 +136,10 @@ pub struct Partition {
     pub epoch: Epoch,
     /// Its replicas, by node.
     pub replicas: Vec<Replica>,
-    /// The voting nodes of the epoch before: a new voter must hear from N-W+1 of them before it counts.
+    /// The voting nodes of the epoch before, but for those whose disks are lost.
     pub previous_voters: Vec<NodeId>,
+    /// How many of them hold together what was acknowledged by then: N-W+1, or fewer if no more are left.
+    pub previous_needed: u32,
     /// A majority of the voters holds everything that was acknowledged at quorum in epochs before. Until then the set of voters
     /// stays as it is.
     pub settled: bool,
@@ -152,6 +154,15 @@ impl Partition {
     /// Nodes that are sent rows: those that vote, and those that will.
     pub fn takers(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.replicas.iter().filter(|replica| replica.state != ReplicaState::Leaving).map(|replica| replica.node)
+    }
+
+    /// Whether the voters would be those of the epoch before if this node voted no longer, or did again.
+    pub fn reverts(&self, node: NodeId) -> bool {
+        let others = self.voters().filter(|voter| *voter != node);
+        let mut toggled: Vec<NodeId> =
+            others.chain(Some(node).filter(|_| self.voters().all(|voter| voter != node))).collect();
+        toggled.sort_unstable();
+        toggled == self.previous_voters
     }
 
     /// Whether a replica is on its way out.

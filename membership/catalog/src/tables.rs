@@ -69,8 +69,16 @@ impl Catalog {
         for bounds in bounds {
             let id = PartitionId(self.draw_id());
             let replicas = places.take(factor);
-            let partition =
-                Partition { id, table, bounds, epoch: Epoch(1), replicas, previous_voters: Vec::new(), settled: true };
+            let partition = Partition {
+                id,
+                table,
+                bounds,
+                epoch: Epoch(1),
+                replicas,
+                previous_voters: Vec::new(),
+                previous_needed: 0,
+                settled: true,
+            };
             partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);
             partitions.push(id);

@@ -112,6 +112,11 @@ impl Agreement {
                 }
                 Ok(Response::Decided(Err(refused))) => return Err(Error::from(refused).into()),
                 Ok(Response::NotLeader(Some((_, leader)))) => doors.push_front(leader),
+                Ok(Response::Removed) => {
+                    let message = format!("{} was removed from the cluster", node.config.node);
+                    let help = "start it with an empty data directory to join as a new node";
+                    return Err(Error::new(ErrorCode::Forbidden, message).with_help(help).into());
+                }
                 Ok(_) => {}
                 Err(error) if error.code() == ErrorCode::Forbidden => return Err(error.into()),
                 Err(error) => last = error,
@@ -185,8 +190,7 @@ impl Inner {
         }
         let Newcomer { node: id, cluster_address, http_address, fresh } = newcomer;
         if !fresh && !catalog.nodes.contains_key(&id) {
-            return Err(Error::new(ErrorCode::Forbidden, format!("node {id} was removed from the cluster"))
-                .with_help("start it with an empty data directory to join as a new node"));
+            return Ok(Response::Removed);
         }
         let same = catalog
             .nodes

@@ -62,5 +62,7 @@ pub(super) enum Response {
         cluster: u64,
     },
     ReadAt(Option<u64>),
+    /// The sender is no member any more.
+    Removed,
     Failed(Error),
 }

@@ -23,7 +23,7 @@ mod types;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -149,6 +149,10 @@ struct Inner {
     peers: Peers,
     /// Was a member when it was opened.
     recovered: AtomicBool,
+    /// When a leader or a candidate was heard last, in milliseconds of the monotonic clock.
+    heard_ms: AtomicU64,
+    /// Others have said that this node is no member any more.
+    removed: watch::Sender<bool>,
     /// Newcomers are admitted one by one.
     door: tokio::sync::Mutex<()>,
     proposing: Semaphore,
@@ -186,6 +190,8 @@ impl Agreement {
             machine,
             peers,
             recovered: AtomicBool::new(member),
+            heard_ms: AtomicU64::new(propose::millis(env.monotonic())),
+            removed: watch::Sender::new(false),
             door: tokio::sync::Mutex::new(()),
             proposing: Semaphore::new(PROPOSALS_MAX),
             leading: Semaphore::new(LEADING_MAX),
@@ -268,6 +274,26 @@ impl Agreement {
             if metrics.changed().await.is_err() {
                 return std::future::pending().await;
             }
+        }
+    }
+
+    /// Waits until this node was a member and is none any more, by its own catalog or by the word of others.
+    pub async fn removed(&self) {
+        let me = self.0.config.node;
+        let mut catalog = self.catalog();
+        let by_catalog = async {
+            catalog.wait_for(|catalog| catalog.nodes.contains_key(&me)).await?;
+            catalog.wait_for(|catalog| !catalog.nodes.contains_key(&me)).await.map(drop)
+        };
+        let mut told = self.0.removed.subscribe();
+        let by_others = async { told.wait_for(|removed| *removed).await.map(drop) };
+        let heard = tokio::select! {
+            biased;
+            heard = by_catalog => heard,
+            heard = by_others => heard,
+        };
+        if heard.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 

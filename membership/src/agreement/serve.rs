@@ -1,13 +1,14 @@
 //! What a node answers its peers.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::error::RaftError;
 use shoal_kernel::{Error, NodeId, Result, wire};
 
 use super::message::{Request, Response};
-use super::propose::Attempt;
+use super::propose::{Attempt, millis};
 use super::{Agreement, Inner, no_quorum, stopped};
 
 /// The longest a peer may have this node wait on its behalf, in milliseconds.
@@ -29,6 +30,9 @@ impl Agreement {
 
 impl Inner {
     async fn answer(&self, request: Request) -> Result<Response> {
+        if matches!(request, Request::Append(_) | Request::Vote(_) | Request::Snapshot(_)) {
+            self.heard_ms.store(millis(self.env.monotonic()), Ordering::Relaxed);
+        }
         match request {
             Request::Append(request) => match self.raft.append_entries(request).await {
                 Ok(response) => Ok(Response::Append(response)),

@@ -3,17 +3,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::{ChangeMembers, ServerState};
 use shoal_catalog::NodeState;
 use shoal_kernel::{NodeId, Result};
 
-use super::Inner;
 use super::message::{Request, Response};
+use super::{Inner, propose};
 
 /// Time between two rounds, in milliseconds.
 const ROUND_MS: u64 = 1_000;
+
+/// A member that has heard of no leader for so long asks others whether it is still one, in milliseconds.
+const UNHEARD_MS_MAX: u64 = 5_000;
+
+/// How long each of them may take to answer, in milliseconds.
+const ASK_MS_MAX: u64 = 1_000;
 
 /// How long one round may take, in milliseconds.
 const ROUND_MS_MAX: u64 = 15_000;
@@ -50,6 +57,10 @@ impl Inner {
             let membership = metrics.membership_config.membership();
             (metrics.state == ServerState::Leader, membership.get_node(&me).copied())
         });
+        let unheard = propose::millis(self.env.monotonic()).saturating_sub(self.heard_ms.load(Ordering::Relaxed));
+        if !leads && unheard > UNHEARD_MS_MAX {
+            self.ask_whether_removed(deadline).await;
+        }
         let Some(seat) = member else { return Ok(()) };
         let catalog = self.machine.catalog().borrow().clone();
         if catalog.cluster_id == 0 {
@@ -77,6 +88,26 @@ impl Inner {
             tracing::warn!(%refused, "the leader does not take this node's address");
         }
         Ok(())
+    }
+
+    /// A node that was removed while nobody reached it hears from no leader any more: it has to ask.
+    async fn ask_whether_removed(&self, deadline: Duration) {
+        let catalog = self.machine.catalog().borrow().clone();
+        let me = self.config.node;
+        for peer in catalog.nodes.values().filter(|node| node.id != me) {
+            let address = self.peers.address_of(peer.id, peer.cluster_address);
+            let timeout = self.remaining(deadline).min(Duration::from_millis(ASK_MS_MAX));
+            let request = Request::Join(self.newcomer(false));
+            let answer = self.peers.call(Some(peer.id), address, request, timeout).await;
+            match answer {
+                Ok(Response::Removed) => {
+                    self.removed.send_replace(true);
+                    return;
+                }
+                Ok(Response::Joined { .. }) => return,
+                _ => {}
+            }
+        }
     }
 
     /// Brings a change of voters to its end. Between its two steps majorities of both sets are needed, so that fewer nodes

@@ -81,8 +81,12 @@ impl Operator {
             match self.office.change_node(&self.env, through, id, change, NODE_TIMEOUT).await {
                 Ok(()) => return,
                 Err(Failed::Error(error)) if error.code() == ErrorCode::NotFound => return,
-                // The last node that could hold replicas stays.
-                Err(Failed::Error(error)) if error.code() == ErrorCode::InvalidStatement => return,
+                // The last node that could hold replicas stays; one that is to be removed may seem to be there for a while.
+                Err(Failed::Error(error))
+                    if error.code() == ErrorCode::InvalidRequest && change != NodeChange::Remove =>
+                {
+                    return;
+                }
                 Err(_) => self.env.sleep(PAUSE).await,
             }
         }

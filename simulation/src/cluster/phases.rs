@@ -62,6 +62,10 @@ pub(super) struct Phases<'a> {
 
 impl Phases<'_> {
     pub(super) fn run(mut self, options: &RunOptions) -> io::Result<()> {
+        if self.settings.ending == (Ending::ReplaceOne { node: 0 }) {
+            let why = "ending replace-one: node 0 would found a cluster of its own; name another one";
+            return Err(io::Error::other(why));
+        }
         self.boot()?;
         let begun = self.now();
         let until = begun + self.settings.seconds * 1_000_000;
@@ -333,6 +337,10 @@ impl Phases<'_> {
         let deadline = self.after(DRAIN);
         let working = self.working.clone();
         self.simulation.run_while(deadline, || working.load(Ordering::Relaxed) > 0);
+        let left = working.load(Ordering::Relaxed);
+        if left > 0 {
+            self.evidence.dead.push(format!("what {left} clients or operators had begun"));
+        }
         let last = self.after(client::NODE_TIMEOUT + LOOK);
         self.simulation.run_until(last);
         self.evidence.drained_at = self.now();
@@ -367,15 +375,15 @@ impl Phases<'_> {
     }
 
     fn until_equal(&mut self, deadline_micros: u64, when: &str) {
-        let core = self.core();
+        let (core, replicas) = (self.core(), usize::from(self.settings.replicas));
         if let Some(views) = self.views(deadline_micros)
-            && !invariants::unequal(&views, &core).is_empty()
+            && !invariants::unequal(&views, &core, replicas).is_empty()
         {
             self.simulation.shared().sometimes(Rare::CaughtUpAtEnd);
         }
         self.evidence.views.clear();
-        if !self.until(deadline_micros, |views| invariants::unequal(views, &core).is_empty()) {
-            let why = invariants::unequal(&self.evidence.views, &core).into_iter().next();
+        if !self.until(deadline_micros, |views| invariants::unequal(views, &core, replicas).is_empty()) {
+            let why = invariants::unequal(&self.evidence.views, &core, replicas).into_iter().next();
             let why = why.unwrap_or_else(|| "a node does not answer".to_owned());
             self.evidence.unequal.push(format!("not equal 60 s {when}: {why}"));
         }

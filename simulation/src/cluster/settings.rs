@@ -149,13 +149,16 @@ impl Settings {
         let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
         let flips = ending.destroyed().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
-        // Two nodes stay where one may lose what it holds.
+        // Two nodes stay where one may lose what it holds; and three, which agree on the catalog, where one is lost for good.
+        let stay = match ending.destroyed() {
+            Some(_) => 3,
+            None if kinds.iter().any(|kind| kind.destroys()) => 2,
+            None => 0,
+        };
         let mut drained: Vec<u16> = (0..nodes).collect();
-        if ending.destroyed().is_some() || kinds.iter().any(|kind| kind.destroys()) {
-            let first = usize::try_from(stream("drained").below(u64::from(nodes))).unwrap_or(0);
-            drained.rotate_left(first);
-            drained.truncate(usize::from(nodes).saturating_sub(2));
-        }
+        let first = usize::try_from(stream("drained").below(u64::from(nodes))).unwrap_or(0);
+        drained.rotate_left(first);
+        drained.truncate(usize::from(nodes).saturating_sub(stay));
         let sizes = [4 << 10, 32 << 10, 1 << 20];
         Self {
             nodes,

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_actors::service::{NodeStatus, SwimState};
+use shoal_catalog::ReplicaState;
 use shoal_kernel::{Fsync, NodeId};
 
 use super::Evidence;
-use crate::cluster::{Question, Read, View};
+use crate::cluster::{Question, Read, Target, View};
 use crate::world::HostId;
 
-/// Why what nodes see is not equal. `core` are the hosts that are meant to run.
-pub fn unequal(views: &[View], core: &[u16]) -> Vec<String> {
-    let mut why: Vec<String> = views.iter().flat_map(|view| unequal_replicas(view, core)).collect();
+/// Why what nodes see is not equal, or not as much of it as there should be. `core` are the hosts that are meant to run, `replicas`
+/// those that every partition of the tables should have.
+pub fn unequal(views: &[View], core: &[u16], replicas: usize) -> Vec<String> {
+    let mut why: Vec<String> = views.iter().flat_map(|view| unequal_replicas(view, core, replicas)).collect();
     let versions: BTreeMap<u16, u64> = views.iter().map(|view| (view.node, view.status.catalog_version)).collect();
     if versions.values().collect::<BTreeSet<_>>().len() > 1 {
         why.push(format!("versions of the catalog, by node: {versions:?}"));
@@ -19,7 +21,7 @@ pub fn unequal(views: &[View], core: &[u16]) -> Vec<String> {
     why
 }
 
-fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
+fn unequal_replicas(view: &View, core: &[u16], replicas: usize) -> Vec<String> {
     // Where a disk was lost, another node has come in the place of the one that had it.
     let replaced = |node: &NodeStatus| {
         let here = view.status.nodes.iter().filter(|other| other.cluster_address == node.cluster_address);
@@ -31,6 +33,10 @@ fn unequal_replicas(view: &View, core: &[u16]) -> Vec<String> {
     let mut why = Vec::new();
     for partition in &view.status.partitions {
         let place = |what: String| format!("{} of table {}: {what}", partition.id, partition.table);
+        let voters = partition.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting).count();
+        if [Target::Upserts.table(), Target::Events.table()].contains(&partition.table.as_str()) && voters != replicas {
+            why.push(place(format!("{voters} replicas vote, not {replicas}")));
+        }
         let mut contents = BTreeMap::new();
         for replica in partition.replicas.iter().filter(|replica| running.contains(&replica.node)) {
             if !replica.reachable {

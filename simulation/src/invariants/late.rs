@@ -37,12 +37,15 @@ pub(super) fn may_be_lost(evidence: &Evidence, write: &Write, before_micros: u64
         Fault::Damage { host, .. } => Some(*host),
         _ => None,
     }));
-    hosts.len() >= level.needed(replicas_at_least(evidence))
+    hosts.len() >= level.needed(replicas_at_least(evidence, write.ended))
 }
 
-/// Replicas that every table has at any time: where nodes have not come yet, or are on their way out, fewer may be asked for.
-pub(super) fn replicas_at_least(evidence: &Evidence) -> usize {
-    let away = evidence.plan.iter().filter_map(|planned| match planned.fault {
+/// Replicas that every table has up to then: where nodes have not come yet, or are on their way out, fewer may be asked for.
+pub(super) fn replicas_at_least(evidence: &Evidence, until_micros: u64) -> usize {
+    let begun = evidence.plan.iter().filter(|planned| planned.at_ms * 1_000 <= until_micros);
+    // Who is to join is away before that.
+    let joins = evidence.plan.iter().filter(|planned| matches!(planned.fault, Fault::Join { .. }));
+    let away = begun.chain(joins).filter_map(|planned| match planned.fault {
         Fault::Join { host } | Fault::Drain { host } | Fault::Decommission { host } | Fault::Wipe { host } => {
             Some(host)
         }

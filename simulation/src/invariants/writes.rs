@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_kernel::WriteLevel;
+use shoal_kernel::{NodeId, WriteLevel};
 
 use super::Evidence;
 use super::expiry::may_have_expired;
@@ -214,15 +214,15 @@ pub(super) fn deletes_beat_what_they_read(evidence: &Evidence) -> Vec<String> {
 }
 
 pub(super) fn versions_go_up(evidence: &Evidence) -> Vec<String> {
-    // After a wipe another node runs there.
-    let wiped = |write: &Write| {
-        let mut wipes = evidence.plan.iter().filter(|planned| planned.fault == Fault::Wipe { host: write.node });
-        wipes.any(|planned| planned.at_ms * 1_000 <= write.sent)
+    // Another node may come in the place of one, with a clock of its own.
+    let node = |write: &Write| match write.outcome {
+        Outcome::Acknowledged { version, .. } => Some(version.node()),
+        _ => None,
     };
-    let mut by_node: BTreeMap<(u16, bool), Vec<&Write>> = BTreeMap::new();
+    let mut by_node: BTreeMap<Option<NodeId>, Vec<&Write>> = BTreeMap::new();
     // A resend may stand under the version of an earlier attempt, at another node.
     for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1 && write.version().is_some()) {
-        by_node.entry((write.node, wiped(write))).or_default().push(write);
+        by_node.entry(node(write)).or_default().push(write);
     }
     let mut found = Vec::new();
     for writes in by_node.into_values() {
@@ -282,7 +282,6 @@ pub(super) fn no_duplicate_after_resend(evidence: &Evidence) -> Vec<String> {
 
 pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    let replicas = replicas_at_least(evidence);
     for write in &evidence.facts.writes {
         let Outcome::Acknowledged { level, .. } = write.outcome else { continue };
         // An earlier attempt may have reached more nodes than this one.
@@ -306,7 +305,7 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
             })
         };
         let holders = 1 + (0..evidence.nodes).filter(|peer| *peer != write.node && !unreachable(*peer)).count();
-        if holders < level.needed(replicas) {
+        if holders < level.needed(replicas_at_least(evidence, write.ended)) {
             found.push(format!("{}, while only {holders} nodes could have held it", tell(write)));
         }
     }
@@ -333,7 +332,7 @@ pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1) {
         let Outcome::Acknowledged { level, version } = write.outcome else { continue };
-        if level.needed(replicas_at_least(evidence)) < 2 || wrong(write.begun, write.ended) > 1 {
+        if level.needed(replicas_at_least(evidence, write.ended)) < 2 || wrong(write.begun, write.ended) > 1 {
             continue;
         }
         // The replica with the right clock took it at its end at the latest.

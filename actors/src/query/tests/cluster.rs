@@ -505,6 +505,7 @@ fn add(
             epoch: Epoch(1),
             replicas,
             previous_voters: vec![],
+            previous_needed: 0,
             settled: true,
         };
         catalog.partitions.insert(partition, record);
