@@ -78,8 +78,6 @@ planted! {
     TombstonesNotPulled = "tombstones-not-pulled";
     /// A replica that is to leave goes at once, with whatever it alone holds.
     LeavesEarly = "leaves-early";
-    /// Voters say that they hold what was acknowledged before they were, without having asked.
-    SettledAtOnce = "settled-at-once";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
     // Gateways.

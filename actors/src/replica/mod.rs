@@ -237,10 +237,6 @@ impl Actor for ReplicaActor {
             }
             ReplicaMessage::Catalog(partition) => {
                 let _ = shell.replicator.cast(ReplicatorMessage::Partition(partition.clone()));
-                if !partition.settled && shell.context.config.has(Planted::SettledAtOnce) {
-                    let (partition, epoch) = (partition.id, partition.epoch);
-                    shell.propose(&myself, shoal_catalog::Command::SettlePartition { partition, epoch });
-                }
                 Event::Catalog(Box::new(partition))
             }
             ReplicaMessage::Schema(schema) => {
