@@ -76,6 +76,8 @@ planted! {
     CursorBeforeRows = "cursor-before-rows";
     /// Catch-up passes over tombstones.
     TombstonesNotPulled = "tombstones-not-pulled";
+    /// A replica takes and acknowledges writes of any epoch, also when it has left the voters.
+    EpochIgnored = "epoch-ignored";
     /// A replica that is to leave goes at once, with whatever it alone holds.
     LeavesEarly = "leaves-early";
     /// A replica takes versions from a clock however far ahead.

@@ -1,7 +1,7 @@
 //! SHOW and DESCRIBE: the catalog as rows.
 
 use arrow::temporal_conversions::timestamp_us_to_datetime;
-use shoal_catalog::{Catalog, PartitionBounds, Partitioning, Table, WindowUnit};
+use shoal_catalog::{Catalog, PartitionBounds, Partitioning, ReplicaState, Table, WindowUnit};
 use shoal_kernel::ttl::show_duration;
 use shoal_kernel::{Cutoff, Result};
 
@@ -72,8 +72,12 @@ pub(crate) fn partitions(catalog: &Catalog, name: &TableName) -> Result<Fragment
         all().map(|partition| Some(partition.epoch.to_string())).collect(),
         all()
             .map(|partition| {
-                let nodes: Vec<_> = partition.replicas.iter().map(|replica| replica.node.to_string()).collect();
-                Some(nodes.join(", "))
+                let nodes = partition.replicas.iter().map(|replica| match replica.state {
+                    ReplicaState::Voting => replica.node.to_string(),
+                    ReplicaState::Joining => format!("{} (joining)", replica.node),
+                    ReplicaState::Leaving => format!("{} (leaving)", replica.node),
+                });
+                Some(nodes.collect::<Vec<_>>().join(", "))
             })
             .collect(),
     ];

@@ -49,6 +49,7 @@ pub(super) async fn carry_on(context: &NodeContext, catalog: &Catalog, outlook: 
         match context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
             Ok(_) => {
                 agreed += 1;
+                metrics::counter!("shoal_placement_changes_total").increment(1);
                 rare.into_iter().for_each(|rare| context.env.reached(rare));
             }
             // The partition has moved on; others have not.

@@ -214,7 +214,11 @@ impl Actor for ReplicaActor {
             ReplicaMessage::Write { epoch, bytes, write, answer } => {
                 let writes = vec![write.version.with_ordinal(0)];
                 let in_hand = InHand { write: Some(write), writes, pulled: false, reserves: None, answer };
-                Event::Write { ticket: shell.take(in_hand), epoch, bytes }
+                match shell.context.config.has(Planted::EpochIgnored) {
+                    // As history, which has no epoch.
+                    true => Event::Pulled { ticket: shell.take(in_hand), bytes },
+                    false => Event::Write { ticket: shell.take(in_hand), epoch, bytes },
+                }
             }
             ReplicaMessage::Prepare { epoch, token, ballot, answer } => {
                 let _ = answer.send(shell.prepare(epoch, &token, ballot));
@@ -456,7 +460,7 @@ impl ReplicaShell {
         tickets: &[Ticket],
         outcome: Result<Vec<Result<shoal_storage::Accepted>>>,
     ) -> Result<()> {
-        let counts = self.core.counts();
+        let counts = self.core.counts() || self.context.config.has(Planted::EpochIgnored);
         match outcome {
             Ok(results) => {
                 for (ticket, result) in tickets.iter().zip(results) {

@@ -194,7 +194,7 @@ impl State {
         self.handle.set_lag(self.behind.values().sum());
         let _ = self.replica.cast(ReplicaMessage::Event(Event::RoundDone));
         let now = self.context.env.monotonic();
-        let due = self.partition.is_left() || now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY;
+        let due = self.partition.has_leaving() || now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY;
         if self.kept != self.cursors && due {
             self.kept = self.cursors.clone();
             self.kept_at = now;

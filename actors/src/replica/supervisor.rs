@@ -136,8 +136,10 @@ impl State {
     async fn reconcile(&mut self, myself: &ActorRef<SupervisorMessage>, catalog: Arc<Catalog>) {
         let node = self.context.node;
         if self.catalog.nodes.contains_key(&node) && !catalog.nodes.contains_key(&node) {
-            // Somebody has given this node up for lost. What is here after all stays until somebody deletes it.
-            tracing::warn!("this node is no member of the cluster any more; its replicas stay as they are");
+            if !self.children.is_empty() {
+                // Somebody has given this node up for lost. What is here after all stays until somebody deletes it.
+                tracing::warn!("this node was removed from the cluster; the replicas that it had stay on its disk");
+            }
             return;
         }
         self.catalog = catalog.clone();
@@ -147,14 +149,13 @@ impl State {
         for partition in gone {
             self.remove(partition).await;
         }
-        let stays = |partition: &&Partition| !self.children.get(&partition.id).is_some_and(|child| child.goes);
-        let stay: Vec<PartitionId> =
-            catalog.partitions.values().filter(here).filter(stays).map(|partition| partition.id).collect();
-        for partition in stay.iter().filter_map(|id| catalog.partitions.get(id)) {
+        for partition in catalog.partitions.values().filter(here) {
             let table = catalog.tables.get(&partition.table);
             let schema = table.map(|table| &table.schema);
             let cutoff = table.and_then(|table| self.cutoff(table));
             match self.children.get_mut(&partition.id) {
+                // Given back; it begins anew once the former one has gone.
+                Some(child) if child.goes => {}
                 Some(child) => {
                     if child.told != *partition {
                         child.told = partition.clone();

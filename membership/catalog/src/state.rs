@@ -166,7 +166,7 @@ impl Partition {
     }
 
     /// Whether a replica is on its way out.
-    pub fn is_left(&self) -> bool {
+    pub fn has_leaving(&self) -> bool {
         self.replicas.iter().any(|replica| replica.state == ReplicaState::Leaving)
     }
 

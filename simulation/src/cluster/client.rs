@@ -50,6 +50,8 @@ pub(super) struct Office {
     pub(super) nodes: u16,
     /// Queries that a node may have in hand, running and waiting.
     pub(super) queries_max: usize,
+    /// Memory that they may use together.
+    pub(super) query_memory_bytes_max: usize,
     /// Events bring their own time.
     pub(super) event_times: bool,
     /// How long events are kept, in microseconds.
@@ -173,13 +175,17 @@ impl Office {
         manner: Manner,
     ) -> Result<Answered, Failed> {
         statement.timeout = Some(NODE_TIMEOUT);
-        let (shared, history, bound, host) =
-            (self.shared.clone(), self.history.clone(), self.queries_max, HostId(node));
+        let (shared, history, host) = (self.shared.clone(), self.history.clone(), HostId(node));
+        let (bound, memory_max) = (self.queries_max, self.query_memory_bytes_max);
         let answered = self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
-            let queries = node.in_hand().queries.queries;
+            let in_hand = node.in_hand().queries;
+            let (queries, bytes) = (in_hand.queries, in_hand.memory_bytes);
             if queries > bound {
                 history.facts().overfull.push(format!("{host} has {queries} queries in hand, {bound} are its limit"));
+            }
+            if bytes > memory_max {
+                history.facts().overfull.push(format!("{host} has {bytes} B in hand, {memory_max} B are its limit"));
             }
             let tasks = env.clone();
             tasks.spawn("client statement", async move {

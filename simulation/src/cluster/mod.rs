@@ -55,6 +55,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         host: HostId(settings.nodes),
         nodes: settings.nodes,
         queries_max: settings.queries_max(),
+        query_memory_bytes_max: settings.query_memory_bytes_max(),
         event_times: settings.event_times,
         events_ttl: settings.events_ttl,
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),

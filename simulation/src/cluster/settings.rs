@@ -214,6 +214,11 @@ impl Settings {
         config.queries_max + config.queries_queued_max
     }
 
+    /// Memory that they may use together.
+    pub(super) fn query_memory_bytes_max(&self) -> usize {
+        self.node(0).query_memory_bytes_max
+    }
+
     /// How a node is set up.
     pub(super) fn node(&self, host: u16) -> NodeConfig {
         let address = |host: u16, port| HostId(host).address(port);

@@ -201,7 +201,7 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "queues_under_limits",
-        text: "No node has more queries in hand than it may run and let wait.",
+        text: "No node has more queries in hand than it may run and let wait, and they use no more memory than it may give them.",
         check: convergence::queues_under_limits,
     },
     Invariant {
