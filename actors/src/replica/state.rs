@@ -251,6 +251,8 @@ impl ReplicaCore {
                     }
                     self.proposing = false;
                     self.partition = *partition;
+                    // One that was to stay after all, and leaves again, has taken more meanwhile.
+                    self.drained &= self.role() == Some(Role::Leaving);
                 }
             }
             Event::Persisted(meta) => {
