@@ -27,10 +27,7 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
             reports.extend(of_node.into_iter().map(|report| ((report.partition, node), report)));
         }
     }
-    let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
-        *held.entry(replica.node).or_default() += 1;
-    }
+    let held = catalog.count_held();
     let nodes = catalog.nodes.values().map(|node| NodeStatus {
         id: node.id,
         cluster_address: node.cluster_address,

@@ -69,11 +69,10 @@ pub(super) async fn carry_on(context: &NodeContext, catalog: &Catalog, outlook: 
 /// Nodes that were told to leave, and neither hold anything nor vote any more.
 fn departures(catalog: &Catalog) -> Vec<Command> {
     let leaving = catalog.nodes.values().filter(|node| node.state == NodeState::Leaving && !node.voter);
-    let mut leaving: BTreeSet<NodeId> = leaving.map(|node| node.id).collect();
+    let mut leaving: Vec<NodeId> = leaving.map(|node| node.id).collect();
     if !leaving.is_empty() {
-        for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
-            leaving.remove(&replica.node);
-        }
+        let held = catalog.count_held();
+        leaving.retain(|node| !held.contains_key(node));
     }
     leaving.into_iter().map(|id| Command::RemoveNode { id, lost: false }).collect()
 }

@@ -38,8 +38,8 @@ pub(crate) struct Meta {
     pub(crate) lacks: Lacks,
 }
 
-/// What a replica may lack of what it has acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What a replica may lack of what it has acknowledged, from less to more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub(crate) enum Lacks {
     /// Nothing.
     #[default]
@@ -145,10 +145,7 @@ impl ReplicaCore {
         let mut meta = meta.unwrap_or(Meta { sealed: Epoch(0), counts: founding, lacks: begun });
         if emptied || (in_doubt && !alone) {
             meta.counts = false;
-            meta.lacks = match (emptied, meta.lacks) {
-                (true, _) | (_, Lacks::Everything) => Lacks::Everything,
-                _ => Lacks::Tail,
-            };
+            meta.lacks = meta.lacks.max(if emptied { Lacks::Everything } else { Lacks::Tail });
         }
         Self {
             node,

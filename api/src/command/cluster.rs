@@ -145,8 +145,7 @@ fn wait_until_empty(client: &Client, node: NodeNumber, wanted: Wanted) -> Result
         let found = array(&cluster["nodes"]).iter().find(|entry| entry["id"] == node.0);
         let state = found.and_then(|entry| entry["state"].as_str());
         match (state, wanted) {
-            (None, Wanted::Gone) | (Some("draining"), Wanted::Empty) => {}
-            (Some("leaving"), Wanted::Gone) => {}
+            (None | Some("leaving"), Wanted::Gone) | (Some("draining"), Wanted::Empty) => {}
             _ => {
                 bar.abandon();
                 let state = state.unwrap_or("no member any more");

@@ -101,7 +101,8 @@ impl Catalog {
         Places(self.active_nodes().map(|node| (held.get(&node.id).copied().unwrap_or(0), node.id)).collect())
     }
 
-    fn count_held(&self) -> BTreeMap<NodeId, usize> {
+    /// How many replicas each node holds that holds any, those that are leaving included.
+    pub fn count_held(&self) -> BTreeMap<NodeId, usize> {
         let mut held = BTreeMap::new();
         for replica in self.partitions.values().flat_map(|partition| &partition.replicas) {
             *held.entry(replica.node).or_default() += 1;

@@ -22,10 +22,8 @@ pub(super) struct Operator {
 }
 
 enum Task {
-    /// Drains a node, and has it take part again in the end.
-    Drain,
-    /// Decommissions a node; if it has not left in the end, it stays.
-    Decommission,
+    /// Drains or decommissions a node; in the end it takes part again, if it has not left.
+    Empty(NodeChange),
     /// Removes the node whose disk is lost, once another has come in its place.
     Remove,
 }
@@ -34,8 +32,8 @@ impl Operator {
     /// None for what needs nobody.
     pub(super) fn of(office: Office, env: Env, planned: PlannedFault) -> Option<Self> {
         let (host, task) = match planned.fault {
-            Fault::Drain { host } => (host, Task::Drain),
-            Fault::Decommission { host } => (host, Task::Decommission),
+            Fault::Drain { host } => (host, Task::Empty(NodeChange::Drain)),
+            Fault::Decommission { host } => (host, Task::Empty(NodeChange::Decommission)),
             Fault::Wipe { host } => (host, Task::Remove),
             _ => return None,
         };
@@ -49,13 +47,8 @@ impl Operator {
         self.wait(self.from_micros.saturating_sub(1_000)).await;
         let Some(id) = self.office.desk.identity(self.host) else { return };
         match self.task {
-            Task::Drain => {
-                self.try_until(id, NodeChange::Drain, Some(self.until_micros)).await;
-                self.wait(self.until_micros).await;
-                self.try_until(id, NodeChange::Activate, None).await;
-            }
-            Task::Decommission => {
-                self.try_until(id, NodeChange::Decommission, Some(self.until_micros)).await;
+            Task::Empty(change) => {
+                self.try_until(id, change, Some(self.until_micros)).await;
                 self.wait(self.until_micros).await;
                 self.try_until(id, NodeChange::Activate, None).await;
             }
