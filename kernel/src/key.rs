@@ -147,6 +147,21 @@ impl KeyRange {
         self.start.is_empty() || self.start.as_slice() <= encoded
     }
 
+    /// Whether every key of the other lies in this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        let ends_by = match (&self.end, &other.end) {
+            (None, _) => true,
+            (Some(end), Some(other)) => other <= end,
+            (Some(_), None) => false,
+        };
+        self.start <= other.start && ends_by
+    }
+
+    /// Whether no key lies inside.
+    pub fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
+    }
+
     /// Whether any key lies in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let before = |range: &Self, start: &[u8]| range.end.as_deref().is_some_and(|end| end <= start);

@@ -22,7 +22,7 @@ pub(crate) const SCHEMA_FILE: &str = "SCHEMA";
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
 const SCHEMA_MAGIC: &[u8; 8] = b"SHOALSCH";
-const MANIFEST_VERSION: u32 = 3;
+const MANIFEST_VERSION: u32 = 4;
 const META_VERSION: u32 = 1;
 const SCHEMA_VERSION: u32 = 1;
 /// Past logs that are remembered; a peer that has heard nothing for longer is told everything anew.
@@ -90,10 +90,8 @@ pub(crate) struct SegmentRecord {
 /// What became of a store that was split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SplitRecord {
-    /// The first key of the right child.
-    pub(crate) key: Vec<u8>,
-    /// Names of the children's directories, which lie beside the parent's: left, right.
-    pub(crate) children: [String; 2],
+    /// Names of the children's directories, which lie beside the parent's.
+    pub(crate) children: Vec<String>,
 }
 
 impl SegmentRecord {

@@ -21,7 +21,7 @@ use crate::token::TokenRecord;
 /// One write.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// Base version; row `i` has `version.with_ordinal(i)`. Without meaning for [`Rows::Replicated`].
+    /// Base version; row `i` has `version.with_ordinal(i)`, unless it is a [`Rows::Part`]. Without meaning for [`Rows::Replicated`].
     pub version: Version,
     /// Makes the write harmless to send again.
     pub token: Option<String>,
@@ -38,6 +38,17 @@ pub enum Rows {
     Put(RecordBatch),
     /// Keys to delete: the key's columns, by name. Upsert tables only.
     Delete(RecordBatch),
+    /// Rows of a write of which others lie in other stores: what came of a partition that was split.
+    Part {
+        /// They are keys to delete.
+        deletes: bool,
+        /// The rows, as of the other two.
+        rows: RecordBatch,
+        /// Row `i` is that one of the write.
+        ordinals: Vec<u32>,
+        /// The fingerprint of the whole write: one that came before the split is known by it.
+        fingerprint: u128,
+    },
     /// No rows: the write's version is kept for its token. What ballots mean is the caller's business.
     Reserve {
         /// Of two reservations of one token, the one with the higher ballot stays.
@@ -53,7 +64,9 @@ impl Rows {
     /// Number of rows.
     pub fn len(&self) -> usize {
         match self {
-            Self::Put(batch) | Self::Delete(batch) | Self::Replicated(batch, _) => batch.num_rows(),
+            Self::Put(batch) | Self::Delete(batch) | Self::Replicated(batch, _) | Self::Part { rows: batch, .. } => {
+                batch.num_rows()
+            }
             Self::Reserve { .. } => 0,
         }
     }
@@ -191,18 +204,27 @@ pub(crate) fn normalise(layout: &Layout, write: Write) -> Result<Incoming> {
             u32::try_from(rows).map_err(|_| Error::new(ErrorCode::LimitExceeded, "too many rows in one write"))?;
         Ok((0..rows).map(|ordinal| write.version.with_ordinal(ordinal)).collect())
     };
-    let incoming = match &write.rows {
-        Rows::Put(batch) => {
-            check_values(batch, 0)?;
-            let batch = put_columns(layout, batch)?;
-            Incoming::assemble(layout, batch, base_versions()?, None, Vec::new())?
+    let put = |batch: &RecordBatch, versions| {
+        check_values(batch, 0)?;
+        Incoming::assemble(layout, put_columns(layout, batch)?, versions, None, Vec::new())
+    };
+    let delete = |keys: &RecordBatch, versions| {
+        if !layout.schema.is_upsert() {
+            return Err(Error::new(ErrorCode::Unsupported, "rows of an event table cannot be deleted by key"));
         }
-        Rows::Delete(batch) => {
-            if !layout.schema.is_upsert() {
-                return Err(Error::new(ErrorCode::Unsupported, "rows of an event table cannot be deleted by key"));
-            }
-            let batch = delete_columns(layout, batch)?;
-            Incoming::assemble(layout, batch, base_versions()?, Some(BooleanBuffer::new_set(rows)), Vec::new())?
+        let deleted = Some(BooleanBuffer::new_set(keys.num_rows()));
+        Incoming::assemble(layout, delete_columns(layout, keys)?, versions, deleted, Vec::new())
+    };
+    let incoming = match &write.rows {
+        Rows::Put(batch) => put(batch, base_versions()?)?,
+        Rows::Delete(keys) => delete(keys, base_versions()?)?,
+        Rows::Part { ordinals, rows, .. } if ordinals.len() != rows.num_rows() => {
+            let message = format!("{} rows of a write, and the places of {}", rows.num_rows(), ordinals.len());
+            return Err(Error::new(ErrorCode::InvalidRequest, message));
+        }
+        Rows::Part { deletes, rows, ordinals, .. } => {
+            let versions = ordinals.iter().map(|ordinal| write.version.with_ordinal(*ordinal)).collect();
+            if *deletes { delete(rows, versions)? } else { put(rows, versions)? }
         }
         Rows::Reserve { .. } => {
             let empty = RecordBatch::new_empty(layout.relaxed.clone());

@@ -153,8 +153,7 @@ impl Examination<'_> {
         }
         match manifest.as_ref().and_then(|manifest| manifest.split.as_ref()) {
             Some(split) => {
-                let [left, right] = &split.children;
-                let what = format!("the store is no more: it was split into '{left}' and '{right}'");
+                let what = format!("the store is no more: it was split into {}", split.children.join(", "));
                 self.report.findings.push(Finding::note(MANIFEST_FILE, None, what, "nobody reads what is left here"));
             }
             None => {

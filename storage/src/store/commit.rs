@@ -141,10 +141,14 @@ impl Store {
         group_tokens: &BTreeMap<String, (u64, TokenRecord)>,
     ) -> Result<Result<(Prepared, Accepted), Fate>> {
         let (version, token) = (write.version.with_ordinal(0), write.token.clone());
-        let is_delete = matches!(write.rows, Rows::Delete(_));
+        let is_delete = matches!(write.rows, Rows::Delete(_) | Rows::Part { deletes: true, .. });
         let is_replicated = matches!(write.rows, Rows::Replicated(..));
         let reserved = match &write.rows {
             Rows::Reserve { ballot, fingerprint } => Some((*ballot, *fingerprint)),
+            _ => None,
+        };
+        let of_the_whole = match &write.rows {
+            Rows::Part { fingerprint, .. } => Some(*fingerprint),
             _ => None,
         };
         let layout = self.layout();
@@ -180,9 +184,13 @@ impl Store {
         }
         if let Some(token) = token {
             // Of all that was sent: a resend is known even if the table has lost a column meanwhile.
-            let columns = [layout.with_ids(incoming.batch.columns()), forgotten].concat();
-            let contents = content_hashes(&columns, incoming.rows())?;
-            let fingerprint = fingerprint(is_delete, &contents);
+            let fingerprint = match of_the_whole {
+                Some(fingerprint) => fingerprint,
+                None => {
+                    let columns = [layout.with_ids(incoming.batch.columns()), forgotten].concat();
+                    fingerprint(is_delete, &content_hashes(&columns, incoming.rows())?)
+                }
+            };
             let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);
             let known = match in_group {

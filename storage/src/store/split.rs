@@ -1,9 +1,9 @@
-//! Splitting: two stores in the place of one, without writing a row.
+//! Splitting: several stores in the place of one, without writing a row.
 //!
 //! Each child has a directory of its own, with second names (hard links) of the parent's segments and log files, and a manifest
 //! that says which rows of each file are its own. No count of references exists that could be wrong: the file system frees a
-//! file's bytes when its last name goes, whichever of the three directories that is in, and whatever happens to one directory
-//! leaves the other two whole.
+//! file's bytes when its last name goes, whichever of the directories that is in, and whatever happens to one directory
+//! leaves the others whole.
 //!
 //! The order of events, each durable before the next: the children's files; their manifests, under a name that does not count
 //! yet; the parent's manifest, which says that there was a split: till then there is one store, from then on there are two;
@@ -29,6 +29,8 @@ use crate::wal::{LogFailure, Wal};
 pub struct SplitChild {
     /// Name of its directory, which lies beside the parent's.
     pub dir: String,
+    /// The keys that it gets.
+    pub range: KeyRange,
     /// The owner's blob that it begins with.
     pub meta: Vec<u8>,
 }
@@ -36,39 +38,39 @@ pub struct SplitChild {
 /// A split that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The first key of the right child.
-    pub key: Vec<u8>,
-    /// Names of the children's directories, beside the parent's: left, right.
-    pub children: [String; 2],
+    /// Names of the children's directories, beside the parent's.
+    pub children: Vec<String>,
 }
 
 /// A child in the making.
 struct Part<'a> {
     child: &'a SplitChild,
     dir: PathBuf,
-    range: KeyRange,
     /// The rows that it gets, of each segment that has some.
     rows: Vec<(SegmentId, Range<u32>)>,
 }
 
 impl Store {
-    /// Splits the store in two: `children[0]` gets the keys below `key`, an encoded partition key, and `children[1]` the
-    /// others. Both go on with the parent's log, its positions and tokens, and with what it promised to keep of changes. The
-    /// parent takes no more writes from then on (`moved`); reads of snapshots go on. Writers wait for a number of small writes
-    /// and links, not for rows: what is in memory is flushed before, and what comes meanwhile is carried over in the log.
+    /// Splits the store: each child gets the keys of its range, which end at encoded partition keys; what lies in no child's
+    /// range is given up. All go on with the parent's log, its positions and tokens, and with what it promised to keep of
+    /// changes. The parent takes no more writes from then on (`moved`); reads of snapshots go on. Writers wait for a number of
+    /// small writes and links, not for rows: what is in memory is flushed before, and what comes meanwhile is carried over in the
+    /// log.
+    ///
+    /// Gives the position up to which the children have the parent's log.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidRequest`] if the key is not inside the store's range, or a child's directory is in use; else as the
-    /// disk reports. An error that says `applied: unknown` leaves the decision to the next [`Store::open`] of the parent;
+    /// [`ErrorCode::InvalidRequest`] if the ranges overlap or do not lie in the store's, or a child's directory is in use; else
+    /// as the disk reports. An error that says `applied: unknown` leaves the decision to the next [`Store::open`] of the parent;
     /// after any other one nothing has happened.
-    pub fn split(&self, key: &[u8], children: &[SplitChild; 2]) -> Result<()> {
+    pub fn split(&self, children: &[SplitChild]) -> Result<u64> {
         self.flush()?;
         let _flushing = lock(&self.flushing);
         let mut compaction = lock(&self.compacting);
         compaction.give_up();
         let maintenance = lock(&self.maintenance);
         lock(&self.writer).check_sound()?;
-        let mut parts = self.split_parts(key, children)?;
+        let mut parts = self.split_parts(children)?;
         let undone = |parts: &[Part<'_>], error: Error| {
             // What stays behind does not count, and the next attempt removes it.
             parts.iter().for_each(|part| drop(clear(&self.disk, &part.dir)));
@@ -86,7 +88,8 @@ impl Store {
         let mut writer = lock(&self.writer);
         let staged = self.stage_children(&mut writer, &parts, maintenance.next_segment);
         let manifest = staged.map_err(|error| undone(&parts, error))?;
-        let split = SplitRecord { key: key.to_vec(), children: children.clone().map(|child| child.dir) };
+        let position = lock(&self.state).position;
+        let split = SplitRecord { children: children.iter().map(|child| child.dir.clone()).collect() };
         let manifest = Manifest { split: Some(split), ..manifest };
         let written = manifest.write(&self.disk, &self.dir).map_err(|error| error.with_applied(Applied::Unknown));
         // If that failed, nobody knows which manifest is there.
@@ -94,10 +97,11 @@ impl Store {
         writer.failed = Some(end.clone());
         lock(&self.state).failed = Some(end);
         written?;
-        finish(&self.disk, &self.dir, &manifest).map_err(|error| error.with_applied(Applied::Unknown))
+        finish(&self.disk, &self.dir, &manifest).map_err(|error| error.with_applied(Applied::Unknown))?;
+        Ok(position)
     }
 
-    /// What became of the store in a directory, if it was split. Both children can be opened after this.
+    /// What became of the store in a directory, if it was split. Its children can be opened after this.
     ///
     /// # Errors
     /// As the disk reports, and [`ErrorCode::Corruption`] if the manifest is damaged.
@@ -107,21 +111,25 @@ impl Store {
         // one that a loss of power leaves.
         disk.sync_dir(dir)?;
         finish(disk, dir, &manifest)?;
-        Ok(manifest.split.map(|SplitRecord { key, children }| Split { key, children }))
+        Ok(manifest.split.map(|SplitRecord { children }| Split { children }))
     }
 
-    /// The children with their ranges, and with empty directories.
-    fn split_parts<'a>(&self, key: &[u8], children: &'a [SplitChild; 2]) -> Result<Vec<Part<'a>>> {
+    /// The children, with empty directories.
+    fn split_parts<'a>(&self, children: &'a [SplitChild]) -> Result<Vec<Part<'a>>> {
         let invalid = |message| Error::new(ErrorCode::InvalidRequest, message);
-        if key <= self.range.start.as_slice() || !self.range.contains(key) {
-            return Err(invalid(format!("the key to split at is not inside the range {:?}", self.range)));
+        if children.is_empty() {
+            return Err(invalid("a split without children".to_owned()));
         }
-        if children[0].dir == children[1].dir {
-            return Err(invalid("the children of a split need a directory each".to_owned()));
+        for (place, child) in children.iter().enumerate() {
+            if !self.range.covers(&child.range) || child.range.is_empty() {
+                return Err(invalid(format!("the range {:?} of a child is not inside {:?}", child.range, self.range)));
+            }
+            let others = &children[..place];
+            if others.iter().any(|other| other.dir == child.dir || other.range.overlaps(&child.range)) {
+                return Err(invalid("the children of a split need a directory and keys of their own".to_owned()));
+            }
         }
-        let left = KeyRange { start: self.range.start.clone(), end: Some(key.to_vec()) };
-        let right = KeyRange { start: key.to_vec(), end: self.range.end.clone() };
-        let part = |(child, range): (&'a SplitChild, KeyRange)| {
+        let part = |child: &'a SplitChild| {
             let dir = beside(&self.dir, &child.dir);
             if dir == self.dir || dir.file_name().is_none_or(|name| name != child.dir.as_str()) {
                 return Err(invalid(format!("'{}' is no name for a directory beside the store's", child.dir)));
@@ -129,9 +137,9 @@ impl Store {
             if self.disk.exists(&dir.join(MANIFEST_FILE))? {
                 return Err(invalid(format!("there is a store in {}", dir.display())));
             }
-            Ok(Part { child, dir, range, rows: Vec::new() })
+            Ok(Part { child, dir, rows: Vec::new() })
         };
-        let parts = children.iter().zip([left, right]).map(part).collect::<Result<Vec<_>>>()?;
+        let parts = children.iter().map(part).collect::<Result<Vec<_>>>()?;
         for part in &parts {
             self.disk.create_dir_all(&part.dir)?;
             clear(&self.disk, &part.dir)?;
@@ -143,8 +151,8 @@ impl Store {
     fn link_segments(&self, state: &State, part: &Part<'_>) -> Result<Vec<(SegmentId, Range<u32>)>> {
         let mut linked = Vec::new();
         for (id, view) in &state.segments {
-            let start = view.segment.lower_bound(&state.layout, &part.range.start)?.max(view.rows.start);
-            let end = match &part.range.end {
+            let start = view.segment.lower_bound(&state.layout, &part.child.range.start)?.max(view.rows.start);
+            let end = match &part.child.range.end {
                 Some(end) => view.segment.lower_bound(&state.layout, end)?.min(view.rows.end),
                 None => view.rows.end,
             };
@@ -209,7 +217,7 @@ pub(super) fn finish(disk: &Arc<dyn Disk>, dir: &Path, parent: &Manifest) -> Res
 /// What a store that was split answers.
 pub(super) fn moved(manifest: &Manifest) -> Error {
     let children = manifest.split.iter().flat_map(|split| &split.children);
-    let children = children.map(|name| format!("'{name}'")).collect::<Vec<_>>().join(" and ");
+    let children = children.map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     Error::new(ErrorCode::Moved, format!("the store was split into {children}"))
 }
 
@@ -221,7 +229,7 @@ fn child_manifest(parent: &Manifest, part: &Part<'_>) -> Manifest {
         Some(record)
     });
     // Which share of the digest is whose, nobody knows before the keys have been read.
-    Manifest { segments: segments.collect(), range: part.range.clone(), digest: None, ..parent.clone() }
+    Manifest { segments: segments.collect(), range: part.child.range.clone(), digest: None, ..parent.clone() }
 }
 
 /// Removes what an attempt at a split has left in a child's directory.

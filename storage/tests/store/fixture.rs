@@ -10,10 +10,10 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicr
 use arrow::datatypes::{DataType, TimeUnit};
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
-    Column, ColumnId, Hlc, LogId, NodeId, PartitionId, Result, ScanSpec, SchemaChange, TableId, TableKind, TableSchema,
-    Version,
+    Column, ColumnId, Hlc, KeyRange, LogId, NodeId, PartitionId, Result, ScanSpec, SchemaChange, TableId, TableKind,
+    TableSchema, Version,
 };
-use shoal_storage::{Accepted, PullCursor, Recovery, Rows, Snapshot, Store, StoreOptions, Write};
+use shoal_storage::{Accepted, PullCursor, Recovery, Rows, Snapshot, SplitChild, Store, StoreOptions, Write};
 
 pub const DIR: &str = "/data/p1";
 
@@ -164,4 +164,16 @@ pub fn copy(from: &Store, to: &Store) {
         }
         cursor = next;
     }
+}
+
+/// The children of a split in two: the keys below that one, and the others.
+pub fn halves_at(store: &Store, at: &[u8], dirs: [&str; 2]) -> [SplitChild; 2] {
+    let KeyRange { start, end } = store.range().clone();
+    let ranges = [KeyRange { start, end: Some(at.to_vec()) }, KeyRange { start: at.to_vec(), end }];
+    let mut ranges = ranges.into_iter();
+    dirs.map(|dir| SplitChild {
+        dir: dir.to_owned(),
+        range: ranges.next().unwrap_or_default(),
+        meta: dir.as_bytes().to_vec(),
+    })
 }

@@ -10,7 +10,7 @@ use shoal_kernel::{
     ColumnId, ColumnPredicate, CompareOp, Datum, Frontier, FrontierSource, LogId, ScanOrder, ScanSpec, Slice,
     TableKind, TableSchema,
 };
-use shoal_storage::{Snapshot, SplitChild, Store, datum_at};
+use shoal_storage::{Snapshot, Store, datum_at};
 
 use crate::disk::MemoryDisk;
 use crate::fixture::*;
@@ -161,8 +161,7 @@ fn pages_behind_the_frontier_are_passed_over_and_nothing_else() {
     let told = check(&store.snapshot());
     assert_eq!(passed(&told, 1, true, false), 3);
 
-    let children = ["p2", "p3"].map(|name| SplitChild { dir: name.into(), meta: Vec::new() });
-    store.split(&Datum::Int(PAGE + 7).encode(), &children).unwrap();
+    store.split(&halves_at(&store, &Datum::Int(PAGE + 7).encode(), ["p2", "p3"])).unwrap();
     for dir in ["/data/p2", "/data/p3"] {
         let opened = Store::open(disk.shared(), Path::new(dir), schema(), options(), LogId(7), 9);
         check(&opened.unwrap().0.snapshot());

@@ -3,13 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::array::UInt32Array;
+use arrow::compute::take_record_batch;
 use proptest::prelude::*;
 use shoal_kernel::env::Disk;
 use shoal_kernel::{
     ColumnId, ColumnPredicate, CompareOp, Datum, ErrorCode, FetchSpec, Hlc, KeyRange, LogId, NodeId, PartitionId,
     TableId, TableSchema, Version,
 };
-use shoal_storage::{NoSplitPoint, PagePool, PullCursor, Recovery, Split, SplitChild, SplitPoint, Store, StoreOptions};
+use shoal_storage::{
+    NoSplitPoint, PagePool, PullCursor, Recovery, Rows, Split, SplitChild, SplitPoint, Store, StoreOptions, Write,
+    fingerprint_of,
+};
 
 use crate::changes::apply;
 use crate::disk::{Loss, MemoryDisk};
@@ -32,8 +37,10 @@ fn open_at(disk: &MemoryDisk, dir: &str) -> Arc<Store> {
     try_open(disk, dir, &upsert_schema()).unwrap_or_else(|error| panic!("{dir}: {error}")).0
 }
 
-fn children() -> [SplitChild; 2] {
-    ["p2", "p3"].map(|name| SplitChild { dir: name.into(), meta: name.as_bytes().to_vec() })
+const CHILDREN: [&str; 2] = ["p2", "p3"];
+
+fn split_at(store: &Store, at: &[u8]) -> shoal_kernel::Result<u64> {
+    store.split(&halves_at(store, at, CHILDREN))
 }
 
 fn key(id: i64) -> Vec<u8> {
@@ -96,14 +103,14 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
     let held = parent.snapshot();
     let expected = model.visible();
     let (digest, content) = (parent.digest().unwrap(), parent.content_digest().unwrap());
-    parent.split(&key(at), &children()).unwrap();
+    split_at(&parent, &key(at)).unwrap();
     let refused = parent.commit(vec![put(99, rows(&[(1, None, 1)]))], 0).unwrap_err();
     assert_eq!(refused.code(), ErrorCode::Moved);
     assert_eq!(read(&held), expected, "snapshots of the parent go on");
 
     disk = disk.restart(Loss::Everything);
     assert_eq!(try_open(&disk, DIR, &upsert_schema()).err().unwrap().code(), ErrorCode::Moved);
-    let split = Split { key: key(at), children: ["p2".into(), "p3".into()] };
+    let split = Split { children: CHILDREN.map(String::from).to_vec() };
     assert_eq!(Store::split_of(&disk.shared(), Path::new(DIR)).unwrap(), Some(split));
     let mut stores = [open_at(&disk, LEFT), open_at(&disk, RIGHT)];
     let tables = halves(&expected, at);
@@ -113,7 +120,7 @@ fn run(before: Vec<Step>, at: i64, keep: bool, after: Vec<Step>) {
         assert_eq!(store.snapshot().position(), parent.snapshot().position());
         assert_eq!(store.schema_version(), parent.schema_version());
         assert_eq!(store.verify().unwrap(), []);
-        assert_eq!(store.meta(), children()[number].meta);
+        assert_eq!(store.meta(), CHILDREN[number].as_bytes());
         (1..=node).for_each(|node| {
             let token = format!("token {node}");
             assert_eq!(store.token(&token), parent.token(&token));
@@ -243,7 +250,7 @@ fn power_cut_at_every_operation_of_a_split() {
         let running = disk.restart(Loss::Nothing);
         let store = open_at(&running, DIR);
         running.cut_power_after(operation);
-        finished = store.split(&key(45), &children()).is_ok();
+        finished = split_at(&store, &key(45)).is_ok();
         for loss in [Loss::Everything, Loss::Nothing, Loss::Torn(operation * 2), Loss::Torn(operation * 2 + 1)] {
             let what = format!("cut at {operation}, {loss:?}");
             let restarted = running.restart(loss);
@@ -260,7 +267,7 @@ fn power_cut_at_every_operation_of_a_split() {
             seen[usize::from(split)] += 1;
             if !split {
                 // What the attempt left behind is in nobody's way.
-                open_at(&restarted, DIR).split(&key(45), &children()).unwrap();
+                split_at(&open_at(&restarted, DIR), &key(45)).unwrap();
                 assert_eq!(survivors(&restarted.restart(Loss::Everything), &what), (expected.clone(), true));
             }
         }
@@ -276,24 +283,27 @@ fn a_split_that_fails_leaves_the_parent_at_work() {
     let expected = read(&store.snapshot());
     store.flush().unwrap();
     disk.fail_syncs(true);
-    let error = store.split(&key(45), &children()).unwrap_err();
+    let error = split_at(&store, &key(45)).unwrap_err();
     assert_eq!(error.applied(), shoal_kernel::Applied::False, "{error}");
     disk.fail_syncs(false);
     commit(&store, put(9, rows(&[(500, None, 1)])));
     assert_eq!(store.snapshot().rows(), expected.len() as u64 + 1);
     let other = open_at(&disk, LEFT);
     drop(other);
-    assert_eq!(store.split(&key(45), &children()).unwrap_err().code(), ErrorCode::InvalidRequest, "a store is there");
-    let elsewhere = children().map(|child| SplitChild { dir: format!("{}x", child.dir), ..child });
-    let same = [elsewhere[0].clone(), elsewhere[0].clone()];
+    assert_eq!(split_at(&store, &key(45)).unwrap_err().code(), ErrorCode::InvalidRequest, "a store is there");
+    let elsewhere = halves_at(&store, &key(45), ["p2x", "p3x"]);
+    let mut same_dir = elsewhere.clone();
+    same_dir[1].dir = "p2x".into();
+    let mut same_keys = elsewhere.clone();
+    same_keys[1].range = same_keys[0].range.clone();
     let outside = elsewhere.clone().map(|child| SplitChild { dir: format!("../{}", child.dir), ..child });
-    for (at, dirs) in [(vec![], &elsewhere), (key(45), &same), (key(45), &outside)] {
-        assert_eq!(store.split(&at, dirs).unwrap_err().code(), ErrorCode::InvalidRequest);
+    for children in [&[][..], &halves_at(&store, &[], CHILDREN), &same_dir, &same_keys, &outside] {
+        assert_eq!(store.split(children).unwrap_err().code(), ErrorCode::InvalidRequest);
     }
-    store.split(&key(45), &elsewhere).unwrap();
+    store.split(&elsewhere).unwrap();
     let right = open_at(&disk, "/data/p3x");
     assert_eq!(right.range(), &KeyRange { start: key(45), end: None });
-    assert_eq!(right.split(&key(45), &children()).unwrap_err().code(), ErrorCode::InvalidRequest);
+    assert_eq!(split_at(&right, &key(45)).unwrap_err().code(), ErrorCode::InvalidRequest);
     assert!(read(&right.snapshot()).contains_key(&500));
 }
 
@@ -305,7 +315,7 @@ fn a_split_that_is_told_of_has_happened_for_good() {
     let (manifest, new) = (Path::new(DIR).join("MANIFEST"), Path::new(DIR).join("MANIFEST.new"));
     store.flush().unwrap();
     let before = disk.bytes(&manifest);
-    store.split(&key(45), &children()).unwrap();
+    split_at(&store, &key(45)).unwrap();
     let split = disk.bytes(&manifest);
     // As it is when the parent's manifest was renamed into place and its directory could not be synced.
     let world = disk.shared();
@@ -332,7 +342,7 @@ fn a_log_that_is_synced_late_is_whole_in_both_children() {
     store.flush().unwrap();
     commit(&store, put(2, rows(&(30..60).map(|id| (id, Some("in the log"), id)).collect::<Vec<_>>())));
     let (expected, position) = (read(&store.snapshot()), store.snapshot().position());
-    store.split(&key(45), &children()).unwrap();
+    split_at(&store, &key(45)).unwrap();
     let disk = disk.restart(Loss::Everything);
     for (dir, expected) in [LEFT, RIGHT].iter().zip(halves(&expected, 45)) {
         let (child, recovery) = late(&disk, dir);
@@ -344,7 +354,7 @@ fn a_log_that_is_synced_late_is_whole_in_both_children() {
 #[test]
 fn a_child_takes_its_own_rows_only() {
     let disk = MemoryDisk::default();
-    filled(&disk).unwrap().split(&key(45), &children()).unwrap();
+    split_at(&filled(&disk).unwrap(), &key(45)).unwrap();
     let (left, right) = (open_at(&disk, LEFT), open_at(&disk, RIGHT));
     for stray in [put(20, rows(&[(1, None, 1), (45, None, 1)])), delete(20, keys(&[45]))] {
         let refused = left.commit(vec![stray], 0).unwrap().remove(0).unwrap_err();
@@ -388,7 +398,7 @@ fn bytes_are_shared_until_a_merge_separates_them() {
     let segment = store.status().disk_bytes;
     let SplitPoint::At(at) = store.split_point(1, 1000).unwrap() else { panic!("there are keys enough") };
     let before = disk.used_bytes();
-    store.split(&at, &children()).unwrap();
+    split_at(&store, &at).unwrap();
     assert!(disk.used_bytes() < before + segment / 2, "a split writes no rows");
     drop(store);
     let shared: Arc<dyn Disk> = disk.shared();
@@ -408,8 +418,7 @@ fn bytes_are_shared_until_a_merge_separates_them() {
     assert_eq!(right.snapshot().rows(), counts[1]);
     // And once more in two.
     let SplitPoint::At(at) = right.split_point(1, 1000).unwrap() else { panic!("there are keys enough") };
-    let grandchildren = ["p4", "p5"].map(|name| SplitChild { dir: name.into(), meta: Vec::new() });
-    right.split(&at, &grandchildren).unwrap();
+    right.split(&halves_at(&right, &at, ["p4", "p5"])).unwrap();
     let rows: u64 = ["/data/p4", "/data/p5"].iter().map(|dir| open_at(&disk, dir).snapshot().rows()).sum();
     assert_eq!(rows, counts[1]);
 }
@@ -458,11 +467,61 @@ fn events_are_split_by_their_time() {
     commit(&store, put(2, events(&(0..20).map(|n| (n, "late", n)).collect::<Vec<_>>())));
     let SplitPoint::At(at) = store.split_point(1, 10).unwrap() else { panic!("there are times enough") };
     let digest = store.digest().unwrap();
-    store.split(&at, &children()).unwrap();
+    split_at(&store, &at).unwrap();
     let [left, right] = [LEFT, RIGHT].map(|dir| try_open(&disk, dir, &event_schema()).unwrap().0);
     let (below, above) = (left.snapshot().rows(), right.snapshot().rows());
     assert_eq!(below + above, 220);
     assert!(below % 11 == 0 && (60..160).contains(&below), "whole times on either side: {below}");
     let sums = (left.digest().unwrap().sum, right.digest().unwrap().sum);
     assert_eq!(sums.0.wrapping_add(sums.1), digest.sum);
+}
+
+#[test]
+fn a_store_falls_in_three_and_gives_up_what_nobody_is_to_have() {
+    let disk = MemoryDisk::default();
+    let store = filled(&disk).unwrap();
+    let all = read(&store.snapshot());
+    let range = |start, end| KeyRange { start: key(start), end: Some(key(end)) };
+    let child = |dir: &str, range| SplitChild { dir: dir.into(), range, meta: Vec::new() };
+    let children = [child("p2", range(0, 20)), child("p3", range(20, 40)), child("p4", range(60, 70))];
+    assert_eq!(store.split(&children).unwrap(), store.status().position);
+    for (dir, from, to) in [("/data/p2", 0, 20), ("/data/p3", 20, 40), ("/data/p4", 60, 70)] {
+        let expected: Table = all.range(from..to).map(|(id, row)| (*id, row.clone())).collect();
+        assert_eq!(read(&open_at(&disk, dir).snapshot()), expected, "{dir}");
+    }
+}
+
+#[test]
+fn a_part_of_a_write_has_the_versions_and_the_token_of_the_whole() {
+    let disk = MemoryDisk::default();
+    let store = open_at(&disk, DIR);
+    let whole = rows(&[(10, None, 1), (50, None, 2), (11, None, 3), (51, None, 4)]);
+    let fingerprint = fingerprint_of(&upsert_schema(), &whole).unwrap();
+    let mut sent = put(5, whole.clone());
+    sent.token = Some("t".into());
+    commit(&store, sent.clone());
+    split_at(&store, &key(45)).unwrap();
+
+    let part = |places: [u32; 2], fingerprint| Write {
+        rows: Rows::Part {
+            deletes: false,
+            rows: take_record_batch(&whole, &UInt32Array::from(places.to_vec())).unwrap(),
+            ordinals: places.to_vec(),
+            fingerprint,
+        },
+        ..sent.clone()
+    };
+    for (dir, places) in [(LEFT, [0, 2]), (RIGHT, [1, 3])] {
+        // It is known to the child that has it from its parent, and taken in the same way by one that has not.
+        let child = open_at(&disk, dir);
+        assert!(commit(&child, part(places, fingerprint)).duplicate, "{dir}");
+        let other = child.commit(vec![part(places, 7)], 0).unwrap().remove(0).unwrap_err();
+        assert_eq!(other.code(), ErrorCode::TokenConflict, "{dir}");
+        let fresh = open_at(&disk, &format!("{dir}x"));
+        assert!(!commit(&fresh, part(places, fingerprint)).duplicate);
+        assert_eq!(fresh.digest().unwrap(), child.digest().unwrap(), "{dir}");
+    }
+    let torn = Rows::Part { deletes: false, rows: whole, ordinals: vec![1], fingerprint };
+    let error = open_at(&disk, LEFT).commit(vec![Write { token: None, rows: torn, ..sent }], 0).unwrap().remove(0);
+    assert_eq!(error.unwrap_err().code(), ErrorCode::InvalidRequest);
 }

@@ -13,7 +13,7 @@ use shoal_kernel::{
     ColumnId, ColumnPredicate, CompareOp, Datum, LogId, Measure, ScanSpec, SchemaChange, Slice, Summary, SummaryPart,
     TableKind, TableSchema,
 };
-use shoal_storage::{Snapshot, SplitChild, Store, datum_at};
+use shoal_storage::{Snapshot, Store, datum_at};
 
 use crate::disk::MemoryDisk;
 use crate::fixture::*;
@@ -296,9 +296,8 @@ fn of_the_rows_of_the_other_half_nothing_is_told() {
     let (store, _) = open_with(&disk.shared(), &wide_schema(), options(), 7).unwrap();
     commit(&store, put(1, wide(0..3 * PAGE, 1)));
     store.flush().unwrap();
-    let children = ["p2", "p3"].map(|name| SplitChild { dir: name.into(), meta: Vec::new() });
     let at = PAGE + 100;
-    store.split(&Datum::Int(at).encode(), &children).unwrap();
+    store.split(&halves_at(&store, &Datum::Int(at).encode(), ["p2", "p3"])).unwrap();
     let counts = ["/data/p2", "/data/p3"].map(|dir| {
         let opened = Store::open(disk.shared(), Path::new(dir), wide_schema(), options(), LogId(7), 9);
         let told = check_wide(&opened.unwrap().0.snapshot());
