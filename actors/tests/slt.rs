@@ -364,3 +364,13 @@ async fn writers_go_on_while_a_table_is_altered() {
     }
     panic!("replicas differ: {:?}", nodes[0].cluster().await.partitions);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_on_one_node() {
+    alone("splits.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_on_three_nodes() {
+    alone("splits.slt", 3).await;
+}

@@ -43,6 +43,10 @@ planted! {
     CompactionDropsPage = "compaction-drops-page";
     /// A compaction leaves out tombstones, whatever older rows of their keys lie elsewhere.
     TombstoneDropped = "tombstone-dropped";
+    /// When a store is split, the last keys of a part are nobody's.
+    SplitGap = "split-gap";
+    /// The parts of a store that was split do not know its idempotency keys.
+    SplitTokensForgotten = "split-tokens-forgotten";
     /// A compaction does not hear of the rows that are replaced while it runs.
     MasksNotCarried = "masks-not-carried";
     /// Catch-up hands out all rows of a record but the last.
@@ -87,6 +91,8 @@ planted! {
     AcknowledgeEarly = "acknowledge-early";
     /// The time of a key's events is given anew at every attempt.
     NewTimeOnRetry = "new-time-on-retry";
+    /// A write that meets a split goes on to one of the halves alone.
+    SplitHalfSent = "split-half-sent";
     /// Attempts at one key of an upsert table do not agree on the version of its rows.
     VersionPerAttempt = "version-per-attempt";
     /// Errors of writes say that nothing was applied, whatever they know.

@@ -58,6 +58,7 @@ rare! {
     ReservationAdopted = "a reservation took over what an earlier attempt had left";
     ReservationRefused = "a reservation met a higher ballot";
     WaitedForClock = "a change of rows waited until its clock had passed what it had read";
+    WriteMetSplit = "a write was under way to a partition that was split";
     // Replicas.
     TailCut = "a torn end of a log was cut off";
     LogInDoubt = "the end of a log was in doubt";
@@ -76,15 +77,19 @@ rare! {
     SegmentExpired = "a replica dropped a whole segment that had had its time";
     HandedOver = "a replica that was to leave had handed over what it held";
     Settled = "the voters of a partition held what had been acknowledged before they were";
+    ReplicaSplit = "a replica that ran was split";
+    ReplicaSplitAtStart = "a replica was split when its node started";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";
     UpdatedWhileAltered = "rows to be updated had got another schema than the one planned with";
     QueryRestarted = "a query was started again because a node was lost";
+    QueryReplanned = "a query was planned again because a partition had been split or dropped";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
     // Placement.
     ReplicaMade = "a replica more was made of a partition";
+    SplitBySize = "a partition that had outgrown its limits was split";
     ReplicaRetired = "a replica was told to leave";
     // Agreement and membership.
     WindowMade = "a window was made for rows that were in no partition";

@@ -43,5 +43,5 @@ pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExte
 pub use planner::{PlanOptions, Planner, RowCounts, Slicing};
 pub use router::EdgeRouter;
 pub use sql::split_statements;
-pub use statement::{ExplainKind, InsertSource, PlannedQuery, Statement};
+pub use statement::{ExplainKind, InsertSource, PlannedQuery, SplitWish, Statement};
 pub use task::{RunnableTask, TaskMemory};

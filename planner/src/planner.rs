@@ -168,6 +168,10 @@ impl Planner {
             Parsed::CreateTable(table) => Statement::CreateTable(table),
             Parsed::DropTable { name, if_exists } => Statement::DropTable { name, if_exists },
             Parsed::AlterTable(altered) => Statement::AlterTable(altered.resolve(catalog)?),
+            Parsed::Split(splitting) => {
+                let (table, how) = splitting.resolve(catalog)?;
+                Statement::Split { table, how }
+            }
             Parsed::Insert(statement) => insert::plan(&state, catalog, *statement).await?,
             Parsed::Change(statement) => change::plan(&state, catalog, *statement).await?.into(),
             Parsed::Flush(name) => Statement::Flush { table: name.map(|name| known(catalog, name)).transpose()? },
@@ -306,7 +310,7 @@ fn refuse_writes(parsed: &Parsed) -> Result<()> {
     let what = match parsed {
         Parsed::CreateTable(_) => "CREATE TABLE",
         Parsed::DropTable { .. } => "DROP TABLE",
-        Parsed::AlterTable(_) => "ALTER TABLE",
+        Parsed::AlterTable(_) | Parsed::Split(_) => "ALTER TABLE",
         Parsed::Insert(_) => "INSERT",
         Parsed::Change(statement) => match statement.as_ref() {
             ast::Statement::Update(_) => "UPDATE",

@@ -2,6 +2,7 @@
 
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::{AlteredTable, NewTable};
+use shoal_kernel::PartitionId;
 
 use crate::graph::FragmentGraph;
 
@@ -21,6 +22,13 @@ pub enum Statement {
     },
     /// A table is to be changed; `None` if it is as it is wanted.
     AlterTable(Option<AlteredTable>),
+    /// A partition of a table is to become two.
+    Split {
+        /// The table's name.
+        table: String,
+        /// Which partition, and where.
+        how: SplitWish,
+    },
     /// Rows are to be written.
     Insert {
         /// The table's name.
@@ -62,7 +70,7 @@ impl Statement {
             Self::Query(_) => "SELECT",
             Self::CreateTable(_) => "CREATE TABLE",
             Self::DropTable { .. } => "DROP TABLE",
-            Self::AlterTable(_) => "ALTER TABLE",
+            Self::AlterTable(_) | Self::Split { .. } => "ALTER TABLE",
             Self::Insert { .. } => "INSERT",
             Self::Delete { .. } => "DELETE",
             Self::Update { .. } => "UPDATE",
@@ -70,6 +78,17 @@ impl Statement {
             Self::Optimize { .. } => "OPTIMIZE TABLE",
         }
     }
+}
+
+/// Which partition is to be split, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SplitWish {
+    /// The one with most rows, at its median key.
+    Largest,
+    /// This one, at its median key.
+    Partition(PartitionId),
+    /// The one that holds this encoded partition key, which becomes the first of the second half.
+    At(Vec<u8>),
 }
 
 /// A query.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, try_join_all};
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 use shoal_catalog::{Partition, Table};
 use shoal_kernel::level::quorum;
@@ -14,11 +15,11 @@ use shoal_kernel::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::reserve::conflict;
-use super::route::Piece;
+use super::route::{self, Part, Piece};
 use super::{HeldToken, PERMIT_BYTES, dropped, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
-use crate::replica::message::{ReplicaAnswer, ReplicaCall, WriteCall, Written};
+use crate::replica::message::{PartOfWrite, ReplicaAnswer, ReplicaCall, WriteCall, Written};
 use crate::replica::serve;
 
 /// How long one replica may take for one answer.
@@ -54,14 +55,17 @@ pub(super) struct Delivery {
     pub(super) agreed: bool,
 }
 
-/// A piece as it is sent.
+/// Rows for one partition as they are sent.
+#[derive(Clone)]
 pub(super) struct Parcel {
-    pub(super) piece: Piece,
+    pub(super) part: Part,
     pub(super) token: Option<String>,
     pub(super) version: Version,
+    /// Of the whole piece, if there is a token.
+    pub(super) fingerprint: u128,
 }
 
-/// A piece under way.
+/// A parcel under way.
 struct Sending {
     delivery: Delivery,
     call: WriteCall,
@@ -81,23 +85,51 @@ struct Sending {
 }
 
 impl Delivery {
-    pub(super) async fn run(self, parcel: Parcel, inflight: Arc<Semaphore>) -> Result<Outcome> {
-        let Parcel { piece, token, version } = parcel;
-        let tokened = token.is_some();
-        let rows = batch::encode(&piece.rows)?;
+    /// Delivers a parcel; if its partition is split meanwhile, to the parts of that.
+    pub(super) fn run(self, parcel: Parcel, inflight: Arc<Semaphore>) -> BoxFuture<'static, Result<Outcome>> {
+        Box::pin(async move {
+            if let Some(outcome) = self.clone().send(&parcel, &inflight).await? {
+                return Ok(outcome);
+            }
+            // Some replica may have taken it before.
+            let in_doubt = |error: Error| error.with_applied(Applied::Unknown);
+            let catalog = self.context.agreement.catalog().borrow().clone();
+            let mut parts = route::recut(&catalog, &self.table, &parcel.part).map_err(in_doubt)?;
+            if parts.len() > 1 {
+                self.context.env.reached(Rare::WriteMetSplit);
+                if self.context.config.has(Planted::SplitHalfSent) {
+                    parts.truncate(1);
+                }
+            }
+            let deliver = |part: Part| self.clone().run(Parcel { part, ..parcel.clone() }, inflight.clone());
+            let outcomes = try_join_all(parts.into_iter().map(deliver)).await.map_err(in_doubt)?;
+            let version = outcomes.iter().map(|outcome| outcome.version).min();
+            let duplicate = outcomes.iter().all(|outcome| outcome.duplicate);
+            version
+                .map(|version| Outcome { version, duplicate })
+                .ok_or_else(|| Error::internal("a parcel without rows"))
+        })
+    }
+
+    /// Delivers a parcel to the replicas of its partition; `None` if that has been split.
+    async fn send(self, parcel: &Parcel, inflight: &Arc<Semaphore>) -> Result<Option<Outcome>> {
+        let Parcel { part, token, version, fingerprint } = parcel;
+        let rows = batch::encode(&part.rows)?;
         let permits = u32::try_from(rows.len().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        let room = inflight.try_acquire_many_owned(permits).map_err(|_| {
+        let room = inflight.clone().try_acquire_many_owned(permits).map_err(|_| {
             Error::new(ErrorCode::Overloaded, "this node has too many rows under way (INFLIGHT_BYTES_MAX)")
                 .with_retry_after_ms(200)
         })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
+        let of_whole = |ordinals: Vec<u32>| PartOfWrite { ordinals, fingerprint: *fingerprint };
         let mut sending = Sending {
             call: WriteCall {
-                partition: piece.partition,
+                partition: part.partition,
                 epoch: Epoch::default(),
-                version,
-                token,
+                version: *version,
+                token: token.clone(),
                 deletes: self.deletes,
+                part: part.ordinals.clone().map(of_whole),
                 rows,
             },
             delivery: self,
@@ -110,7 +142,7 @@ impl Delivery {
             later: BTreeSet::new(),
             refused: BTreeMap::new(),
             // An earlier request with this token may have reached a replica that has not said so, or may be on its way.
-            touched: tokened,
+            touched: token.is_some(),
             last: None,
         };
         sending.run(&mut answers).await.map_err(|error| {
@@ -125,42 +157,52 @@ impl Delivery {
         self.until.saturating_sub(self.context.env.monotonic())
     }
 
-    /// The partition as this node knows it now.
-    pub(super) fn partition(&self, id: PartitionId) -> Result<Partition> {
+    /// The partition as this node knows it now; `None` if it has been split.
+    pub(super) fn partition(&self, id: PartitionId) -> Result<Option<Partition>> {
         let catalog = self.context.agreement.catalog().borrow().clone();
-        catalog.partitions.get(&id).cloned().ok_or_else(|| match catalog.tables.contains_key(&self.table.id) {
-            true => Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped"),
-            false => dropped(&self.table),
-        })
+        match catalog.partitions.get(&id) {
+            Some(partition) => Ok(Some(partition.clone())),
+            None if catalog.ancestors.contains_key(&id) => Ok(None),
+            None if catalog.tables.contains_key(&self.table.id) => {
+                let message = "the rows have had their time: their window has been dropped";
+                Err(Error::new(ErrorCode::RowsExpired, message))
+            }
+            None => Err(dropped(&self.table)),
+        }
     }
 
     /// Whether all attempts at a key have to agree on the version of its rows: under two versions the newer ones would hide what
     /// others have written in between. A single replica sees to that by itself.
     pub(super) fn must_agree(&self, pieces: &[Piece]) -> Result<bool> {
         let mut replicated = false;
-        for piece in pieces {
-            replicated |= self.partition(piece.partition)?.voters().count() > 1;
+        for part in pieces.iter().flat_map(|piece| &piece.parts) {
+            let partition = self.partition(part.partition)?;
+            replicated |= partition.is_none_or(|partition| partition.voters().count() > 1);
         }
         Ok(replicated)
     }
 
-    /// The versions that the pieces' tokens have already, in the order of the pieces.
-    pub(super) async fn known(
-        &self,
-        pieces: &[Piece],
-        token: impl Fn(&Piece) -> String,
-    ) -> Result<Vec<Option<Version>>> {
+    /// The versions that the parcels' tokens have already, in the order of the parcels.
+    pub(super) async fn known(&self, parcels: &[Parcel]) -> Result<Vec<Option<Version>>> {
         // Collected first: a stream over a borrowing closure is not Send for every lifetime, and the doors spawn this.
-        let lookups: Vec<_> = pieces.iter().map(|piece| self.known_piece(piece, token(piece))).collect();
+        let lookups: Vec<_> = parcels.iter().map(|parcel| self.known_parcel(parcel)).collect();
         futures::stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).try_collect().await
     }
 
     /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
     /// cannot be missed; sends no rows.
-    async fn known_piece(&self, piece: &Piece, token: String) -> Result<Option<Version>> {
-        let fingerprint = shoal_storage::fingerprint_of(&self.table.schema, &piece.rows)?;
-        let voters: Vec<NodeId> = self.partition(piece.partition)?.voters().collect();
-        let call = ReplicaCall::Token { partition: piece.partition, token };
+    async fn known_parcel(&self, parcel: &Parcel) -> Result<Option<Version>> {
+        let Some(token) = parcel.token.clone() else { return Ok(None) };
+        let (fingerprint, mut id) = (parcel.fingerprint, parcel.part.partition);
+        let partition = loop {
+            match self.partition(id)? {
+                Some(partition) => break partition,
+                // What its replicas knew, those of any part of it know.
+                None => id = self.some_heir(&parcel.part)?,
+            }
+        };
+        let voters: Vec<NodeId> = partition.voters().collect();
+        let call = ReplicaCall::Token { partition: id, token };
         let call: Bytes = wire::encode(&call)?.into();
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
@@ -202,14 +244,23 @@ impl Delivery {
     }
 }
 
+impl Delivery {
+    /// The partition of a part's first rows, as of now.
+    fn some_heir(&self, part: &Part) -> Result<PartitionId> {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let parts = route::recut(&catalog, &self.table, part)?;
+        parts.first().map(|part| part.partition).ok_or_else(|| Error::internal("a part without rows"))
+    }
+}
+
 impl Sending {
     /// Sends to every replica and counts acknowledgements of one epoch, asking again those that were not ready, until the
-    /// level is reached or cannot be.
-    async fn run(&mut self, answers: &mut mpsc::Receiver<(Epoch, NodeId, Result<Written>)>) -> Result<Outcome> {
+    /// level is reached or cannot be; `None` if the partition has been split.
+    async fn run(&mut self, answers: &mut mpsc::Receiver<(Epoch, NodeId, Result<Written>)>) -> Result<Option<Outcome>> {
         let env = self.delivery.context.env.clone();
         let mut pause = RETRY_PAUSE_MIN;
         loop {
-            let partition = self.delivery.partition(self.call.partition)?;
+            let Some(partition) = self.delivery.partition(self.call.partition)? else { return Ok(None) };
             if partition.epoch != self.call.epoch {
                 if self.call.epoch != Epoch::default() {
                     env.reached(Rare::NewerEpoch);
@@ -219,7 +270,7 @@ impl Sending {
             self.send(&partition);
             if let Some(outcome) = self.verdict(&partition)? {
                 self.tell_rare(&partition);
-                return Ok(outcome);
+                return Ok(Some(outcome));
             }
             let left = self.delivery.left();
             if left.is_zero() {

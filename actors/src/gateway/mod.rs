@@ -18,12 +18,12 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use shoal_catalog::Table;
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
-use shoal_storage::with_rows_before;
+use shoal_storage::{fingerprint_of, with_rows_before};
 use tokio::sync::Semaphore;
 
 use self::deliver::{Delivery, Outcome, Parcel};
 use self::reserve::Reservation;
-use self::route::{Piece, Stamp};
+use self::route::Stamp;
 use crate::node::clock::STAMPS_PER_TICK;
 use crate::node::context::NodeContext;
 use crate::service::{WriteReport, WriteRequest};
@@ -114,7 +114,7 @@ impl Gateway {
         let Reservation { version: mut base, fresh } = match reserved {
             Some((token, fingerprint)) => {
                 let home = delivery.home(token).map_err(in_doubt)?;
-                delivery.reserve(home, token, own, fingerprint).await.map_err(in_doubt)?
+                delivery.reserve(&home, token, own, fingerprint).await.map_err(in_doubt)?
             }
             None => Reservation { version: own, fresh: false },
         };
@@ -142,7 +142,7 @@ impl Gateway {
             None => error,
         })?;
         if let (true, Some(first)) = (self.context.config.has(Planted::WrongPartition), table.partitions.first()) {
-            pieces.iter_mut().for_each(|piece| piece.partition = *first);
+            pieces.iter_mut().flat_map(|piece| &mut piece.parts).for_each(|part| part.partition = *first);
         }
         if pieces.len() as u64 > STAMPS_PER_TICK {
             return Err(Error::new(
@@ -159,25 +159,33 @@ impl Gateway {
             delivery.agreed = delivery.must_agree(&pieces).map_err(in_doubt)?;
             if delivery.agreed {
                 let fingerprint = route::fingerprint(&table, &batches)?;
-                let reserved = delivery.reserve(first.partition, token, own, fingerprint).await;
+                let home = delivery.home_of(first).map_err(in_doubt)?;
+                let reserved = delivery.reserve(&home, token, own, fingerprint).await;
                 base = reserved.map_err(in_doubt)?.version;
             }
         }
-        let token = |piece: &Piece| request.token.as_ref().map(|token| piece_token(token, piece.number));
-        let known = match &request.token {
-            Some(token) if !fresh => {
-                delivery.known(&pieces, |piece| piece_token(token, piece.number)).await.map_err(in_doubt)?
-            }
-            _ => vec![None; pieces.len()],
-        };
         let version = |number: u64| Version::new(Hlc(base.time().0 + number), base.node(), 0);
-        let mut waiting = (0..).zip(pieces.into_iter().zip(known));
+        let mut parcels = Vec::with_capacity(pieces.len());
+        for (number, piece) in (0..).zip(pieces) {
+            let token = request.token.as_ref().map(|token| piece_token(token, piece.number));
+            let fingerprint = match &token {
+                Some(_) => fingerprint_of(&table.schema, &piece.rows)?,
+                None => 0,
+            };
+            let parcel = |part| Parcel { part, token: token.clone(), version: version(number), fingerprint };
+            parcels.extend(piece.parts.into_iter().map(parcel));
+        }
+        let known = match &request.token {
+            Some(_) if !fresh => delivery.known(&parcels).await.map_err(in_doubt)?,
+            _ => vec![None; parcels.len()],
+        };
+        let mut waiting = parcels.into_iter().zip(known);
         let mut under_way = FuturesUnordered::new();
         let (mut outcomes, mut failures) = (Vec::new(), Vec::<Error>::new());
         loop {
             while under_way.len() < PIECES_AT_ONCE && failures.is_empty() {
-                let Some((number, (piece, known))) = waiting.next() else { break };
-                let parcel = Parcel { token: token(&piece), version: known.unwrap_or(version(number)), piece };
+                let Some((parcel, known)) = waiting.next() else { break };
+                let parcel = Parcel { version: known.unwrap_or(parcel.version), ..parcel };
                 let sent = delivery.clone().run(parcel, self.inflight.clone());
                 under_way.push(async move {
                     let outcome = sent.await?;

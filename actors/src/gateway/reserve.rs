@@ -5,17 +5,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use shoal_catalog::Partition;
+use shoal_catalog::{Partition, Partitioning};
 use shoal_kernel::level::quorum;
 use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Rare, Result, Version, key, wire};
 
 use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
+use super::dropped;
+use super::route::{self, Piece};
 use crate::replica::message::{PrepareCall, Promised, ReplicaAnswer, ReplicaCall, ReserveCall};
 use crate::replica::promises::Reserved;
 use crate::replica::serve;
 
 /// How long to wait, at most, before the next ballot: others may be at it too, and replicas may be changing their epoch.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Where a reservation is kept. Every attempt must find the same partition, or one that came of it by splits: those know what it
+/// knew.
+pub(super) enum Home {
+    /// In this one, which is never split.
+    Partition(PartitionId),
+    /// In the one that holds this partition key.
+    Key(Vec<u8>),
+}
 
 /// The version that a key's rows have, now and at every later attempt.
 pub(super) struct Reservation {
@@ -25,13 +36,13 @@ pub(super) struct Reservation {
 }
 
 impl Delivery {
-    /// The version reserved for a client's key; this one, if none was. Every attempt must ask the replicas of the same partition.
+    /// The version reserved for a client's key; this one, if none was.
     ///
     /// # Errors
     /// [`ErrorCode::TokenConflict`] if the key was used for rows with another fingerprint.
     pub(super) async fn reserve(
         &self,
-        home: PartitionId,
+        home: &Home,
         token: &str,
         own: Version,
         fingerprint: u128,
@@ -39,7 +50,7 @@ impl Delivery {
         // No piece's token ends like this.
         let token = format!("{token}\u{1f}");
         loop {
-            let partition = self.partition(home)?;
+            let partition = self.now_at(home)?;
             let ballot = Version::new(self.context.clock.tick().await?, self.context.node, 0);
             // More of them than of reservations: gateways or clients compete for keys.
             metrics::counter!("shoal_key_ballots_total").increment(1);
@@ -61,16 +72,39 @@ impl Delivery {
         }
     }
 
-    /// The partition whose replicas keep the reservation of a key of events, which go where their time says: it is not known yet.
-    /// Windows come and go, but for the oldest.
-    pub(super) fn home(&self, token: &str) -> Result<PartitionId> {
-        let partitions = &self.table.partitions;
-        let place = key::partition_hash(token.as_bytes()) % partitions.len().max(1) as u64;
-        let home = match self.table.options.partition_size_hint {
-            Some(_) => partitions.iter().min(),
-            None => usize::try_from(place).ok().and_then(|place| partitions.get(place)),
+    /// Where the reservation of a key of events is kept, which go where their time says: it is not known yet. Windows come and go,
+    /// but for what the oldest has become.
+    pub(super) fn home(&self, token: &str) -> Result<Home> {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let table = catalog.tables.get(&self.table.id).ok_or_else(|| dropped(&self.table))?;
+        let roots = catalog.roots(table);
+        let place = key::partition_hash(token.as_bytes()) % roots.len().max(1) as u64;
+        let root = match table.options.partition_size_hint {
+            Some(_) => roots.iter().min(),
+            None => usize::try_from(place).ok().and_then(|place| roots.get(place)),
         };
-        home.copied().ok_or_else(|| Error::internal(format!("table '{}' has no partitions", self.table.name)))
+        let root = *root.ok_or_else(|| Error::internal(format!("table '{}' has no partitions", table.name)))?;
+        Ok(catalog.range_of(root).map_or(Home::Partition(root), |range| Home::Key(range.start.clone())))
+    }
+
+    /// Where the reservation of a key is kept whose first rows are these.
+    pub(super) fn home_of(&self, first: &Piece) -> Result<Home> {
+        match (&self.table.partitioning, first.parts.first()) {
+            (Partitioning::Range { .. }, _) => Ok(Home::Key(route::least_key(&self.table, &first.rows)?)),
+            (Partitioning::Hash { .. }, Some(part)) => Ok(Home::Partition(part.partition)),
+            (_, None) => Err(Error::internal("a piece without rows")),
+        }
+    }
+
+    fn now_at(&self, home: &Home) -> Result<Partition> {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let table = catalog.tables.get(&self.table.id).ok_or_else(|| dropped(&self.table))?;
+        let partition = match home {
+            Home::Partition(id) => catalog.partitions.get(id),
+            Home::Key(key) => catalog.partition_for(table, key),
+        };
+        let gone = || Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped");
+        partition.cloned().ok_or_else(gone)
     }
 
     /// One ballot: a majority promises and says what it has accepted, then a majority accepts.

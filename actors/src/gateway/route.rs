@@ -8,10 +8,10 @@ use arrow::compute::{concat_batches, take_record_batch};
 use shoal_catalog::{Catalog, Table};
 use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
-use shoal_kernel::{Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
+use shoal_kernel::{ColumnId, Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
 use shoal_storage::{
-    batch_bytes, check_not_expired, check_values, contents_of, encode_keys, fingerprint_of, held_columns, rows_within,
-    with_rows_before,
+    EncodedKeys, batch_bytes, check_not_expired, check_values, contents_of, encode_keys, fingerprint_of, held_columns,
+    rows_within, with_rows_before,
 };
 
 use super::dropped;
@@ -19,13 +19,24 @@ use super::dropped;
 /// Windows that one request may have made. Each is a partition with all that belongs to it.
 const WINDOWS_PER_REQUEST_MAX: usize = 64;
 
-/// Rows for one partition that travel together.
+/// Rows that have a version and a token in common. They are cut as if no partition had ever been split, so that a resend is cut
+/// in the same places.
 #[derive(Debug)]
 pub(super) struct Piece {
-    pub(super) partition: PartitionId,
-    /// Counts the pieces of one partition, so that each has a token of its own.
+    /// Counts the pieces of one partition, as it was before any split, so that each has a token of its own.
     pub(super) number: usize,
     pub(super) rows: RecordBatch,
+    /// By partition.
+    pub(super) parts: Vec<Part>,
+}
+
+/// Rows of a piece that go to one partition.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) partition: PartitionId,
+    pub(super) rows: RecordBatch,
+    /// Their places in the piece, unless these are all of its rows.
+    pub(super) ordinals: Option<Vec<u32>>,
 }
 
 /// What an event table's rows are given where the client gave nothing.
@@ -160,15 +171,12 @@ pub(super) enum Split {
 pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], deletes: bool) -> Result<Split> {
     // Its columns are those of the rows, its partitions those of today.
     let now = catalog.tables.get(&table.id).ok_or_else(|| dropped(table))?;
-    let names = table.partitioning.columns().iter().filter_map(|column| table.schema.index_of(*column));
-    let names: Vec<&str> = names.map(|place| table.schema.columns[place].name.as_str()).collect();
-    let mut parts: BTreeMap<PartitionId, Vec<RecordBatch>> = BTreeMap::new();
+    let mut pieces_of: BTreeMap<PartitionId, Gathered> = BTreeMap::new();
+    let mut roots: BTreeMap<PartitionId, PartitionId> = BTreeMap::new();
     let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
     for (first_row, batch) in with_rows_before(batches) {
-        let place = |name: &&str| batch.schema().index_of(name).map_err(internal);
-        let key_columns: Vec<usize> = names.iter().map(place).collect::<Result<_>>()?;
-        let keys = encode_keys(batch, &key_columns)?;
-        let mut rows: BTreeMap<PartitionId, Vec<u32>> = BTreeMap::new();
+        let keys = partition_keys(table, batch)?;
+        let mut rows: BTreeMap<PartitionId, (Vec<u32>, Vec<PartitionId>)> = BTreeMap::new();
         for row in 0..batch.num_rows() {
             let key = keys.get(row);
             if key.len() > KEY_BYTES_MAX {
@@ -196,22 +204,30 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
                 }
                 continue;
             };
-            rows.entry(partition.id).or_default().push(row as u32);
+            let root = match partition.parent {
+                None => partition.id,
+                Some(_) => *roots.entry(partition.id).or_insert_with(|| catalog.root_of(partition.id)),
+            };
+            let (rows, owners) = rows.entry(root).or_default();
+            rows.push(row as u32);
+            owners.push(partition.id);
         }
-        for (partition, rows) in rows {
+        for (root, (rows, owners)) in rows {
             let part = if rows.len() == batch.num_rows() {
                 batch.clone()
             } else {
                 take_record_batch(batch, &UInt32Array::from(rows)).map_err(internal)?
             };
-            parts.entry(partition).or_default().push(part);
+            let gathered = pieces_of.entry(root).or_default();
+            gathered.batches.push(part);
+            gathered.owners.extend(owners);
         }
     }
     if !missing.is_empty() {
         return Ok(Split::Missing(missing));
     }
     let mut pieces = Vec::new();
-    for (partition, batches) in parts {
+    for Gathered { batches, mut owners } in pieces_of.into_values() {
         let Some(first) = batches.first() else { continue };
         let rows = if batches.len() == 1 {
             first.clone()
@@ -219,10 +235,69 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
             concat_batches(&first.schema(), &batches).map_err(internal)?
         };
         for (number, rows) in chunks(table, &rows)?.into_iter().enumerate() {
-            pieces.push(Piece { partition, number, rows });
+            let rest = owners.split_off(rows.num_rows().min(owners.len()));
+            let parts = parts_of(&rows, None, &owners)?;
+            owners = rest;
+            pieces.push(Piece { number, rows, parts });
         }
     }
     Ok(Split::Pieces(pieces))
+}
+
+/// Rows of one partition, as it was before any split, and where each of them belongs now.
+#[derive(Default)]
+struct Gathered {
+    batches: Vec<RecordBatch>,
+    owners: Vec<PartitionId>,
+}
+
+/// The encoded partition keys of rows.
+fn partition_keys(table: &Table, rows: &RecordBatch) -> Result<EncodedKeys> {
+    let place = |column: &ColumnId| -> Result<usize> {
+        let place = table.schema.index_of(*column);
+        let place = place.ok_or_else(|| Error::internal("a partition key without one of its columns"))?;
+        rows.schema().index_of(&table.schema.columns[place].name).map_err(internal)
+    };
+    let columns: Vec<usize> = table.partitioning.columns().iter().map(place).collect::<Result<_>>()?;
+    encode_keys(rows, &columns)
+}
+
+/// The smallest partition key of the rows: whoever holds it, over all splits, came of one partition.
+pub(super) fn least_key(table: &Table, rows: &RecordBatch) -> Result<Vec<u8>> {
+    let keys = partition_keys(table, rows)?;
+    keys.iter().min().map(<[u8]>::to_vec).ok_or_else(|| Error::internal("a piece without rows"))
+}
+
+/// Cuts a part of a piece whose partition has been split meanwhile. Its rows keep their places in the piece.
+pub(super) fn recut(catalog: &Catalog, table: &Table, part: &Part) -> Result<Vec<Part>> {
+    let now = catalog.tables.get(&table.id).ok_or_else(|| dropped(table))?;
+    let keys = partition_keys(table, &part.rows)?;
+    let owner = |key: &[u8]| {
+        let gone = || Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped");
+        catalog.partition_for(now, key).map(|partition| partition.id).ok_or_else(gone)
+    };
+    let owners = keys.iter().map(owner).collect::<Result<Vec<_>>>()?;
+    parts_of(&part.rows, part.ordinals.as_deref(), &owners)
+}
+
+/// Rows by the partition that each belongs to, in the order of its number.
+fn parts_of(rows: &RecordBatch, ordinals: Option<&[u32]>, owners: &[PartitionId]) -> Result<Vec<Part>> {
+    if let Some(first) = owners.first()
+        && owners.iter().all(|owner| owner == first)
+    {
+        return Ok(vec![Part { partition: *first, rows: rows.clone(), ordinals: ordinals.map(<[u32]>::to_vec) }]);
+    }
+    let mut places: BTreeMap<PartitionId, Vec<u32>> = BTreeMap::new();
+    for (row, owner) in (0u32..).zip(owners) {
+        places.entry(*owner).or_default().push(row);
+    }
+    let part = |(partition, places): (PartitionId, Vec<u32>)| {
+        let ordinal = |place: &u32| ordinals.and_then(|all| all.get(*place as usize).copied()).unwrap_or(*place);
+        let ordinals = Some(places.iter().map(ordinal).collect());
+        let rows = take_record_batch(rows, &UInt32Array::from(places)).map_err(internal)?;
+        Ok(Part { partition, rows, ordinals })
+    };
+    places.into_iter().map(part).collect()
 }
 
 fn too_many_windows(table: &Table) -> Error {

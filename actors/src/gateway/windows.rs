@@ -11,7 +11,7 @@ use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare
 use shoal_storage::with_rows_before;
 use tokio::sync::MutexGuard;
 
-use super::route::{self, Piece, Split};
+use super::route::{self, Part, Piece, Split};
 use super::{Gateway, dropped};
 
 /// How long it may take until windows are agreed upon.
@@ -108,11 +108,12 @@ impl Gateway {
             return;
         };
         let Some(window) = catalog.window_ahead(now, self.context.env.wall_micros()) else { return };
-        let before = |piece: &Piece| match catalog.partitions.get(&piece.partition).map(|partition| &partition.bounds) {
+        let before = |part: &Part| match catalog.partitions.get(&part.partition).map(|partition| &partition.bounds) {
             Some(PartitionBounds::Range(range)) => range.end.as_ref() == Some(&window.start),
             _ => false,
         };
-        if !pieces.iter().any(before) || self.making_ahead.swap(true, Ordering::Relaxed) {
+        if !pieces.iter().flat_map(|piece| &piece.parts).any(before) || self.making_ahead.swap(true, Ordering::Relaxed)
+        {
             return;
         }
         let (context, making_ahead) = (self.context.clone(), self.making_ahead.clone());

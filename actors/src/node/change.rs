@@ -16,6 +16,7 @@ use shoal_storage::{check_values, with_rows_before};
 
 use super::Inner;
 use crate::gateway::Change;
+use crate::query::Replan;
 use crate::service::{CommandDone, SqlRequest, WriteRequest};
 
 /// Bytes of rows that are written at once.
@@ -43,10 +44,11 @@ impl Inner {
         graph: &FragmentGraph,
         first: QueryId,
         left: &impl Fn() -> Duration,
+        replan: Replan,
     ) -> Result<(Vec<RecordBatch>, Hlc)> {
         let mut id = first;
         for _ in 0..READS_MAX {
-            if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, left()).await? {
+            if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, left(), replan.clone()).await? {
                 return Ok((batches, newest));
             }
             // The first may not have ended everywhere.
@@ -57,7 +59,7 @@ impl Inner {
     }
 
     pub(super) async fn change(
-        &self,
+        self: &Arc<Self>,
         request: &SqlRequest,
         found: FoundRows,
         id: QueryId,
@@ -72,7 +74,7 @@ impl Inner {
                  only once",
             ));
         }
-        let (batches, read) = self.read_dated(tag, &graph, id, &left).await?;
+        let (batches, read) = self.read_dated(tag, &graph, id, &left, self.replan(request)).await?;
         if !deletes {
             check_not_null(&table, &batches)?;
             for (rows_before, batch) in with_rows_before(&batches) {

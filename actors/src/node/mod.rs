@@ -14,6 +14,7 @@ mod members;
 pub(crate) mod pace;
 mod reading;
 mod rpc;
+mod split;
 mod statement;
 mod status;
 mod supervisor;

@@ -154,6 +154,10 @@ impl Placement for Places {
         self.0.liveness.alive().into_iter().filter(|node| catalog.nodes.contains_key(node)).collect()
     }
 
+    fn is_gone(&self, partition: PartitionId) -> bool {
+        !self.0.agreement.catalog().borrow().partitions.contains_key(&partition)
+    }
+
     fn candidates(&self, partition: PartitionId) -> Vec<NodeId> {
         let catalog = self.0.agreement.catalog().borrow().clone();
         let Some(partition) = catalog.partitions.get(&partition) else { return Vec::new() };

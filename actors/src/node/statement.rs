@@ -7,11 +7,11 @@ use arrow::record_batch::RecordBatch;
 use shoal_catalog::{AlteredTable, Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, Rare, ReadLevel, Result};
-use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Slicing, Statement};
+use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, PlannedQuery, Slicing, Statement};
 
 use super::Inner;
 use super::change::FoundRows;
-use crate::query::RunOptions;
+use crate::query::{Replan, RunOptions};
 use crate::replica::message::MaintenanceTask;
 use crate::service::{CommandDone, Evolution, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
 
@@ -20,7 +20,7 @@ pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of rows that a statement which writes what it reads may hold; it is validated whole before its first row is sent.
 const FOUND_BYTES_MAX: usize = 256 << 20;
 /// The words of the statement.
-const ALTER_TABLE: &str = "ALTER TABLE";
+pub(super) const ALTER_TABLE: &str = "ALTER TABLE";
 /// How often a change of a table is made anew because somebody else's came between.
 const ALTER_ATTEMPTS_MAX: u32 = 5;
 /// How long a table that rows ask for may take to be agreed on.
@@ -58,7 +58,8 @@ impl Inner {
         match statement {
             Statement::Query(query) => {
                 let analyze = query.explain == Some(ExplainKind::Analyze);
-                self.queries.run(query.graph, id, RunOptions { timeout: left(), analyze }).await
+                let options = RunOptions { timeout: left(), analyze };
+                self.queries.run_replanned(query.graph, id, options, self.replan(&request)).await
             }
             Statement::CreateTable(table) => {
                 let done = self.propose(Command::CreateTable(table), "CREATE TABLE", left()).await?;
@@ -74,6 +75,10 @@ impl Inner {
                 let done = self.alter(&request, altered, left).await?;
                 Ok(self.done(id, done, started))
             }
+            Statement::Split { table: name, how } => {
+                let done = self.split(&name, how, left()).await?;
+                Ok(self.done(id, done, started))
+            }
             Statement::Insert { table: name, source } => {
                 let batches = match source {
                     InsertSource::Rows(batches) => batches,
@@ -82,7 +87,9 @@ impl Inner {
                         return Err(Error::new(ErrorCode::Unsupported, message)
                             .with_help("read the rows first, and send them as VALUES or to the table's ingest"));
                     }
-                    InsertSource::Query(graph) => self.collect("INSERT … SELECT", graph, id, left()).await?.0,
+                    InsertSource::Query(graph) => {
+                        self.collect("INSERT … SELECT", graph, id, left(), self.replan(&request)).await?.0
+                    }
                 };
                 let write = WriteRequest {
                     table: name.clone(),
@@ -151,10 +158,29 @@ impl Inner {
         planned.map(|statement| (statement, catalog))
     }
 
+    /// What plans the query of a statement anew.
+    pub(super) fn replan(self: &Arc<Self>, request: &SqlRequest) -> Replan {
+        let (inner, request) = (Arc::downgrade(self), request.clone());
+        Arc::new(move || {
+            let (inner, request) = (inner.clone(), request.clone());
+            Box::pin(async move {
+                let stopping = || Error::new(ErrorCode::NotReady, "the node is stopping");
+                let inner = inner.upgrade().ok_or_else(stopping)?;
+                match inner.plan(&request).await?.0 {
+                    Statement::Query(PlannedQuery { graph, .. })
+                    | Statement::Insert { source: InsertSource::Query(graph), .. }
+                    | Statement::Delete { keys: graph, .. }
+                    | Statement::Update { rows: graph, .. } => Ok(graph),
+                    _ => Err(Error::internal("a query was planned as another statement")),
+                }
+            })
+        })
+    }
+
     /// Changes rows. If their table has been altered and this node had not heard of it, the statement is planned again: nothing
     /// has been written then.
     async fn update(
-        &self,
+        self: &Arc<Self>,
         request: &SqlRequest,
         found: FoundRows,
         id: QueryId,
@@ -214,7 +240,7 @@ impl Inner {
     /// See [`super::Node::evolve`].
     pub(super) async fn evolve(&self, change: Evolution) -> Result<Arc<Table>> {
         let (name, before, command) = match change {
-            Evolution::Create(new) => (new.name.clone(), None, Command::CreateTable(new)),
+            Evolution::Create(new) => (new.name.clone(), None, Command::CreateTable(*new)),
             Evolution::Alter { table, changes } => {
                 let altered = AlteredTable { changes, ..AlteredTable::of(table.id) };
                 (table.name.clone(), Some(table), Command::AlterTable(altered))
@@ -284,8 +310,9 @@ impl Inner {
         graph: FragmentGraph,
         id: QueryId,
         timeout: Duration,
+        replan: Replan,
     ) -> Result<(Vec<RecordBatch>, Option<Hlc>)> {
-        let mut stream = self.queries.run(graph, id, RunOptions::new(timeout)).await?;
+        let mut stream = self.queries.run_replanned(graph, id, RunOptions::new(timeout), replan).await?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
         while let Some(event) = stream.next().await {
             match event {

@@ -115,7 +115,8 @@ impl State {
             self.replicas = Some(replicas);
         }
         if self.placement.is_none() {
-            let (placement, _) = Actor::spawn_linked(None, Placement, self.context.clone(), myself.get_cell()).await?;
+            let arguments = (self.context.clone(), self.directory.clone());
+            let (placement, _) = Actor::spawn_linked(None, Placement, arguments, myself.get_cell()).await?;
             self.placement = Some(placement);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Placement: on the catalog's leader, proposes what the partition map lacks, moves the cut-offs of tables on that keep their rows
+//! Placement: on every node, has those of its partitions split that have grown ([`splits`]); on the catalog's leader, proposes what the partition map lacks, moves the cut-offs of tables on that keep their rows
 //! for a time, and drops windows when all their rows have had their time.
 //!
 //! What the map lacks ([`Catalog::wanted_changes`]): replicas of tables that were made when there were fewer nodes, of nodes that
@@ -11,6 +11,7 @@
 
 mod clocks;
 mod moves;
+pub(crate) mod splits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use shoal_kernel::{NodeId, Rare};
 
 use crate::later::later;
 use crate::node::context::NodeContext;
+use crate::replica::directory::ReplicaDirectory;
 
 const TURN: Duration = Duration::from_secs(1);
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +37,8 @@ pub(crate) enum PlacementMessage {
 
 pub(crate) struct State {
     context: Arc<NodeContext>,
+    directory: Arc<ReplicaDirectory>,
+    refused: splits::Refused,
     /// Since when nodes have been down, by the monotonic clock.
     down: BTreeMap<NodeId, Duration>,
 }
@@ -42,15 +46,15 @@ pub(crate) struct State {
 impl Actor for Placement {
     type Msg = PlacementMessage;
     type State = State;
-    type Arguments = Arc<NodeContext>;
+    type Arguments = (Arc<NodeContext>, Arc<ReplicaDirectory>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<Self::Msg>,
-        context: Self::Arguments,
+        (context, directory): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
-        Ok(State { context, down: BTreeMap::new() })
+        Ok(State { context, directory, refused: splits::Refused::default(), down: BTreeMap::new() })
     }
 
     async fn handle(
@@ -69,6 +73,7 @@ impl Actor for Placement {
         } else {
             state.down.clear();
         }
+        splits::split_grown(&context, &state.directory, &mut state.refused).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
     }

@@ -26,7 +26,7 @@ pub(super) async fn carry_on(context: &NodeContext, catalog: &Catalog, outlook: 
         Command::RetireReplica { partition, .. } => catalog.partitions.get(partition),
         _ => None,
     });
-    let serving = serving(context, outlook, retiring.collect()).await;
+    let serving = serving(context, &outlook.alive, retiring.collect()).await;
     let mut agreed = 0;
     for command in changes {
         let rare = match &command {
@@ -85,14 +85,14 @@ fn can_do_without(partition: &Partition, node: NodeId, serving: &BTreeSet<(Parti
 }
 
 /// The replicas of these partitions that serve in the epoch that is known here.
-async fn serving(
+pub(super) async fn serving(
     context: &NodeContext,
-    outlook: &Outlook,
+    alive: &BTreeSet<NodeId>,
     partitions: Vec<&Partition>,
 ) -> BTreeSet<(PartitionId, NodeId)> {
     let mut by_node: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
     for partition in &partitions {
-        for voter in partition.voters().filter(|voter| outlook.alive.contains(voter)) {
+        for voter in partition.voters().filter(|voter| alive.contains(voter)) {
             by_node.entry(voter).or_default().push(partition.id);
         }
     }

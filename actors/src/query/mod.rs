@@ -37,7 +37,7 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use ports::{BatchIterator, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Router};
+pub use ports::{BatchIterator, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Replan, Router};
 pub use service::{QueryLimits, QueryService, QueryStats, RunOptions, RunningQuery};
 
 use shoal_planner::error_to_datafusion as to_datafusion;

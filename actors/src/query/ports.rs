@@ -9,7 +9,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
-use shoal_planner::{Edge, Fragment, TaskInputs};
+use shoal_planner::{Edge, Fragment, FragmentGraph, TaskInputs};
 
 use crate::service::Moment;
 
@@ -68,7 +68,16 @@ pub trait Placement: Send + Sync {
 
     /// Nodes with a live, caught-up, voting replica of the partition, preferred ones first.
     fn candidates(&self, partition: PartitionId) -> Vec<NodeId>;
+
+    /// Whether there is no such partition any more: it was split, or its window was dropped.
+    fn is_gone(&self, partition: PartitionId) -> bool {
+        let _ = partition;
+        false
+    }
 }
+
+/// Plans a query anew, on the partitions that there are then.
+pub type Replan = Arc<dyn Fn() -> BoxFuture<'static, Result<FragmentGraph>> + Send + Sync>;
 
 /// Runs fragments. The planner is the only one in production; tests put others in its place.
 pub trait Engine: Send + Sync {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::coordinator::{Event, QueryActor, QueryMessage, QueryStart};
 use super::handler::{EdgeHandler, QueryHandler};
 use super::node::{QueryNode, Surroundings};
-use super::ports::{Engine, LocalReplicas, Placement};
+use super::ports::{Engine, LocalReplicas, Placement, Replan};
 use super::tasks::TasksMessage;
 use crate::service::{NodeConfig, Progress, QueryStream};
 use crate::transport::{Route, Transport};
@@ -198,6 +198,30 @@ impl QueryService {
     /// # Errors
     /// [`ErrorCode::Overloaded`]: too many wait already. The id is in use or names another coordinator; the node is stopping.
     pub async fn run(&self, graph: FragmentGraph, id: QueryId, options: RunOptions) -> Result<QueryStream> {
+        self.begin(graph, id, options, None).await
+    }
+
+    /// The same with a query that is planned anew if its partitions are split before it gets to them.
+    ///
+    /// # Errors
+    /// As of [`QueryService::run`].
+    pub async fn run_replanned(
+        &self,
+        graph: FragmentGraph,
+        id: QueryId,
+        options: RunOptions,
+        replan: Replan,
+    ) -> Result<QueryStream> {
+        self.begin(graph, id, options, Some(replan)).await
+    }
+
+    async fn begin(
+        &self,
+        graph: FragmentGraph,
+        id: QueryId,
+        options: RunOptions,
+        replan: Option<Replan>,
+    ) -> Result<QueryStream> {
         self.node.taking()?;
         if id.coordinator() != self.node.id {
             let message = format!("the query id {id} names node {} as its coordinator", id.coordinator());
@@ -213,7 +237,7 @@ impl QueryService {
             .try_reserve_owned()
             .map_err(|_| Error::internal("a new channel has no room for its last event"))?;
         let node = self.node.clone();
-        let start = QueryStart { node, id, graph, options, entry, events, last_word };
+        let start = QueryStart { node, id, graph, replan, options, entry, events, last_word };
         match Actor::spawn_linked(None, QueryActor, start, self.root.clone()).await {
             Ok(_) => Ok(stream),
             Err(error) => Err(self.node.not_started(format_args!("query {id}"), &error)),

@@ -112,7 +112,7 @@ impl ReplicaHandle {
         self.serves.store(serves, Ordering::Release);
     }
 
-    pub(super) fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         self.serves.load(Ordering::Acquire)
     }
 

@@ -40,6 +40,8 @@ pub(crate) enum ReplicaCall {
     Wall,
     /// Carry out a task on each of these replicas.
     Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
+    /// At which key would you split your replica, and how many rows has it?
+    SplitPoint { partition: PartitionId },
 }
 
 /// What a replica can be asked to do for its files.
@@ -56,14 +58,25 @@ pub(crate) enum MaintenanceTask {
 pub(crate) struct WriteCall {
     pub(crate) partition: PartitionId,
     pub(crate) epoch: Epoch,
-    /// Row `i` gets ordinal `i`.
+    /// Row `i` gets ordinal `i`, unless they are a part.
     pub(crate) version: Version,
     pub(crate) token: Option<String>,
     /// The rows are keys, and each of them is deleted.
     pub(crate) deletes: bool,
+    /// Other rows of the same write belong to other partitions, which came of the same one.
+    pub(crate) part: Option<PartOfWrite>,
     /// One batch, as an Arrow IPC stream.
     #[serde(with = "serde_bytes")]
     pub(crate) rows: Vec<u8>,
+}
+
+/// What a part knows of the whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PartOfWrite {
+    /// The ordinals of its rows.
+    pub(crate) ordinals: Vec<u32>,
+    /// Of all rows.
+    pub(crate) fingerprint: u128,
 }
 
 /// The first half of a ballot on the version of a token's rows.
@@ -104,6 +117,11 @@ pub(crate) enum ReplicaAnswer {
     Wall(u64),
     /// Replicas on which the task was not carried out, and why.
     Maintained(Vec<(PartitionId, Error)>),
+    /// A partition key, or why there is none.
+    SplitPoint {
+        at: std::result::Result<Vec<u8>, String>,
+        rows: u64,
+    },
 }
 
 /// A write is on this replica's disk.

@@ -12,6 +12,7 @@
 mod compactor;
 pub(crate) mod directory;
 pub(crate) mod handle;
+mod inherit;
 mod late_sync;
 pub(crate) mod maintainer;
 pub(crate) mod message;
@@ -147,7 +148,8 @@ impl Actor for ReplicaActor {
         let store = opened.store;
         durable.log_id = store.status().log_id;
         if let Some(observer) = &context.config.observer {
-            observer.opened(moment(context.node, partition.id, &store));
+            let ancestors = inherit::ancestors(&context.agreement.catalog().borrow(), &partition);
+            observer.opened(moment(context.node, partition.id, &store), &ancestors, store.range());
         }
         handle.opened(Running { actor: myself.clone(), store: store.clone() });
 
@@ -407,7 +409,7 @@ impl ReplicaShell {
                 Effect::CatchUp => {
                     let _ = self.replicator.cast(ReplicatorMessage::Now);
                 }
-                Effect::Propose(command) => self.propose(myself, command),
+                Effect::Propose(command) => self.propose(myself, *command),
             }
         }
         let hasty = self.context.config.has(Planted::AlwaysServes);

@@ -8,16 +8,17 @@ use futures::future::join_all;
 use serde_bytes::ByteBuf;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, wire};
-use shoal_storage::{Digest, Rows, Write};
+use shoal_storage::{Digest, Rows, SplitPoint, Write};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
 use super::message::{
-    PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage, ReplicaReport, ReserveCall, WriteCall,
-    Written,
+    PartOfWrite, PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage, ReplicaReport, ReserveCall,
+    WriteCall, Written,
 };
 use crate::batch;
 use crate::node::context::NodeContext;
+use crate::placement::splits;
 use crate::transport::{Handler, Route};
 
 /// How long a request waits for a replica that the catalog has placed here just now.
@@ -97,6 +98,17 @@ impl ReplicaService {
                 let serving = join_all(partitions.into_iter().map(serves)).await;
                 Ok(ReplicaAnswer::Serving(serving.into_iter().flatten().collect()))
             }
+            ReplicaCall::SplitPoint { partition } => {
+                let handle = self.replica(partition).await?;
+                let catalog = self.context.agreement.catalog().borrow().clone();
+                let place = catalog.partitions.get(&partition).ok_or_else(|| super::absent(partition))?;
+                let rows = handle.store()?.status().own_rows;
+                let at = match splits::split_point(&self.context, &catalog, place, &handle).await? {
+                    SplitPoint::At(key) => Ok(key),
+                    SplitPoint::Refused(why) => Err(why.to_string()),
+                };
+                Ok(ReplicaAnswer::SplitPoint { at, rows })
+            }
             ReplicaCall::Wall => Ok(ReplicaAnswer::Wall(self.context.env.wall_micros())),
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();
@@ -119,7 +131,13 @@ impl ReplicaService {
             observed => observed?,
         }
         let rows = batch::decode(&call.rows)?;
-        let rows = if call.deletes { Rows::Delete(rows) } else { Rows::Put(rows) };
+        let rows = match (call.part, call.deletes) {
+            (Some(PartOfWrite { ordinals, fingerprint }), deletes) => {
+                Rows::Part { deletes, rows, ordinals, fingerprint }
+            }
+            (None, true) => Rows::Delete(rows),
+            (None, false) => Rows::Put(rows),
+        };
         let bytes = call.rows.len() as u64;
         let mut write = Write { version: call.version, token: call.token, rows };
         if self.context.config.has(Planted::OrderByArrival) {
@@ -135,6 +153,11 @@ impl ReplicaService {
     }
 
     async fn replica(&self, partition: PartitionId) -> Result<Arc<ReplicaHandle>> {
+        if self.directory.get(partition).is_err()
+            && self.context.agreement.catalog().borrow().ancestors.contains_key(&partition)
+        {
+            return Err(Error::new(ErrorCode::Moved, format!("{partition} has been split")));
+        }
         self.directory.wait(&self.context.env, partition, PLACE_PATIENCE).await
     }
 

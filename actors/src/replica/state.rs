@@ -85,7 +85,7 @@ pub(crate) enum Effect {
     /// Ask the peers now instead of at the next turn.
     CatchUp,
     /// Propose to the catalog, then say [`Event::ProposalEnded`].
-    Propose(Command),
+    Propose(Box<Command>),
 }
 
 #[derive(Debug)]
@@ -308,7 +308,7 @@ impl ReplicaCore {
                 && let Some(command) = self.wanted()
             {
                 self.proposing = true;
-                effects.push(Effect::Propose(command));
+                effects.push(Effect::Propose(Box::new(command)));
             }
         }
         self.commit(effects);
@@ -472,6 +472,7 @@ mod tests {
             previous_voters: previous.iter().copied().map(NodeId).collect(),
             previous_needed: u32::try_from(seal_quorum(previous.len())).unwrap(),
             settled: previous.is_empty(),
+            parent: None,
         }
     }
 
@@ -574,7 +575,9 @@ mod tests {
         let enough = Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false, in_doubt: false };
         assert_eq!(core.step(enough), [], "the voters have not settled");
         let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..before })));
-        assert!(matches!(effects[..], [Effect::Propose(Command::PromoteReplica { epoch: Epoch(4), .. })]));
+        assert!(
+            matches!(&effects[..], [Effect::Propose(command)] if matches!(**command, Command::PromoteReplica { epoch: Epoch(4), .. }))
+        );
 
         core.step(Event::Catalog(Box::new(partition(5, &[1, 2, 3, 4], &[], &[2, 3, 4]))));
         let effects = core.step(Event::Persisted(meta(5, false)));
@@ -662,7 +665,7 @@ mod tests {
         assert!(core.is_settled());
         let effects = core.step(heard(3, 2, true));
         let settle = Command::SettlePartition { partition: PartitionId(7), epoch: Epoch(2) };
-        assert_eq!(effects, [Effect::Propose(settle)]);
+        assert_eq!(effects, [Effect::Propose(Box::new(settle))]);
         assert_eq!(core.step(heard(2, 2, true)), [], "it is proposed already");
     }
 
@@ -672,7 +675,9 @@ mod tests {
         let mut core = settled(partition(2, &[1, 2], &[], &[1, 2, 3]));
         assert!(core.counts() && core.vouched() == Epoch(2));
         let effects = core.step(heard(2, 2, true));
-        assert!(matches!(effects[..], [Effect::Propose(Command::SettlePartition { .. })]));
+        assert!(
+            matches!(&effects[..], [Effect::Propose(command)] if matches!(**command, Command::SettlePartition { .. }))
+        );
         // Not if others have gone on without it.
         let gone_on = Partition { settled: true, ..partition(2, &[1, 2], &[], &[1, 2, 3]) };
         assert!(!settled(gone_on).counts());
@@ -744,7 +749,9 @@ mod tests {
         assert_eq!(core.step(Event::Drained(Epoch(1))), [], "of another epoch");
         assert_eq!(core.step(Event::Drained(Epoch(2))), [], "the voters have not settled");
         let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..leaving })));
-        assert!(matches!(effects[..], [Effect::Propose(Command::RemoveReplica { node: ME, epoch: Epoch(2), .. })]));
+        assert!(
+            matches!(&effects[..], [Effect::Propose(command)] if matches!(**command, Command::RemoveReplica { node: ME, epoch: Epoch(2), .. }))
+        );
     }
 
     #[test]

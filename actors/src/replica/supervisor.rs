@@ -5,16 +5,17 @@
 //!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`.
 //! - **Survives**: it has no state but what the catalog and the directories say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_catalog::{Catalog, Partition, Table};
-use shoal_kernel::{Cutoff, Error, PartitionId, Planted, Rare};
+use shoal_kernel::{Cutoff, Error, ErrorCode, PartitionId, Planted, Rare};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
+use super::inherit::{self, Estate};
 use super::message::ReplicaMessage;
 use super::{ReplicaActor, ReplicaArguments};
 use crate::later::later;
@@ -44,6 +45,8 @@ pub(crate) enum SupervisorMessage {
     Start(PartitionId),
     /// A replica's store has been opened, or could not be.
     Opened(PartitionId, Result<ActorRef<ReplicaMessage>, Error>),
+    /// The store of a replica whose partition was split has been split, or could not be.
+    Parted(PartitionId, Result<(), Error>),
 }
 
 struct Child {
@@ -69,6 +72,16 @@ pub(crate) struct State {
     by_actor: BTreeMap<ActorId, PartitionId>,
     /// Actors that failed before their start was reported.
     failed_early: BTreeMap<ActorId, Error>,
+    /// Partitions of which there are files here.
+    on_disk: BTreeSet<PartitionId>,
+    /// Those of which the store is being split; and how often that has failed.
+    parting: BTreeMap<PartitionId, Parting>,
+}
+
+#[derive(Default)]
+struct Parting {
+    under_way: bool,
+    failures: u32,
 }
 
 impl Actor for ReplicaSupervisor {
@@ -83,9 +96,14 @@ impl Actor for ReplicaSupervisor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let Arguments { context, directory } = arguments;
         let (disk, replicas) = (context.env.disk(), context.replicas_dir());
-        if let Err(error) = context.env.blocking(move || super::open::sweep(&*disk, &replicas)).await? {
-            tracing::warn!(%error, "what is left of removed replicas could not be removed");
-        }
+        let looked = context.env.blocking(move || {
+            if let Err(error) = super::open::sweep(&*disk, &replicas) {
+                tracing::warn!(%error, "what is left of removed replicas could not be removed");
+            }
+            inherit::on_disk(&*disk, &replicas)
+        });
+        // Without it nobody knows whether a replica has something to inherit, so none is started.
+        let on_disk = looked.await??;
         Ok(State {
             context,
             directory,
@@ -93,6 +111,8 @@ impl Actor for ReplicaSupervisor {
             children: BTreeMap::new(),
             by_actor: BTreeMap::new(),
             failed_early: BTreeMap::new(),
+            on_disk,
+            parting: BTreeMap::new(),
         })
     }
 
@@ -104,8 +124,9 @@ impl Actor for ReplicaSupervisor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
-            SupervisorMessage::Start(partition) => state.start(&myself, partition),
+            SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
             SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened).await,
+            SupervisorMessage::Parted(partition, parted) => state.parted(&myself, partition, parted).await,
         }
         Ok(())
     }
@@ -147,9 +168,18 @@ impl State {
         let gone: Vec<PartitionId> =
             self.children.keys().filter(|id| catalog.partitions.get(id).filter(here).is_none()).copied().collect();
         for partition in gone {
-            self.remove(partition).await;
+            match catalog.ancestors.contains_key(&partition) {
+                true => self.part(myself, partition).await,
+                false => self.remove(partition).await,
+            }
         }
         for partition in catalog.partitions.values().filter(here) {
+            if !self.children.contains_key(&partition.id)
+                && let Some(from) = self.inherits_from(&catalog, partition)
+            {
+                self.part(myself, from).await;
+                continue;
+            }
             let table = catalog.tables.get(&partition.table);
             let schema = table.map(|table| &table.schema);
             let cutoff = table.and_then(|table| self.cutoff(table));
@@ -179,6 +209,7 @@ impl State {
                 None => {
                     let handle = Arc::new(ReplicaHandle::new(partition.id));
                     self.directory.insert(handle.clone());
+                    self.on_disk.insert(partition.id);
                     self.children.insert(
                         partition.id,
                         Child {
@@ -193,7 +224,7 @@ impl State {
                             failed_at: Duration::ZERO,
                         },
                     );
-                    self.start(myself, partition.id);
+                    self.start(myself, partition.id).await;
                 }
             }
         }
@@ -207,7 +238,80 @@ impl State {
         }
     }
 
-    fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
+    /// The partition whose files here are to be split before this one can be opened.
+    fn inherits_from(&self, catalog: &Catalog, partition: &Partition) -> Option<PartitionId> {
+        let node = self.context.node;
+        let mut ancestors = catalog.ancestors_of(partition.id);
+        let left = ancestors.find(|(id, ancestor)| self.on_disk.contains(id) && ancestor.holders.contains(&node));
+        left.map(|(id, _)| id)
+    }
+
+    /// Begins to split the store of a replica whose partition was split. Its heirs are opened when that is done.
+    async fn part(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
+        let child = self.children.get(&id);
+        if child.is_some_and(|child| child.opening) || self.parting.get(&id).is_some_and(|parting| parting.under_way) {
+            return;
+        }
+        let Some(estate) = Estate::of(&self.context, &self.catalog, id) else {
+            self.remove(id).await;
+            return;
+        };
+        let running = child.and_then(|child| child.actor.as_ref()).and_then(|_| child?.handle.store().ok());
+        let handle = child.map(|child| child.handle.clone());
+        self.parting.entry(id).or_default().under_way = true;
+        let (context, myself) = (self.context.clone(), myself.clone());
+        self.context.env.spawn("replica split", async move {
+            let parted = async {
+                if let Some(store) = running {
+                    return estate.part_running(&context, store).await;
+                }
+                if let Some(handle) = handle {
+                    context.env.blocking(move || handle.close_retired()).await?;
+                }
+                estate.part_closed(&context).await
+            };
+            let parted = parted.await;
+            if let Err(error) = &parted
+                && error.code() == ErrorCode::Corruption
+                && super::open::has_peers(&context, &estate.partition)
+            {
+                // Its heirs begin empty, and are filled from those of its peers.
+                let condemned = super::open::condemn(&context, &estate.partition, error).await;
+                let _ = myself.cast(SupervisorMessage::Parted(id, condemned.and(parted)));
+                return;
+            }
+            context.env.trace(|| match &parted {
+                Ok(()) => format!("{id} has been split into {:?}", estate.heirs().collect::<Vec<_>>()),
+                Err(error) => format!("{id} could not be split: {error}"),
+            });
+            let _ = myself.cast(SupervisorMessage::Parted(id, parted));
+        });
+    }
+
+    async fn parted(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId, parted: Result<(), Error>) {
+        match parted {
+            Ok(()) => {
+                self.parting.remove(&id);
+                metrics::counter!("shoal_replicas_split_total").increment(1);
+                self.remove(id).await;
+                self.reconcile(myself, self.catalog.clone()).await;
+            }
+            Err(error) => {
+                let Some(parting) = self.parting.get_mut(&id) else { return };
+                parting.under_way = false;
+                parting.failures += 1;
+                tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
+                let backoff = BACKOFF_MIN.saturating_mul(1 << (parting.failures - 1).min(16)).min(BACKOFF_MAX);
+                later(&self.context.env, "split back-off", myself, backoff, SupervisorMessage::Start(id));
+            }
+        }
+    }
+
+    async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
+        if self.catalog.ancestors.contains_key(&id) {
+            self.part(myself, id).await;
+            return;
+        }
         let Some(child) = self.children.get_mut(&id).filter(|child| child.actor.is_none() && !child.opening) else {
             return;
         };
@@ -270,6 +374,10 @@ impl State {
             }
             (Ok(_), Some(error)) | (Err(error), _) => self.failed(myself, id, error),
         }
+        if self.catalog.ancestors.contains_key(&id) {
+            // It was split while its store was opened.
+            self.part(myself, id).await;
+        }
     }
 
     fn failed(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId, error: Error) {
@@ -304,17 +412,21 @@ impl State {
             child.goes = true;
             return;
         }
-        let Some(child) = self.children.remove(&id) else { return };
-        if let Some(actor) = child.actor {
+        let child = self.children.remove(&id);
+        let handle = child.as_ref().map(|child| child.handle.clone());
+        if let Some(actor) = child.and_then(|child| child.actor) {
             self.by_actor.remove(&actor.get_id());
             let _ = actor.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
         }
-        let (disk, dir, handle) = (self.context.env.disk(), self.context.replica_dir(id), child.handle);
+        let (disk, dir) = (self.context.env.disk(), self.context.replica_dir(id));
         let removed = self.context.env.blocking(move || -> shoal_kernel::Result<()> {
-            handle.close_retired();
+            if let Some(handle) = handle {
+                handle.close_retired();
+            }
             super::open::remove(&*disk, &dir)?;
             Ok(())
         });
+        self.on_disk.remove(&id);
         if let Err(error) = removed.await.map_err(Error::from).and_then(|done| done) {
             tracing::warn!(partition = %id, %error, "files of a dropped replica could not be removed");
         }

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{LogId, NodeId, PartitionId};
+use shoal_kernel::{KeyRange, LogId, NodeId, PartitionId};
 use shoal_storage::Write;
 
 /// A replica as of a place in its accept log: it shows what was accepted up to there.
@@ -24,8 +24,9 @@ pub struct Moment {
 /// Hears of everything that replicas accept. Called in the order of things, and never for two groups of one replica at once.
 pub trait Observer: Debug + Send + Sync {
     /// A replica was opened. A log that nobody has heard of goes on, at this position, where the replica's log before it was; an
-    /// emptied replica begins at 0.
-    fn opened(&self, at: Moment);
+    /// emptied replica begins at 0. One of a partition that came of a split, of which nobody has heard on that node, goes on where the
+    /// latest of its ancestors was that somebody has heard of there, with the keys of its range.
+    fn opened(&self, at: Moment, ancestors: &[PartitionId], range: &KeyRange);
 
     /// A replica that is at this place is about to write a group. If nothing more is heard of it, nobody knows how much of it
     /// is written.

@@ -98,7 +98,7 @@ impl NodeConfig {
 #[derive(Debug, Clone)]
 pub enum Evolution {
     /// It is to be made, unless it exists.
-    Create(NewTable),
+    Create(Box<NewTable>),
     /// Its columns are to change.
     Alter {
         /// The table for which the changes were made.

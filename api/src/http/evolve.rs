@@ -41,7 +41,7 @@ pub(super) async fn fit(
             (Step::Nothing, _) | (Step::Alter(_), None) => return Ok(None),
             (Step::Create(new), _) => {
                 metrics::counter!("shoal_ingest_tables_created_total").increment(1);
-                Evolution::Create(new)
+                Evolution::Create(Box::new(new))
             }
             (Step::Alter(changes), Some(table)) => {
                 metrics::counter!("shoal_ingest_columns_changed_total").increment(changes.len() as u64);

@@ -44,6 +44,7 @@ impl Catalog {
             Command::RemoveReplica { partition, node, epoch } => self.remove_replica(partition, node, epoch)?,
             Command::RetireReplica { partition, node, epoch } => self.retire_replica(partition, node, epoch)?,
             Command::SettlePartition { partition, epoch } => self.settle_partition(partition, epoch)?,
+            Command::SplitPartition { partition, at, epoch } => self.split_partition(partition, at, epoch)?,
         };
         if !effects.is_empty() {
             self.version += 1;

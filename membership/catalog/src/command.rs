@@ -39,12 +39,25 @@ pub struct AlteredTable {
     pub schemaless: Option<bool>,
     /// How wide windows are that are made from now on, if that changes.
     pub partition_size_hint: Option<u64>,
+    /// How many bytes a partition may have before it is split, if that changes.
+    pub partition_bytes_max: Option<u64>,
+    /// How many rows a partition may have before it is split, if that changes.
+    pub partition_rows_max: Option<u64>,
 }
 
 impl AlteredTable {
     /// Nothing changes.
     pub const fn of(table: TableId) -> Self {
-        Self { table, changes: Vec::new(), write_level: None, ttl: None, schemaless: None, partition_size_hint: None }
+        Self {
+            table,
+            changes: Vec::new(),
+            write_level: None,
+            ttl: None,
+            schemaless: None,
+            partition_size_hint: None,
+            partition_bytes_max: None,
+            partition_rows_max: None,
+        }
     }
 }
 
@@ -174,6 +187,15 @@ pub enum Command {
         /// Which partition.
         partition: PartitionId,
         /// Since which epoch.
+        epoch: Epoch,
+    },
+    /// A partition by range becomes two, on the same nodes.
+    SplitPartition {
+        /// Which partition.
+        partition: PartitionId,
+        /// The first key of the second one: an encoded partition key.
+        at: Vec<u8>,
+        /// The epoch the decision was based on.
         epoch: Epoch,
     },
 }

@@ -9,6 +9,7 @@ mod command;
 mod error;
 mod placement;
 mod replicas;
+mod splits;
 mod state;
 mod tables;
 mod ttl;
@@ -17,8 +18,8 @@ mod windows;
 pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
 pub use placement::Outlook;
 pub use state::{
-    Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table,
-    TableOptions,
+    Ancestor, Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState,
+    SplitLimits, Table, TableOptions,
 };
 pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};
 pub use windows::{WindowUnit, windows_kept};

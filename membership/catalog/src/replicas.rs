@@ -145,12 +145,12 @@ impl Catalog {
         Ok(())
     }
 
-    fn partition_mut(&mut self, id: PartitionId) -> Result<&mut Partition, CatalogError> {
+    pub(crate) fn partition_mut(&mut self, id: PartitionId) -> Result<&mut Partition, CatalogError> {
         self.partitions.get_mut(&id).ok_or(CatalogError::UnknownPartition(id))
     }
 }
 
-fn check_epoch(partition: &Partition, expected: Epoch) -> Result<(), CatalogError> {
+pub(crate) fn check_epoch(partition: &Partition, expected: Epoch) -> Result<(), CatalogError> {
     if partition.epoch == expected {
         return Ok(());
     }

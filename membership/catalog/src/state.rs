@@ -99,6 +99,23 @@ pub struct TableOptions {
     /// The partitions are windows of so many units ([`crate::WindowUnit`]), made when their first rows come. Of tables that were
     /// made so only.
     pub partition_size_hint: Option<u64>,
+    /// When partitions by range are split.
+    pub split: SplitLimits,
+}
+
+/// How large a partition by range may become before it is split in two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitLimits {
+    /// Bytes of a replica's segments on disk.
+    pub partition_bytes_max: u64,
+    /// Rows and tombstones of a replica.
+    pub partition_rows_max: u64,
+}
+
+impl Default for SplitLimits {
+    fn default() -> Self {
+        Self { partition_bytes_max: 512 << 20, partition_rows_max: u64::MAX }
+    }
 }
 
 impl Default for TableOptions {
@@ -110,6 +127,7 @@ impl Default for TableOptions {
             ttl: None,
             schemaless: false,
             partition_size_hint: None,
+            split: SplitLimits::default(),
         }
     }
 }
@@ -143,6 +161,22 @@ pub struct Partition {
     /// A majority of the voters holds everything that was acknowledged at quorum in epochs before. Until then the set of voters
     /// stays as it is.
     pub settled: bool,
+    /// The partition that was split into this one and others ([`Catalog::ancestors`]).
+    pub parent: Option<PartitionId>,
+}
+
+/// A partition that was split: its rows are those of the partitions that came of it. It is remembered for as long as one of
+/// these is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// The keys that it held.
+    pub range: KeyRange,
+    /// The nodes that had a replica of it when it was split. What others have of it is not to be trusted.
+    pub holders: Vec<NodeId>,
+    /// The one that was split into it and others.
+    pub parent: Option<PartitionId>,
+    /// How many of those that came of it are there, or have come to be ancestors themselves.
+    pub children: u32,
 }
 
 impl Partition {
@@ -210,6 +244,8 @@ pub struct Catalog {
     pub tables: BTreeMap<TableId, Table>,
     /// Partitions of all tables.
     pub partitions: BTreeMap<PartitionId, Partition>,
+    /// Partitions that were split.
+    pub ancestors: BTreeMap<PartitionId, Ancestor>,
     /// The next free number for tables and partitions.
     pub next_id: u64,
     #[serde(skip)]

@@ -9,7 +9,7 @@ use shoal_kernel::schema::{DEDUP_COLUMN, TOMBSTONE_COLUMN, TS_COLUMN, VERSION_CO
 use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableId, TableKind, TableSchema};
 
 use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
-use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, Table};
+use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, SplitLimits, Table};
 use crate::ttl::check_ttl;
 use crate::windows::check_windows;
 
@@ -20,6 +20,11 @@ pub const REPLICATION_FACTOR_MAX: u32 = 9;
 
 /// Bytes of the name of a table or column.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// The least that `partition_bytes_max` may be: a partition costs a directory, a log and two actors on each of its nodes.
+const PARTITION_BYTES_MAX_MIN: u64 = 1 << 20;
+/// The least that `partition_rows_max` may be.
+const PARTITION_ROWS_MAX_MIN: u64 = 100;
 
 impl Catalog {
     pub(crate) fn create_table(&mut self, new: NewTable) -> Result<Vec<Effect>, CatalogError> {
@@ -78,6 +83,7 @@ impl Catalog {
                 previous_voters: Vec::new(),
                 previous_needed: 0,
                 settled: true,
+                parent: None,
             };
             partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);
@@ -89,13 +95,15 @@ impl Catalog {
 
     /// Takes a partition out of the map, but not out of its table's list.
     pub(crate) fn drop_partition(&mut self, id: PartitionId, effects: &mut Vec<Effect>) {
-        let replicas = self.partitions.remove(&id).map(|partition| partition.replicas);
-        replicas.into_iter().flatten().for_each(|replica| self.held.remove(replica.node));
+        if let Some(partition) = self.partitions.remove(&id) {
+            partition.replicas.iter().for_each(|replica| self.held.remove(replica.node));
+            self.forget_ancestors(partition.parent);
+        }
         effects.push(Effect::Partition(id));
     }
 
     pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
-        let AlteredTable { table: id, changes, write_level, ttl, schemaless, partition_size_hint } = altered;
+        let AlteredTable { table: id, changes, write_level, ttl, schemaless, partition_size_hint, .. } = altered;
         let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
         let mut schema = table.schema.clone();
         for change in &changes {
@@ -127,6 +135,10 @@ impl Catalog {
             options.partition_size_hint = Some(width);
             check_windows(width, &table.partitioning, &schema)?;
         }
+        let SplitLimits { partition_bytes_max, partition_rows_max } = &mut options.split;
+        *partition_bytes_max = altered.partition_bytes_max.unwrap_or(*partition_bytes_max);
+        *partition_rows_max = altered.partition_rows_max.unwrap_or(*partition_rows_max);
+        check_split_limits(&options.split)?;
         if schema == table.schema && options == table.options {
             return Ok(Vec::new());
         }
@@ -137,7 +149,7 @@ impl Catalog {
         Ok(vec![Effect::Table(id)])
     }
 
-    fn draw_id(&mut self) -> u64 {
+    pub(crate) fn draw_id(&mut self) -> u64 {
         // Zero is kept free: it reads as "none" in logs and on the wire.
         let id = self.next_id.max(1);
         self.next_id = id + 1;
@@ -160,6 +172,7 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
         return Err(invalid(format!("fsync_interval_ms must be from 1 to {FSYNC_INTERVAL_MS_MAX}")));
     }
     check_schemaless(&new.schema, new.options.schemaless)?;
+    check_split_limits(&new.options.split)?;
     if let Some(ttl) = &new.options.ttl {
         check_ttl(&new.schema, ttl)?;
     }
@@ -229,6 +242,17 @@ fn check_schema(schema: &TableSchema) -> Result<(), CatalogError> {
 fn check_schemaless(schema: &TableSchema, schemaless: bool) -> Result<(), CatalogError> {
     match schemaless && schema.is_upsert() {
         true => Err(invalid("only tables of events, those without a primary key, can be schemaless")),
+        false => Ok(()),
+    }
+}
+
+fn check_split_limits(limits: &SplitLimits) -> Result<(), CatalogError> {
+    let SplitLimits { partition_bytes_max: bytes, partition_rows_max: rows } = *limits;
+    if bytes < PARTITION_BYTES_MAX_MIN {
+        return Err(invalid(format!("partition_bytes_max must be at least {PARTITION_BYTES_MAX_MIN}, not {bytes}")));
+    }
+    match rows < PARTITION_ROWS_MAX_MIN {
+        true => Err(invalid(format!("partition_rows_max must be at least {PARTITION_ROWS_MAX_MIN}, not {rows}"))),
         false => Ok(()),
     }
 }

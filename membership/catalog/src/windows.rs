@@ -155,12 +155,12 @@ impl Catalog {
         }
     }
 
-    /// The windows below the cut-off. The oldest partition is not among them: it keeps the reservations of idempotency keys.
+    /// The windows below the cut-off. What the oldest has become is not among them: it keeps the reservations of idempotency keys.
     fn passed_windows(&self, table: &Table) -> Vec<PartitionId> {
-        let oldest = table.partitions.iter().min();
+        let oldest = table.partitions.iter().map(|id| self.root_of(*id)).min();
         let is_passed = |partition: &&Partition| {
             let PartitionBounds::Range(range) = &partition.bounds else { return false };
-            table.has_passed(range) && Some(&partition.id) != oldest
+            table.has_passed(range) && Some(self.root_of(partition.id)) != oldest
         };
         self.partitions_of(table).filter(is_passed).map(|partition| partition.id).collect()
     }
@@ -175,7 +175,7 @@ impl Catalog {
     }
 
     /// Changes the list of a table's partitions, and brings it in order.
-    fn set_partitions(&mut self, id: TableId, change: impl FnOnce(&mut Vec<PartitionId>)) {
+    pub(crate) fn set_partitions(&mut self, id: TableId, change: impl FnOnce(&mut Vec<PartitionId>)) {
         let (partitions, Some(table)) = (&self.partitions, self.tables.get_mut(&id)) else { return };
         change(&mut table.partitions);
         let start = |id: &PartitionId| match partitions.get(id).map(|partition| &partition.bounds) {

@@ -105,6 +105,19 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
         }
     }
     prop_assert_eq!(owned, catalog.partitions.keys().copied().collect(), "a partition without a table");
+    let parents = catalog.partitions.values().map(|partition| partition.parent);
+    let parents: Vec<_> = parents.chain(catalog.ancestors.values().map(|ancestor| ancestor.parent)).flatten().collect();
+    for (id, ancestor) in &catalog.ancestors {
+        prop_assert!(!catalog.partitions.contains_key(id), "{} is split, and there", id);
+        prop_assert!(ancestor.children > 0, "nothing of {} is left", id);
+        let children = parents.iter().filter(|parent| *parent == id).count();
+        prop_assert_eq!(children, ancestor.children as usize, "of {}", id);
+    }
+    prop_assert!(parents.iter().all(|parent| catalog.ancestors.contains_key(parent)), "a parent is forgotten");
+    for partition in catalog.partitions.values() {
+        let PartitionBounds::Range(range) = &partition.bounds else { continue };
+        prop_assert!(catalog.ancestors_of(partition.id).all(|(_, ancestor)| ancestor.range.covers(range)));
+    }
     Ok(())
 }
 
@@ -186,6 +199,8 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
             Command::RetireReplica { partition, node, epoch }),
         6 => (partition(), epoch()).prop_map(|(partition, epoch)| Command::SettlePartition { partition, epoch }),
+        6 => (partition(), point(), epoch()).prop_map(|(partition, at, epoch)|
+            Command::SplitPartition { partition, at, epoch }),
     ]
 }
 
@@ -210,7 +225,9 @@ proptest! {
             }
             invariants(&catalog)?;
             for (id, partition) in &catalog.partitions {
-                let last = epochs.insert(*id, partition.epoch).unwrap_or(Epoch(1));
+                let begun = partition.parent.and_then(|parent| before.partitions.get(&parent));
+                let begun = begun.map_or(Epoch(1), |parent| parent.epoch);
+                let last = epochs.insert(*id, partition.epoch).unwrap_or(begun);
                 prop_assert!(partition.epoch.0 == last.0 || partition.epoch.0 == last.0 + 1, "epochs go up by one");
             }
             // Sent again, nothing happens: it succeeds without effect or is refused.
@@ -691,4 +708,64 @@ fn windows_go_with_time() {
     catalog.apply(Command::Expire { table: id, cutoff }).unwrap();
     assert_eq!(catalog.wanted_windows(), []);
     assert_eq!(bounds(&catalog, &name).len(), 3);
+}
+
+#[test]
+fn a_partition_becomes_two_on_the_same_nodes() {
+    let mut catalog = cluster(4);
+    catalog.apply(Command::CreateTable(ranged("r", vec![b"m".to_vec()]))).unwrap();
+    let table = catalog.table("r").unwrap().clone();
+    let [first, second] = table.partitions[..] else { panic!("two partitions") };
+    let before = catalog.partitions[&first].clone();
+    let split = |at: &[u8], epoch| Command::SplitPartition { partition: first, at: at.to_vec(), epoch: Epoch(epoch) };
+    for (command, why) in [
+        (split(b"f", 2), "was made for e2"),
+        (split(b"", 1), "not inside"),
+        (split(b"m", 1), "not inside"),
+        (split(b"z", 1), "not inside"),
+        (Command::SplitPartition { partition: PartitionId(99), at: vec![1], epoch: Epoch(1) }, "no partition p99"),
+    ] {
+        let error = catalog.apply(command).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    catalog.apply(split(b"f", 1)).unwrap();
+    assert_eq!(catalog.apply(split(b"f", 1)).unwrap().effects, vec![], "a second time");
+    let table = catalog.table("r").unwrap().clone();
+    let [left, right, last] = table.partitions[..] else { panic!("three partitions") };
+    assert_eq!(last, second);
+    for (half, range) in [(left, (b"".to_vec(), b"f".to_vec())), (right, (b"f".to_vec(), b"m".to_vec()))] {
+        let half = &catalog.partitions[&half];
+        assert_eq!(half.bounds, PartitionBounds::Range(KeyRange { start: range.0, end: Some(range.1) }));
+        assert_eq!((&half.replicas, half.epoch, half.settled), (&before.replicas, Epoch(2), true));
+    }
+    assert_eq!(catalog.roots(&table), [first, second]);
+    assert_eq!(catalog.partition_for(&table, b"g").unwrap().id, right);
+
+    // The halves go their own ways, and are split again.
+    let again = Command::SplitPartition { partition: right, at: b"h".to_vec(), epoch: Epoch(2) };
+    catalog.apply(again).unwrap();
+    let far = catalog.partition_for(catalog.table("r").unwrap(), b"i").unwrap().id;
+    let lineage: Vec<_> = catalog.ancestors_of(far).map(|(id, _)| id).collect();
+    assert_eq!(lineage, [right, first]);
+    assert_eq!(catalog.root_of(far), first);
+    catalog.apply(Command::DropTable { name: "r".into(), if_exists: false }).unwrap();
+    assert!(catalog.ancestors.is_empty());
+}
+
+#[test]
+fn what_is_not_split() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(hashed("h", 2, 3))).unwrap();
+    catalog.apply(Command::CreateTable(ranged("r", vec![]))).unwrap();
+    let of = |catalog: &Catalog, name| catalog.table(name).unwrap().partitions[0];
+    let split = |partition, epoch| Command::SplitPartition { partition, at: b"k".to_vec(), epoch: Epoch(epoch) };
+    let (bucket, range) = (of(&catalog, "h"), of(&catalog, "r"));
+    assert!(catalog.apply(split(bucket, 1)).unwrap_err().to_string().contains("bucket of hashes"));
+    catalog.apply(Command::RetireReplica { partition: range, node: NodeId(1), epoch: Epoch(1) }).unwrap();
+    assert_eq!(catalog.apply(split(range, 2)), Err(CatalogError::Unsettled(range)));
+    catalog.apply(Command::SettlePartition { partition: range, epoch: Epoch(2) }).unwrap();
+    catalog.apply(split(range, 2)).unwrap();
+    let halves = catalog.partitions_of(catalog.table("r").unwrap());
+    let states: Vec<_> = halves.map(|half| half.replicas[0].state).collect();
+    assert_eq!(states, [ReplicaState::Leaving; 2], "who was to leave, leaves both");
 }

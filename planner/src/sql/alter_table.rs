@@ -106,7 +106,8 @@ fn new_column(definition: &ColumnDef) -> Result<DataType> {
 }
 
 fn refused(message: &str, span: Span) -> Error {
-    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, ttl, schemaless and partition_size_hint";
+    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, ttl, schemaless, partition_size_hint, \
+                partition_bytes_max and partition_rows_max, and splits partitions";
     at(Error::new(ErrorCode::Unsupported, message).with_help(help), span)
 }
 
@@ -134,6 +135,8 @@ impl Alteration {
                         altered.schemaless = Some(settings.is_schemaless(&table.schema)?);
                     }
                     altered.partition_size_hint = settings.window_width(table)?.or(altered.partition_size_hint);
+                    altered.partition_bytes_max = settings.partition_bytes_max.or(altered.partition_bytes_max);
+                    altered.partition_rows_max = settings.partition_rows_max.or(altered.partition_rows_max);
                     let ttl = match altered.ttl {
                         Some(TtlChange::Keep(ttl)) => Some(ttl),
                         Some(TtlChange::Forever) => None,
@@ -160,7 +163,11 @@ impl Alteration {
         let keeps_kind = altered.schemaless.is_none_or(|schemaless| schemaless == table.options.schemaless);
         let keeps_width =
             altered.partition_size_hint.is_none() || altered.partition_size_hint == table.options.partition_size_hint;
-        let is_idle = altered.changes.is_empty() && keeps_level && keeps_ttl && keeps_kind && keeps_width;
+        let limits = table.options.split;
+        let keeps_limits = altered.partition_bytes_max.is_none_or(|bytes| bytes == limits.partition_bytes_max)
+            && altered.partition_rows_max.is_none_or(|rows| rows == limits.partition_rows_max);
+        let keeps_settings = keeps_level && keeps_ttl && keeps_kind && keeps_width && keeps_limits;
+        let is_idle = altered.changes.is_empty() && keeps_settings;
         Ok((!is_idle).then_some(altered))
     }
 }

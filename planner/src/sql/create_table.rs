@@ -119,7 +119,7 @@ impl PartitionBy {
     }
 }
 
-fn is_word(token: &Token, text: &str) -> bool {
+pub(super) fn is_word(token: &Token, text: &str) -> bool {
     matches!(token, Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case(text))
 }
 
@@ -269,6 +269,19 @@ fn partitioning(schema: &TableSchema, clauses: &Clauses) -> Result<(Partitioning
     }
 }
 
+/// The encoded key of values for the first columns of a partition key.
+pub(super) fn split_point(schema: &TableSchema, places: &[usize], values: &[Expr], span: Span) -> Result<Vec<u8>> {
+    if values.len() > places.len() {
+        return Err(at(invalid("there are more values than the partition key has columns"), span));
+    }
+    let mut point = Vec::new();
+    for (value, place) in values.iter().zip(places) {
+        let column = &schema.columns[*place];
+        literal::parse(value, &column.name, &column.data_type)?.encode_into(&mut point);
+    }
+    Ok(point)
+}
+
 fn split_points(schema: &TableSchema, places: &[usize], splits: &[Expr]) -> Result<Vec<Vec<u8>>> {
     if splits.len() >= PARTITIONS_PER_TABLE_MAX as usize {
         let message = format!("a table has at most {PARTITIONS_PER_TABLE_MAX} partitions, not {}", splits.len() + 1);
@@ -280,15 +293,7 @@ fn split_points(schema: &TableSchema, places: &[usize], splits: &[Expr]) -> Resu
             Expr::Tuple(values) => values.as_slice(),
             one => std::slice::from_ref(one),
         };
-        if values.len() > places.len() {
-            let message = format!("{split} has more values than the partition key has columns");
-            return Err(at(invalid(message), split.span()));
-        }
-        let mut point = Vec::new();
-        for (value, place) in values.iter().zip(places) {
-            let column = &schema.columns[*place];
-            literal::parse(value, &column.name, &column.data_type)?.encode_into(&mut point);
-        }
+        let point = split_point(schema, places, values, split.span())?;
         if points.last().is_some_and(|last| *last >= point) {
             let message = format!("split points must ascend, and {split} does not");
             return Err(at(invalid(message), split.span()));

@@ -4,10 +4,12 @@ mod alter_table;
 mod create_table;
 mod literal;
 mod options;
+mod split;
 mod text;
 mod types;
 
 pub(crate) use alter_table::Alteration;
+pub(crate) use split::Splitting;
 pub use text::split_statements;
 pub(crate) use text::{DIALECT, at, first_words, only_statement};
 
@@ -37,6 +39,7 @@ pub(crate) enum Parsed {
         if_exists: bool,
     },
     AlterTable(Alteration),
+    Split(Splitting),
     Insert(Box<ast::Statement>),
     /// DELETE or UPDATE.
     Change(Box<ast::Statement>),
@@ -61,8 +64,7 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
     let words = first_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     refuse(&words, &tokens)?;
-    let mut parser =
-        Parser::new(&DIALECT).with_recursion_limit(SQL_NESTING_MAX).with_tokens_with_locations(tokens.clone());
+    let mut parser = parser_of(&tokens);
     let parsed = match words.as_slice() {
         ["CREATE", "TABLE", ..] => Parsed::CreateTable(create_table::parse(&mut parser, &tokens)?),
         ["SHOW", "PARTITIONS", ..] => {
@@ -84,6 +86,13 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
             parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
             Parsed::Optimize(parse_table_name(&mut parser, &tokens)?)
         }
+        ["ALTER", "TABLE", ..] => match split::parse(&mut parser, &tokens)? {
+            Some(splitting) => Parsed::Split(splitting),
+            None => {
+                parser = parser_of(&tokens);
+                classify(parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?)?
+            }
+        },
         _ => {
             let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
             classify(statement)?
@@ -95,6 +104,10 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
         return Err(at(Error::new(ErrorCode::Syntax, message), rest.span));
     }
     Ok(parsed)
+}
+
+fn parser_of(tokens: &[TokenWithSpan]) -> Parser<'static> {
+    Parser::new(&DIALECT).with_recursion_limit(SQL_NESTING_MAX).with_tokens_with_locations(tokens.to_vec())
 }
 
 fn parse_table_name(parser: &mut Parser<'_>, tokens: &[TokenWithSpan]) -> Result<TableName> {

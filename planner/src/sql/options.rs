@@ -1,6 +1,6 @@
 //! `WITH (…)` of CREATE TABLE, `SET (…)` of ALTER TABLE.
 
-use shoal_catalog::{Partitioning, Table, TableOptions, TtlChange, WindowUnit, windows_kept};
+use shoal_catalog::{Partitioning, SplitLimits, Table, TableOptions, TtlChange, WindowUnit, windows_kept};
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
 use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::ttl::parse_duration;
@@ -14,7 +14,7 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "replication_factor",
     "write_level",
     "fsync",
@@ -23,14 +23,24 @@ const NAMES: [&str; 8] = [
     "ttl_column",
     "schemaless",
     "partition_size_hint",
+    "partition_bytes_max",
+    "partition_rows_max",
 ];
 /// Those that can be changed later.
-const CHANGEABLE: [&str; 5] = ["write_level", "ttl", "ttl_column", "schemaless", "partition_size_hint"];
+const CHANGEABLE: [&str; 7] = [
+    "write_level",
+    "ttl",
+    "ttl_column",
+    "schemaless",
+    "partition_size_hint",
+    "partition_bytes_max",
+    "partition_rows_max",
+];
 
 const MICROS_PER_DAY: u64 = 86_400_000_000;
 
-/// The word that keeps rows for ever.
-const TTL_NONE: &str = "none";
+/// The word that keeps rows for ever, and lifts limits.
+const NONE: &str = "none";
 
 /// The settings that a statement names.
 #[derive(Debug, Default)]
@@ -44,6 +54,8 @@ pub(super) struct Settings {
     ttl_column: Option<(String, Span)>,
     pub(super) schemaless: Option<(bool, Span)>,
     partition_size_hint: Option<(String, Span)>,
+    pub(super) partition_bytes_max: Option<u64>,
+    pub(super) partition_rows_max: Option<u64>,
 }
 
 impl Settings {
@@ -94,10 +106,10 @@ impl Settings {
                 }
                 "write_level" => settings.write_level = Some(text.parse().map_err(wrong)?),
                 "ttl" => {
-                    let micros = match text.eq_ignore_ascii_case(TTL_NONE) {
+                    let micros = match text.eq_ignore_ascii_case(NONE) {
                         true => None,
                         false => Some(Ttl::parse_micros(&text).map_err(|message| {
-                            wrong(message).with_help(format!("ttl = '{TTL_NONE}' keeps rows for ever"))
+                            wrong(message).with_help(format!("ttl = '{NONE}' keeps rows for ever"))
                         })?),
                     };
                     settings.ttl = Some((micros, value.span()));
@@ -118,6 +130,18 @@ impl Settings {
                     settings.schemaless = Some((truth, value.span()));
                 }
                 "partition_size_hint" => settings.partition_size_hint = Some((text, value.span())),
+                "partition_bytes_max" => {
+                    settings.partition_bytes_max = Some(parse_bytes(&text).ok_or_else(|| {
+                        let message = format!("partition_bytes_max is a number of bytes, as '512MiB', not '{text}'");
+                        wrong(message).with_help(format!("'{NONE}' lets partitions grow without bound"))
+                    })?);
+                }
+                "partition_rows_max" => {
+                    settings.partition_rows_max = Some(parse_count(&text).ok_or_else(|| {
+                        let message = format!("partition_rows_max is a number of rows, not '{text}'");
+                        wrong(message).with_help(format!("'{NONE}' lets partitions have any number of them"))
+                    })?);
+                }
                 name => {
                     let message = format!("'{name}' is not a setting of a table");
                     let near = suggest::closest(name, NAMES);
@@ -177,6 +201,10 @@ impl Settings {
             ttl,
             schemaless: self.is_schemaless(schema)?,
             partition_size_hint,
+            split: SplitLimits {
+                partition_bytes_max: self.partition_bytes_max.unwrap_or(default.split.partition_bytes_max),
+                partition_rows_max: self.partition_rows_max.unwrap_or(default.split.partition_rows_max),
+            },
         })
     }
 
@@ -307,6 +335,25 @@ impl Settings {
         };
         Ok(Some(TtlChange::Keep(Ttl { column: column.id, micros })))
     }
+}
+
+/// A number, or `none` for as many as there can be.
+fn parse_count(text: &str) -> Option<u64> {
+    if text.eq_ignore_ascii_case(NONE) { Some(u64::MAX) } else { text.parse().ok() }
+}
+
+/// A number of bytes, in units of 1024 where a unit is named.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let number = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+    let unit = text.get(number.len()..)?.to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "kib" | "kb" | "k" => 10,
+        "mib" | "mb" | "m" => 20,
+        "gib" | "gb" | "g" => 30,
+        "tib" | "tb" | "t" => 40,
+        _ => return parse_count(text),
+    };
+    number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn known() -> String {

@@ -382,6 +382,7 @@ impl Client {
             }
             Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
             Work::Alter(altering) => self.alter(id, node, altering).await,
+            Work::Split { target, at } => self.split(id, node, target, at).await,
             Work::Ask { question, manner } => {
                 ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
             }
@@ -601,6 +602,18 @@ impl Client {
         let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
         self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
         self.office.history.count(if outcome.is_ok() { "flushes and merges" } else { "flushes and merges not whole" });
+    }
+
+    /// Has a partition split.
+    async fn split(&self, id: OperationId, node: u16, target: Target, at: Option<i64>) {
+        let table = if target == Target::Upserts { "kv" } else { "ev" };
+        let at = at.map_or_else(String::new, |key| format!(" AT ({key})"));
+        let text = format!("ALTER TABLE {table} SPLIT{at}");
+        self.office.trace(id, format_args!("begins: {text} through {}", HostId(node)));
+        let outcome = self.office.sql_in(&self.env, node, label(id), SqlRequest::new(text), Manner::Whole).await;
+        let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
+        self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
+        self.office.history.count(if outcome.is_ok() { "splits" } else { "splits refused" });
     }
 
     /// Has the column of notes come, go, or get another type.

@@ -7,7 +7,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use shoal_actors::service::{Moment, Observer};
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{LogId, NodeId, PartitionId};
+use shoal_kernel::{Datum, KeyRange, LogId, NodeId, PartitionId};
 use shoal_storage::{Rows, Write};
 
 /// A row of the tables that are written under faults: the key, or the id of an event, and the value; none of a key that was
@@ -21,6 +21,13 @@ struct Row {
     at: Option<i64>,
 }
 
+impl Row {
+    /// As it is encoded: events are spread by their time.
+    fn partition_key(&self) -> Vec<u8> {
+        Datum::Int(self.at.unwrap_or(self.key)).encode()
+    }
+}
+
 /// What a replica shows of a key or an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shown {
@@ -32,8 +39,8 @@ pub(crate) struct Shown {
 /// A life of a replica's accept log.
 #[derive(Debug)]
 struct Log {
-    /// The log before it, and the position at which it goes on there.
-    goes_on: Option<(LogId, u64)>,
+    /// The log before it, which may be that of a partition that was split, and the position at which it goes on there.
+    goes_on: Option<(Replica, LogId, u64)>,
     /// Accepted rows, by position.
     entries: Vec<(u64, Vec<Row>)>,
     /// The last position of which everything is known.
@@ -55,6 +62,8 @@ struct Books {
     /// The log that each replica has now.
     current: BTreeMap<Replica, LogId>,
     under_way: BTreeMap<Replica, Group>,
+    /// The keys of each partition.
+    ranges: BTreeMap<PartitionId, KeyRange>,
     /// Replicas that were opened with less of their log than they had shown.
     shortened: BTreeSet<String>,
 }
@@ -76,7 +85,12 @@ impl Ledger {
         for moment in seen {
             let mut newest: BTreeMap<i64, Row> = BTreeMap::new();
             books.gather((moment.partition, moment.node), moment.log_id, moment.position, &mut newest)?;
-            let kept = |row: &Row| moment.cutoff_micros.is_none_or(|cutoff| row.at.is_none_or(|at| at >= cutoff));
+            let range = books.ranges.get(&moment.partition)?;
+            let kept = |row: &Row| {
+                // Of a partition that was split, the log holds rows of both halves.
+                range.contains(&row.partition_key())
+                    && moment.cutoff_micros.is_none_or(|cutoff| row.at.is_none_or(|at| at >= cutoff))
+            };
             let rows = newest.into_values().filter(kept);
             contents.extend(rows.filter_map(|row| Some((row.key, Shown { value: row.value?, at: row.at }))));
         }
@@ -96,8 +110,8 @@ impl Books {
         if position > *known {
             return None;
         }
-        if let Some((before, at)) = goes_on {
-            self.gather(replica, *before, *at, newest)?;
+        if let Some((replica, before, at)) = goes_on {
+            self.gather(*replica, *before, *at, newest)?;
         }
         for row in entries.iter().take_while(|(at, _)| *at <= position).flat_map(|(_, rows)| rows) {
             let shown = newest.entry(row.key).or_insert(*row);
@@ -110,10 +124,15 @@ impl Books {
 }
 
 impl Observer for Ledger {
-    fn opened(&self, at: Moment) {
+    fn opened(&self, at: Moment, ancestors: &[PartitionId], range: &KeyRange) {
         let mut books = self.books();
         let replica = (at.partition, at.node);
+        books.ranges.entry(at.partition).or_insert_with(|| range.clone());
         let before = books.current.insert(replica, at.log_id);
+        let inherited = ancestors.iter().map(|ancestor| (*ancestor, at.node)).find_map(|ancestor| {
+            let log = books.current.get(&ancestor)?;
+            Some((ancestor, *log))
+        });
         let group = books.under_way.remove(&replica);
         // Of a group that was under way when the node went down, the beginning may have been written.
         if let Some((group, log)) = group.zip(before.and_then(|before| books.logs.get_mut(&(replica, before))))
@@ -126,7 +145,8 @@ impl Observer for Ledger {
         let (id, node, there, log_id) = (at.partition, at.node, at.position, at.log_id);
         match books.logs.get(&(replica, log_id)).map(|log| log.known) {
             None => {
-                let goes_on = before.filter(|_| there > 0).map(|before| (before, there));
+                let before = before.map(|before| (replica, before)).or(inherited);
+                let goes_on = before.filter(|_| there > 0).map(|(replica, before)| (replica, before, there));
                 books.logs.insert((replica, log_id), Log { goes_on, entries: Vec::new(), known: there });
             }
             Some(_) if before != Some(log_id) => {
@@ -171,6 +191,10 @@ fn rows_of(write: &Write) -> Vec<Row> {
     match &write.rows {
         Rows::Put(batch) => rows(batch, version, |_| false),
         Rows::Delete(batch) => rows(batch, version, |_| true),
+        Rows::Part { deletes, rows: batch, ordinals, .. } => {
+            let version = |row: usize| write.version.with_ordinal(ordinals.get(row).copied().unwrap_or(u32::MAX)).0;
+            rows(batch, version, |_| *deletes)
+        }
         Rows::Reserve { .. } => Vec::new(),
         Rows::Replicated(batch, _) => {
             let versions = batch.column_by_name(VERSION_COLUMN).and_then(|column| column.as_fixed_size_binary_opt());
@@ -206,6 +230,12 @@ mod tests {
 
     use super::*;
 
+    impl Ledger {
+        fn opens(&self, at: Moment) {
+            self.opened(at, &[], &KeyRange::all());
+        }
+    }
+
     fn at(log: u64, position: u64) -> Moment {
         Moment { partition: PartitionId(1), node: NodeId(1), log_id: LogId(log), position, cutoff_micros: None }
     }
@@ -220,7 +250,7 @@ mod tests {
     #[test]
     fn a_moment_shows_what_was_accepted_up_to_it() {
         let ledger = Ledger::default();
-        ledger.opened(at(1, 0));
+        ledger.opens(at(1, 0));
         ledger.writing(at(1, 0), &[write(5, &[(1, 10), (2, 20), (1, 11)]), write(3, &[(1, 9), (3, 30)])]);
         ledger.written(at(1, 0), &[Some(1), Some(2)]);
         let shown = |moment| {
@@ -234,17 +264,17 @@ mod tests {
 
         // The node goes down with a group half written, and comes back without it, in a new log.
         ledger.writing(at(1, 2), &[write(7, &[(1, 12)]), write(8, &[(1, 13)])]);
-        ledger.opened(at(2, 1));
+        ledger.opens(at(2, 1));
         assert_eq!(shown(at(2, 1)), Some(vec![(1, 11), (2, 20)]));
         ledger.writing(at(2, 1), &[write(9, &[(4, 40)]), write(9, &[(4, 40)])]);
         ledger.written(at(2, 1), &[Some(2), None]);
         assert_eq!(shown(at(2, 2)), Some(vec![(1, 11), (2, 20), (4, 40)]));
         assert!(ledger.shortened().is_empty());
-        ledger.opened(at(2, 1));
+        ledger.opens(at(2, 1));
         assert_eq!(ledger.shortened().len(), 1);
-        ledger.opened(at(3, 0));
+        ledger.opens(at(3, 0));
         assert_eq!(shown(at(3, 0)), Some(vec![]), "emptied");
-        ledger.opened(at(2, 1));
+        ledger.opens(at(2, 1));
         assert_eq!(ledger.shortened().len(), 2, "a log that was given up has come back");
     }
 
@@ -252,11 +282,33 @@ mod tests {
     fn a_single_write_that_was_under_way_is_there_or_not() {
         for survived in [false, true] {
             let ledger = Ledger::default();
-            ledger.opened(at(1, 0));
+            ledger.opens(at(1, 0));
             ledger.writing(at(1, 0), &[write(5, &[(1, 10)])]);
-            ledger.opened(at(1, u64::from(survived)));
+            ledger.opens(at(1, u64::from(survived)));
             let shown = ledger.contents(&[at(1, u64::from(survived))]).unwrap();
             assert_eq!(shown.len(), usize::from(survived));
         }
+    }
+
+    #[test]
+    fn what_came_of_a_split_shows_its_keys_of_what_was_before() {
+        let ledger = Ledger::default();
+        ledger.opens(at(1, 0));
+        ledger.writing(at(1, 0), &[write(5, &[(1, 10), (50, 20)]), write(6, &[(2, 30)])]);
+        ledger.written(at(1, 0), &[Some(1), Some(2)]);
+        let half = |partition, position| Moment { partition: PartitionId(partition), ..at(1, position) };
+        let middle = Datum::Int(40).encode();
+        let ranges = [(2, vec![], Some(middle.clone())), (3, middle, None)];
+        for (partition, start, end) in ranges {
+            ledger.opened(half(partition, 2), &[PartitionId(1)], &KeyRange { start, end });
+        }
+        let shown = |moment| ledger.contents(&[moment]).map(|rows| rows.into_keys().collect::<Vec<_>>());
+        assert_eq!((shown(half(2, 2)), shown(half(3, 2))), (Some(vec![1, 2]), Some(vec![50])));
+        // Filled by its peers, one that began empty shows nothing of that.
+        ledger.opened(Moment { node: NodeId(2), ..half(2, 0) }, &[PartitionId(1)], &KeyRange::all());
+        assert_eq!(shown(Moment { node: NodeId(2), ..half(2, 0) }), Some(vec![]));
+        ledger.writing(half(2, 2), &[write(9, &[(2, 31)])]);
+        ledger.written(half(2, 2), &[Some(3)]);
+        assert_eq!(ledger.contents(&[half(2, 3)]).unwrap()[&2].value, 31);
     }
 }

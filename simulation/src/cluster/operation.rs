@@ -87,6 +87,12 @@ pub(super) enum Work {
         merging: bool,
     },
     Alter(Altering),
+    /// A partition is split, of the one table or the other.
+    Split {
+        target: Target,
+        /// At this key, if it is one of upserts; else in halves, the largest.
+        at: Option<i64>,
+    },
     Ask {
         question: Question,
         manner: Manner,
@@ -164,7 +170,15 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             Work::Write { target, rows, level, tokened: true, as_rows, updates: false, note, again_after_ms }
         }
         58 => Work::Upkeep { merging: stream.chance(500) },
-        59..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
+        59 => {
+            let (target, at) = match stream.below(4) {
+                0 => (Target::Upserts, Some(key(&mut stream))),
+                1 | 2 => (Target::Upserts, None),
+                _ => (Target::Events, None),
+            };
+            Work::Split { target, at }
+        }
+        60..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
         97 | 98 => Work::Table { dropping: stream.chance(500) },
         _ => Work::Alter(match stream.below(4) {
             0 | 1 => Altering::Adds,

@@ -115,13 +115,14 @@ impl Settings {
         let factor = options.replication_factor.or(drawn).unwrap_or(3);
         let replicas = factor.min(nodes);
         let copies = (factor != 3).then(|| format!("replication_factor = {factor}"));
+        let small = stream("partition size").chance(300).then(|| "partition_rows_max = 100".to_owned());
         let with = |fsync: Fsync| {
             let late = match fsync {
                 Fsync::Always => None,
                 Fsync::Interval { ms } => Some(format!("fsync = 'interval', fsync_interval_ms = {ms}")),
                 Fsync::Never => Some("fsync = 'never'".to_owned()),
             };
-            let all: Vec<String> = copies.clone().into_iter().chain(late).collect();
+            let all: Vec<String> = copies.clone().into_iter().chain(late).chain(small.clone()).collect();
             if all.is_empty() { String::new() } else { format!(" WITH ({})", all.join(", ")) }
         };
         let ttl = stream("events ttl").pick(&EVENTS_TTL_SECONDS).copied().flatten();

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Result, SegmentId};
+use shoal_kernel::{Applied, Error, ErrorCode, KeyRange, Planted, Result, SegmentId};
 
 use super::schema::keep_schema;
 use super::{Store, Writer, lock};
@@ -188,7 +188,11 @@ impl Store {
             write_meta(&self.disk, &part.dir, &part.child.meta)?;
             // The child must not read what it was given by an older schema.
             keep_schema(&self.disk, &part.dir, &state.layout.schema)?;
-            child_manifest(&manifest, part).stage(&self.disk, &part.dir)?;
+            let mut child = child_manifest(&manifest, part);
+            if self.has(Planted::SplitTokensForgotten) {
+                child.tokens.clear();
+            }
+            child.stage(&self.disk, &part.dir)?;
             // The names of linked files, too.
             self.disk.sync_dir(&part.dir)?;
         }

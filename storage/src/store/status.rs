@@ -21,6 +21,10 @@ pub struct StoreStatus {
     pub rows: u64,
     /// Bytes of all files.
     pub disk_bytes: u64,
+    /// Rows, dead ones and tombstones, but for those of segments that belong to the other part of a split.
+    pub own_rows: u64,
+    /// About so many bytes of the segments are theirs.
+    pub own_bytes: u64,
     /// Segments.
     pub segments: usize,
     /// Their rows: visible ones, dead ones and tombstones.
@@ -48,6 +52,12 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         let state = lock(&self.state).clone();
         let segment_bytes: u64 = state.segments.values().map(|view| view.segment.bytes()).sum();
+        let own = |view: &SegmentView| u64::from(view.rows.end - view.rows.start);
+        let own_bytes = |view: &SegmentView| {
+            let (bytes, rows) = (u128::from(view.segment.bytes()), u128::from(view.segment.rows().max(1)));
+            u64::try_from(bytes * u128::from(own(view)) / rows).unwrap_or(u64::MAX)
+        };
+        let in_memory: u64 = state.memtables.iter().map(|view| u64::from(view.rows())).sum();
         let kept = |view: &SegmentView| view.dead.len().saturating_sub(view.old_dead);
         let damaged = state.segments.values().filter_map(|view| view.segment.damage());
         StoreStatus {
@@ -57,6 +67,8 @@ impl Store {
             flushed: state.flushed,
             rows: state.visible_rows(),
             disk_bytes: segment_bytes + state.wal_bytes,
+            own_rows: state.segments.values().map(own).sum::<u64>() + in_memory,
+            own_bytes: state.segments.values().map(own_bytes).sum(),
             segments: state.segments.len() + state.broken.len(),
             segment_rows: state.segments.values().map(|view| u64::from(view.segment.rows())).sum(),
             segments_overdue: self.segments_overdue(),

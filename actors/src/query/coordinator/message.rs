@@ -1,6 +1,7 @@
 //! What a query actor hears.
 
 use shoal_kernel::{NodeId, Result};
+use shoal_planner::FragmentGraph;
 
 use super::state::Event;
 use crate::query::admission::Permit;
@@ -10,6 +11,8 @@ use crate::query::message::{Report, Status};
 pub(crate) enum QueryMessage {
     /// Its turn has come, or never will.
     Turn(Result<Permit>),
+    /// It was planned anew, or could not be.
+    Planned(Result<FragmentGraph>),
     /// Something happened.
     Event(Event),
     /// How its tasks on a node are doing.

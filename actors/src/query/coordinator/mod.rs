@@ -19,7 +19,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Error, ErrorCode, FragmentKey, Hlc, NodeId, Planted, QueryId, Rare, Result};
-use shoal_planner::FragmentGraph;
+use shoal_planner::{FragmentGraph, Place};
 use tokio::sync::mpsc;
 
 pub(crate) use message::QueryMessage;
@@ -32,6 +32,7 @@ use super::assign::{Assignment, assign};
 use super::locked;
 use super::message::{FragmentTasks, Report, StartTasks, Status};
 use super::node::{ActorCount, QueryNode};
+use super::ports::Replan;
 use super::service::RunOptions;
 use crate::service::{Moment, Progress, QueryEvent, QuerySummary};
 
@@ -61,6 +62,7 @@ pub(crate) struct QueryStart {
     pub(crate) node: Arc<QueryNode>,
     pub(crate) id: QueryId,
     pub(crate) graph: FragmentGraph,
+    pub(crate) replan: Option<Replan>,
     pub(crate) options: RunOptions,
     pub(crate) entry: Entry,
     pub(crate) events: mpsc::Sender<QueryEvent>,
@@ -72,6 +74,7 @@ pub(crate) struct QueryState {
     node: Arc<QueryNode>,
     id: QueryId,
     graph: FragmentGraph,
+    replan: Option<Replan>,
     options: RunOptions,
     core: QueryCore,
     // Gone once the last word has been said, so that the stream ends with it.
@@ -118,10 +121,9 @@ impl Actor for QueryActor {
         myself: ActorRef<QueryMessage>,
         start: QueryStart,
     ) -> Result<QueryState, ActorProcessingErr> {
-        let QueryStart { node, id, graph, options, entry, events, last_word } = start;
+        let QueryStart { node, id, graph, replan, options, entry, events, last_word } = start;
         let began = node.env.monotonic();
-        let tasks = graph.fragments.iter().map(|fragment| fragment.tasks.len()).sum::<usize>();
-        let progress = Progress { tasks: u32::try_from(tasks).unwrap_or(u32::MAX), ..Progress::default() };
+        let progress = Progress { tasks: tasks_of(&graph), ..Progress::default() };
         let queued = matches!(entry, Entry::Wait(_));
         if queued {
             node.env.reached(Rare::QueryQueued);
@@ -135,6 +137,7 @@ impl Actor for QueryActor {
             node,
             id,
             graph,
+            replan,
             options,
             events: Some(events),
             client: None,
@@ -169,6 +172,10 @@ impl Actor for QueryActor {
                 Event::Admitted
             }
             QueryMessage::Turn(Err(error)) => Event::Stopped(error),
+            QueryMessage::Planned(planned) => match planned.and_then(|graph| state.adopt(graph)) {
+                Ok(()) => state.place(),
+                Err(error) => Event::Placed(Err(error)),
+            },
             QueryMessage::Event(event) => event,
             QueryMessage::Status { from, status } => match state.hear(from, status) {
                 Some(event) => event,
@@ -255,19 +262,17 @@ impl QueryState {
 
     fn perform(&mut self, myself: &ActorRef<QueryMessage>, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Place => {
-                let placement = &self.node.placement;
-                let (alive, suspects) = (placement.alive(), self.core.suspects());
-                if !suspects.nodes.is_empty() || !suspects.replicas.is_empty() {
-                    self.node.env.reached(Rare::QueryAvoidsNode);
+            Effect::Place => match self.replan.clone().filter(|_| self.is_outdated()) {
+                Some(replan) => {
+                    self.node.env.reached(Rare::QueryReplanned);
+                    let (planned, myself) = (replan(), myself.clone());
+                    self.helpers.push(self.node.env.spawn("query plan", async move {
+                        let _ = myself.send_message(QueryMessage::Planned(planned.await));
+                    }));
+                    None
                 }
-                let candidates = |partition| placement.candidates(partition);
-                let placed = assign(&self.graph, self.node.id, &alive, candidates, suspects);
-                Some(Event::Placed(placed.map(|assignment| {
-                    self.assignment = assignment;
-                    self.assignment.nodes()
-                })))
-            }
+                None => Some(self.place()),
+            },
             Effect::Start => {
                 self.start(myself);
                 None
@@ -305,6 +310,40 @@ impl QueryState {
                 None
             }
         }
+    }
+
+    /// Whether the plan reads a partition that there is no more.
+    fn is_outdated(&self) -> bool {
+        let tasks = self.graph.fragments.iter().flat_map(|fragment| &fragment.tasks);
+        tasks.into_iter().any(|task| match task.place {
+            Place::Replica(partition) => self.node.placement.is_gone(partition),
+            Place::Coordinator | Place::Anywhere => false,
+        })
+    }
+
+    /// Goes over to another plan of the same query. The client has been told what its rows look like.
+    fn adopt(&mut self, graph: FragmentGraph) -> Result<()> {
+        if graph.schema != self.graph.schema {
+            let message = "the table was altered while the query waited for its partitions";
+            return Err(Error::new(ErrorCode::SchemaChanged, message));
+        }
+        locked(&self.view).progress.tasks = tasks_of(&graph);
+        self.graph = graph;
+        Ok(())
+    }
+
+    fn place(&mut self) -> Event {
+        let placement = &self.node.placement;
+        let (alive, suspects) = (placement.alive(), self.core.suspects());
+        if !suspects.nodes.is_empty() || !suspects.replicas.is_empty() {
+            self.node.env.reached(Rare::QueryAvoidsNode);
+        }
+        let candidates = |partition| placement.candidates(partition);
+        let placed = assign(&self.graph, self.node.id, &alive, candidates, suspects);
+        Event::Placed(placed.map(|assignment| {
+            self.assignment = assignment;
+            self.assignment.nodes()
+        }))
     }
 
     /// Starts the attempt: tasks on every node at once, and the reading of the root's output.
@@ -464,4 +503,8 @@ impl QueryState {
         }
         self.end_delivery();
     }
+}
+
+fn tasks_of(graph: &FragmentGraph) -> u32 {
+    u32::try_from(graph.fragments.iter().map(|fragment| fragment.tasks.len()).sum::<usize>()).unwrap_or(u32::MAX)
 }

@@ -506,6 +506,7 @@ fn add(
             replicas,
             previous_voters: vec![],
             previous_needed: 0,
+            parent: None,
             settled: true,
         };
         catalog.partitions.insert(partition, record);

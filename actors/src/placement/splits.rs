@@ -1,0 +1,128 @@
+//! Partitions that are split: because they have grown, or because somebody asks.
+//!
+//! Where to split only a replica knows, which looks at its keys. Of the voters that are up, the one with the lowest number looks
+//! after its own replica's size; two that do are harmless, for the catalog takes one split of an epoch.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_catalog::{Catalog, Command, Partition, PartitionBounds};
+use shoal_kernel::level::quorum;
+use shoal_kernel::{Error, ErrorCode, PartitionId, Rare, Result};
+use shoal_storage::SplitPoint;
+
+use super::moves::serving;
+use crate::node::context::NodeContext;
+use crate::replica::directory::ReplicaDirectory;
+use crate::replica::handle::ReplicaHandle;
+
+/// Splits that a node begins in one turn.
+const SPLITS_PER_TURN_MAX: usize = 8;
+/// Fewer rows are not worth two partitions.
+const ROWS_MIN: u64 = 2;
+/// A partition without a key to split at is looked at again when it has grown to so many hundredths of its size.
+const GROWTH_PERCENT: u64 = 125;
+
+/// The sizes at which partitions could not be split.
+#[derive(Default)]
+pub(super) struct Refused(BTreeMap<PartitionId, u64>);
+
+/// Splits what has outgrown its table's limits.
+pub(super) async fn split_grown(context: &NodeContext, directory: &ReplicaDirectory, refused: &mut Refused) {
+    let catalog = context.agreement.catalog().borrow().clone();
+    refused.0.retain(|id, _| catalog.partitions.contains_key(id));
+    let mut begun = 0;
+    for handle in directory.all() {
+        let Some(partition) = catalog.partitions.get(&handle.partition) else { continue };
+        if !is_looked_after_here(context, partition) || !handle.serves() {
+            continue;
+        }
+        let Some(size) = outgrown(&catalog, partition, &handle) else { continue };
+        if refused.0.get(&partition.id).is_some_and(|before| size < before.saturating_mul(GROWTH_PERCENT) / 100) {
+            continue;
+        }
+        let at = match split_point(context, &catalog, partition, &handle).await {
+            Ok(SplitPoint::At(key)) => key,
+            Ok(SplitPoint::Refused(why)) => {
+                tracing::warn!(partition = %partition.id, %why, "a partition has outgrown its limits and cannot be split");
+                refused.0.insert(partition.id, size);
+                continue;
+            }
+            Err(error) => {
+                tracing::debug!(partition = %partition.id, %error, "where to split a partition could not be told");
+                continue;
+            }
+        };
+        match split(context, &catalog, partition, at, super::PROPOSAL_TIMEOUT).await {
+            Ok(()) => context.env.reached(Rare::SplitBySize),
+            // It is looked at anew next turn.
+            Err(error) => tracing::debug!(partition = %partition.id, %error, "a partition was not split"),
+        }
+        begun += 1;
+        if begun == SPLITS_PER_TURN_MAX {
+            return;
+        }
+    }
+}
+
+/// Whether this is the voter that sees to the partition's size.
+fn is_looked_after_here(context: &NodeContext, partition: &Partition) -> bool {
+    let splittable = partition.settled && matches!(partition.bounds, PartitionBounds::Range(_));
+    splittable && partition.voters().find(|voter| !context.liveness.is_down(*voter)) == Some(context.node)
+}
+
+/// The size of a partition, in rows, if it is beyond a limit of its table.
+fn outgrown(catalog: &Catalog, partition: &Partition, handle: &ReplicaHandle) -> Option<u64> {
+    let limits = catalog.tables.get(&partition.table)?.options.split;
+    let status = handle.store().ok()?.status();
+    let rows = status.own_rows;
+    (rows > limits.partition_rows_max || status.own_bytes > limits.partition_bytes_max).then_some(rows)
+}
+
+/// Where a replica of this node would be split.
+///
+/// # Errors
+/// It does not run, or cannot be read.
+pub(crate) async fn split_point(
+    context: &NodeContext,
+    catalog: &Catalog,
+    partition: &Partition,
+    handle: &ReplicaHandle,
+) -> Result<SplitPoint> {
+    let table = catalog.tables.get(&partition.table);
+    let columns = table.map_or(1, |table| table.partitioning.columns().len());
+    let running = handle.running()?;
+    let looked = context
+        .env
+        .blocking(move || running.store.split_point(columns, ROWS_MIN).inspect_err(|error| running.blame(error)));
+    looked.await?
+}
+
+/// Has a partition split in two.
+///
+/// # Errors
+/// [`ErrorCode::NotReady`] if no majority of its voters serves, which may come: what a replica does not hold that only gets
+/// word of the split, it must be able to get from them. Else as the catalog decides.
+pub(crate) async fn split(
+    context: &NodeContext,
+    catalog: &Catalog,
+    partition: &Partition,
+    at: Vec<u8>,
+    timeout: Duration,
+) -> Result<()> {
+    let serve = serving(context, &context.liveness.alive(), vec![partition]).await.len();
+    let voters = partition.voters().count();
+    if serve < quorum(voters) {
+        let message =
+            format!("{serve} of {voters} replicas of {} serve; it can be split when a majority does", partition.id);
+        return Err(Error::new(ErrorCode::NotReady, message));
+    }
+    let Partition { id, epoch, .. } = *partition;
+    let name = catalog.tables.get(&partition.table).map_or("?", |table| table.name.as_str());
+    tracing::info!(partition = %id, table = name, "a partition is split");
+    context.env.trace(|| format!("{id} is to be split at {at:02x?}"));
+    let what = format!("splitting {id} of '{name}'");
+    context.change_catalog(Command::SplitPartition { partition: id, at, epoch }, &what, timeout).await?;
+    metrics::counter!("shoal_partition_splits_total").increment(1);
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! What a replica holds goes to those that its partition was split into.
+//!
+//! The replicas of the parts are on the same nodes, so each node splits its own store, without a word to the others; no row
+//! moves. While the store is split the replica takes writes as before: the voters of the parts are its own, so a majority
+//! that acknowledged a write of the old epoch meets every majority of the new one. The parts go on with the parent's
+//! log, so the cursors of peers, and its own of theirs, hold on.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use shoal_catalog::{Catalog, Partition, PartitionBounds};
+use shoal_kernel::env::Disk;
+use shoal_kernel::{Epoch, Error, ErrorCode, KeyRange, PartitionId, Planted, Rare, Result, wire};
+use shoal_storage::{SplitChild, Store};
+
+use super::Durable;
+use super::handle::ReplicaHandle;
+use super::open::{self, Form, LOST, Opened, REFILLING};
+use super::state::{Lacks, Meta};
+use crate::node::context::NodeContext;
+
+/// A replica whose partition was split, and its heirs on this node.
+pub(super) struct Estate {
+    /// The partition as it was, with the replicas that it would have now.
+    pub(super) partition: Partition,
+    pub(super) form: Form,
+    heirs: Vec<(PartitionId, KeyRange)>,
+}
+
+impl Estate {
+    /// Of a partition that was split; `None` if nothing of it is on this node.
+    pub(super) fn of(context: &NodeContext, catalog: &Catalog, id: PartitionId) -> Option<Self> {
+        let ancestor = catalog.ancestors.get(&id)?;
+        let here = catalog.partitions.values().filter(|partition| partition.replica(context.node).is_some());
+        let heirs: Vec<&Partition> =
+            here.filter(|heir| catalog.ancestors_of(heir.id).any(|(ancestor, _)| ancestor == id)).collect();
+        let like = (*heirs.first()?).clone();
+        let table = catalog.tables.get(&like.table)?;
+        let ranges = heirs.iter().filter_map(|heir| match &heir.bounds {
+            PartitionBounds::Range(range) => Some((heir.id, range.clone())),
+            PartitionBounds::Bucket(_) => None,
+        });
+        let heirs = ranges.collect();
+        let bounds = PartitionBounds::Range(ancestor.range.clone());
+        let form = Form { schema: Arc::new(table.schema.clone()), fsync: table.options.fsync };
+        Some(Self { partition: Partition { id, bounds, parent: ancestor.parent, ..like }, form, heirs })
+    }
+
+    pub(super) fn heirs(&self) -> impl Iterator<Item = PartitionId> + '_ {
+        self.heirs.iter().map(|(id, _)| *id)
+    }
+
+    fn children(&self, context: &NodeContext, durable: &Durable) -> Result<Vec<SplitChild>> {
+        let meta = wire::encode(durable)?;
+        let child = |(id, range): &(PartitionId, KeyRange)| {
+            let mut range = range.clone();
+            if context.config.has(Planted::SplitGap)
+                && let Some(end) = range.end.as_mut().filter(|end| !end.is_empty())
+            {
+                // The last key with another end than the first one of the next.
+                if let Some(last) = end.iter_mut().rev().find(|byte| **byte > 0) {
+                    *last -= 1;
+                }
+            }
+            SplitChild { dir: id.to_string(), range, meta: meta.clone() }
+        };
+        let children = self.heirs.iter().map(child).filter(|child| !child.range.is_empty());
+        Ok(children.collect())
+    }
+
+    /// Has the store of a running replica split, while it takes writes.
+    ///
+    /// # Errors
+    /// As of [`Store::split`]. [`ErrorCode::NotReady`]: the replica has not written down yet how it is.
+    pub(super) async fn part_running(&self, context: &NodeContext, store: Arc<Store>) -> Result<()> {
+        let meta = store.meta();
+        if meta.is_empty() {
+            return Err(Error::new(ErrorCode::NotReady, "the replica has only just been made"));
+        }
+        let children = self.children(context, &wire::decode(&meta)?)?;
+        context.env.blocking(move || store.split(&children)).await??;
+        context.env.reached(Rare::ReplicaSplit);
+        Ok(())
+    }
+
+    /// The same with the store of a replica that does not run. After a crash it may have been split already.
+    ///
+    /// # Errors
+    /// As of opening and splitting.
+    pub(super) async fn part_closed(&self, context: &Arc<NodeContext>) -> Result<()> {
+        let (disk, dir) = (context.env.disk(), context.replica_dir(self.partition.id));
+        let done = context.env.blocking(move || match disk.exists(&dir.with_extension(LOST))? {
+            true => Ok(None),
+            false => Store::split_of(&disk, &dir),
+        });
+        if done.await??.is_some() {
+            return Ok(());
+        }
+        let handle = ReplicaHandle::new(self.partition.id);
+        let opened = open::open(context, &self.partition, self.form.clone(), &handle).await?;
+        let store = opened.store.clone();
+        if let Some(observer) = &context.config.observer {
+            let ancestors = ancestors(&context.agreement.catalog().borrow(), &self.partition);
+            observer.opened(super::moment(context.node, self.partition.id, &store), &ancestors, store.range());
+        }
+        let alone = !open::has_peers(context, &self.partition);
+        let children = self.children(context, &inherited(opened, alone))?;
+        let parted = context.env.blocking(move || {
+            let parted = store.split(&children);
+            store.close();
+            parted
+        });
+        parted.await??;
+        context.env.reached(Rare::ReplicaSplitAtStart);
+        Ok(())
+    }
+}
+
+/// The partitions that were split until this one came of it, the latest first.
+pub(super) fn ancestors(catalog: &Catalog, partition: &Partition) -> Vec<PartitionId> {
+    let parent = partition.parent;
+    parent.into_iter().chain(parent.into_iter().flat_map(|id| catalog.ancestors_of(id).map(|(id, _)| id))).collect()
+}
+
+/// What the heirs know of themselves, of a replica that was opened to be split.
+fn inherited(opened: Opened, alone: bool) -> Durable {
+    let Opened { store, durable, emptied, in_doubt, blob_holds, .. } = opened;
+    // One that never was here has acknowledged nothing, but others have, in its place.
+    let begun = Meta { sealed: Epoch(0), counts: false, lacks: Lacks::Everything };
+    let mut durable = durable.unwrap_or(Durable { core: begun, ..Durable::default() });
+    if emptied || (in_doubt && !alone) {
+        durable.core.counts = false;
+        durable.core.lacks = durable.core.lacks.max(if emptied { Lacks::Everything } else { Lacks::Tail });
+    }
+    if in_doubt && !blob_holds {
+        durable.cursors.clear();
+    }
+    durable.log_id = store.status().log_id;
+    durable
+}
+
+/// The partitions of which a node has files.
+pub(super) fn on_disk(disk: &dyn Disk, replicas: &Path) -> Result<BTreeSet<PartitionId>> {
+    let mut found = BTreeSet::new();
+    if !disk.exists(replicas)? {
+        return Ok(found);
+    }
+    for entry in disk.list(replicas)? {
+        let (name, beside) = entry.name.split_once('.').unwrap_or((&entry.name, ""));
+        if !["", LOST, REFILLING].contains(&beside) {
+            continue;
+        }
+        found.extend(name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId));
+    }
+    Ok(found)
+}
