@@ -16,6 +16,10 @@ use crate::service::CommandDone;
 
 /// How long a replica may take to say where it would be split: it reads a page of keys.
 const POINT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long replicas of a partition that has just been made are waited for, whatever the request's own deadline.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Partitions that are asked about at once.
 const PARTITIONS_AT_ONCE: usize = 32;
 
@@ -26,18 +30,34 @@ struct Median {
 }
 
 impl Inner {
-    pub(super) async fn split(&self, name: &str, how: SplitWish, timeout: Duration) -> Result<CommandDone> {
+    /// Partitions that have just been made are waited for.
+    pub(super) async fn split(&self, name: &str, how: &SplitWish, timeout: Duration) -> Result<CommandDone> {
+        let until = self.context.env.monotonic().saturating_add(timeout.min(PATIENCE));
+        loop {
+            let left = until.saturating_sub(self.context.env.monotonic());
+            match self.try_split(name, how, left).await {
+                Err(error) if may_pass(&error) && left > PAUSE => self.context.env.sleep(PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_split(&self, name: &str, how: &SplitWish, timeout: Duration) -> Result<CommandDone> {
         let until = self.context.env.monotonic().saturating_add(timeout);
         let catalog = self.context.agreement.linearizable(REFRESH_TIMEOUT.min(timeout)).await?;
         let table = catalog.table(name).ok_or_else(|| catalog.unknown_table(name))?;
         let (partition, at) = match how {
             SplitWish::At(key) => {
                 let missing = || invalid(format!("no partition of '{name}' holds this key yet"));
-                (catalog.partition_for(table, &key).ok_or_else(missing)?, key)
+                let partition = catalog.partition_for(table, key).ok_or_else(missing)?;
+                if catalog.range_of(partition.id).is_some_and(|range| range.start == *key) {
+                    return Err(invalid(format!("{} of '{name}' begins at this key already", partition.id)));
+                }
+                (partition, key.clone())
             }
             SplitWish::Partition(id) => {
                 let gone = || invalid(format!("'{name}' has no partition {id} any more"));
-                let partition = catalog.partitions.get(&id).ok_or_else(gone)?;
+                let partition = catalog.partitions.get(id).ok_or_else(gone)?;
                 (partition, cut(partition, self.median(partition).await?)?)
             }
             SplitWish::Largest => self.largest(&catalog, table).await?,
@@ -77,6 +97,12 @@ impl Inner {
         let down = || Error::new(ErrorCode::PartitionUnavailable, format!("no replica of {} is up", partition.id));
         Err(last.unwrap_or_else(down).with_applied(Applied::False))
     }
+}
+
+/// Whether replicas may only not be ready yet.
+fn may_pass(error: &Error) -> bool {
+    let passing = [ErrorCode::NotReady, ErrorCode::PartitionUnavailable, ErrorCode::Moved, ErrorCode::NodeLost];
+    passing.contains(&error.code()) && error.applied() != Applied::Unknown
 }
 
 fn cut(partition: &Partition, median: Median) -> Result<Vec<u8>> {

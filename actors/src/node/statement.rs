@@ -76,7 +76,7 @@ impl Inner {
                 Ok(self.done(id, done, started))
             }
             Statement::Split { table: name, how } => {
-                let done = self.split(&name, how, left()).await?;
+                let done = self.split(&name, &how, left()).await?;
                 Ok(self.done(id, done, started))
             }
             Statement::Insert { table: name, source } => {
