@@ -18,6 +18,7 @@ pub(crate) mod message;
 pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod promises;
+pub(crate) mod quorum;
 mod recent;
 pub(crate) mod replicator;
 pub(crate) mod serve;
@@ -44,7 +45,7 @@ use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
 use self::promises::{Promises, Reserved};
 use self::recent::Recent;
-use self::replicator::{Replicator, ReplicatorMessage};
+use self::replicator::{Feed, Replicator, ReplicatorMessage};
 use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
 use crate::node::context::NodeContext;
 use crate::service::Moment;
@@ -149,7 +150,8 @@ impl Actor for ReplicaActor {
         if let Some(observer) = &context.config.observer {
             observer.opened(moment(context.node, partition.id, &store));
         }
-        handle.opened(Running { actor: myself.clone(), store: store.clone() });
+        let feed = Feed::new(context.clone(), handle.clone(), myself.clone(), durable.cursors.clone());
+        handle.opened(Running { actor: myself.clone(), store: store.clone(), feed: feed.clone() });
 
         let (replicator, _) = Actor::spawn_linked(
             None,
@@ -159,7 +161,7 @@ impl Actor for ReplicaActor {
                 handle: handle.clone(),
                 replica: myself.clone(),
                 partition,
-                cursors: durable.cursors.clone(),
+                feed,
             },
             myself.get_cell(),
         )
@@ -588,15 +590,23 @@ impl ReplicaShell {
             position: status.position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),
-            settled: self.core.is_settled(),
+            settled: self.is_settled(),
             in_doubt: self.core.is_in_doubt(),
             accepts,
         }
     }
 
+    fn is_settled(&self) -> bool {
+        let at_once = self.context.config.has(Planted::SettledAtOnce) && self.core.counts();
+        self.core.is_settled() || at_once
+    }
+
     fn report(&self) -> CoreReport {
+        let partition = self.core.partition();
         CoreReport {
-            epoch: self.core.partition().epoch,
+            voters: partition.voters().collect(),
+            holds_past: partition.settled || self.is_settled(),
+            epoch: partition.epoch,
             sealed: self.core.sealed(),
             serves: self.core.serves(),
             counts: self.core.counts(),

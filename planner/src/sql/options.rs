@@ -4,7 +4,7 @@ use shoal_catalog::{Partitioning, Table, TableOptions, TtlChange, WindowUnit, wi
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
 use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::ttl::parse_duration;
-use shoal_kernel::{Error, ErrorCode, Fsync, Result, TableSchema, Ttl, WriteLevel, suggest};
+use shoal_kernel::{Error, ErrorCode, Fsync, ReadLevel, Result, TableSchema, Ttl, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 use sqlparser::tokenizer::Span;
 
@@ -14,9 +14,10 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "replication_factor",
     "write_level",
+    "read_level",
     "fsync",
     "fsync_interval_ms",
     "ttl",
@@ -25,7 +26,7 @@ const NAMES: [&str; 8] = [
     "partition_size_hint",
 ];
 /// Those that can be changed later.
-const CHANGEABLE: [&str; 5] = ["write_level", "ttl", "ttl_column", "schemaless", "partition_size_hint"];
+const CHANGEABLE: [&str; 6] = ["write_level", "read_level", "ttl", "ttl_column", "schemaless", "partition_size_hint"];
 
 const MICROS_PER_DAY: u64 = 86_400_000_000;
 
@@ -37,6 +38,7 @@ const TTL_NONE: &str = "none";
 pub(super) struct Settings {
     replication_factor: Option<u32>,
     pub(super) write_level: Option<WriteLevel>,
+    pub(super) read_level: Option<ReadLevel>,
     fsync: Option<Fsync>,
     fsync_interval: Option<(u32, Span)>,
     /// Microseconds; `None` inside for ever.
@@ -93,6 +95,7 @@ impl Settings {
                     settings.fsync_interval = Some((ms.ok_or_else(|| wrong(message()))?, key.span));
                 }
                 "write_level" => settings.write_level = Some(text.parse().map_err(wrong)?),
+                "read_level" => settings.read_level = Some(text.parse().map_err(wrong)?),
                 "ttl" => {
                     let micros = match text.eq_ignore_ascii_case(TTL_NONE) {
                         true => None,
@@ -173,6 +176,7 @@ impl Settings {
         Ok(TableOptions {
             replication_factor: self.replication_factor.unwrap_or(default.replication_factor),
             write_level: self.write_level.unwrap_or(default.write_level),
+            read_level: self.read_level.unwrap_or(default.read_level),
             fsync,
             ttl,
             schemaless: self.is_schemaless(schema)?,

@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecon
 use arrow::datatypes::{DataType, Field, Schema};
 use shoal_actors::service::{CommandDone, Moment, NodeChange, QueryEvent, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::schema::TS_COLUMN;
-use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, WriteLevel};
+use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, ReadLevel, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
@@ -382,8 +382,8 @@ impl Client {
             }
             Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
             Work::Alter(altering) => self.alter(id, node, altering).await,
-            Work::Ask { question, manner } => {
-                ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
+            Work::Ask { question, manner, level } => {
+                ask(&self.office, &self.env, node, Asked { id, question, manner, level, at_rest: false }).await;
             }
             Work::Table { dropping } => self.table(id, node, dropping).await,
         }
@@ -713,12 +713,13 @@ pub(super) struct Asked {
     pub(super) id: OperationId,
     pub(super) question: Question,
     pub(super) manner: Manner,
+    pub(super) level: ReadLevel,
     pub(super) at_rest: bool,
 }
 
 /// Asks, and writes the answer down. True if there was one.
 pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> bool {
-    let Asked { id, question, manner, at_rest } = asked;
+    let Asked { id, question, manner, level, at_rest } = asked;
     let text = match question {
         Question::Point { key } => format!("SELECT k, v FROM kv WHERE k = {key}"),
         Question::Range { low, high } => {
@@ -738,8 +739,9 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
     let eager_until = office.shared.now_micros() + EAGER_MICROS;
     let (begun, at_catalog, outcome) = loop {
         let (begun, at_catalog) = (office.shared.now_micros(), office.desk.catalog_known(node));
-        office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
-        let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text.as_str()), manner).await;
+        office.trace(id, format_args!("begins: {text} at {level} through {}, {manner:?}", HostId(node)));
+        let request = SqlRequest { read_level: Some(level), ..SqlRequest::new(text.as_str()) };
+        let outcome = office.sql_in(env, node, label(id), request, manner).await;
         let is_up = outcome.as_ref().err().is_none_or(|failed| !failed.is_not_up());
         if manner != Manner::Eager || is_up || office.shared.now_micros() >= eager_until {
             break (begun, at_catalog, outcome);
@@ -751,9 +753,13 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         Ok(Answered { rows, seen, .. }) => {
             office.trace(id, format_args!("is told by {}: {} rows", HostId(node), rows.len()));
             office.history.count(question.word());
+            if level == ReadLevel::Quorum {
+                office.history.count("answers at quorum");
+            }
             office.history.facts().reads.push(Read {
                 id,
                 question,
+                level,
                 node,
                 begun,
                 ended,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_actors::service::{ClusterStatus, Moment};
-use shoal_kernel::{Hlc, Version, WriteLevel};
+use shoal_kernel::{Hlc, ReadLevel, Version, WriteLevel};
 
 use super::operation::OperationId;
 use crate::entropy::EPOCH_MICROS;
@@ -203,6 +203,8 @@ pub struct Read {
     pub id: OperationId,
     /// What was asked.
     pub question: Question,
+    /// At which level.
+    pub level: ReadLevel,
     /// Whom.
     pub node: u16,
     /// When it was asked, in microseconds of virtual time.

@@ -83,6 +83,16 @@ impl Ledger {
         Some(contents)
     }
 
+    /// The newest version of each key, deletions too, that some replicas had accepted; nothing as above.
+    pub(crate) fn versions(&self, seen: &[Moment]) -> Option<BTreeMap<i64, u128>> {
+        let books = self.books();
+        let mut newest = BTreeMap::new();
+        for moment in seen {
+            books.gather((moment.partition, moment.node), moment.log_id, moment.position, &mut newest)?;
+        }
+        Some(newest.into_iter().map(|(key, row)| (key, row.version)).collect())
+    }
+
     /// Logs of which something was missing that had been accepted, and no new log begun.
     pub(crate) fn shortened(&self) -> Vec<String> {
         self.books().shortened.iter().cloned().collect()
