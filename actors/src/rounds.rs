@@ -29,7 +29,7 @@ impl<T> Clone for Rounds<T> {
 }
 
 impl<T: Clone + Send + 'static> Rounds<T> {
-    /// Asks. Every call gives the same question, so any of them may put it for all. The answer fails if the node goes down.
+    /// Asks. Every call gives the same question, so any of them may put it for all. The answer fails if it breaks off.
     pub(crate) fn ask<F>(
         &self,
         env: &Env,
@@ -43,9 +43,9 @@ impl<T: Clone + Send + 'static> Rounds<T> {
         let mut state = self.state();
         state.waiting.push(answer);
         if !std::mem::replace(&mut state.running, true) {
-            let rounds = self.clone();
+            let mut under_way = UnderWay { rounds: self.clone(), ended: false };
             env.spawn(name, async move {
-                while let Some(waiting) = rounds.begin() {
+                while let Some(waiting) = under_way.begin() {
                     let answer = question().await;
                     for waiting in waiting {
                         let _ = waiting.send(answer.clone());
@@ -55,18 +55,40 @@ impl<T: Clone + Send + 'static> Rounds<T> {
         }
         answered
     }
+}
 
+impl<T> Rounds<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task that puts the question.
+struct UnderWay<T> {
+    rounds: Rounds<T>,
+    ended: bool,
+}
+
+impl<T> UnderWay<T> {
     /// Whom the next round is for; the end if nobody waits any more.
-    fn begin(&self) -> Option<Vec<oneshot::Sender<T>>> {
-        let mut state = self.state();
+    fn begin(&mut self) -> Option<Vec<oneshot::Sender<T>>> {
+        let mut state = self.rounds.state();
         let mut waiting = std::mem::take(&mut state.waiting);
         waiting.retain(|waiting| !waiting.is_closed());
         state.running = !waiting.is_empty();
-        state.running.then_some(waiting)
+        self.ended = waiting.is_empty();
+        (!self.ended).then_some(waiting)
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Drop for UnderWay<T> {
+    fn drop(&mut self) {
+        // It broke off in the middle of a round: those who wait are told so, and the next one begins anew.
+        if !self.ended {
+            let mut state = self.rounds.state();
+            state.running = false;
+            state.waiting.clear();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! At which level a statement reads, and by which catalog it is planned for that.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shoal_catalog::Catalog;
 use shoal_kernel::{Error, ErrorCode, Planted, Rare, ReadLevel, Result};
@@ -10,6 +11,9 @@ use tokio::sync::oneshot;
 use super::Inner;
 use super::statement::{REFRESH_TIMEOUT, table_of};
 use crate::service::SqlRequest;
+
+/// How long a statement waits for the newest catalog: for the round that was under way when it came, and its own.
+const ASK_TIMEOUT: Duration = REFRESH_TIMEOUT.saturating_mul(2);
 
 /// A statement as it is to be carried out.
 pub(super) struct PlannedStatement {
@@ -30,8 +34,12 @@ impl Inner {
         if read_level == ReadLevel::One || self.context.config.has(Planted::QuorumByOldCatalog) {
             return Ok(PlannedStatement { statement, catalog, read_level });
         }
-        let stopping = |_| Err(Error::new(ErrorCode::NotReady, "the node is stopping"));
-        let newest = asked.unwrap_or_else(|| self.ask_catalog()).await.unwrap_or_else(stopping).map_err(|error| {
+        let timeout = request.timeout.unwrap_or(ASK_TIMEOUT).min(ASK_TIMEOUT);
+        let newest = match self.context.env.timeout(timeout, asked.unwrap_or_else(|| self.ask_catalog())).await {
+            Ok(answered) => answered.unwrap_or_else(|_| Err(Error::new(ErrorCode::NotReady, "the node is stopping"))),
+            Err(_) => Err(Error::new(ErrorCode::NoCatalogQuorum, "the catalog's leader has not answered in time")),
+        };
+        let newest = newest.map_err(|error| {
             error.context("a read at quorum has to know of all partitions").with_help(
                 "try again, or read at level 'one': rows of partitions that were made a moment ago may then be missing",
             )

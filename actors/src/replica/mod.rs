@@ -274,7 +274,10 @@ impl Actor for ReplicaActor {
             ReplicaMessage::Persisted(meta, cursors) => {
                 shell.cursors_kept = cursors;
                 match shell.persisted(&myself) {
-                    Told::Core => Event::Persisted(meta),
+                    Told::Core => {
+                        shell.settle_at_once(&myself, &meta);
+                        Event::Persisted(meta)
+                    }
                     Told::Nobody => return Ok(()),
                 }
             }
@@ -593,6 +596,16 @@ impl ReplicaShell {
             settled: self.is_settled(),
             in_doubt: self.core.is_in_doubt(),
             accepts,
+        }
+    }
+
+    /// [`Planted::SettledAtOnce`].
+    fn settle_at_once(&self, myself: &ActorRef<ReplicaMessage>, meta: &Meta) {
+        let partition = self.core.partition();
+        let sealed = meta.counts && meta.sealed == partition.epoch;
+        if self.context.config.has(Planted::SettledAtOnce) && sealed && !partition.settled {
+            let (partition, epoch) = (partition.id, partition.epoch);
+            self.propose(myself, shoal_catalog::Command::SettlePartition { partition, epoch });
         }
     }
 

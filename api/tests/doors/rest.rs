@@ -125,7 +125,8 @@ fn an_answer_names_the_level_at_which_it_was_read() {
     assert_eq!(world.log(|log| log.requests.last().unwrap().read_level), Some(ReadLevel::Quorum));
     // Of several statements, the lowest.
     assert_eq!(world.sql(&query("SELECT strict; SELECT loose", "json")).json()["read_level"], "one");
-    let lines = world.sql(&query("SELECT strict", "ndjson")).text();
+    let answer = world.sql(&query("SELECT strict", "ndjson"));
+    let lines = answer.text();
     assert!(lines.lines().last().unwrap().contains(r#""read_level":"quorum""#), "{lines}");
 }
 

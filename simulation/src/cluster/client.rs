@@ -648,10 +648,35 @@ impl Client {
         }
     }
 
+    /// Writes a row to a table that has no partition yet, and asks another node for it.
+    async fn first_row(&self, id: OperationId, written_by: u16, name: &str) {
+        let insert = format!("INSERT INTO {name} VALUES (1, 1)");
+        self.office.trace(id, format_args!("begins: {insert} through {}", HostId(written_by)));
+        let request = SqlRequest { write_level: Some(WriteLevel::Quorum), ..SqlRequest::new(insert) };
+        if self.office.sql_in(&self.env, written_by, label(id), request, Manner::Whole).await.is_err() {
+            return;
+        }
+        let other = (written_by + 1) % self.office.nodes;
+        let count = format!("SELECT count(*) FROM {name}");
+        self.office.trace(id, format_args!("begins: {count} at quorum through {}", HostId(other)));
+        let request = SqlRequest { read_level: Some(ReadLevel::Quorum), ..SqlRequest::new(count) };
+        let answer = self.office.sql_in(&self.env, other, label(id), request, Manner::Whole).await;
+        if let Ok(Answered { rows, .. }) = answer
+            && rows != [[Cell::Int(1)]]
+        {
+            let (by, other) = (HostId(written_by), HostId(other));
+            let missed =
+                format!("operation {id}: a row of {name} was acknowledged by {by}, and {other} counts {rows:?}");
+            self.office.history.facts().missed.push(missed);
+        }
+    }
+
     async fn table(&self, id: OperationId, node: u16, dropping: bool) {
         let name = format!("tmp_{}_{}", id.client, id.number);
+        let windows = id.number.is_multiple_of(2);
+        let options = if windows { " WITH (partition_size_hint = 100)" } else { "" };
         let statements = [
-            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT)")),
+            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT){options}")),
             (false, format!("DROP TABLE {name}")),
         ];
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
@@ -679,6 +704,9 @@ impl Client {
             }
             if created {
                 self.see(id, node, &name).await;
+            }
+            if created && windows {
+                self.first_row(id, node, &name).await;
             }
         }
     }

@@ -273,6 +273,8 @@ pub struct Facts {
     pub internal: Vec<String>,
     /// Tables that a node did not know although they had been created.
     pub unseen: Vec<String>,
+    /// Rows that were acknowledged at quorum and then missed at quorum.
+    pub missed: Vec<String>,
     /// Queries that a node had in hand beyond its limits.
     pub overfull: Vec<String>,
     /// Operations that clients began, in order.

@@ -164,7 +164,8 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant {
         name: "quorum_reads_see_quorum_writes",
         text: "The replicas that an answer at quorum names had accepted, up to the positions that it names, every row and deletion \
-               that it asks for and that had been acknowledged at quorum or all before the question, or a newer one of its key.",
+               that it asks for and that had been acknowledged at quorum or all before the question, or a newer one of its key. It leaves out no partition that \
+               was made for such a row.",
         check: quorum::quorum_reads_see_quorum_writes,
     },
     Invariant {

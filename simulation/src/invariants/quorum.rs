@@ -6,7 +6,7 @@ use super::Evidence;
 use super::answers::tell;
 use super::expiry::may_have_expired;
 use super::late::may_be_lost;
-use super::writes::is_certain;
+use super::writes::{deletions, is_certain, may_beat};
 use crate::cluster::{Question, Read, Target, Write};
 
 /// Whether the question asks for that key or event of that table.
@@ -30,7 +30,8 @@ fn binds(evidence: &Evidence, write: &Write, read: &Read) -> bool {
 }
 
 pub(super) fn quorum_reads_see_quorum_writes(evidence: &Evidence) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = evidence.facts.missed.clone();
+    let deletions = deletions(evidence);
     for read in evidence.facts.reads.iter().filter(|read| read.level == ReadLevel::Quorum) {
         let seen = read.seen.as_ref().and_then(|seen| evidence.ledger.versions(seen));
         let Some(seen) = seen else { continue };
@@ -41,7 +42,17 @@ pub(super) fn quorum_reads_see_quorum_writes(evidence: &Evidence) -> Vec<String>
                 Target::Upserts | Target::Deletes => write.version_at_least(),
             };
             let Some(least) = least else { continue };
-            let missing = |key: &i64| seen.get(key).is_none_or(|version| version >> 32 < least);
+            // Of a key that was deleted nothing need be left.
+            let beaten = |key: &i64| deletions.get(key).is_some_and(|all| all.iter().any(|one| may_beat(one, write)));
+            let may_be_none = |key: &i64| match write.target {
+                Target::Events => false,
+                Target::Upserts => beaten(key),
+                Target::Deletes => true,
+            };
+            let missing = |key: &i64| match seen.get(key) {
+                Some(version) => version >> 32 < least,
+                None => !may_be_none(key),
+            };
             let mut keys = write.rows.iter().map(|(key, _)| *key);
             let key = keys.find(|key| asks_for(read.question, write.target, *key) && missing(key));
             if let Some(key) = key {
