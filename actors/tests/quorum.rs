@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::Int64Type;
+use arrow::util::pretty::pretty_format_batches;
 use shoal_actors::Node;
 use shoal_actors::service::{QueryEvent, SqlRequest, WriteRequest};
 use shoal_kernel::{Applied, Error, ErrorCode, ReadLevel, WriteLevel};
@@ -82,6 +83,16 @@ async fn the_level_is_the_requests_or_the_tables_and_never_a_lower_one() {
         assert_eq!(value(node, SqlRequest::new(count)).await.unwrap(), (2, Some(ReadLevel::Quorum)));
         assert_eq!(value(node, at(ReadLevel::One, count)).await.unwrap(), (2, Some(ReadLevel::One)));
     }
+
+    let explained = async |request: SqlRequest| {
+        let (_, batches, _) = nodes[0].sql(request).await.unwrap().collect().await.unwrap();
+        pretty_format_batches(&batches).unwrap().to_string()
+    };
+    let (plan, ran) = (format!("EXPLAIN {count}"), format!("EXPLAIN ANALYZE {count}"));
+    assert!(explained(SqlRequest::new(&plan)).await.contains("| read_level    | quorum"));
+    assert!(!explained(at(ReadLevel::One, &plan)).await.contains("read_level"));
+    assert!(explained(SqlRequest::new(&ran)).await.contains("read at quorum"));
+    assert!(explained(at(ReadLevel::One, &ran)).await.contains("read at one"));
 
     // One of the two replicas goes; the catalog keeps its quorum.
     let holders = |id| nodes.iter().position(|node| node.id() == id).unwrap();

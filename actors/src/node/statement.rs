@@ -154,7 +154,8 @@ impl Inner {
             },
             ..PlanOptions::default()
         };
-        self.planner.plan(&request.sql, catalog, &options).await
+        // On the heap: it is large, and part of every statement's future.
+        Box::pin(self.planner.plan(&request.sql, catalog, &options)).await
     }
 
     /// Changes rows. If their table has been altered and this node had not heard of it, the statement is planned again: nothing
