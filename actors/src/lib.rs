@@ -11,6 +11,7 @@ pub mod node;
 mod placement;
 pub mod query;
 mod replica;
+mod rounds;
 pub mod service;
 pub mod transport;
 

@@ -264,6 +264,16 @@ async fn schemaless_on_three_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn levels_on_one_node() {
+    alone("levels.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn levels_on_three_nodes() {
+    alone("levels.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn alter_on_one_node() {
     alter(1).await;
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use shoal_kernel::ReadLevel;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
@@ -106,6 +107,8 @@ impl std::fmt::Display for Refusal {
 pub struct Client {
     agent: Agent,
     url: String,
+    /// The level of reads, if not what the tables ask for.
+    read_level: Option<ReadLevel>,
 }
 
 impl Client {
@@ -116,7 +119,12 @@ impl Client {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .proxy(None)
             .build();
-        Self { agent: config.new_agent(), url: url.trim_end_matches('/').to_owned() }
+        Self { agent: config.new_agent(), url: url.trim_end_matches('/').to_owned(), read_level: None }
+    }
+
+    /// The same, reading at that level.
+    pub fn reading_at(self, read_level: Option<ReadLevel>) -> Self {
+        Self { read_level, ..self }
     }
 
     /// Where it connects.
@@ -152,7 +160,8 @@ impl Client {
         if let Some(id) = query_id {
             request = request.header(QUERY_ID, id);
         }
-        self.checked(request.send_json(serde_json::json!({"query": sql, "format": format})))
+        let level = self.read_level;
+        self.checked(request.send_json(serde_json::json!({"query": sql, "format": format, "consistency": level})))
     }
 
     /// Runs SQL and reads the whole answer as JSON.

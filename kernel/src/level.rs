@@ -19,6 +19,14 @@ pub enum WriteLevel {
 }
 
 impl WriteLevel {
+    /// The level at which a statement that writes what it has read must read, to have seen every earlier write of this level.
+    pub fn of_reads(self) -> ReadLevel {
+        match self {
+            Self::One => ReadLevel::One,
+            Self::Quorum | Self::All => ReadLevel::Quorum,
+        }
+    }
+
     /// Acknowledgements needed from `replicas` members.
     pub fn needed(self, replicas: usize) -> usize {
         match self {
@@ -30,7 +38,7 @@ impl WriteLevel {
 }
 
 /// How many replicas a read compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadLevel {
     /// Any caught-up replica: may be behind, never invented.

@@ -101,6 +101,10 @@ rare! {
     CatalogTailCut = "a torn end of the catalog's log was cut off";
     CameBack = "a node heard that it was taken for down, and came back under a new generation";
     SuspicionLifted = "a suspect objected in time";
+    // Reads at quorum.
+    QuorumPulled = "a read at quorum pulled what its replica lacked";
+    QuorumShort = "a read at quorum found too few replicas that count";
+    QuorumByNewCatalog = "a read at quorum was planned anew for a newer catalog";
 }
 
 impl fmt::Display for Rare {

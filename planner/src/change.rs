@@ -15,6 +15,7 @@ use sqlparser::parser::Parser;
 
 use crate::cut::cut;
 use crate::error::error_from_datafusion;
+use crate::graph::FragmentGraph;
 use crate::node::LeafScanExec;
 use crate::planner::{Planned, logical_plan, physical_plan};
 use crate::sql::{DIALECT, at, normalised, table_name};
@@ -106,7 +107,7 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
         .project(columns)
         .and_then(LogicalPlanBuilder::build)
         .map_err(error_from_datafusion)?;
-    let Planned { logical, physical, .. } = physical_plan(state, &rows).await?;
+    let Planned { logical, physical, graph: FragmentGraph { read_level, .. } } = physical_plan(state, &rows).await?;
     let exact = physical.transform_up(|node| {
         Ok(match node.downcast_ref::<LeafScanExec>() {
             Some(scan) => Transformed::yes(Arc::new(scan.exact()) as Arc<dyn ExecutionPlan>),
@@ -115,7 +116,7 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
     });
     let physical = exact.data().map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
-    Ok(Planned { logical, physical, graph })
+    Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
 }
 
 /// The error, with the place of the first value that makes the statement fail by itself.

@@ -3,22 +3,23 @@
 use std::fmt::Write;
 
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
-use shoal_kernel::Result;
+use shoal_kernel::{ReadLevel, Result};
 
 use crate::constant::text_query;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place};
 use crate::planner::Planned;
 
-/// A query whose answer explains another: columns `plan_type` and `plan`.
-pub(crate) fn rows(planned: &Planned) -> Result<FragmentGraph> {
+/// A query whose answer explains another: columns `plan_type` and `plan`. The level is told unless it is the lowest.
+pub(crate) fn rows(planned: &Planned, level: ReadLevel) -> Result<FragmentGraph> {
     let physical = DisplayableExecutionPlan::new(planned.physical.as_ref()).indent(false).to_string();
     let plans = [
         ("logical_plan", planned.logical.display_indent().to_string()),
         ("physical_plan", physical.trim_end().to_owned()),
         ("fragments", describe(&planned.graph)),
     ];
-    let (kinds, plans) = plans.into_iter().map(|(kind, plan)| (Some(kind.to_owned()), Some(plan))).unzip();
+    let level = (level > ReadLevel::default()).then(|| ("read_level", level.to_string()));
+    let (kinds, plans) = plans.into_iter().chain(level).map(|(kind, plan)| (Some(kind.to_owned()), Some(plan))).unzip();
     text_query(&["plan_type", "plan"], vec![kinds, plans]).map_err(error_from_datafusion)
 }
 

@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{FetchSpec, FragmentId, FrontierSource, PartitionId, Result, ScanSpec};
+use shoal_kernel::{FetchSpec, FragmentId, FrontierSource, PartitionId, ReadLevel, Result, ScanSpec};
 
 /// A plan cut into fragments.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct FragmentGraph {
     pub fragments: Vec<Fragment>,
     /// Columns of the answer.
     pub schema: SchemaRef,
+    /// The level at which it is read, if the request names none: the highest default of the tables in it.
+    pub read_level: ReadLevel,
 }
 
 impl FragmentGraph {

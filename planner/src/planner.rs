@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::sql::parser::Statement as SqlStatement;
 use shoal_catalog::Catalog;
-use shoal_kernel::{Error, ErrorCode, Result, ScanSpec};
+use shoal_kernel::{Error, ErrorCode, ReadLevel, Result, ScanSpec};
 use sqlparser::ast;
 
 use crate::cache::PlanCache;
@@ -29,7 +29,7 @@ use crate::session;
 use crate::sql::{Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::summary::ask_statistics;
-use crate::table::{is_table, slices_of};
+use crate::table::{is_table, read_level_of, slices_of};
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{change, explain, insert, show, unknown, window};
 
@@ -69,6 +69,8 @@ pub struct PlanOptions {
     pub batch_rows: usize,
     /// Refuse everything but queries.
     pub read_only: bool,
+    /// The level that the request names, for EXPLAIN; the plan does not depend on it.
+    pub read_level: Option<ReadLevel>,
     /// What `now()` is, in microseconds since the Unix epoch: the same in every task.
     pub now_micros: u64,
     /// Statistics.
@@ -83,6 +85,7 @@ impl Default for PlanOptions {
             target_partitions: 1,
             batch_rows: 8192,
             read_only: false,
+            read_level: None,
             now_micros: 0,
             row_counts: Arc::new(|_| None),
             slicing: Slicing::NONE,
@@ -96,6 +99,7 @@ impl fmt::Debug for PlanOptions {
             .field("target_partitions", &self.target_partitions)
             .field("batch_rows", &self.batch_rows)
             .field("read_only", &self.read_only)
+            .field("read_level", &self.read_level)
             .field("now_micros", &self.now_micros)
             .field("slicing", &self.slicing)
             .finish_non_exhaustive()
@@ -162,7 +166,10 @@ impl Planner {
                 };
                 match analyze {
                     true => query(planned.graph, Some(ExplainKind::Analyze)),
-                    false => query(explain::rows(&planned)?, Some(ExplainKind::Plan)),
+                    false => {
+                        let level = options.read_level.unwrap_or(planned.graph.read_level);
+                        query(explain::rows(&planned, level)?, Some(ExplainKind::Plan))
+                    }
                 }
             }
             Parsed::CreateTable(table) => Statement::CreateTable(table),
@@ -242,6 +249,8 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     if let Some(name) = logical.get_parameter_names().map_err(error_from_datafusion)?.into_iter().min() {
         return Err(Error::new(ErrorCode::Unsupported, format!("the parameter {name} has no value")));
     }
+    // Before it is optimised: a table that is found to hold nothing for the query would not be there any more.
+    let read_level = read_level(logical).map_err(error_from_datafusion)?;
     let logical = window::portable(logical.clone()).map_err(error_from_datafusion)?;
     let logical = state.optimize(&logical).map_err(error_from_datafusion)?;
     let wide;
@@ -264,7 +273,19 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     let physical = fetch_late(physical).map_err(error_from_datafusion)?;
     let physical = order_scans(physical).map_err(error_from_datafusion)?;
     let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
-    Ok(Planned { logical, physical, graph })
+    Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
+}
+
+/// The highest level that any table in the plan is read at by default.
+fn read_level(logical: &LogicalPlan) -> datafusion::error::Result<ReadLevel> {
+    let mut highest = ReadLevel::default();
+    logical.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            highest = highest.max(read_level_of(scan)?);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(highest)
 }
 
 /// Whether the plan is the same whenever it is made: no function in it depends on the moment, or on chance.

@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableScan, Tab
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use shoal_catalog::{Catalog, Table};
-use shoal_kernel::{ColumnPredicate, CompareOp, Cutoff, Datum, ScanSpec, Slice, TableId, TableSchema};
+use shoal_kernel::{ColumnPredicate, CompareOp, Cutoff, Datum, ReadLevel, ScanSpec, Slice, TableId, TableSchema};
 
 use crate::node::{Known, LeafScanExec};
 use crate::planner::{RowCounts, Slicing};
@@ -94,6 +94,13 @@ pub(crate) fn slices_of(scan: &TableScan) -> Result<u32> {
     let definition = table.definition()?;
     let (scans, _) = table.scans(definition, &[], &scan.filters, scan.fetch)?;
     Ok(scans.iter().map(|scan| scan.slice.of).max().unwrap_or(1))
+}
+
+/// The level that a table is read at by default; the lowest for what is no table of ours.
+pub(crate) fn read_level_of(scan: &TableScan) -> Result<ReadLevel> {
+    let provider = source_as_provider(&scan.source)?;
+    let table = (provider.as_ref() as &dyn std::any::Any).downcast_ref::<ShoalTable>();
+    table.map_or(Ok(ReadLevel::default()), |table| Ok(table.definition()?.options.read_level))
 }
 
 impl fmt::Debug for ShoalTable {

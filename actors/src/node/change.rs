@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
-use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, ReadLevel, Result};
 use shoal_planner::FragmentGraph;
 use shoal_storage::{check_values, with_rows_before};
 
 use super::Inner;
 use crate::gateway::Change;
-use crate::query::Replan;
+use crate::query::{Replan, RunOptions};
 use crate::service::{CommandDone, SqlRequest, WriteRequest};
 
 /// Bytes of rows that are written at once.
@@ -32,6 +32,8 @@ pub(super) struct FoundRows {
     pub(super) table: Arc<Table>,
     /// Reads the rows as they are to be, or their keys.
     pub(super) graph: FragmentGraph,
+    /// The level at which it reads them.
+    pub(super) read_level: ReadLevel,
     pub(super) deletes: bool,
 }
 
@@ -40,15 +42,16 @@ impl Inner {
     /// node has answered without the time, because it was lost or late, is asked again.
     async fn read_dated(
         &self,
-        tag: &str,
-        graph: &FragmentGraph,
+        found: &FoundRows,
         first: QueryId,
         left: &impl Fn() -> Duration,
         replan: Replan,
     ) -> Result<(Vec<RecordBatch>, Hlc)> {
+        let FoundRows { tag, graph, read_level, .. } = found;
         let mut id = first;
         for _ in 0..READS_MAX {
-            if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, left(), replan.clone()).await? {
+            let options = RunOptions { read_level: *read_level, ..RunOptions::new(left()) };
+            if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, options, replan.clone()).await? {
                 return Ok((batches, newest));
             }
             // The first may not have ended everywhere.
@@ -65,7 +68,7 @@ impl Inner {
         id: QueryId,
         left: impl Fn() -> Duration,
     ) -> Result<CommandDone> {
-        let FoundRows { tag, table, graph, deletes } = found;
+        let tag = found.tag;
         if request.token.is_some() {
             let message =
                 format!("{tag} takes no idempotency key: sent again, it may find other rows than the first time");
@@ -74,7 +77,8 @@ impl Inner {
                  only once",
             ));
         }
-        let (batches, read) = self.read_dated(tag, &graph, id, &left, self.replan(request)).await?;
+        let (batches, read) = self.read_dated(&found, id, &left, self.replan(request)).await?;
+        let FoundRows { table, deletes, .. } = found;
         if !deletes {
             check_not_null(&table, &batches)?;
             for (rows_before, batch) in with_rows_before(&batches) {

@@ -8,6 +8,7 @@ mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod identity;
+mod levels;
 pub(crate) mod liveness;
 mod maintain;
 mod members;
@@ -26,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
-use shoal_catalog::Table;
+use shoal_catalog::{Catalog, Table};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
@@ -46,6 +47,7 @@ use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::opening;
+use crate::rounds::Rounds;
 use crate::service::{
     ClusterStatus, Evolution, NodeChange, NodeConfig, NodeEnd, QueryStream, SqlRequest, WriteReport, WriteRequest,
 };
@@ -73,6 +75,7 @@ struct Inner {
     directory: Arc<ReplicaDirectory>,
     gateway: Gateway,
     planner: Planner,
+    catalog_rounds: Rounds<Result<Arc<Catalog>>>,
     queries: QueryService,
     root: ActorRef<NodeMessage>,
     tasks: Mutex<Vec<TaskHandle>>,
@@ -160,6 +163,7 @@ impl Node {
             context,
             directory,
             planner,
+            catalog_rounds: Rounds::default(),
             queries,
             root,
             tasks: Mutex::default(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Catalog;
+use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{
     Error, ErrorCode, FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Planted, Rare, Result, ScanSpec, TableId,
     TableSchema,
@@ -16,6 +17,7 @@ use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::Running;
+use crate::replica::quorum;
 use crate::service::Moment;
 
 /// The replicas of this node, as shards read them.
@@ -65,13 +67,31 @@ impl LocalReplicas for Replicas {
         if found.is_err() && self.silent {
             return Ok(Arc::new(Nothing));
         }
-        let (replica, snapshot) = found?;
-        let shown: Arc<dyn PartitionSnapshot> = Arc::new(Pinned { replica, snapshot, context: self.context.clone() });
+        let shown = pinned(found?, &self.context);
         if let Some(stale) = &self.stale {
             stale.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, (0, shown.clone()));
         }
         Ok(shown)
     }
+
+    fn snapshot_at_quorum(
+        &self,
+        partition: PartitionId,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>> {
+        let (found, context, silent) = (self.directory.get(partition), self.context.clone(), self.silent);
+        Box::pin(async move {
+            let found = async { quorum::snapshot(&context, &*found?, timeout).await };
+            match found.await {
+                Err(_) if silent => Ok(Arc::new(Nothing) as Arc<dyn PartitionSnapshot>),
+                found => Ok(pinned(found?, &context)),
+            }
+        })
+    }
+}
+
+fn pinned((replica, snapshot): (Running, Snapshot), context: &Arc<NodeContext>) -> Arc<dyn PartitionSnapshot> {
+    Arc::new(Pinned { replica, snapshot, context: context.clone() })
 }
 
 /// What [`Planted::SilentPartial`] shows of a partition that cannot be read.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::{AlteredTable, Catalog, Command, Table};
 use shoal_kernel::limits::SQL_BYTES_MAX;
-use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, Rare, ReadLevel, Result};
+use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, QueryId, Rare, Result};
 use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, PlannedQuery, Slicing, Statement};
 
 use super::Inner;
 use super::change::FoundRows;
+use super::levels::PlannedStatement;
 use crate::query::{Replan, RunOptions};
 use crate::replica::message::MaintenanceTask;
 use crate::service::{CommandDone, Evolution, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
@@ -29,7 +30,7 @@ const EVOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const TARGET_PARTITIONS_MAX: usize = 8;
 
 /// A table of the catalog by name.
-fn table_of(catalog: &Catalog, name: &str) -> Result<Arc<Table>> {
+pub(super) fn table_of(catalog: &Catalog, name: &str) -> Result<Arc<Table>> {
     match catalog.table(name) {
         Some(table) => Ok(Arc::new(table.clone())),
         None => Err(catalog.unknown_table(name)),
@@ -44,21 +45,18 @@ impl Inner {
                 format!("the statement has {} bytes, more than the {SQL_BYTES_MAX} allowed", request.sql.len()),
             ));
         }
-        if request.read_level == ReadLevel::Quorum {
-            return Err(Error::new(ErrorCode::Unsupported, "reads at level quorum do not exist yet")
-                .with_help("leave the level out, or ask for 'one': the answer may then be behind the newest write"));
-        }
         let started = self.context.env.monotonic();
         let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
         let id = request.query_id.unwrap_or_else(|| self.new_query_id());
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
-        let (statement, catalog) = self.plan(&request).await?;
+        let PlannedStatement { statement, catalog, read_level } = self.plan(&request).await?;
+        let options = || RunOptions { read_level, ..RunOptions::new(left()) };
         // As of the plan: rows have its columns, whatever has become of them meanwhile.
         let table = |name: &str| table_of(&catalog, name);
         match statement {
             Statement::Query(query) => {
                 let analyze = query.explain == Some(ExplainKind::Analyze);
-                let options = RunOptions { timeout: left(), analyze };
+                let options = RunOptions { analyze, ..options() };
                 self.queries.run_replanned(query.graph, id, options, self.replan(&request)).await
             }
             Statement::CreateTable(table) => {
@@ -88,7 +86,7 @@ impl Inner {
                             .with_help("read the rows first, and send them as VALUES or to the table's ingest"));
                     }
                     InsertSource::Query(graph) => {
-                        self.collect("INSERT … SELECT", graph, id, left(), self.replan(&request)).await?.0
+                        self.collect("INSERT … SELECT", graph, id, options(), self.replan(&request)).await?.0
                     }
                 };
                 let write = WriteRequest {
@@ -108,12 +106,14 @@ impl Inner {
                 Ok(self.done(id, done, started))
             }
             Statement::Delete { table: name, keys } => {
-                let found = FoundRows { tag: "DELETE", table: table(&name)?, graph: keys, deletes: true };
+                let table = table(&name)?;
+                let found = FoundRows { tag: "DELETE", table, graph: keys, read_level, deletes: true };
                 let done = self.change(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
             Statement::Update { table: name, rows } => {
-                let found = FoundRows { tag: "UPDATE", table: table(&name)?, graph: rows, deletes: false };
+                let table = table(&name)?;
+                let found = FoundRows { tag: "UPDATE", table, graph: rows, read_level, deletes: false };
                 let done = self.update(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
@@ -129,12 +129,30 @@ impl Inner {
     }
 
     /// Plans on what this node knows; a table that it does not know may have been made elsewhere a moment ago.
-    async fn plan(&self, request: &SqlRequest) -> Result<(Statement, Arc<Catalog>)> {
+    pub(super) async fn plan_as_known(&self, request: &SqlRequest) -> Result<(Statement, Arc<Catalog>)> {
+        let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();
+        let planned = match self.plan_on(request, &catalog).await {
+            Err(error) if matches!(error.code(), ErrorCode::UnknownTable | ErrorCode::UnknownColumn) => {
+                let newer = self.newest_catalog(&error).await?;
+                if newer.version > catalog.version {
+                    let planned = self.plan_on(request, &newer).await;
+                    return planned.map(|statement| (statement, newer));
+                }
+                Err(error)
+            }
+            planned => planned,
+        };
+        planned.map(|statement| (statement, catalog))
+    }
+
+    /// Plans on a catalog.
+    pub(super) async fn plan_on(&self, request: &SqlRequest, catalog: &Arc<Catalog>) -> Result<Statement> {
         let config = &self.context.config;
         let directory = self.directory.clone();
         let options = PlanOptions {
             target_partitions: self.context.liveness.alive().len().clamp(1, TARGET_PARTITIONS_MAX),
             read_only: request.read_only,
+            read_level: request.read_level,
             now_micros: self.context.env.wall_micros(),
             row_counts: Arc::new(move |scan| directory.get(scan.partition).ok()?.estimate(scan)),
             slicing: Slicing {
@@ -143,19 +161,8 @@ impl Inner {
             },
             ..PlanOptions::default()
         };
-        let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();
-        let planned = match self.planner.plan(&request.sql, &catalog, &options).await {
-            Err(error) if matches!(error.code(), ErrorCode::UnknownTable | ErrorCode::UnknownColumn) => {
-                let newer = self.newest_catalog(&error).await?;
-                if newer.version > catalog.version {
-                    let planned = self.planner.plan(&request.sql, &newer, &options).await;
-                    return planned.map(|statement| (statement, newer));
-                }
-                Err(error)
-            }
-            planned => planned,
-        };
-        planned.map(|statement| (statement, catalog))
+        // On the heap: it is large, and part of every statement's future.
+        Box::pin(self.planner.plan(&request.sql, catalog, &options)).await
     }
 
     /// What plans the query of a statement anew.
@@ -166,7 +173,7 @@ impl Inner {
             Box::pin(async move {
                 let stopping = || Error::new(ErrorCode::NotReady, "the node is stopping");
                 let inner = inner.upgrade().ok_or_else(stopping)?;
-                match inner.plan(&request).await?.0 {
+                match inner.plan(&request).await?.statement {
                     Statement::Query(PlannedQuery { graph, .. })
                     | Statement::Insert { source: InsertSource::Query(graph), .. }
                     | Statement::Delete { keys: graph, .. }
@@ -195,11 +202,12 @@ impl Inner {
                 }
                 done => return done,
             }
-            let (statement, catalog) = self.plan(request).await?;
+            let PlannedStatement { statement, catalog, read_level } = self.plan(request).await?;
             let Statement::Update { table: name, rows } = statement else {
                 return Err(Error::internal("an UPDATE was planned as another statement"));
             };
-            found = FoundRows { tag: "UPDATE", table: table_of(&catalog, &name)?, graph: rows, deletes: false };
+            let table = table_of(&catalog, &name)?;
+            found = FoundRows { tag: "UPDATE", table, graph: rows, read_level, deletes: false };
             // The first may not have ended everywhere.
             id = self.new_query_id();
         }
@@ -230,7 +238,7 @@ impl Inner {
                 None => {}
             }
             self.context.agreement.linearizable(REFRESH_TIMEOUT).await?;
-            altered = match self.plan(request).await?.0 {
+            altered = match self.plan_as_known(request).await?.0 {
                 Statement::AlterTable(altered) => altered,
                 _ => return Err(Error::internal("an ALTER TABLE was planned as another statement")),
             };
@@ -309,10 +317,10 @@ impl Inner {
         tag: &str,
         graph: FragmentGraph,
         id: QueryId,
-        timeout: Duration,
+        options: RunOptions,
         replan: Replan,
     ) -> Result<(Vec<RecordBatch>, Option<Hlc>)> {
-        let mut stream = self.queries.run_replanned(graph, id, RunOptions::new(timeout), replan).await?;
+        let mut stream = self.queries.run_replanned(graph, id, options, replan).await?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
         while let Some(event) = stream.next().await {
             match event {

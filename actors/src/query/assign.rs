@@ -128,7 +128,7 @@ mod tests {
                 label: String::new(),
             })
             .collect();
-        FragmentGraph { fragments, schema: Arc::new(Schema::empty()) }
+        FragmentGraph { fragments, schema: Arc::new(Schema::empty()), read_level: shoal_kernel::ReadLevel::One }
     }
 
     fn places(graph: &FragmentGraph, candidates: &[&[NodeId]], suspects: &Suspects) -> Result<Vec<Vec<u32>>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, QueryId};
+use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, QueryId, ReadLevel};
 use shoal_planner::Fragment;
 
 use crate::service::Moment;
@@ -65,6 +65,8 @@ pub(crate) struct StartTasks {
     pub(crate) coordinator: NodeId,
     /// Time left until the query's deadline, in milliseconds.
     pub(crate) timeout_ms: u64,
+    /// The level at which replicas are read.
+    pub(crate) read_level: ReadLevel,
     /// The fragments with tasks on the callee.
     pub(crate) fragments: Vec<FragmentTasks>,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -56,6 +57,17 @@ pub trait LocalReplicas: Send + Sync {
     /// [`PartitionUnavailable`](shoal_kernel::ErrorCode::PartitionUnavailable): this node holds no such replica, or it does
     /// not count (it joins, is quarantined, or is not caught up).
     fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>>;
+
+    /// The replica's rows once it holds everything that was acknowledged at quorum before the call.
+    ///
+    /// # Errors
+    /// As of [`LocalReplicas::snapshot`]; [`NotEnoughReplicas`](shoal_kernel::ErrorCode::NotEnoughReplicas): too few of the others
+    /// have said in time what they hold, or what they hold could not be had in time.
+    fn snapshot_at_quorum(
+        &self,
+        partition: PartitionId,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>>;
 
     /// No row that a snapshot taken before this call shows is newer.
     fn newest(&self) -> Hlc;

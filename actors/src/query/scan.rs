@@ -34,7 +34,7 @@ enum Item {
 /// Starts a scan of a pinned partition.
 ///
 /// # Errors
-/// This node holds no such replica, or it does not count.
+/// The partition was not pinned.
 pub(super) fn scan(
     group: &Arc<TaskGroup>,
     spec: &ScanSpec,
@@ -42,7 +42,7 @@ pub(super) fn scan(
     frontier: Option<FrontierSource>,
 ) -> Result<SendableRecordBatchStream> {
     let partition = spec.partition;
-    let snapshot = group.snapshot(partition)?;
+    let snapshot = group.pinned(partition)?;
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     let env = group.node.env.clone();
     let reading = read(env.clone(), snapshot, spec.clone(), frontier, sender);
@@ -105,7 +105,14 @@ pub(super) async fn fetch(group: Arc<TaskGroup>, spec: FetchSpec, addresses: Vec
 
 /// Whether another replica may well do better.
 pub(super) fn blames_replica(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::Corruption | ErrorCode::Io | ErrorCode::PartitionUnavailable | ErrorCode::Moved)
+    matches!(
+        code,
+        ErrorCode::Corruption
+            | ErrorCode::Io
+            | ErrorCode::PartitionUnavailable
+            | ErrorCode::NotEnoughReplicas
+            | ErrorCode::Moved
+    )
 }
 
 /// The snapshot under the schema that the reader was planned with, or a newer one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, ReadLevel, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
@@ -81,12 +81,14 @@ pub struct RunOptions {
     pub timeout: Duration,
     /// Run it, drop its rows, and answer with what happened: `EXPLAIN ANALYZE`.
     pub analyze: bool,
+    /// The level at which its replicas are read.
+    pub read_level: ReadLevel,
 }
 
 impl RunOptions {
-    /// A query that answers with its rows.
+    /// A query that answers with its rows, read at the lowest level.
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, analyze: false }
+        Self { timeout, analyze: false, read_level: ReadLevel::One }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
+use super::replicator::Feed;
 use super::state::QUEUE_BYTES_MAX;
 
 /// Tasks that one replica may have been asked for and not have carried out.
@@ -23,6 +24,7 @@ const PERMIT_BYTES: u64 = 1024;
 pub(crate) struct Running {
     pub(crate) actor: ActorRef<ReplicaMessage>,
     pub(crate) store: Arc<Store>,
+    pub(super) feed: Feed,
 }
 
 impl Running {

@@ -242,4 +242,8 @@ pub(crate) struct CoreReport {
     pub(crate) serves: bool,
     pub(crate) counts: bool,
     pub(crate) problem: Option<&'static str>,
+    /// The voters of that epoch.
+    pub(crate) voters: Vec<NodeId>,
+    /// Whether it, and any majority of the voters, holds everything that was acknowledged at quorum in epochs before.
+    pub(crate) holds_past: bool,
 }

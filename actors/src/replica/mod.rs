@@ -19,6 +19,7 @@ pub(crate) mod message;
 pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod promises;
+pub(crate) mod quorum;
 mod recent;
 pub(crate) mod replicator;
 pub(crate) mod serve;
@@ -45,7 +46,7 @@ use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
 use self::promises::{Promises, Reserved};
 use self::recent::Recent;
-use self::replicator::{Replicator, ReplicatorMessage};
+use self::replicator::{Feed, Replicator, ReplicatorMessage};
 use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
 use crate::node::context::NodeContext;
 use crate::service::Moment;
@@ -151,7 +152,8 @@ impl Actor for ReplicaActor {
             let ancestors = inherit::ancestors(&context.agreement.catalog().borrow(), &partition);
             observer.opened(moment(context.node, partition.id, &store), &ancestors, store.range());
         }
-        handle.opened(Running { actor: myself.clone(), store: store.clone() });
+        let feed = Feed::new(context.clone(), handle.clone(), myself.clone(), durable.cursors.clone());
+        handle.opened(Running { actor: myself.clone(), store: store.clone(), feed: feed.clone() });
 
         let (replicator, _) = Actor::spawn_linked(
             None,
@@ -161,7 +163,7 @@ impl Actor for ReplicaActor {
                 handle: handle.clone(),
                 replica: myself.clone(),
                 partition,
-                cursors: durable.cursors.clone(),
+                feed,
             },
             myself.get_cell(),
         )
@@ -274,7 +276,10 @@ impl Actor for ReplicaActor {
             ReplicaMessage::Persisted(meta, cursors) => {
                 shell.cursors_kept = cursors;
                 match shell.persisted(&myself) {
-                    Told::Core => Event::Persisted(meta),
+                    Told::Core => {
+                        shell.settle_at_once(&myself, &meta);
+                        Event::Persisted(meta)
+                    }
                     Told::Nobody => return Ok(()),
                 }
             }
@@ -590,15 +595,33 @@ impl ReplicaShell {
             position: status.position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),
-            settled: self.core.is_settled(),
+            settled: self.is_settled(),
             in_doubt: self.core.is_in_doubt(),
             accepts,
         }
     }
 
+    /// [`Planted::SettledAtOnce`].
+    fn settle_at_once(&self, myself: &ActorRef<ReplicaMessage>, meta: &Meta) {
+        let partition = self.core.partition();
+        let sealed = meta.counts && meta.sealed == partition.epoch;
+        if self.context.config.has(Planted::SettledAtOnce) && sealed && !partition.settled {
+            let (partition, epoch) = (partition.id, partition.epoch);
+            self.propose(myself, shoal_catalog::Command::SettlePartition { partition, epoch });
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let at_once = self.context.config.has(Planted::SettledAtOnce) && self.core.counts();
+        self.core.is_settled() || at_once
+    }
+
     fn report(&self) -> CoreReport {
+        let partition = self.core.partition();
         CoreReport {
-            epoch: self.core.partition().epoch,
+            voters: partition.voters().collect(),
+            holds_past: partition.settled || self.is_settled(),
+            epoch: partition.epoch,
             sealed: self.core.sealed(),
             serves: self.core.serves(),
             counts: self.core.counts(),

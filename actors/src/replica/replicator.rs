@@ -7,7 +7,7 @@
 //! rows; from the first unknown accept on, rows are pulled in bounded batches and committed like any write.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arrow::array::{Array, AsArray, FixedSizeBinaryArray};
@@ -17,7 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::{Partition, ReplicaState as Role};
 use shoal_kernel::level::quorum;
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Rare, Result, Version};
+use shoal_kernel::{Epoch, Error, ErrorCode, Hlc, NodeId, PartitionId, Planted, Rare, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
@@ -27,6 +27,7 @@ use super::state::Event;
 use crate::batch;
 use crate::later::later;
 use crate::node::context::NodeContext;
+use crate::rounds::Rounds;
 
 /// Pause between two turns.
 const TURN: Duration = Duration::from_millis(1_000);
@@ -48,7 +49,7 @@ pub(super) struct Arguments {
     pub(super) handle: Arc<ReplicaHandle>,
     pub(super) replica: ActorRef<ReplicaMessage>,
     pub(super) partition: Partition,
-    pub(super) cursors: BTreeMap<NodeId, PullCursor>,
+    pub(super) feed: Feed,
 }
 
 pub(super) enum ReplicatorMessage {
@@ -65,11 +66,39 @@ pub(super) struct State {
     handle: Arc<ReplicaHandle>,
     replica: ActorRef<ReplicaMessage>,
     partition: Partition,
+    feed: Feed,
+    kept: BTreeMap<NodeId, PullCursor>,
+    kept_at: Duration,
+}
+
+/// What a replica pulls from its peers: for the replicator's turns, and for reads at quorum that cannot wait for them. Goes on
+/// with the turn that was under way when the replica stops; nothing but rows comes of that.
+#[derive(Clone)]
+pub(super) struct Feed {
+    context: Arc<NodeContext>,
+    handle: Arc<ReplicaHandle>,
+    replica: ActorRef<ReplicaMessage>,
+    partition: PartitionId,
+    peers: Arc<Mutex<Peers>>,
+}
+
+#[derive(Default)]
+struct Peers {
     cursors: BTreeMap<NodeId, PullCursor>,
     /// Accepts that a peer which is up had more than its cursor, when last asked.
     behind: BTreeMap<NodeId, u64>,
-    kept: BTreeMap<NodeId, PullCursor>,
-    kept_at: Duration,
+    rounds: BTreeMap<NodeId, Rounds<Result<Option<Heard>>>>,
+}
+
+/// A peer of which this replica holds everything that it held when asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub(super) sealed: Epoch,
+    pub(super) counts: bool,
+    settled: bool,
+    in_doubt: bool,
+    /// Rows had to be pulled for that.
+    pub(super) pulled: bool,
 }
 
 impl Actor for Replicator {
@@ -82,18 +111,10 @@ impl Actor for Replicator {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let Arguments { context, handle, replica, partition, cursors } = arguments;
+        let Arguments { context, handle, replica, partition, feed } = arguments;
         let _ = myself.cast(ReplicatorMessage::Turn);
-        Ok(State {
-            context,
-            handle,
-            replica,
-            partition,
-            kept: cursors.clone(),
-            cursors,
-            behind: BTreeMap::new(),
-            kept_at: Duration::ZERO,
-        })
+        let kept = feed.peers().cursors.clone();
+        Ok(State { context, handle, replica, partition, kept, feed, kept_at: Duration::ZERO })
     }
 
     async fn handle(
@@ -145,7 +166,7 @@ impl State {
         let mut holding = 0;
         for voter in voters.iter().copied().filter(|voter| !self.context.liveness.is_down(*voter)) {
             let asked = ReplicaCall::Cursor { partition: self.partition.id, of: self.context.node };
-            match self.call(voter, &asked).await {
+            match self.feed.call(voter, &asked).await {
                 Ok(ReplicaAnswer::Cursor(cursor)) => {
                     let there = cursor.log_id == own.log_id && cursor.position >= own.position;
                     holding += usize::from(there || early);
@@ -172,48 +193,89 @@ impl State {
         peers.dedup();
         let catalog = self.context.agreement.catalog().borrow().clone();
         peers.retain(|peer| *peer != node && catalog.nodes.contains_key(peer));
-        self.behind.retain(|peer, _| peers.contains(peer));
+        self.feed.peers().behind.retain(|peer, _| peers.contains(peer));
         for peer in peers {
             if self.context.liveness.is_down(peer) {
                 // What it alone may hold is nothing that this replica could be behind by.
-                self.behind.remove(&peer);
+                self.feed.peers().behind.remove(&peer);
                 continue;
             }
-            match self.catch_up_with(peer).await {
-                Ok(Some(heard)) => {
-                    let _ = self.replica.cast(ReplicaMessage::Event(heard));
-                }
-                // Far behind: the other peers get their turn, and the rest comes with the next.
-                Ok(None) => {}
+            // One that is far behind has not got there: the other peers get their turn, and the rest comes with the next.
+            match self.feed.round(peer).await {
+                Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(partition = %self.partition.id, %peer, %error, "a peer could not be caught up with");
                     self.context.env.trace(|| format!("{} cannot catch up with {peer}: {error}", self.partition.id));
                 }
             }
         }
-        self.handle.set_lag(self.behind.values().sum());
+        let (lag, cursors) = {
+            let peers = self.feed.peers();
+            (peers.behind.values().sum(), peers.cursors.clone())
+        };
+        self.handle.set_lag(lag);
         let _ = self.replica.cast(ReplicaMessage::Event(Event::RoundDone));
         let now = self.context.env.monotonic();
         let due = self.partition.has_leaving() || now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY;
-        if self.kept != self.cursors && due {
-            self.kept = self.cursors.clone();
+        if self.kept != cursors && due {
+            self.kept = cursors.clone();
             self.kept_at = now;
-            let _ = self.replica.cast(ReplicaMessage::Cursors(self.cursors.clone()));
+            let _ = self.replica.cast(ReplicaMessage::Cursors(cursors));
         }
+    }
+}
+
+impl Feed {
+    pub(super) fn new(
+        context: Arc<NodeContext>,
+        handle: Arc<ReplicaHandle>,
+        replica: ActorRef<ReplicaMessage>,
+        cursors: BTreeMap<NodeId, PullCursor>,
+    ) -> Self {
+        let partition = handle.partition;
+        let peers = Arc::new(Mutex::new(Peers { cursors, ..Peers::default() }));
+        Self { context, handle, replica, partition, peers }
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings this replica nearer to what the peer holds from now on, and tells the replica once it is there. At most one such
+    /// round with a peer is under way, and serves all who asked before it began.
+    ///
+    /// # Errors
+    /// The peer does not answer, or what it answers cannot be kept here.
+    pub(super) async fn round(&self, peer: NodeId) -> Result<Option<Heard>> {
+        let rounds = self.peers().rounds.entry(peer).or_default().clone();
+        let feed = self.clone();
+        let asked = rounds.ask(&self.context.env, "catch up", move || {
+            let feed = feed.clone();
+            async move {
+                let heard = feed.catch_up_with(peer).await?;
+                if let Some(Heard { sealed, counts, settled, in_doubt, .. }) = heard {
+                    let event = Event::Heard { peer, sealed, counts, settled, in_doubt };
+                    let _ = feed.replica.cast(ReplicaMessage::Event(event));
+                }
+                Ok(heard)
+            }
+        });
+        let stopped = || Error::new(ErrorCode::NotReady, "the node is stopping");
+        asked.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Brings this replica nearer to what the peer held when first asked; says so once it is there.
-    async fn catch_up_with(&mut self, peer: NodeId) -> Result<Option<Event>> {
-        let known = self.cursors.get(&peer).cloned().unwrap_or_default();
-        let recent = ReplicaCall::Recent { partition: self.partition.id, log_id: known.log_id, after: known.position };
+    async fn catch_up_with(&self, peer: NodeId) -> Result<Option<Heard>> {
+        let known = self.peers().cursors.get(&peer).cloned().unwrap_or_default();
+        let recent = ReplicaCall::Recent { partition: self.partition, log_id: known.log_id, after: known.position };
         let answer = self.call(peer, &recent).await?;
         let ReplicaAnswer::Recent(answer) = answer else {
             return Err(serve::unexpected());
         };
         let RecentAnswer { log_id, after, position, sealed, counts, settled, in_doubt, accepts } = answer;
         if self.context.config.has(Planted::NoCatchUp) {
-            self.behind.insert(peer, 0);
-            return Ok(Some(Event::Heard { peer, sealed, counts, settled, in_doubt }));
+            self.peers().behind.insert(peer, 0);
+            return Ok(Some(Heard { sealed, counts, settled, in_doubt, pulled: false }));
         }
         if log_id != known.log_id && known.position > 0 {
             self.context.env.reached(Rare::LogBegunAnew);
@@ -230,7 +292,7 @@ impl State {
                 cursor = PullCursor { log_id, position: covered, ..PullCursor::default() };
             }
         }
-        self.behind.insert(peer, position.saturating_sub(cursor.position));
+        self.peers().behind.insert(peer, position.saturating_sub(cursor.position));
         let mut pulls = 0;
         while cursor.position < position {
             if pulls == PULLS_PER_TURN {
@@ -238,16 +300,16 @@ impl State {
             }
             pulls += 1;
             cursor = self.pull(peer, cursor).await?;
-            self.cursors.insert(peer, cursor.clone());
-            self.behind.insert(peer, position.saturating_sub(cursor.position));
+            let mut peers = self.peers();
+            peers.cursors.insert(peer, cursor.clone());
+            peers.behind.insert(peer, position.saturating_sub(cursor.position));
         }
-        self.cursors.insert(peer, cursor);
-        Ok(Some(Event::Heard { peer, sealed, counts, settled, in_doubt }))
+        self.peers().cursors.insert(peer, cursor);
+        Ok(Some(Heard { sealed, counts, settled, in_doubt, pulled: pulls > 0 }))
     }
 
-    async fn pull(&mut self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
-        let call =
-            ReplicaCall::Pull { partition: self.partition.id, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
+    async fn pull(&self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
+        let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());
         };

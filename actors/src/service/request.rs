@@ -115,8 +115,9 @@ pub struct SqlRequest {
     pub sql: String,
     /// The id to run it under; made by the node if absent.
     pub query_id: Option<QueryId>,
-    /// The level of its reads.
-    pub read_level: ReadLevel,
+    /// The level of its reads; if absent, the highest default of the tables that it reads, and for UPDATE and DELETE what their
+    /// write needs.
+    pub read_level: Option<ReadLevel>,
     /// The level of its writes; the table's default if absent.
     pub write_level: Option<WriteLevel>,
     /// Makes an INSERT of VALUES harmless to send again. Statements that find their rows themselves are refused with one.
@@ -133,7 +134,7 @@ impl SqlRequest {
         Self {
             sql: sql.into(),
             query_id: None,
-            read_level: ReadLevel::One,
+            read_level: None,
             write_level: None,
             token: None,
             read_only: false,
@@ -197,6 +198,8 @@ pub struct QuerySummary {
     pub elapsed_micros: u64,
     /// How often it was started again because a node was lost.
     pub restarts: u32,
+    /// The level at which it read; none of a statement that answers without rows.
+    pub read_level: Option<ReadLevel>,
     /// What was read.
     pub progress: Progress,
     /// No row that was read is newer, if all who read could say so. For statements that write what they have read.

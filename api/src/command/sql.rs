@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 
 use clap::{Args, ValueEnum};
+use shoal_kernel::ReadLevel;
 
 use super::interrupt::Interrupts;
 use super::shell::{NoExtras, Shell, run_statement};
@@ -21,6 +22,9 @@ pub(super) struct SqlArguments {
     /// How answers are written
     #[arg(long, value_enum, default_value = "table")]
     format: OutputFormat,
+    /// The level of reads: one, or quorum, which sees every write acknowledged at quorum before; else as the tables are set
+    #[arg(long, value_name = "LEVEL")]
+    consistency: Option<ReadLevel>,
 }
 
 /// How answers are written.
@@ -35,7 +39,7 @@ pub(super) enum OutputFormat {
 }
 
 pub(super) fn run(arguments: SqlArguments) -> Result<(), Exit> {
-    let client = Client::new(&arguments.url);
+    let client = Client::new(&arguments.url).reading_at(arguments.consistency);
     let interrupts = Interrupts::listen();
     if arguments.execute.is_empty() && std::io::stdin().is_terminal() {
         // Better to say it before the first prompt than after the first query.

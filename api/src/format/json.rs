@@ -105,8 +105,9 @@ impl Encoder for JsonEncoder {
 
     fn end(&mut self, totals: &Totals, out: &mut Vec<u8>) -> Result<()> {
         self.close(out);
+        let level = totals.read_level.map_or_else(String::new, |level| format!(",\"read_level\":\"{level}\""));
         let tail = format!(
-            ",\"query_id\":\"{}\",\"rows\":{},\"elapsed_ms\":{},\"end\":true}}\n",
+            ",\"query_id\":\"{}\",\"rows\":{},\"elapsed_ms\":{}{level},\"end\":true}}\n",
             self.query,
             totals.rows,
             totals.elapsed_ms()

@@ -19,8 +19,8 @@ mod value;
 use ::arrow::datatypes::SchemaRef;
 use ::arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
-use shoal_actors::service::CommandDone;
-use shoal_kernel::{Error, QueryId, Result};
+use shoal_actors::service::{CommandDone, QuerySummary};
+use shoal_kernel::{Error, QueryId, ReadLevel, Result};
 
 use crate::http::problem::Problem;
 
@@ -119,9 +119,18 @@ pub struct Totals {
     pub rows: u64,
     /// Time of all statements, in microseconds.
     pub elapsed_micros: u64,
+    /// The lowest level at which one of them read; none if none has.
+    pub read_level: Option<ReadLevel>,
 }
 
 impl Totals {
+    /// Adds what a statement came to.
+    pub fn add(&mut self, summary: &QuerySummary) {
+        self.rows += summary.rows;
+        self.elapsed_micros += summary.elapsed_micros;
+        self.read_level = self.read_level.into_iter().chain(summary.read_level).min();
+    }
+
     /// Milliseconds, to the microsecond.
     pub fn elapsed_ms(&self) -> f64 {
         self.elapsed_micros as f64 / 1000.0

@@ -84,10 +84,13 @@ impl Encoder for NdjsonEncoder {
     }
 
     fn end(&mut self, totals: &Totals, out: &mut Vec<u8>) -> Result<()> {
-        let end = json!({
+        let mut end = json!({
             "query_id": self.query.to_string(), "rows": totals.rows, "elapsed_ms": totals.elapsed_ms(),
             "columns": self.columns,
         });
+        if let Some(level) = totals.read_level {
+            end["read_level"] = json!(level);
+        }
         line(&json!({"$end": end}), out);
         Ok(())
     }

@@ -139,8 +139,7 @@ impl Answer {
                 Ok(())
             }
             Some(QueryEvent::End(summary)) => {
-                self.totals.rows += summary.rows;
-                self.totals.elapsed_micros += summary.elapsed_micros;
+                self.totals.add(&summary);
                 if std::mem::take(&mut self.in_table) {
                     self.encoder.table_end(&mut self.out);
                 }

@@ -38,7 +38,7 @@ pub(super) struct SqlBody {
     database: Option<String>,
     /// The deadline of each statement, in milliseconds.
     timeout_ms: Option<u64>,
-    /// The level of reads: `one`.
+    /// The level of reads: `one` or `quorum`; the highest default of the tables that are read if absent.
     consistency: Option<String>,
     /// The level of writes: `one`, `quorum` or `all`; the table's default if absent.
     ack: Option<String>,
@@ -210,14 +210,7 @@ fn prepare(
     {
         return Err(invalid(format!("there is no database '{database}'")).with_help("leave it out, or use 'shoal'"));
     }
-    let read_level = match &body.consistency {
-        None => ReadLevel::One,
-        Some(level) => level.parse().map_err(invalid)?,
-    };
-    if read_level == ReadLevel::Quorum {
-        return Err(Error::new(ErrorCode::Unsupported, "reads at quorum are not built yet")
-            .with_help("use consistency 'one': any caught-up replica, never invented, possibly behind"));
-    }
+    let read_level: Option<ReadLevel> = body.consistency.as_deref().map(str::parse).transpose().map_err(invalid)?;
     let write_level: Option<WriteLevel> = body.ack.as_deref().map(str::parse).transpose().map_err(invalid)?;
     if body.timeout_ms == Some(0) {
         return Err(invalid("timeout_ms is 0: nothing can be done in no time".into()));

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_actors::service::{CommandDone, Progress, QuerySummary};
-use shoal_kernel::{Error, QueryId};
+use shoal_kernel::{Error, QueryId, ReadLevel};
 
 use crate::http::problem::Problem;
 
@@ -32,7 +32,7 @@ impl Protocol {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub(super) enum Request {
-    Start { id: String, sql: String, credit: Option<u64>, timeout_ms: Option<u64> },
+    Start { id: String, sql: String, credit: Option<u64>, timeout_ms: Option<u64>, consistency: Option<ReadLevel> },
     Cancel { id: String },
     Credit { id: String, bytes: u64 },
 }
@@ -61,6 +61,7 @@ pub(super) fn end(id: &str, query: QueryId, summary: &QuerySummary) -> String {
     json!({
         "type": "end", "id": id, "query_id": query.to_string(), "rows": summary.rows,
         "elapsed_ms": summary.elapsed_micros as f64 / 1000.0, "restarts": summary.restarts,
+        "read_level": summary.read_level,
         "rows_scanned": summary.progress.rows_scanned, "bytes_scanned": summary.progress.bytes_scanned,
     })
     .to_string()

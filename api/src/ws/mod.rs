@@ -4,7 +4,7 @@
 //!
 //! | message | meaning |
 //! |---|---|
-//! | `{"type":"start","id":"q1","sql":"…","credit":bytes?,"timeout_ms":n?}` | run one statement; `id` is the client's own name for it |
+//! | `{"type":"start","id":"q1","sql":"…","credit":bytes?,"timeout_ms":n?,"consistency":level?}` | run one statement; `id` is the client's own name for it |
 //! | `{"type":"credit","id":"q1","bytes":n}` | the client has room for so many more bytes of rows |
 //! | `{"type":"cancel","id":"q1"}` | stop it |
 //!

@@ -115,7 +115,11 @@ impl Session {
 
     fn request(&mut self, request: Request, context: &mut Context<Self>) {
         match request {
-            Request::Start { id, sql, credit, timeout_ms } => self.start(id, sql, credit, timeout_ms, context),
+            Request::Start { id, sql, credit, timeout_ms, consistency } => {
+                let timeout = timeout_ms.map(Duration::from_millis);
+                let request = SqlRequest { timeout, read_level: consistency, ..SqlRequest::new(sql) };
+                self.start(id, request, credit, context);
+            }
             // Both may have crossed the query's end, so an unknown id is no fault.
             Request::Cancel { id } => {
                 if let Some(query) = self.queries.get(&id) {
@@ -130,14 +134,7 @@ impl Session {
         }
     }
 
-    fn start(
-        &mut self,
-        id: String,
-        sql: String,
-        credit: Option<u64>,
-        timeout_ms: Option<u64>,
-        context: &mut Context<Self>,
-    ) {
+    fn start(&mut self, id: String, request: SqlRequest, credit: Option<u64>, context: &mut Context<Self>) {
         if id.is_empty() || id.len() > ID_BYTES_MAX {
             let message = format!("an id has 1 to {ID_BYTES_MAX} bytes");
             return self.refuse(None, &Error::new(ErrorCode::InvalidRequest, message), context);
@@ -151,19 +148,16 @@ impl Session {
             let message = format!("{} queries are running in this session (ws_queries_max)", self.queries.len());
             return self.refuse(Some(&id), &Error::new(ErrorCode::Overloaded, message), context);
         }
-        if sql.len() > limits::SQL_BYTES_MAX {
-            let message = format!("the SQL text has {} bytes; sql_bytes_max is {}", sql.len(), limits::SQL_BYTES_MAX);
+        let length = request.sql.len();
+        if length > limits::SQL_BYTES_MAX {
+            let message = format!("the SQL text has {length} bytes; sql_bytes_max is {}", limits::SQL_BYTES_MAX);
             return self.refuse(Some(&id), &Error::new(ErrorCode::LimitExceeded, message), context);
         }
         let query = self.doors.backend.new_query_id();
         let credit = Credit::new(credit.unwrap_or(INITIAL_CREDIT_BYTES));
         let cancel = self.cancel.child_token();
         self.queries.insert(id.clone(), Query { credit: credit.clone(), cancel: cancel.clone() });
-        let request = SqlRequest {
-            query_id: Some(query),
-            timeout: timeout_ms.map(Duration::from_millis),
-            ..SqlRequest::new(sql)
-        };
+        let request = SqlRequest { query_id: Some(query), ..request };
         let pump = Pump {
             id: id.clone(),
             query,

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 use arrow::ipc::reader::StreamReader;
 use expect_test::expect;
 use serde_json::{Value, json};
-use shoal_actors::service::{NodeChange, QueryEvent};
-use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Span};
+use shoal_actors::service::{NodeChange, QueryEvent, QuerySummary};
+use shoal_kernel::{Applied, Error, ErrorCode, NodeId, ReadLevel, Span};
 
 use crate::scripted::{Script, World, batch, insert_of, table_of};
 
@@ -112,6 +112,25 @@ fn statements_run_in_order_and_stop_at_the_first_error() {
 }
 
 #[test]
+fn an_answer_names_the_level_at_which_it_was_read() {
+    let world = World::new();
+    let read_at = |read_level| {
+        let end = QuerySummary { read_level: Some(read_level), ..QuerySummary::default() };
+        Script::Say(vec![QueryEvent::Schema(batch(1, 1).schema()), QueryEvent::End(end)])
+    };
+    world.script("SELECT strict", read_at(ReadLevel::Quorum)).script("SELECT loose", read_at(ReadLevel::One));
+    assert_eq!(world.sql(&query("SELECT strict", "json")).json()["read_level"], "quorum");
+    assert_eq!(world.log(|log| log.requests.last().unwrap().read_level), None);
+    world.sql(r#"{"query": "SELECT strict", "consistency": "quorum"}"#).json();
+    assert_eq!(world.log(|log| log.requests.last().unwrap().read_level), Some(ReadLevel::Quorum));
+    // Of several statements, the lowest.
+    assert_eq!(world.sql(&query("SELECT strict; SELECT loose", "json")).json()["read_level"], "one");
+    let answer = world.sql(&query("SELECT strict", "ndjson"));
+    let lines = answer.text();
+    assert!(lines.lines().last().unwrap().contains(r#""read_level":"quorum""#), "{lines}");
+}
+
+#[test]
 fn every_code_has_its_status() {
     let world = World::new();
     for code in ErrorCode::ALL {
@@ -213,7 +232,7 @@ fn requests_that_make_no_sense_are_refused() {
         (r#"{"query": "  -- nothing"}"#, 400, "syntax_error", "no statement"),
         (r#"{"query": "SELECT 1", "format": "cvs"}"#, 400, "invalid_request", "'cvs'"),
         (r#"{"query": "SELECT 1", "database": "other"}"#, 400, "invalid_request", "no database 'other'"),
-        (r#"{"query": "SELECT 1", "consistency": "quorum"}"#, 501, "unsupported", "quorum"),
+        (r#"{"query": "SELECT 1", "consistency": "all"}"#, 400, "invalid_request", "one, quorum"),
         (r#"{"query": "SELECT 1", "consistency": "most"}"#, 400, "invalid_request", "most"),
         (r#"{"query": "SELECT 1", "ack": "two"}"#, 400, "invalid_request", "two"),
         (r#"{"query": "SELECT 1", "timeout_ms": 0}"#, 400, "invalid_request", "timeout_ms"),

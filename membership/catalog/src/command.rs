@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Cutoff, Epoch, KeyRange, NodeId, PartitionId, SchemaChange, TableId, TableSchema, Ttl, WriteLevel};
+use shoal_kernel::{
+    Cutoff, Epoch, KeyRange, NodeId, PartitionId, ReadLevel, SchemaChange, TableId, TableSchema, Ttl, WriteLevel,
+};
 
 use crate::state::{NodeState, Partitioning, TableOptions};
 
@@ -33,6 +35,8 @@ pub struct AlteredTable {
     pub changes: Vec<SchemaChange>,
     /// The level of a write that names none, if it changes.
     pub write_level: Option<WriteLevel>,
+    /// The level of a read that names none, if it changes.
+    pub read_level: Option<ReadLevel>,
     /// How long rows are kept, if that changes.
     pub ttl: Option<TtlChange>,
     /// Whether rows that are loaded change its columns, if that changes.
@@ -52,6 +56,7 @@ impl AlteredTable {
             table,
             changes: Vec::new(),
             write_level: None,
+            read_level: None,
             ttl: None,
             schemaless: None,
             partition_size_hint: None,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{
-    ColumnId, Cutoff, Epoch, Fsync, KeyRange, NodeId, PartitionId, TableId, TableSchema, Ttl, WriteLevel,
+    ColumnId, Cutoff, Epoch, Fsync, KeyRange, NodeId, PartitionId, ReadLevel, TableId, TableSchema, Ttl, WriteLevel,
 };
 
 use crate::placement::Held;
@@ -90,6 +90,8 @@ pub struct TableOptions {
     pub replication_factor: u32,
     /// The level of a write that names none.
     pub write_level: WriteLevel,
+    /// The level of a read that names none.
+    pub read_level: ReadLevel,
     /// When replicas sync what they have written.
     pub fsync: Fsync,
     /// How long rows are kept; for ever if `None`.
@@ -123,6 +125,7 @@ impl Default for TableOptions {
         Self {
             replication_factor: 3,
             write_level: WriteLevel::Quorum,
+            read_level: ReadLevel::One,
             fsync: Fsync::Always,
             ttl: None,
             schemaless: false,

@@ -103,7 +103,8 @@ impl Catalog {
     }
 
     pub(crate) fn alter_table(&mut self, altered: AlteredTable) -> Result<Vec<Effect>, CatalogError> {
-        let AlteredTable { table: id, changes, write_level, ttl, schemaless, partition_size_hint, .. } = altered;
+        let AlteredTable { table: id, changes, write_level, read_level, ttl, schemaless, partition_size_hint, .. } =
+            altered;
         let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
         let mut schema = table.schema.clone();
         for change in &changes {
@@ -122,6 +123,7 @@ impl Catalog {
         }
         let mut options = table.options.clone();
         options.write_level = write_level.unwrap_or(options.write_level);
+        options.read_level = read_level.unwrap_or(options.read_level);
         if let Some(change) = ttl {
             options.ttl = table.changed_ttl(change)?;
         }

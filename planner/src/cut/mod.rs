@@ -23,7 +23,7 @@ use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use shoal_kernel::{Error, FragmentId};
+use shoal_kernel::{Error, FragmentId, ReadLevel};
 
 use crate::error::error_to_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place, TaskSpec};
@@ -46,7 +46,7 @@ pub(crate) fn cut(plan: Arc<dyn ExecutionPlan>) -> Result<FragmentGraph> {
         root = Arc::new(CoalescePartitionsExec::new(root));
     }
     cutter.close(root, vec![Place::Coordinator], Edge::Gather)?;
-    Ok(FragmentGraph { fragments: cutter.fragments, schema })
+    Ok(FragmentGraph { fragments: cutter.fragments, schema, read_level: ReadLevel::default() })
 }
 
 /// A part of the plan that is not closed yet.

@@ -106,8 +106,8 @@ fn new_column(definition: &ColumnDef) -> Result<DataType> {
 }
 
 fn refused(message: &str, span: Span) -> Error {
-    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, ttl, schemaless, partition_size_hint, \
-                partition_bytes_max and partition_rows_max, and splits partitions";
+    let help = "ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, read_level, ttl, schemaless, \
+                partition_size_hint, partition_bytes_max and partition_rows_max, and splits partitions";
     at(Error::new(ErrorCode::Unsupported, message).with_help(help), span)
 }
 
@@ -130,6 +130,7 @@ impl Alteration {
             let Some((change, span)) = wish.change(table, &schema)? else {
                 if let Wish::Set(settings) = wish {
                     altered.write_level = settings.write_level.or(altered.write_level);
+                    altered.read_level = settings.read_level.or(altered.read_level);
                     altered.ttl = settings.ttl_change(&table.schema)?.or(altered.ttl);
                     if settings.schemaless.is_some() {
                         altered.schemaless = Some(settings.is_schemaless(&table.schema)?);
@@ -159,7 +160,8 @@ impl Alteration {
             TtlChange::Keep(ttl) => table.options.ttl == Some(ttl),
             TtlChange::Forever => table.options.ttl.is_none(),
         });
-        let keeps_level = altered.write_level.is_none_or(|level| level == table.options.write_level);
+        let keeps_level = altered.write_level.is_none_or(|level| level == table.options.write_level)
+            && altered.read_level.is_none_or(|level| level == table.options.read_level);
         let keeps_kind = altered.schemaless.is_none_or(|schemaless| schemaless == table.options.schemaless);
         let keeps_width =
             altered.partition_size_hint.is_none() || altered.partition_size_hint == table.options.partition_size_hint;

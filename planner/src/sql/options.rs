@@ -4,7 +4,7 @@ use shoal_catalog::{Partitioning, SplitLimits, Table, TableOptions, TtlChange, W
 use shoal_kernel::durability::FSYNC_INTERVAL_MS_MAX;
 use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::ttl::parse_duration;
-use shoal_kernel::{Error, ErrorCode, Fsync, Result, TableSchema, Ttl, WriteLevel, suggest};
+use shoal_kernel::{Error, ErrorCode, Fsync, ReadLevel, Result, TableSchema, Ttl, WriteLevel, suggest};
 use sqlparser::ast::{Expr, Spanned, SqlOption, Value};
 use sqlparser::tokenizer::Span;
 
@@ -14,9 +14,10 @@ use super::text::at;
 /// More copies than this are a mistake.
 const REPLICATION_FACTOR_MAX: u32 = 16;
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "replication_factor",
     "write_level",
+    "read_level",
     "fsync",
     "fsync_interval_ms",
     "ttl",
@@ -27,8 +28,9 @@ const NAMES: [&str; 10] = [
     "partition_rows_max",
 ];
 /// Those that can be changed later.
-const CHANGEABLE: [&str; 7] = [
+const CHANGEABLE: [&str; 8] = [
     "write_level",
+    "read_level",
     "ttl",
     "ttl_column",
     "schemaless",
@@ -47,6 +49,7 @@ const NONE: &str = "none";
 pub(super) struct Settings {
     replication_factor: Option<u32>,
     pub(super) write_level: Option<WriteLevel>,
+    pub(super) read_level: Option<ReadLevel>,
     fsync: Option<Fsync>,
     fsync_interval: Option<(u32, Span)>,
     /// Microseconds; `None` inside for ever.
@@ -105,6 +108,7 @@ impl Settings {
                     settings.fsync_interval = Some((ms.ok_or_else(|| wrong(message()))?, key.span));
                 }
                 "write_level" => settings.write_level = Some(text.parse().map_err(wrong)?),
+                "read_level" => settings.read_level = Some(text.parse().map_err(wrong)?),
                 "ttl" => {
                     let micros = match text.eq_ignore_ascii_case(NONE) {
                         true => None,
@@ -197,6 +201,7 @@ impl Settings {
         Ok(TableOptions {
             replication_factor: self.replication_factor.unwrap_or(default.replication_factor),
             write_level: self.write_level.unwrap_or(default.write_level),
+            read_level: self.read_level.unwrap_or(default.read_level),
             fsync,
             ttl,
             schemaless: self.is_schemaless(schema)?,

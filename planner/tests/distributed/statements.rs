@@ -263,12 +263,12 @@ async fn the_catalog_as_rows() {
         &world,
         "SHOW TABLES",
         expect![[r#"
-            airports|upsert|HASH(iata)|3|3|quorum|always|NULL|NULL
-            edges|upsert|RANGE(src)|3|3|quorum|always|NULL|NULL
-            flights|upsert|RANGE(id)|4|3|quorum|always|NULL|NULL
-            nothing|upsert|RANGE(k)|2|3|quorum|always|NULL|NULL
-            pairs|upsert|HASH(a, b)|4|3|quorum|always|NULL|NULL
-            readings|event|HASH(_dedup)|2|3|quorum|always|NULL|NULL"#]],
+            airports|upsert|HASH(iata)|3|3|quorum|one|always|NULL|NULL
+            edges|upsert|RANGE(src)|3|3|quorum|one|always|NULL|NULL
+            flights|upsert|RANGE(id)|4|3|quorum|one|always|NULL|NULL
+            nothing|upsert|RANGE(k)|2|3|quorum|one|always|NULL|NULL
+            pairs|upsert|HASH(a, b)|4|3|quorum|one|always|NULL|NULL
+            readings|event|HASH(_dedup)|2|3|quorum|one|always|NULL|NULL"#]],
     )
     .await;
     shows(

@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecon
 use arrow::datatypes::{DataType, Field, Schema};
 use shoal_actors::service::{CommandDone, Moment, NodeChange, QueryEvent, SqlRequest, WriteReport, WriteRequest};
 use shoal_kernel::schema::TS_COLUMN;
-use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, WriteLevel};
+use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, ReadLevel, WriteLevel};
 
 use super::answer;
 use super::desk::{Desk, Running};
@@ -383,8 +383,8 @@ impl Client {
             Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
             Work::Alter(altering) => self.alter(id, node, altering).await,
             Work::Split { target, at } => self.split(id, node, target, at).await,
-            Work::Ask { question, manner } => {
-                ask(&self.office, &self.env, node, Asked { id, question, manner, at_rest: false }).await;
+            Work::Ask { question, manner, level } => {
+                ask(&self.office, &self.env, node, Asked { id, question, manner, level, at_rest: false }).await;
             }
             Work::Table { dropping } => self.table(id, node, dropping).await,
         }
@@ -661,10 +661,35 @@ impl Client {
         }
     }
 
+    /// Writes a row to a table that has no partition yet, and asks another node for it.
+    async fn first_row(&self, id: OperationId, written_by: u16, name: &str) {
+        let insert = format!("INSERT INTO {name} VALUES (1, 1)");
+        self.office.trace(id, format_args!("begins: {insert} through {}", HostId(written_by)));
+        let request = SqlRequest { write_level: Some(WriteLevel::Quorum), ..SqlRequest::new(insert) };
+        if self.office.sql_in(&self.env, written_by, label(id), request, Manner::Whole).await.is_err() {
+            return;
+        }
+        let other = (written_by + 1) % self.office.nodes;
+        let count = format!("SELECT count(*) FROM {name}");
+        self.office.trace(id, format_args!("begins: {count} at quorum through {}", HostId(other)));
+        let request = SqlRequest { read_level: Some(ReadLevel::Quorum), ..SqlRequest::new(count) };
+        let answer = self.office.sql_in(&self.env, other, label(id), request, Manner::Whole).await;
+        if let Ok(Answered { rows, .. }) = answer
+            && rows != [[Cell::Int(1)]]
+        {
+            let (by, other) = (HostId(written_by), HostId(other));
+            let missed =
+                format!("operation {id}: a row of {name} was acknowledged by {by}, and {other} counts {rows:?}");
+            self.office.history.facts().missed.push(missed);
+        }
+    }
+
     async fn table(&self, id: OperationId, node: u16, dropping: bool) {
         let name = format!("tmp_{}_{}", id.client, id.number);
+        let windows = id.number.is_multiple_of(2);
+        let options = if windows { " WITH (partition_size_hint = 100)" } else { "" };
         let statements = [
-            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT)")),
+            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT){options}")),
             (false, format!("DROP TABLE {name}")),
         ];
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
@@ -692,6 +717,9 @@ impl Client {
             }
             if created {
                 self.see(id, node, &name).await;
+            }
+            if created && windows {
+                self.first_row(id, node, &name).await;
             }
         }
     }
@@ -726,12 +754,13 @@ pub(super) struct Asked {
     pub(super) id: OperationId,
     pub(super) question: Question,
     pub(super) manner: Manner,
+    pub(super) level: ReadLevel,
     pub(super) at_rest: bool,
 }
 
 /// Asks, and writes the answer down. True if there was one.
 pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> bool {
-    let Asked { id, question, manner, at_rest } = asked;
+    let Asked { id, question, manner, level, at_rest } = asked;
     let text = match question {
         Question::Point { key } => format!("SELECT k, v FROM kv WHERE k = {key}"),
         Question::Range { low, high } => {
@@ -751,8 +780,9 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
     let eager_until = office.shared.now_micros() + EAGER_MICROS;
     let (begun, at_catalog, outcome) = loop {
         let (begun, at_catalog) = (office.shared.now_micros(), office.desk.catalog_known(node));
-        office.trace(id, format_args!("begins: {text} through {}, {manner:?}", HostId(node)));
-        let outcome = office.sql_in(env, node, label(id), SqlRequest::new(text.as_str()), manner).await;
+        office.trace(id, format_args!("begins: {text} at {level} through {}, {manner:?}", HostId(node)));
+        let request = SqlRequest { read_level: Some(level), ..SqlRequest::new(text.as_str()) };
+        let outcome = office.sql_in(env, node, label(id), request, manner).await;
         let is_up = outcome.as_ref().err().is_none_or(|failed| !failed.is_not_up());
         if manner != Manner::Eager || is_up || office.shared.now_micros() >= eager_until {
             break (begun, at_catalog, outcome);
@@ -764,9 +794,13 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         Ok(Answered { rows, seen, .. }) => {
             office.trace(id, format_args!("is told by {}: {} rows", HostId(node), rows.len()));
             office.history.count(question.word());
+            if level == ReadLevel::Quorum {
+                office.history.count("answers at quorum");
+            }
             office.history.facts().reads.push(Read {
                 id,
                 question,
+                level,
                 node,
                 begun,
                 ended,

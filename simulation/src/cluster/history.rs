@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_actors::service::{ClusterStatus, Moment};
-use shoal_kernel::{Hlc, Version, WriteLevel};
+use shoal_kernel::{Hlc, ReadLevel, Version, WriteLevel};
 
 use super::operation::OperationId;
 use crate::entropy::EPOCH_MICROS;
@@ -203,6 +203,8 @@ pub struct Read {
     pub id: OperationId,
     /// What was asked.
     pub question: Question,
+    /// At which level.
+    pub level: ReadLevel,
     /// Whom.
     pub node: u16,
     /// When it was asked, in microseconds of virtual time.
@@ -271,6 +273,8 @@ pub struct Facts {
     pub internal: Vec<String>,
     /// Tables that a node did not know although they had been created.
     pub unseen: Vec<String>,
+    /// Rows that were acknowledged at quorum and then missed at quorum.
+    pub missed: Vec<String>,
     /// Queries that a node had in hand beyond its limits.
     pub overfull: Vec<String>,
     /// Operations that clients began, in order.

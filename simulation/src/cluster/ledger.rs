@@ -83,18 +83,21 @@ impl Ledger {
         let books = self.books();
         let mut contents = BTreeMap::new();
         for moment in seen {
-            let mut newest: BTreeMap<i64, Row> = BTreeMap::new();
-            books.gather((moment.partition, moment.node), moment.log_id, moment.position, &mut newest)?;
-            let range = books.ranges.get(&moment.partition)?;
-            let kept = |row: &Row| {
-                // Of a partition that was split, the log holds rows of both halves.
-                range.contains(&row.partition_key())
-                    && moment.cutoff_micros.is_none_or(|cutoff| row.at.is_none_or(|at| at >= cutoff))
-            };
-            let rows = newest.into_values().filter(kept);
+            let kept = |row: &Row| moment.cutoff_micros.is_none_or(|cutoff| row.at.is_none_or(|at| at >= cutoff));
+            let rows = books.newest(moment)?.filter(kept);
             contents.extend(rows.filter_map(|row| Some((row.key, Shown { value: row.value?, at: row.at }))));
         }
         Some(contents)
+    }
+
+    /// The newest version of each key, deletions too, that some replicas had accepted; nothing as above.
+    pub(crate) fn versions(&self, seen: &[Moment]) -> Option<BTreeMap<i64, u128>> {
+        let books = self.books();
+        let mut versions = BTreeMap::new();
+        for moment in seen {
+            versions.extend(books.newest(moment)?.map(|row| (row.key, row.version)));
+        }
+        Some(versions)
     }
 
     /// Logs of which something was missing that had been accepted, and no new log begun.
@@ -104,6 +107,15 @@ impl Ledger {
 }
 
 impl Books {
+    /// The newest row of each key of a partition that a replica had accepted.
+    fn newest(&self, moment: &Moment) -> Option<impl Iterator<Item = Row> + use<>> {
+        let mut newest = BTreeMap::new();
+        self.gather((moment.partition, moment.node), moment.log_id, moment.position, &mut newest)?;
+        // Of a partition that was split, the log holds rows of all that came of it.
+        let range = self.ranges.get(&moment.partition)?.clone();
+        Some(newest.into_values().filter(move |row: &Row| range.contains(&row.partition_key())))
+    }
+
     /// Adds what a log held at a position.
     fn gather(&self, replica: Replica, log: LogId, position: u64, newest: &mut BTreeMap<i64, Row>) -> Option<()> {
         let Log { goes_on, entries, known } = self.logs.get(&(replica, log))?;

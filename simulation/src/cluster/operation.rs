@@ -1,7 +1,7 @@
 //! What clients do: operations, each drawn from a stream of its own, so that leaving one out changes no other.
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::WriteLevel;
+use shoal_kernel::{ReadLevel, WriteLevel};
 
 use super::history::{Note, Question, Target};
 use crate::random::Stream;
@@ -12,6 +12,8 @@ const HOT_KEYS: u64 = 6;
 /// Shortest and longest wait of a client between the moments at which it would begin two operations.
 const THINK_MS: (u64, u64) = (20, 400);
 const ROWS_MAX: u64 = 5;
+/// Questions at quorum, of a thousand.
+const QUORUM_PERMILLE: u64 = 400;
 /// Keys that a DELETE may name.
 const DELETED_MAX: u64 = 4;
 /// Unique values that each operation may give; more than its rows.
@@ -96,6 +98,7 @@ pub(super) enum Work {
     Ask {
         question: Question,
         manner: Manner,
+        level: ReadLevel,
     },
     Table {
         /// It is dropped again.
@@ -178,7 +181,11 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             };
             Work::Split { target, at }
         }
-        60..=96 => Work::Ask { question: question(&mut stream), manner: manner(&mut stream) },
+        60..=96 => {
+            let (question, manner) = (question(&mut stream), manner(&mut stream));
+            let level = if stream.chance(QUORUM_PERMILLE) { ReadLevel::Quorum } else { ReadLevel::One };
+            Work::Ask { question, manner, level }
+        }
         97 | 98 => Work::Table { dropping: stream.chance(500) },
         _ => Work::Alter(match stream.below(4) {
             0 | 1 => Altering::Adds,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shoal_actors::service::{SqlRequest, SwimState};
 use shoal_catalog::ReplicaState;
-use shoal_kernel::{Env, Epoch, NodeId, PartitionId, Rare, WriteLevel};
+use shoal_kernel::{Env, Epoch, NodeId, PartitionId, Rare, ReadLevel, WriteLevel};
 
 use super::client::{self, Asked, Client, NAMES, Office};
 use super::desk;
@@ -421,7 +421,8 @@ impl Phases<'_> {
                 while !succeeded && self.now() < deadline_micros {
                     number += 1;
                     let id = OperationId { client: client::PROBES, number: number.unsigned_abs() };
-                    let question = Asked { id, question, manner: Manner::Whole, at_rest: false };
+                    let level = if number % 2 == 0 { ReadLevel::Quorum } else { ReadLevel::One };
+                    let question = Asked { id, question, manner: Manner::Whole, level, at_rest: false };
                     let asked = self.ask(deadline_micros, |office, env| async move {
                         client::ask(&office, &env, node, question).await
                     });
@@ -460,13 +461,8 @@ impl Phases<'_> {
                 let read = self.ask(deadline, |office, env| async move {
                     for number in first..first + FINAL_ATTEMPTS {
                         let id = OperationId { client: client::READER, number };
-                        if client::ask(
-                            &office,
-                            &env,
-                            node,
-                            Asked { id, question, manner: Manner::Whole, at_rest: true },
-                        )
-                        .await
+                        let (manner, level) = (Manner::Whole, ReadLevel::One);
+                        if client::ask(&office, &env, node, Asked { id, question, manner, level, at_rest: true }).await
                         {
                             return true;
                         }

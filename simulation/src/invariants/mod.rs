@@ -4,6 +4,7 @@ mod answers;
 mod convergence;
 mod expiry;
 mod late;
+mod quorum;
 mod seen;
 mod writes;
 
@@ -159,6 +160,13 @@ pub const INVARIANTS: &[Invariant] = &[
         text: "Every row of a complete answer was written, no key appears twice, what all replicas had acknowledged before \
                the question is in it, and aggregates lie within what the possible rows allow; at rest they are exact.",
         check: answers::complete_answers_are_exact,
+    },
+    Invariant {
+        name: "quorum_reads_see_quorum_writes",
+        text: "The replicas that an answer at quorum names had accepted, up to the positions that it names, every row and deletion \
+               that it asks for and that had been acknowledged at quorum or all before the question, or a newer one of its key. It leaves out no partition that \
+               was made for such a row.",
+        check: quorum::quorum_reads_see_quorum_writes,
     },
     Invariant {
         name: "answers_are_what_was_seen",

@@ -72,7 +72,7 @@ fn survives(evidence: &Evidence, write: &Write, read: &Read) -> bool {
     write.level().is_some_and(|level| whole || level >= WriteLevel::Quorum) && !may_be_lost(evidence, write, read.begun)
 }
 
-fn tell(write: &Write) -> String {
+pub(super) fn tell(write: &Write) -> String {
     let outcome = match write.outcome {
         Outcome::Acknowledged { level, version } => format!("acknowledged at {level} as {version}"),
         Outcome::NotApplied => "refused without effect".to_owned(),
@@ -346,7 +346,7 @@ pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use shoal_kernel::{Hlc, NodeId, Version};
+    use shoal_kernel::{Hlc, NodeId, ReadLevel, Version};
 
     use super::*;
     use crate::cluster::{Facts, Note, OperationId};
@@ -379,6 +379,7 @@ mod tests {
         let read = Read {
             id: OperationId { client: 2, number: 0 },
             question: Question::Range { low: 0, high: 9 },
+            level: ReadLevel::One,
             node: 0,
             begun: 900_000,
             ended: 950_000,

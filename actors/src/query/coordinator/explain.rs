@@ -41,12 +41,13 @@ fn lines(
     let tasks: BTreeMap<(FragmentId, u32), TaskReport> =
         reports.values().flat_map(|report| &report.tasks).map(|task| ((task.fragment, task.task), *task)).collect();
     let mut lines = vec![format!(
-        "{} rows in {} ms, attempt {}, {} rows and {} bytes scanned",
+        "{} rows in {} ms, attempt {}, {} rows and {} bytes scanned{}",
         summary.rows,
         summary.elapsed_micros / 1_000,
         summary.restarts + 1,
         summary.progress.rows_scanned,
-        summary.progress.bytes_scanned
+        summary.progress.bytes_scanned,
+        summary.read_level.map_or_else(String::new, |level| format!(", read at {level}"))
     )];
     for fragment in graph.fragments.iter().rev() {
         let edge = match &fragment.output {

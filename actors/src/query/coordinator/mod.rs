@@ -375,6 +375,7 @@ impl QueryState {
                 attempt,
                 coordinator: self.node.id,
                 timeout_ms,
+                read_level: self.options.read_level,
                 fragments: fragments.collect(),
             };
             let (node, myself) = (self.node.clone(), myself.clone());
@@ -479,6 +480,7 @@ impl QueryState {
                     rows: self.rows.load(Ordering::Relaxed),
                     elapsed_micros,
                     restarts: self.core.attempt(),
+                    read_level: Some(self.options.read_level),
                     progress: self.progress(),
                     newest: self.newest(),
                     seen: self.seen(),

@@ -323,6 +323,7 @@ pub(crate) fn restartable(code: ErrorCode) -> bool {
         code,
         ErrorCode::NodeLost
             | ErrorCode::PartitionUnavailable
+            | ErrorCode::NotEnoughReplicas
             | ErrorCode::Moved
             | ErrorCode::NotReady
             | ErrorCode::Corruption

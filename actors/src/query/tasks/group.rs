@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use shoal_kernel::{Error, Hlc, NodeId, PartitionId, QueryId, Result};
+use shoal_kernel::{Error, Hlc, NodeId, PartitionId, QueryId, ReadLevel, Result};
 use tokio_util::task::TaskTracker;
 
 use crate::query::locked;
@@ -53,26 +54,25 @@ impl TaskGroup {
         })
     }
 
-    /// The partition's rows as of the moment when this attempt first asked for them.
+    /// Pins the rows of a partition, for all scans of it.
     ///
     /// # Errors
-    /// This node holds no such replica, or it does not count.
-    pub(crate) fn snapshot(&self, partition: PartitionId) -> Result<Arc<dyn PartitionSnapshot>> {
-        let mut snapshots = locked(&self.snapshots);
-        if let Some(snapshot) = snapshots.get(&partition) {
-            return Ok(snapshot.clone());
-        }
-        let snapshot = self.node.replicas.snapshot(partition)?;
+    /// This node holds no such replica, it does not count, or it cannot be brought to the level in time.
+    pub(crate) async fn pin(&self, partition: PartitionId, level: ReadLevel, timeout: Duration) -> Result<()> {
+        let snapshot = match level {
+            ReadLevel::One => self.node.replicas.snapshot(partition)?,
+            ReadLevel::Quorum => self.node.replicas.snapshot_at_quorum(partition, timeout).await?,
+        };
         // Asked afterwards: it holds for everything that the snapshot shows.
         self.newest.fetch_max(self.node.replicas.newest().0, Ordering::Relaxed);
         if self.node.limits.observed {
             locked(&self.seen).extend(snapshot.moment(partition, self.node.id));
         }
-        snapshots.insert(partition, snapshot.clone());
-        Ok(snapshot)
+        locked(&self.snapshots).insert(partition, snapshot);
+        Ok(())
     }
 
-    /// The snapshot that a scan of this attempt has pinned; never another one.
+    /// The snapshot that this attempt has pinned; never another one.
     ///
     /// # Errors
     /// Nothing of the partition was pinned, or it has been let go of.

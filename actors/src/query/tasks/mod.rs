@@ -10,14 +10,15 @@ mod message;
 mod state;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, FragmentId, FragmentKey, Result};
-use shoal_planner::Fragment;
+use shoal_kernel::{Error, FragmentId, FragmentKey, PartitionId, Result};
+use shoal_planner::{Fragment, Place};
 
 pub(crate) use group::TaskGroup;
 pub(crate) use message::TasksMessage;
@@ -31,6 +32,12 @@ use crate::query::message::FragmentTasks;
 
 /// How long a question to the coordinator may take.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// How long a replica may take to learn what a quorum holds. Less than the coordinator waits for tasks to start, so that the
+/// error says what was missing.
+const QUORUM_TIMEOUT: Duration = Duration::from_millis(5_000);
+/// Partitions of one query that do so at once.
+const PINS_AT_ONCE: usize = 64;
 
 /// The supervisor.
 pub(crate) struct TasksActor;
@@ -224,19 +231,23 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
     let deadline = node.env.monotonic().saturating_add(Duration::from_millis(start.timeout_ms));
     let group = TaskGroup::new(node.clone(), query, attempt, start.coordinator);
     // Pinned before anything runs: a query that cannot read all of its partitions fails here, whole.
-    for FragmentTasks { fragment, tasks, .. } in &start.fragments {
-        for task in tasks {
-            if let Some(shoal_planner::Place::Replica(partition)) =
-                fragment.tasks.get(*task as usize).map(|task| task.place)
-            {
-                group.snapshot(partition).map_err(|error| Failure {
-                    lost: None,
-                    replica: super::scan::blames_replica(error.code()).then_some((partition, node.id)),
-                    error,
-                })?;
-            }
+    let places = start.fragments.iter().flat_map(|FragmentTasks { fragment, tasks, .. }| {
+        tasks.iter().filter_map(|task| fragment.tasks.get(*task as usize)).map(|task| task.place)
+    });
+    let partitions: BTreeSet<PartitionId> = places.filter_map(replica_of).collect();
+    let (level, timeout) = (start.read_level, Duration::from_millis(start.timeout_ms).min(QUORUM_TIMEOUT));
+    let pins = partitions.into_iter().map(|partition| {
+        let group = &group;
+        async move {
+            group.pin(partition, level, timeout).await.map_err(|error| Failure {
+                lost: None,
+                replica: super::scan::blames_replica(error.code()).then_some((partition, node.id)),
+                error,
+            })
         }
-    }
+    });
+    // Reads at quorum ask other nodes, for all partitions at the same time.
+    futures::stream::iter(pins).buffer_unordered(PINS_AT_ONCE).try_collect::<()>().await?;
     let mut outputs = BTreeMap::new();
     for FragmentTasks { fragment, tasks, .. } in &start.fragments {
         for task in tasks {
@@ -254,6 +265,13 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
             node.edges.end(query, attempt);
             Err(refused(node, node.not_started(format_args!("the tasks of {query}"), &error)))
         }
+    }
+}
+
+fn replica_of(place: Place) -> Option<PartitionId> {
+    match place {
+        Place::Replica(partition) => Some(partition),
+        Place::Anywhere | Place::Coordinator => None,
     }
 }
 

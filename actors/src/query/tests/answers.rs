@@ -111,7 +111,7 @@ async fn a_slow_client_costs_bounded_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn explain_analyze_tells_what_ran_where() {
     let cluster = Cluster::start(QueryLimits::default()).await;
-    let options = RunOptions { timeout: Duration::from_secs(30), analyze: true };
+    let options = RunOptions { analyze: true, ..RunOptions::new(Duration::from_secs(30)) };
     let sql = "SELECT grp, count(*) FROM t GROUP BY grp";
     let mut stream = cluster.start_query(0, sql, options).await.unwrap();
     let answer = read(&mut stream).await;

@@ -14,6 +14,7 @@ use arrow::util::pretty::pretty_format_batches;
 use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
 use shoal_catalog::{Catalog, Partition, PartitionBounds, Partitioning, Replica, ReplicaState, Table, TableOptions};
+use shoal_kernel::env::BoxFuture;
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{
     Column, ColumnId, ColumnPredicate, CompareOp, Datum, Env, Epoch, Error, ErrorCode, FetchSpec, FrontierSource,
@@ -106,6 +107,15 @@ impl LocalReplicas for Replicas {
         }
         self.0.snapshots.fetch_add(1, Ordering::SeqCst);
         Ok(Arc::new(Snapshot { world: self.0.clone(), partition, fault }))
+    }
+
+    fn snapshot_at_quorum(
+        &self,
+        partition: PartitionId,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>> {
+        // These replicas are never behind.
+        Box::pin(std::future::ready(self.snapshot(partition)))
     }
 }
 
