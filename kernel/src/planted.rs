@@ -130,10 +130,6 @@ planted! {
     // Reads at quorum.
     /// A read at quorum asks nobody but the replica that it reads.
     QuorumReadsOne = "quorum-reads-one";
-    /// A read at quorum is planned on the catalog that its node happens to have.
-    QuorumByOldCatalog = "quorum-by-old-catalog";
-    /// Voters take themselves for settled before they have heard anybody.
-    SettledAtOnce = "settled-at-once";
 }
 
 impl fmt::Display for Planted {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_catalog::Catalog;
-use shoal_kernel::{Error, ErrorCode, Planted, Rare, ReadLevel, Result};
+use shoal_kernel::{Error, ErrorCode, Rare, ReadLevel, Result};
 use shoal_planner::{InsertSource, Statement};
 use tokio::sync::oneshot;
 
@@ -31,7 +31,7 @@ impl Inner {
         let asked = (request.read_level == Some(ReadLevel::Quorum)).then(|| self.ask_catalog());
         let (statement, catalog) = self.plan_as_known(request).await?;
         let read_level = level_of_reads(request, &statement, &catalog)?;
-        if read_level == ReadLevel::One || self.context.config.has(Planted::QuorumByOldCatalog) {
+        if read_level == ReadLevel::One {
             return Ok(PlannedStatement { statement, catalog, read_level });
         }
         let timeout = request.timeout.unwrap_or(ASK_TIMEOUT).min(ASK_TIMEOUT);

@@ -276,10 +276,7 @@ impl Actor for ReplicaActor {
             ReplicaMessage::Persisted(meta, cursors) => {
                 shell.cursors_kept = cursors;
                 match shell.persisted(&myself) {
-                    Told::Core => {
-                        shell.settle_at_once(&myself, &meta);
-                        Event::Persisted(meta)
-                    }
+                    Told::Core => Event::Persisted(meta),
                     Told::Nobody => return Ok(()),
                 }
             }
@@ -595,32 +592,17 @@ impl ReplicaShell {
             position: status.position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),
-            settled: self.is_settled(),
+            settled: self.core.is_settled(),
             in_doubt: self.core.is_in_doubt(),
             accepts,
         }
-    }
-
-    /// [`Planted::SettledAtOnce`].
-    fn settle_at_once(&self, myself: &ActorRef<ReplicaMessage>, meta: &Meta) {
-        let partition = self.core.partition();
-        let sealed = meta.counts && meta.sealed == partition.epoch;
-        if self.context.config.has(Planted::SettledAtOnce) && sealed && !partition.settled {
-            let (partition, epoch) = (partition.id, partition.epoch);
-            self.propose(myself, shoal_catalog::Command::SettlePartition { partition, epoch });
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        let at_once = self.context.config.has(Planted::SettledAtOnce) && self.core.counts();
-        self.core.is_settled() || at_once
     }
 
     fn report(&self) -> CoreReport {
         let partition = self.core.partition();
         CoreReport {
             voters: partition.voters().collect(),
-            holds_past: partition.settled || self.is_settled(),
+            holds_past: partition.settled || self.core.is_settled(),
             epoch: partition.epoch,
             sealed: self.core.sealed(),
             serves: self.core.serves(),

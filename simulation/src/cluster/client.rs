@@ -36,6 +36,8 @@ const ATTEMPTS_MAX: u32 = 4;
 /// How long an eager client waits for a node to come up, and between two attempts.
 const EAGER_MICROS: u64 = 2_000_000;
 const EAGER_PAUSE: Duration = Duration::from_millis(20);
+/// Keys of one window of the tables that get a new one with every row.
+const WINDOW: u64 = 10;
 /// Numbers of operations that a client has: their streams of random numbers are placed by client and number.
 const OPERATIONS_PER_CLIENT_MAX: u64 = 1 << 32;
 
@@ -386,7 +388,10 @@ impl Client {
             Work::Ask { question, manner, level } => {
                 ask(&self.office, &self.env, node, Asked { id, question, manner, level, at_rest: false }).await;
             }
-            Work::Table { dropping } => self.table(id, node, dropping).await,
+            Work::Table { dropping } => {
+                self.table(id, node, dropping).await;
+                self.new_window(id, node).await;
+            }
         }
     }
 
@@ -661,35 +666,39 @@ impl Client {
         }
     }
 
-    /// Writes a row to a table that has no partition yet, and asks another node for it.
-    async fn first_row(&self, id: OperationId, written_by: u16, name: &str) {
-        let insert = format!("INSERT INTO {name} VALUES (1, 1)");
-        self.office.trace(id, format_args!("begins: {insert} through {}", HostId(written_by)));
-        let request = SqlRequest { write_level: Some(WriteLevel::Quorum), ..SqlRequest::new(insert) };
-        if self.office.sql_in(&self.env, written_by, label(id), request, Manner::Whole).await.is_err() {
-            return;
+    /// Writes a row that needs a window of its own to a table which all may have known for long, and asks another node for it.
+    async fn new_window(&self, id: OperationId, node: u16) {
+        let name = format!("win_{}", id.client);
+        let key = id.number * WINDOW;
+        let other = (node + 1) % self.office.nodes;
+        let create =
+            format!("CREATE TABLE IF NOT EXISTS {name} (a BIGINT PRIMARY KEY) WITH (partition_size_hint = {WINDOW})");
+        let write_level = Some(WriteLevel::Quorum);
+        let insert = SqlRequest { write_level, ..SqlRequest::new(format!("INSERT INTO {name} VALUES ({key})")) };
+        for request in [SqlRequest::new(create), insert] {
+            self.office.trace(id, format_args!("begins: {} through {}", request.sql, HostId(node)));
+            if self.office.sql_in(&self.env, node, label(id), request, Manner::Whole).await.is_err() {
+                return;
+            }
         }
-        let other = (written_by + 1) % self.office.nodes;
-        let count = format!("SELECT count(*) FROM {name}");
+        let count = format!("SELECT count(*) FROM {name} WHERE a = {key}");
         self.office.trace(id, format_args!("begins: {count} at quorum through {}", HostId(other)));
         let request = SqlRequest { read_level: Some(ReadLevel::Quorum), ..SqlRequest::new(count) };
         let answer = self.office.sql_in(&self.env, other, label(id), request, Manner::Whole).await;
         if let Ok(Answered { rows, .. }) = answer
             && rows != [[Cell::Int(1)]]
         {
-            let (by, other) = (HostId(written_by), HostId(other));
+            let (by, other) = (HostId(node), HostId(other));
             let missed =
-                format!("operation {id}: a row of {name} was acknowledged by {by}, and {other} counts {rows:?}");
+                format!("operation {id}: row {key} of {name} was acknowledged by {by}, and {other} counts {rows:?}");
             self.office.history.facts().missed.push(missed);
         }
     }
 
     async fn table(&self, id: OperationId, node: u16, dropping: bool) {
         let name = format!("tmp_{}_{}", id.client, id.number);
-        let windows = id.number.is_multiple_of(2);
-        let options = if windows { " WITH (partition_size_hint = 100)" } else { "" };
         let statements = [
-            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT){options}")),
+            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT)")),
             (false, format!("DROP TABLE {name}")),
         ];
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
@@ -717,9 +726,6 @@ impl Client {
             }
             if created {
                 self.see(id, node, &name).await;
-            }
-            if created && windows {
-                self.first_row(id, node, &name).await;
             }
         }
     }
