@@ -159,7 +159,8 @@ async fn who_was_away_inherits_when_it_is_back() {
     let names: Vec<String> = replicas.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
     let mut wanted = partitions(&back, "kv").await.unwrap();
     let mut names: Vec<String> = names.into_iter().filter(|name| !name.contains('.')).collect();
-    (names.sort(), wanted.sort());
+    names.sort();
+    wanted.sort();
     assert_eq!(names, wanted, "nothing of the partition that was split is left");
     assert!(insist(&back, "kv", "first", ids(1)).await.duplicate);
     back.shutdown().await;

@@ -249,7 +249,9 @@ impl State {
     /// Begins to split the store of a replica whose partition was split. Its heirs are opened when that is done.
     async fn part(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
         let child = self.children.get(&id);
-        if child.is_some_and(|child| child.opening) || self.parting.get(&id).is_some_and(|parting| parting.under_way) {
+        let under_way = self.parting.get(&id).is_some_and(|parting| parting.under_way);
+        // Nothing may be made where it was: its heirs would wait for that.
+        if under_way || child.is_some_and(|child| child.opening) || !self.on_disk.contains(&id) {
             return;
         }
         let Some(estate) = Estate::of(&self.context, &self.catalog, id) else {
@@ -383,6 +385,13 @@ impl State {
     fn failed(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId, error: Error) {
         let now = self.context.env.monotonic();
         let Some(child) = self.children.get_mut(&id) else { return };
+        if self.catalog.ancestors.contains_key(&id) {
+            // Its store was split while it took writes. If that has failed, it is tried again, whether the replica runs or not.
+            child.actor = None;
+            child.handle.stopped();
+            self.context.env.trace(|| format!("{id} ends, its partition was split: {error}"));
+            return;
+        }
         if now.saturating_sub(child.failed_at) > FORGIVEN_AFTER {
             child.failures = 0;
         }

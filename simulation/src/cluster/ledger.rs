@@ -100,6 +100,21 @@ impl Ledger {
         Some(versions)
     }
 
+    /// Where partitions do not lie side by side over all keys; nothing if they do.
+    pub(crate) fn gap(&self, seen: &[Moment]) -> Option<String> {
+        let books = self.books();
+        let mut ranges: Vec<&KeyRange> = seen.iter().filter_map(|at| books.ranges.get(&at.partition)).collect();
+        ranges.sort_by(|one, other| one.start.cmp(&other.start));
+        let mut end = Some(Vec::new());
+        for range in ranges {
+            if end.as_ref() != Some(&range.start) {
+                return Some(format!("{range:?} does not begin where the one before ends"));
+            }
+            end.clone_from(&range.end);
+        }
+        end.map(|_| "and nobody was asked for the last keys".to_owned())
+    }
+
     /// Logs of which something was missing that had been accepted, and no new log begun.
     pub(crate) fn shortened(&self) -> Vec<String> {
         self.books().shortened.iter().cloned().collect()

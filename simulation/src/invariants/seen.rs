@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_actors::service::Moment;
+use shoal_catalog::PartitionBounds;
 
 use super::Evidence;
 use super::answers::{tell, whole_answer};
@@ -53,7 +54,7 @@ fn drop_gone(evidence: &Evidence, read: &Read, contents: &mut BTreeMap<i64, Show
     }
 }
 
-/// A partition of the table that the answer should have been read from and was not, of tables whose partitions stay as they are.
+/// Keys of the table that the answer should have been read from and were not, or twice, of tables whose partitions are no windows.
 fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
     if matches!(read.question, Question::Point { .. } | Question::Range { .. } | Question::Notes { .. }) {
         return None;
@@ -61,9 +62,21 @@ fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
     let target = read.question.target();
     let seen = read.seen.as_ref().filter(|_| !evidence.windows(target))?;
     let table = target.table();
-    let mut partitions = evidence.views.first()?.status.partitions.iter().filter(|partition| partition.table == table);
-    let unread = partitions.find(|partition| seen.iter().all(|moment| moment.partition != partition.id))?;
-    Some(format!("{}: {} of {table} was not read", tell(read), unread.id))
+    let partitions = evidence.views.first()?.status.partitions.iter().filter(|partition| partition.table == table);
+    for partition in partitions {
+        match &partition.bounds {
+            PartitionBounds::Bucket(_) if seen.iter().all(|moment| moment.partition != partition.id) => {
+                return Some(format!("{}: {} of {table} was not read", tell(read), partition.id));
+            }
+            PartitionBounds::Bucket(_) => {}
+            // The partitions of the time lay side by side, whichever those were.
+            PartitionBounds::Range(_) => {
+                let gap = evidence.ledger.gap(seen)?;
+                return Some(format!("{}: {table} was not read as a whole, {gap}", tell(read)));
+            }
+        }
+    }
+    None
 }
 
 /// A time in microseconds since 1970 as one of the run.
