@@ -121,6 +121,9 @@ planted! {
     StreamsLeftOpen = "streams-left-open";
     /// Nobody asks members that were down whether they are back.
     NoSecondChance = "no-second-chance";
+    // Repair and purge.
+    /// Digests count no tombstones.
+    DigestWithoutTombstones = "digest-without-tombstones";
 }
 
 impl fmt::Display for Planted {

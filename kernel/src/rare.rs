@@ -96,6 +96,8 @@ rare! {
     CatalogTailCut = "a torn end of the catalog's log was cut off";
     CameBack = "a node heard that it was taken for down, and came back under a new generation";
     SuspicionLifted = "a suspect objected in time";
+    // Repair and purge.
+    RowsRepaired = "a replica got rows from a peer that no log had told it of";
 }
 
 impl fmt::Display for Rare {

@@ -42,6 +42,7 @@ pub(crate) enum Parsed {
     Change(Box<ast::Statement>),
     Flush(Option<TableName>),
     Optimize(TableName),
+    Repair(TableName),
     ShowTables,
     Describe(TableName),
     ShowPartitions(TableName),
@@ -83,6 +84,11 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
             parser.next_token();
             parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
             Parsed::Optimize(parse_table_name(&mut parser, &tokens)?)
+        }
+        ["REPAIR", ..] => {
+            parser.next_token();
+            parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
+            Parsed::Repair(parse_table_name(&mut parser, &tokens)?)
         }
         _ => {
             let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
