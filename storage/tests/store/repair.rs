@@ -126,7 +126,7 @@ fn both_ways_and_between_flushes() {
     let (mut after, mut time) = (Vec::new(), 10);
     loop {
         let part = one.rows_of_buckets(&all, &after, 5_000).unwrap();
-        for batch in part.batch {
+        if let Some(batch) = part.batch {
             assert!(batch_bytes(&batch) < 12_000, "versions come on top");
             commit(&empty, Write { version: version(0), token: None, rows: Rows::Replicated(batch, Vec::new()) });
         }

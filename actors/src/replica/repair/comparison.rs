@@ -70,13 +70,16 @@ mod tests {
 
     use super::*;
 
+    /// Sums of buckets, here and there, and whether both had caught up.
+    type Look<'a> = (&'a [(usize, u128)], &'a [(usize, u128)], bool);
+
     fn moment(sums: &[(usize, u128)]) -> DigestMoment {
         let mut all = vec![1u128; 256];
         sums.iter().for_each(|(bucket, sum)| all[*bucket] = *sum);
         DigestMoment { buckets: DigestBuckets::of(all), cutoff: None }
     }
 
-    fn suspects(looks: &[(&[(usize, u128)], &[(usize, u128)], bool)]) -> (Vec<u8>, Vec<u8>) {
+    fn suspects(looks: &[Look<'_>]) -> (Vec<u8>, Vec<u8>) {
         let mut comparison = Comparison::default();
         for (own, others, caught_up) in looks {
             comparison.look(&moment(own), &moment(others), *caught_up);
@@ -93,7 +96,7 @@ mod tests {
     #[test]
     fn a_lasting_difference_is_seen_through_writes() {
         // 200 lacks something worth 5, while both get rows; 100 had one on its way.
-        let looks: [(&[(usize, u128)], &[(usize, u128)], bool); 3] = [
+        let looks: [Look<'_>; 3] = [
             (&[(200, 95), (100, 9)], &[(200, 100), (100, 2)], true),
             (&[(200, 995), (100, 11)], &[(200, 1_000), (100, 9)], true),
             (&[(200, 3), (100, 20)], &[(200, 9), (100, 20)], true),
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn nothing_is_concluded_from_replicas_that_are_behind_or_expire() {
-        let look: (&[(usize, u128)], &[(usize, u128)], bool) = (&[(1, 5)], &[(1, 6)], false);
+        let look: Look<'_> = (&[(1, 5)], &[(1, 6)], false);
         assert_eq!(suspects(&[look, look, look]), (vec![], vec![1]));
         let cutoff = Some(Cutoff { column: ColumnId(1), micros: 5 });
         let expired = DigestMoment { cutoff, ..moment(&[(1, 5)]) };
