@@ -214,6 +214,17 @@ impl Office {
         .await
     }
 
+    /// Has a node lose one in so many rows behind the backs of its logs; says how many it has lost.
+    pub(super) async fn lose_rows(&self, env: &Env, node: u16, one_in: u64) -> Result<u64, Failed> {
+        self.call(env, node, format!("an accident: one in {one_in} rows is lost"), move |running, reply| {
+            let Running { node, env } = running;
+            env.spawn("loss of rows", async move {
+                reply.send(node.lose_rows(one_in).await);
+            });
+        })
+        .await
+    }
+
     /// Writes rows through a node's own door for rows.
     async fn write(&self, env: &Env, node: u16, label: String, mut rows: WriteRequest) -> Result<WriteReport, Failed> {
         rows.timeout = Some(NODE_TIMEOUT);

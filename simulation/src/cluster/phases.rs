@@ -404,15 +404,10 @@ impl Phases<'_> {
         let place = Stream::new(self.office.seed, "who loses rows", 0).below(core.len() as u64);
         let Some(node) = usize::try_from(place).ok().and_then(|place| core.get(place)).copied() else { return };
         let deadline = self.now() + EQUAL_MICROS;
-        let lost = self.ask(deadline, |office, _| async move {
-            match office.desk.node(node) {
-                Some(running) => running.node.lose_rows(one_in).await.map_err(|error| error.to_string()),
-                None => Err("it does not run".to_owned()),
-            }
-        });
-        match lost.unwrap_or_else(|| Err("it does not answer".to_owned())) {
-            Ok(_) => self.are_equal_by(deadline, "after a node had lost rows behind the back of its logs"),
-            Err(error) => self.evidence.dead.push(format!("loss of rows on purpose on {}: {error}", HostId(node))),
+        let lost = self.ask(deadline, |office, env| async move { office.lose_rows(&env, node, one_in).await.is_ok() });
+        match lost {
+            Some(true) => self.are_equal_by(deadline, "after a node had lost rows behind the backs of its logs"),
+            _ => self.evidence.dead.push(format!("loss of rows on purpose on {}", HostId(node))),
         }
     }
 
