@@ -130,6 +130,9 @@ planted! {
     // Reads at quorum.
     /// A read at quorum asks nobody but the replica that it reads.
     QuorumReadsOne = "quorum-reads-one";
+    // Repair and purge.
+    /// Digests count no tombstones.
+    DigestWithoutTombstones = "digest-without-tombstones";
 }
 
 impl fmt::Display for Planted {

@@ -105,6 +105,8 @@ rare! {
     QuorumPulled = "a read at quorum pulled what its replica lacked";
     QuorumShort = "a read at quorum found too few replicas that count";
     QuorumByNewCatalog = "a read at quorum was planned anew for a newer catalog";
+    // Repair and purge.
+    RowsRepaired = "a replica got rows from a peer that no log had told it of";
 }
 
 impl fmt::Display for Rare {

@@ -183,6 +183,7 @@ impl Planner {
             Parsed::Change(statement) => change::plan(&state, catalog, *statement).await?.into(),
             Parsed::Flush(name) => Statement::Flush { table: name.map(|name| known(catalog, name)).transpose()? },
             Parsed::Optimize(name) => Statement::Optimize { table: known(catalog, name)? },
+            Parsed::Repair(name) => Statement::Repair { table: known(catalog, name)? },
             Parsed::ShowTables => query(show::tables(catalog)?, None),
             Parsed::Describe(name) => query(show::columns(catalog, &name)?, None),
             Parsed::ShowPartitions(name) => query(show::partitions(catalog, &name)?, None),
@@ -339,6 +340,7 @@ fn refuse_writes(parsed: &Parsed) -> Result<()> {
         },
         Parsed::Flush(_) => "FLUSH",
         Parsed::Optimize(_) => "OPTIMIZE TABLE",
+        Parsed::Repair(_) => "REPAIR TABLE",
         Parsed::Query(_)
         | Parsed::Explain { .. }
         | Parsed::ShowTables

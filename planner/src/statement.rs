@@ -60,6 +60,11 @@ pub enum Statement {
         /// Its name.
         table: String,
     },
+    /// The replicas of a table are to be compared, and given what they lack.
+    Repair {
+        /// Its name.
+        table: String,
+    },
 }
 
 impl Statement {
@@ -76,6 +81,7 @@ impl Statement {
             Self::Update { .. } => "UPDATE",
             Self::Flush { .. } => "FLUSH",
             Self::Optimize { .. } => "OPTIMIZE TABLE",
+            Self::Repair { .. } => "REPAIR TABLE",
         }
     }
 }

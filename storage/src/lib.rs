@@ -53,8 +53,9 @@ pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump}
 pub use size::{batch_bytes, check_values, rows_within, with_rows_before};
 pub use state::Snapshot;
 pub use store::{
-    Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, ExpiryReport, FlushReport,
-    NoSplitPoint, PullCursor, PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
+    BucketRows, Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, DigestMoment,
+    ExpiryReport, FlushReport, NoSplitPoint, PullCursor, PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint,
+    Store, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

@@ -32,6 +32,8 @@ pub(crate) struct NodeContext {
     pub(crate) pace: Arc<Pace>,
     /// A place for each thread that helps replicas with the replay of their logs.
     pub(crate) replay_helpers: Arc<Semaphore>,
+    /// A place for each replica that pulls rows in the background because digests differ.
+    pub(crate) repairs: Semaphore,
 }
 
 impl NodeContext {

@@ -15,7 +15,7 @@ use crate::service::CommandDone;
 /// Nodes that are asked at once.
 const NODES_AT_ONCE: usize = 32;
 /// Replicas that an error names.
-const NAMED_MAX: usize = 8;
+pub(super) const NAMED_MAX: usize = 8;
 
 impl Inner {
     /// Has a task carried out by every replica of a table, or of all tables.

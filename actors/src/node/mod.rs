@@ -14,6 +14,7 @@ mod maintain;
 mod members;
 pub(crate) mod pace;
 mod reading;
+mod repair;
 mod rpc;
 mod split;
 mod statement;
@@ -139,6 +140,7 @@ impl Node {
             pool,
             pace,
             replay_helpers,
+            repairs: tokio::sync::Semaphore::new(crate::replica::repair::PULLING_MAX),
         });
 
         let directory = Arc::new(ReplicaDirectory::default());
@@ -305,6 +307,15 @@ impl Node {
             write_bytes: self.0.gateway.inflight_bytes(),
             streams: transport.streams_receiving + transport.streams_sending,
         }
+    }
+
+    /// For tests: every replica of this node that has peers loses one in so many of its rows and tombstones, behind the back of its
+    /// log, and it says how many. Only a comparison of digests can find that.
+    ///
+    /// # Errors
+    /// Nobody observes the node, so this is no test; or as the disk reports.
+    pub async fn lose_rows(&self, one_in: u64) -> Result<u64> {
+        self.0.lose_rows(one_in).await
     }
 
     /// Changes what a node of the cluster is for: gives its replicas to others, say, or takes it out. Comes back once that is agreed

@@ -121,6 +121,10 @@ impl Inner {
                 let done = self.maintain("FLUSH", table.as_deref(), MaintenanceTask::Flush, left()).await?;
                 Ok(self.done(id, done, started))
             }
+            Statement::Repair { table } => {
+                let rows = self.repair(&table, left()).await?;
+                Ok(self.answer(id, rows, started))
+            }
             Statement::Optimize { table } => {
                 let done = self.maintain("OPTIMIZE TABLE", Some(&table), MaintenanceTask::Optimize, left()).await?;
                 Ok(self.done(id, done, started))

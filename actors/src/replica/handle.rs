@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ractor::ActorRef;
 use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, ScanSpec, Version};
 use shoal_storage::{Snapshot, Store};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
@@ -51,6 +51,8 @@ pub(crate) struct ReplicaHandle {
     replaying: Mutex<Option<(u64, u64)>>,
     admission: Arc<Semaphore>,
     maintenance: Semaphore,
+    /// One repair at a time.
+    pub(super) repairing: Semaphore,
 }
 
 impl ReplicaHandle {
@@ -66,6 +68,7 @@ impl ReplicaHandle {
             replaying: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
+            repairing: Semaphore::new(1),
         }
     }
 
@@ -204,14 +207,16 @@ impl ReplicaHandle {
 
     /// Has a task carried out, and waits for its end. If nobody waits any more, it is given up where that can be.
     pub(crate) async fn maintain(&self, task: MaintenanceTask) -> Result<()> {
-        let _place = self.maintenance.try_acquire().map_err(|_| {
-            Error::new(
-                ErrorCode::Overloaded,
-                format!("the replica of {} is being flushed and optimised already", self.partition),
-            )
-            .with_retry_after_ms(1_000)
-        })?;
+        let _place = self.place()?;
         self.ask(|answer| ReplicaMessage::Maintain { task, answer }).await?
+    }
+
+    /// Lets somebody wait for a task, unless too many do.
+    pub(super) fn place(&self) -> Result<SemaphorePermit<'_>> {
+        self.maintenance.try_acquire().map_err(|_| {
+            let message = format!("the replica of {} is being flushed, optimised and repaired already", self.partition);
+            Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(1_000)
+        })
     }
 
     pub(crate) async fn report(&self) -> Result<CoreReport> {

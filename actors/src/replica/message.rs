@@ -1,6 +1,6 @@
 //! What replicas hear: from gateways and from each other over the network, and from within their node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
 use shoal_kernel::{Cutoff, Epoch, Error, LogId, NodeId, PartitionId, Result, TableSchema, Version};
-use shoal_storage::{PullCursor, TokenRecord};
+use shoal_storage::{DigestMoment, PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
 use super::promises::Reserved;
@@ -42,6 +42,12 @@ pub(crate) enum ReplicaCall {
     Maintain { partitions: Vec<PartitionId>, task: MaintenanceTask },
     /// At which key would you split your replica, and how many rows has it?
     SplitPoint { partition: PartitionId },
+    /// What do you hold, by bucket?
+    Digest { partition: PartitionId },
+    /// Rows and tombstones of these buckets, from behind an identity on.
+    Buckets { partition: PartitionId, buckets: BTreeSet<u8>, after: ByteBuf, bytes_max: u64 },
+    /// Compare yourself with all your peers and pull what you lack, within so long.
+    Repair { partition: PartitionId, patience_ms: u64 },
 }
 
 /// What a replica can be asked to do for its files.
@@ -122,6 +128,9 @@ pub(crate) enum ReplicaAnswer {
         at: std::result::Result<Vec<u8>, String>,
         rows: u64,
     },
+    Digest(DigestAnswer),
+    Buckets(BucketsAnswer),
+    Repaired(Repaired),
 }
 
 /// A write is on this replica's disk.
@@ -133,6 +142,8 @@ pub(crate) struct Written {
     pub(crate) duplicate: bool,
     /// Whether this acknowledgement counts.
     pub(crate) counts: bool,
+    /// Rows; of those that were pulled, the ones that were news.
+    pub(crate) rows: u64,
 }
 
 /// A promise for a ballot.
@@ -167,6 +178,35 @@ pub(crate) struct PulledAnswer {
     pub(crate) batches: Vec<ByteBuf>,
     pub(crate) tokens: Vec<TokenRecord>,
     pub(crate) next: PullCursor,
+}
+
+/// A replica's digest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DigestAnswer {
+    pub(crate) moment: DigestMoment,
+    /// It had pulled everything that its peers had told it of.
+    pub(crate) caught_up: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BucketsAnswer {
+    /// A batch with version and tombstone columns, as an Arrow IPC stream.
+    pub(crate) batch: Option<ByteBuf>,
+    /// Behind which identity to go on; none at the end.
+    pub(crate) next: Option<ByteBuf>,
+}
+
+/// What a replica's comparison with its peers came to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Repaired {
+    /// Peers that it has compared itself with.
+    pub(crate) compared: u32,
+    /// Buckets that differed.
+    pub(crate) buckets: BTreeSet<u8>,
+    /// Rows and tombstones that it lacked.
+    pub(crate) rows: u64,
+    /// Peers that could not be compared with, and why.
+    pub(crate) failed: Vec<(NodeId, Error)>,
 }
 
 /// How a replica is.

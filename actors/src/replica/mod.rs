@@ -1,7 +1,7 @@
 //! A replica: one partition on one node, as a supervised actor.
 //!
-//! - **Owned by** the node's [`supervisor`]; owns its [`replicator`] (pulls what peers accepted) and [`maintainer`] (flushes
-//!   and compacts), which die and restart with it.
+//! - **Owned by** the node's [`supervisor`]; owns its [`replicator`] (pulls what peers accepted), [`maintainer`] (flushes
+//!   and compacts) and [`repair::Repairer`] (compares digests), which die and restart with it.
 //! - **Owns** the [`Store`] of its directory. It alone commits; readers take snapshots through the [`handle`].
 //! - **Restarts** at any error of its store (a failed fsync among them): the store is opened and replayed anew. Back-off from
 //!   100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem.
@@ -21,6 +21,7 @@ pub(crate) mod opening;
 pub(crate) mod promises;
 pub(crate) mod quorum;
 mod recent;
+pub(crate) mod repair;
 pub(crate) mod replicator;
 pub(crate) mod serve;
 pub(crate) mod state;
@@ -46,6 +47,7 @@ use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
 use self::promises::{Promises, Reserved};
 use self::recent::Recent;
+use self::repair::Repairer;
 use self::replicator::{Feed, Replicator, ReplicatorMessage};
 use self::state::{Effect, Event, Meta, ReplicaCore, Ticket};
 use crate::node::context::NodeContext;
@@ -180,6 +182,8 @@ impl Actor for ReplicaActor {
             myself.get_cell(),
         )
         .await?;
+        let repairing = repair::Arguments { context: context.clone(), handle: handle.clone() };
+        Actor::spawn_linked(None, Repairer, repairing, myself.get_cell()).await?;
         let promises = Promises::new(context.clock.last());
         let mut shell = ReplicaShell {
             context,
@@ -481,7 +485,8 @@ impl ReplicaShell {
                             self.context.env.trace(|| format!("{id} {from} {} as {position}", accepted.version));
                             self.recent.note(accepted.position, in_hand.writes);
                         }
-                        Written { version: accepted.version, duplicate: accepted.duplicate, counts }
+                        let Accepted { version, duplicate, rows, .. } = accepted;
+                        Written { version, duplicate, counts, rows }
                     });
                     // Met where the rows were looked up that these would have replaced.
                     if let Err(error) = &written

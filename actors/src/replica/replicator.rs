@@ -362,7 +362,7 @@ fn without_tombstones(rows: &RecordBatch) -> Result<RecordBatch> {
 }
 
 /// The writes that pulled rows belong to, ascending.
-fn versions(rows: &RecordBatch) -> Result<Vec<Version>> {
+pub(super) fn versions(rows: &RecordBatch) -> Result<Vec<Version>> {
     let column = rows
         .column_by_name(VERSION_COLUMN)
         .and_then(|column| column.as_any().downcast_ref::<FixedSizeBinaryArray>())

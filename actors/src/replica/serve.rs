@@ -8,14 +8,15 @@ use futures::future::join_all;
 use serde_bytes::ByteBuf;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Result, Version, wire};
-use shoal_storage::{Digest, Rows, SplitPoint, Write};
+use shoal_storage::{BucketRows, Digest, Rows, SplitPoint, Write};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
 use super::message::{
-    PartOfWrite, PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage, ReplicaReport, ReserveCall,
-    WriteCall, Written,
+    BucketsAnswer, DigestAnswer, PartOfWrite, PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage,
+    ReplicaReport, ReserveCall, WriteCall, Written,
 };
+use super::repair;
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::placement::splits;
@@ -120,6 +121,29 @@ impl ReplicaService {
                 }
                 Ok(ReplicaAnswer::Maintained(failures))
             }
+            ReplicaCall::Digest { partition } => {
+                let handle = self.replica(partition).await?;
+                let moment = repair::digest(&self.context, &handle).await?;
+                Ok(ReplicaAnswer::Digest(DigestAnswer { moment, caught_up: handle.lag() == Some(0) }))
+            }
+            ReplicaCall::Buckets { partition, buckets, after, bytes_max } => {
+                let running = self.replica(partition).await?.running()?;
+                let store = running.store.clone();
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+                let read = move || store.rows_of_buckets(&buckets, &after, bytes_max);
+                let BucketRows { batch, next } =
+                    self.context.env.blocking(read).await?.inspect_err(|error| running.blame(error))?;
+                let batch = batch.map(|batch| batch::encode(&batch).map(ByteBuf::from)).transpose()?;
+                Ok(ReplicaAnswer::Buckets(BucketsAnswer { batch, next: next.map(ByteBuf::from) }))
+            }
+            ReplicaCall::Repair { partition, patience_ms } => {
+                let handle = self.replica(partition).await?;
+                let patience = Duration::from_millis(patience_ms);
+                let repaired = self.context.env.timeout(patience, repair::repair(&self.context, &handle)).await;
+                Ok(ReplicaAnswer::Repaired(repaired.map_err(|_| {
+                    Error::new(ErrorCode::Timeout, format!("the replica of {partition} was not repaired in time"))
+                })??))
+            }
         }
     }
 
@@ -144,10 +168,11 @@ impl ReplicaService {
             write.version = Version::new(self.context.clock.tick().await?, self.context.node, 0);
         }
         if self.context.config.has(Planted::AcknowledgeBeforeCommit) {
+            let (version, rows) = (call.version, write.rows.len() as u64);
             self.context.env.spawn("planted write", async move {
                 let _ = handle.write(call.epoch, bytes, write).await;
             });
-            return Ok(ReplicaAnswer::Written(Written { version: call.version, duplicate: false, counts: true }));
+            return Ok(ReplicaAnswer::Written(Written { version, duplicate: false, counts: true, rows }));
         }
         Ok(ReplicaAnswer::Written(handle.write(call.epoch, bytes, write).await?))
     }

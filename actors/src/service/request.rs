@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub clock_skew_max_ms: u64,
     /// Replicas of a node that has been down for so long are made anew on others, in milliseconds.
     pub replace_after_ms: u64,
+    /// How often a replica compares what it holds with each of its peers, in milliseconds; 0 is never.
+    pub repair_every_ms: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
     /// Memory that all replicas of this node keep pages of segments in together; 0 keeps none.
@@ -76,6 +78,7 @@ impl NodeConfig {
             cluster_secret: String::from("shoal"),
             clock_skew_max_ms: 500,
             replace_after_ms: 600_000,
+            repair_every_ms: 600_000,
             memtable_bytes_max: 64 << 20,
             page_pool_bytes_max: 256 << 20,
             compactions_max: 1,

@@ -37,6 +37,7 @@ settings! {
     "cluster_secret", "shoal", "shared by all nodes; authenticates what they say to each other";
     "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
     "replace_after_ms", "600000", "replicas of a node that has been down for so long are made anew on others";
+    "repair_every_ms", "600000", "how often each replica is compared with each of its peers, and repaired; 0 is never";
     "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";

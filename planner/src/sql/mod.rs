@@ -45,6 +45,7 @@ pub(crate) enum Parsed {
     Change(Box<ast::Statement>),
     Flush(Option<TableName>),
     Optimize(TableName),
+    Repair(TableName),
     ShowTables,
     Describe(TableName),
     ShowPartitions(TableName),
@@ -93,6 +94,11 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
                 classify(parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?)?
             }
         },
+        ["REPAIR", ..] => {
+            parser.next_token();
+            parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
+            Parsed::Repair(parse_table_name(&mut parser, &tokens)?)
+        }
         _ => {
             let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
             classify(statement)?

@@ -245,8 +245,10 @@ async fn upkeep() {
     assert_eq!(table.as_deref(), Some("flights"));
     let Statement::Optimize { table } = plan(&world, "OPTIMIZE TABLE public.flights").await else { panic!("another") };
     assert_eq!(table, "flights");
-    let tags = ["DELETE FROM pairs", "UPDATE pairs SET c = 1", "FLUSH", "OPTIMIZE TABLE pairs"];
-    for (sql, tag) in tags.iter().zip(["DELETE", "UPDATE", "FLUSH", "OPTIMIZE TABLE"]) {
+    let Statement::Repair { table } = plan(&world, "repair table FLIGHTS").await else { panic!("another") };
+    assert_eq!(table, "flights");
+    let tags = ["DELETE FROM pairs", "UPDATE pairs SET c = 1", "FLUSH", "OPTIMIZE TABLE pairs", "REPAIR TABLE pairs"];
+    for (sql, tag) in tags.iter().zip(["DELETE", "UPDATE", "FLUSH", "OPTIMIZE TABLE", "REPAIR TABLE"]) {
         assert_eq!(plan(&world, sql).await.tag(), tag);
     }
 }

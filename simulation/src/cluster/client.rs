@@ -14,7 +14,7 @@ use super::answer;
 use super::desk::{Desk, Running};
 use super::history::{Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
 use super::ledger::Ledger;
-use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Work};
+use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Upkeep, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
@@ -216,6 +216,17 @@ impl Office {
         .await
     }
 
+    /// Has a node lose one in so many rows behind the backs of its logs; says how many it has lost.
+    pub(super) async fn lose_rows(&self, env: &Env, node: u16, one_in: u64) -> Result<u64, Failed> {
+        self.call(env, node, format!("an accident: one in {one_in} rows is lost"), move |running, reply| {
+            let Running { node, env } = running;
+            env.spawn("loss of rows", async move {
+                reply.send(node.lose_rows(one_in).await);
+            });
+        })
+        .await
+    }
+
     /// Writes rows through a node's own door for rows.
     async fn write(&self, env: &Env, node: u16, label: String, mut rows: WriteRequest) -> Result<WriteReport, Failed> {
         rows.timeout = Some(NODE_TIMEOUT);
@@ -382,7 +393,7 @@ impl Client {
                 let sending = Sending { id, target, rows, note, level, tokened: false, door, again_after_ms };
                 self.send(node, sending, later).await;
             }
-            Work::Upkeep { merging } => self.upkeep(id, node, merging).await,
+            Work::Upkeep(upkeep) => self.upkeep(id, node, upkeep).await,
             Work::Alter(altering) => self.alter(id, node, altering).await,
             Work::Split { target, at } => self.split(id, node, target, at).await,
             Work::Ask { question, manner, level } => {
@@ -599,14 +610,18 @@ impl Client {
         }
     }
 
-    /// Has every replica of the upsert table write its segments.
-    async fn upkeep(&self, id: OperationId, node: u16, merging: bool) {
-        let text = if merging { "OPTIMIZE TABLE kv" } else { "FLUSH" };
+    /// Has something done to every replica of the upsert table.
+    async fn upkeep(&self, id: OperationId, node: u16, upkeep: Upkeep) {
+        let (text, done, undone) = match upkeep {
+            Upkeep::Flushes => ("FLUSH", "flushes and merges", "flushes and merges not whole"),
+            Upkeep::Merges => ("OPTIMIZE TABLE kv", "flushes and merges", "flushes and merges not whole"),
+            Upkeep::Repairs => ("REPAIR TABLE kv", "repairs", "repairs not whole"),
+        };
         self.office.trace(id, format_args!("begins: {text} through {}", HostId(node)));
         let outcome = self.office.sql_in(&self.env, node, label(id), SqlRequest::new(text), Manner::Whole).await;
         let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
         self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
-        self.office.history.count(if outcome.is_ok() { "flushes and merges" } else { "flushes and merges not whole" });
+        self.office.history.count(if outcome.is_ok() { done } else { undone });
     }
 
     /// Has a partition split.

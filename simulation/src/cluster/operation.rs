@@ -84,10 +84,7 @@ pub(super) enum Work {
         high: i64,
         level: WriteLevel,
     },
-    Upkeep {
-        /// Segments are merged; else only written.
-        merging: bool,
-    },
+    Upkeep(Upkeep),
     Alter(Altering),
     /// A partition is split, of the one table or the other.
     Split {
@@ -104,6 +101,17 @@ pub(super) enum Work {
         /// It is dropped again.
         dropping: bool,
     },
+}
+
+/// What is done to every replica of the upsert table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Upkeep {
+    /// Its segments are written.
+    Flushes,
+    /// And merged.
+    Merges,
+    /// It is compared with its peers.
+    Repairs,
 }
 
 /// What becomes of the column of notes.
@@ -172,7 +180,11 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let note = Note::None;
             Work::Write { target, rows, level, tokened: true, as_rows, updates: false, note, again_after_ms }
         }
-        58 => Work::Upkeep { merging: stream.chance(500) },
+        58 => Work::Upkeep(match stream.below(5) {
+            0 | 1 => Upkeep::Merges,
+            2 | 3 => Upkeep::Flushes,
+            _ => Upkeep::Repairs,
+        }),
         59 => {
             let (target, at) = match stream.below(4) {
                 0 => (Target::Upserts, Some(key(&mut stream))),

@@ -20,6 +20,7 @@ use super::operator::Operator;
 use super::settings::{Ending, Settings};
 use crate::faults::{Fault, PlannedFault, draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
+use crate::random::Stream;
 use crate::run::RunOptions;
 use crate::world::{CrashKind, HostId, Simulation};
 
@@ -86,6 +87,7 @@ impl Phases<'_> {
             self.evidence.healed_at.max(self.evidence.drained_at).max(self.evidence.events_stay_from.unwrap_or(0))
                 + EQUAL_MICROS;
         self.until_equal(deadline, "after the heal");
+        self.lose_rows();
         self.final_reads();
         self.let_go();
         if self.settings.ending == Ending::HealAll {
@@ -381,11 +383,31 @@ impl Phases<'_> {
         {
             self.simulation.shared().sometimes(Rare::CaughtUpAtEnd);
         }
+        self.are_equal_by(deadline_micros, when);
+    }
+
+    fn are_equal_by(&mut self, deadline_micros: u64, when: &str) {
+        let (core, replicas) = (self.core(), usize::from(self.settings.replicas));
         self.evidence.views.clear();
         if !self.until(deadline_micros, |views| invariants::unequal(views, &core, replicas).is_empty()) {
             let why = invariants::unequal(&self.evidence.views, &core, replicas).into_iter().next();
             let why = why.unwrap_or_else(|| "a node does not answer".to_owned());
             self.evidence.unequal.push(format!("not equal 60 s {when}: {why}"));
+        }
+    }
+
+    /// A node loses rows behind the back of its logs, which nothing but a comparison of digests can find. The others have them all,
+    /// and nobody reads until they are back.
+    fn lose_rows(&mut self) {
+        let Some(one_in) = self.settings.loses_one_in.filter(|_| self.evidence.unequal.is_empty()) else { return };
+        let core = self.core();
+        let place = Stream::new(self.office.seed, "who loses rows", 0).below(core.len() as u64);
+        let Some(node) = usize::try_from(place).ok().and_then(|place| core.get(place)).copied() else { return };
+        let deadline = self.now() + EQUAL_MICROS;
+        let lost = self.ask(deadline, |office, env| async move { office.lose_rows(&env, node, one_in).await.is_ok() });
+        match lost {
+            Some(true) => self.are_equal_by(deadline, "after a node had lost rows behind the backs of its logs"),
+            _ => self.evidence.dead.push(format!("loss of rows on purpose on {}", HostId(node))),
         }
     }
 

@@ -23,6 +23,9 @@ const EVENT_WINDOW_SECONDS: [Option<u64>; 3] = [None, None, Some(15)];
 /// Mostly replicas are made anew while faults go on.
 const REPLACE_AFTER_MS: [u64; 3] = [2_000, 8_000, 600_000];
 
+/// Mostly replicas are not compared: what catch-up misses must stay missed, to be found.
+const REPAIR_EVERY_MS: [u64; 3] = [600_000, 600_000, 4_000];
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -93,6 +96,10 @@ pub(super) struct Settings {
     tight: bool,
     /// After how long other nodes take the place of one that is down, in milliseconds.
     replace_after_ms: u64,
+    /// How often replicas are compared with each other, in milliseconds.
+    repair_every_ms: u64,
+    /// A node loses one in so many of the rows that it has, once everything is equal: repair must find them.
+    pub(super) loses_one_in: Option<u64>,
     planted: Option<Planted>,
 }
 
@@ -161,6 +168,9 @@ impl Settings {
         drained.rotate_left(first);
         drained.truncate(usize::from(nodes).saturating_sub(stay));
         let sizes = [4 << 10, 32 << 10, 1 << 20];
+        let repair_every_ms = stream("repair every").pick(&REPAIR_EVERY_MS).copied().unwrap_or(600_000);
+        let repairs = repair_every_ms < 600_000 && replicas >= 2;
+        let loses_one_in = Some(stream("loses rows").between(1, 9)).filter(|_| repairs);
         Self {
             nodes,
             seconds: options.seconds(),
@@ -205,6 +215,8 @@ impl Settings {
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
+            repair_every_ms,
+            loses_one_in,
             planted: options.planted,
         }
     }
@@ -240,6 +252,7 @@ impl Settings {
             (config.queries_max, config.queries_queued_max) = (2, 2);
         }
         config.replace_after_ms = self.replace_after_ms;
+        config.repair_every_ms = self.repair_every_ms;
         config.planted = self.planted;
         config
     }

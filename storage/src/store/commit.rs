@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use arrow::array::BooleanArray;
 use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
-use super::digest::Tally;
 use super::{Store, Writer, lock};
 use crate::expiry::expired;
 use crate::hash::{content_hashes, fingerprint};
@@ -312,7 +311,7 @@ impl Store {
             let active = state.memtables.last().ok_or_else(|| Error::internal("there is no memtable"))?;
             (active.number, active.rows(), state.position, state.digest.clone(), state.layout.clone())
         };
-        let mut tally = Tally::new(&layout, digest.as_ref().clone());
+        let mut tally = self.tally(&layout, digest.as_ref().clone());
         let active = SourceId::Memtable(number);
         let mut buried: BTreeMap<SourceId, Vec<u32>> = BTreeMap::new();
         let mut tombstones = Vec::new();

@@ -9,7 +9,7 @@ use std::fmt;
 
 use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Result, Version};
+use shoal_kernel::{Planted, Result, Version};
 
 use super::{Store, lock};
 use crate::hash::{content_hashes, content_row_hash, key_bucket, version_hash};
@@ -32,6 +32,12 @@ impl Default for DigestBuckets {
 }
 
 impl DigestBuckets {
+    /// Sums by bucket, as another replica told them; buckets that it left out are empty.
+    pub fn of(mut sums: Vec<u128>) -> Self {
+        sums.resize(BUCKETS, 0);
+        Self(sums)
+    }
+
     /// The sums, by bucket: 256.
     pub fn sums(&self) -> &[u128] {
         &self.0
@@ -68,18 +74,16 @@ impl DigestBuckets {
     }
 }
 
-/// Buckets that are being counted.
+/// Buckets that are being counted: [`Store::tally`].
 pub(crate) struct Tally<'a> {
     layout: &'a Layout,
     buckets: DigestBuckets,
     scratch: Vec<u8>,
+    /// Only with [`Planted::DigestWithoutTombstones`].
+    passes_over_tombstones: bool,
 }
 
-impl<'a> Tally<'a> {
-    pub(crate) fn new(layout: &'a Layout, buckets: DigestBuckets) -> Self {
-        Self { layout, buckets, scratch: Vec::new() }
-    }
-
+impl Tally<'_> {
     /// A row or tombstone wins. Its identity is what rows are sorted by.
     pub(crate) fn add(&mut self, identity: &[u8], version: Version, tombstone: bool) {
         self.add_key(self.layout.key_of_identity(identity), version, tombstone);
@@ -96,6 +100,9 @@ impl<'a> Tally<'a> {
     }
 
     fn change(&mut self, key: &[u8], version: Version, tombstone: bool, change: fn(u128, u128) -> u128) {
+        if tombstone && self.passes_over_tombstones {
+            return;
+        }
         let hash = version_hash(key, version, tombstone, &mut self.scratch);
         let sum = &mut self.buckets.0[key_bucket(key, BUCKETS)];
         *sum = change(*sum, hash);
@@ -172,7 +179,13 @@ impl Store {
         self.buckets_of(&state)
     }
 
-    fn buckets_of(&self, state: &State) -> Result<DigestBuckets> {
+    /// Begins to count, or goes on.
+    pub(super) fn tally<'a>(&self, layout: &'a Layout, buckets: DigestBuckets) -> Tally<'a> {
+        let passes_over_tombstones = self.has(Planted::DigestWithoutTombstones);
+        Tally { layout, buckets, scratch: Vec::new(), passes_over_tombstones }
+    }
+
+    pub(super) fn buckets_of(&self, state: &State) -> Result<DigestBuckets> {
         state.check_whole()?;
         if let Some(base) = &state.digest_base {
             return Ok(base.plus(&state.digest));
@@ -188,7 +201,7 @@ impl Store {
 
     /// The digest's buckets counted anew from keys and versions on disk and in memory.
     pub(super) fn count_buckets(&self, state: &State) -> Result<DigestBuckets> {
-        let mut tally = Tally::new(&state.layout, DigestBuckets::default());
+        let mut tally = self.tally(&state.layout, DigestBuckets::default());
         for view in state.segments.values() {
             for page in view.pages() {
                 let rows = view.segment.page_rows(page);

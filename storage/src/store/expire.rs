@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use roaring::RoaringBitmap;
 use shoal_kernel::{ColumnPredicate, CompareOp, Cutoff, Datum, Error, ErrorCode, Result, SegmentId};
 
-use super::digest::{DigestBuckets, Tally};
+use super::digest::DigestBuckets;
 use super::{Store, lock};
 use crate::expiry::{micros_of, time_place};
 use crate::layout::Layout;
@@ -31,13 +31,13 @@ pub struct ExpiryReport {
 }
 
 /// What a cut-off takes from a segment.
-struct Taken {
+pub(super) struct Taken {
     /// Rows that are dead now, and were not.
-    rows: RoaringBitmap,
+    pub(super) rows: RoaringBitmap,
     /// What they counted in the digest.
-    digest: DigestBuckets,
+    pub(super) digest: DigestBuckets,
     /// No row of the file stays.
-    whole: bool,
+    pub(super) whole: bool,
 }
 
 impl Store {
@@ -124,7 +124,7 @@ impl Store {
     fn take_from(&self, layout: &Arc<Layout>, place: usize, cutoff: Cutoff, view: &SegmentView) -> Result<Taken> {
         let segment = &view.segment;
         let mut rows = RoaringBitmap::new();
-        let mut tally = Tally::new(layout, DigestBuckets::default());
+        let mut tally = self.tally(layout, DigestBuckets::default());
         for page in view.pages() {
             if self.ending.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorCode::Cancelled, "the store is being closed"));
@@ -197,6 +197,13 @@ fn check_column(state: &State, cutoff: Cutoff) -> Result<()> {
 }
 
 fn install(state: &mut State, cutoff: Cutoff, taken: &BTreeMap<SegmentId, Taken>, gone: &[SegmentId]) {
+    drop_taken(state, taken);
+    gone.iter().for_each(|id| drop(state.segments.remove(id)));
+    state.cutoff = Some(cutoff);
+}
+
+/// Marks rows as dead for good and takes them off the digest.
+pub(super) fn drop_taken(state: &mut State, taken: &BTreeMap<SegmentId, Taken>) {
     for (id, taken) in taken {
         if let Some(view) = state.segments.get_mut(id) {
             *Arc::make_mut(&mut view.dead) |= &taken.rows;
@@ -208,6 +215,4 @@ fn install(state: &mut State, cutoff: Cutoff, taken: &BTreeMap<SegmentId, Taken>
             *base = Arc::new(base.minus(&taken.digest));
         }
     }
-    gone.iter().for_each(|id| drop(state.segments.remove(id)));
-    state.cutoff = Some(cutoff);
 }

@@ -18,6 +18,7 @@ mod optimize;
 mod order;
 mod pool;
 mod pull;
+mod repair;
 mod schema;
 mod segments;
 mod split;
