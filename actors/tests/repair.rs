@@ -12,7 +12,7 @@ use arrow::datatypes::Int64Type;
 use shoal_actors::Node;
 use shoal_actors::service::{Moment, NodeConfig, Observer, SqlRequest};
 use shoal_kernel::env::real::{RealOptions, env};
-use shoal_kernel::{Error, ErrorCode, Result, WriteLevel};
+use shoal_kernel::{Error, ErrorCode, KeyRange, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
 
 use common::{eventually, free_address};
@@ -22,7 +22,7 @@ use common::{eventually, free_address};
 struct Witness;
 
 impl Observer for Witness {
-    fn opened(&self, _at: Moment) {}
+    fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}
     fn writing(&self, _at: Moment, _group: &[Write]) {}
     fn written(&self, _at: Moment, _positions: &[Option<u64>]) {}
 }

@@ -37,11 +37,7 @@ impl Estate {
             here.filter(|heir| catalog.ancestors_of(heir.id).any(|(ancestor, _)| ancestor == id)).collect();
         let like = (*heirs.first()?).clone();
         let table = catalog.tables.get(&like.table)?;
-        let ranges = heirs.iter().filter_map(|heir| match &heir.bounds {
-            PartitionBounds::Range(range) => Some((heir.id, range.clone())),
-            PartitionBounds::Bucket(_) => None,
-        });
-        let heirs = ranges.collect();
+        let heirs = heirs.iter().map(|heir| (heir.id, range(heir))).collect();
         let bounds = PartitionBounds::Range(ancestor.range.clone());
         let form = Form { schema: Arc::new(table.schema.clone()), fsync: table.options.fsync };
         Some(Self { partition: Partition { id, bounds, parent: ancestor.parent, ..like }, form, heirs })
@@ -102,7 +98,11 @@ impl Estate {
         let store = opened.store.clone();
         if let Some(observer) = &context.config.observer {
             let ancestors = ancestors(&context.agreement.catalog().borrow(), &self.partition);
-            observer.opened(super::moment(context.node, self.partition.id, &store), &ancestors, store.range());
+            observer.opened(
+                super::moment(context.node, self.partition.id, &store),
+                &ancestors,
+                &range(&self.partition),
+            );
         }
         let alone = !open::has_peers(context, &self.partition);
         let children = self.children(context, &inherited(opened, alone))?;
@@ -114,6 +114,14 @@ impl Estate {
         parted.await??;
         context.env.reached(Rare::ReplicaSplitAtStart);
         Ok(())
+    }
+}
+
+/// The keys that a partition may hold.
+pub(super) fn range(partition: &Partition) -> KeyRange {
+    match &partition.bounds {
+        PartitionBounds::Range(range) => range.clone(),
+        PartitionBounds::Bucket(_) => KeyRange::all(),
     }
 }
 

@@ -152,7 +152,7 @@ impl Actor for ReplicaActor {
         durable.log_id = store.status().log_id;
         if let Some(observer) = &context.config.observer {
             let ancestors = inherit::ancestors(&context.agreement.catalog().borrow(), &partition);
-            observer.opened(moment(context.node, partition.id, &store), &ancestors, store.range());
+            observer.opened(moment(context.node, partition.id, &store), &ancestors, &inherit::range(&partition));
         }
         let feed = Feed::new(context.clone(), handle.clone(), myself.clone(), durable.cursors.clone());
         handle.opened(Running { actor: myself.clone(), store: store.clone(), feed: feed.clone() });
