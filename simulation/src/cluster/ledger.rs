@@ -100,12 +100,13 @@ impl Ledger {
         Some(versions)
     }
 
-    /// Where partitions do not lie side by side over all keys; nothing if they do.
-    pub(crate) fn gap(&self, seen: &[Moment]) -> Option<String> {
+    /// Where partitions do not lie side by side over all keys, the first of which may be left out; nothing if they do.
+    pub(crate) fn gap(&self, seen: &[PartitionId], first_may_be_missing: bool) -> Option<String> {
         let books = self.books();
-        let mut ranges: Vec<&KeyRange> = seen.iter().filter_map(|at| books.ranges.get(&at.partition)).collect();
+        let mut ranges: Vec<&KeyRange> = seen.iter().filter_map(|id| books.ranges.get(id)).collect();
         ranges.sort_by(|one, other| one.start.cmp(&other.start));
-        let mut end = Some(Vec::new());
+        let first = ranges.first().filter(|_| first_may_be_missing).map(|range| range.start.clone());
+        let mut end = Some(first.unwrap_or_default());
         for range in ranges {
             if end.as_ref() != Some(&range.start) {
                 return Some(format!("{range:?} does not begin where the one before ends"));

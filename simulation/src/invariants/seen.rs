@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_actors::service::Moment;
 use shoal_catalog::PartitionBounds;
+use shoal_kernel::PartitionId;
 
 use super::Evidence;
 use super::answers::{tell, whole_answer};
 use super::expiry::may_be_gone;
 use super::writes::pairs;
-use crate::cluster::{Cell, Question, Read, Shown};
+use crate::cluster::{Cell, Question, Read, Shown, Target};
 use crate::entropy::EPOCH_MICROS;
 
 /// What the answer must be; nothing where that is not known.
@@ -62,8 +63,9 @@ fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
     let target = read.question.target();
     let seen = read.seen.as_ref().filter(|_| !evidence.windows(target))?;
     let table = target.table();
-    let partitions = evidence.views.first()?.status.partitions.iter().filter(|partition| partition.table == table);
-    for partition in partitions {
+    let (own, others): (Vec<_>, Vec<_>) =
+        evidence.views.first()?.status.partitions.iter().partition(|partition| partition.table == table);
+    for partition in own {
         match &partition.bounds {
             PartitionBounds::Bucket(_) if seen.iter().all(|moment| moment.partition != partition.id) => {
                 return Some(format!("{}: {} of {table} was not read", tell(read), partition.id));
@@ -71,7 +73,11 @@ fn unread(evidence: &Evidence, read: &Read) -> Option<String> {
             PartitionBounds::Bucket(_) => {}
             // The partitions of the time lay side by side, whichever those were.
             PartitionBounds::Range(_) => {
-                let gap = evidence.ledger.gap(seen)?;
+                let is_other = |id: PartitionId| others.iter().any(|partition| partition.id == id);
+                let read_from: Vec<_> = seen.iter().map(|at| at.partition).filter(|id| !is_other(*id)).collect();
+                // Partitions below the cut-off need not be read.
+                let expires = target == Target::Events && evidence.events_ttl.is_some();
+                let gap = evidence.ledger.gap(&read_from, expires)?;
                 return Some(format!("{}: {table} was not read as a whole, {gap}", tell(read)));
             }
         }
