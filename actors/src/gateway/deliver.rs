@@ -12,6 +12,7 @@ use shoal_kernel::level::quorum;
 use shoal_kernel::{
     Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Rare, Result, Version, WriteLevel, wire,
 };
+use shoal_storage::fingerprint_of;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::reserve::conflict;
@@ -61,8 +62,8 @@ pub(super) struct Parcel {
     pub(super) part: Part,
     pub(super) token: Option<String>,
     pub(super) version: Version,
-    /// Of the whole piece, if there is a token.
-    pub(super) fingerprint: u128,
+    /// Of the whole piece, where it is known by that.
+    pub(super) fingerprint: Option<u128>,
 }
 
 /// A parcel under way.
@@ -101,7 +102,13 @@ impl Delivery {
                     parts.truncate(1);
                 }
             }
-            let deliver = |part: Part| self.clone().run(Parcel { part, ..parcel.clone() }, inflight.clone());
+            let fingerprint = match parcel.fingerprint {
+                // So far it was a whole piece.
+                None if parcel.token.is_some() => Some(fingerprint_of(&self.table.schema, &parcel.part.rows)?),
+                known => known,
+            };
+            let deliver =
+                |part: Part| self.clone().run(Parcel { part, fingerprint, ..parcel.clone() }, inflight.clone());
             let outcomes = try_join_all(parts.into_iter().map(deliver)).await.map_err(in_doubt)?;
             let version = outcomes.iter().map(|outcome| outcome.version).min();
             let duplicate = outcomes.iter().all(|outcome| outcome.duplicate);
@@ -121,7 +128,7 @@ impl Delivery {
                 .with_retry_after_ms(200)
         })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
-        let of_whole = |ordinals: Vec<u32>| PartOfWrite { ordinals, fingerprint: *fingerprint };
+        let of_whole = |ordinals: Vec<u32>| PartOfWrite { ordinals, fingerprint: fingerprint.unwrap_or_default() };
         let mut sending = Sending {
             call: WriteCall {
                 partition: part.partition,
@@ -192,8 +199,8 @@ impl Delivery {
     /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
     /// cannot be missed; sends no rows.
     async fn known_parcel(&self, parcel: &Parcel) -> Result<Option<Version>> {
-        let Some(token) = parcel.token.clone() else { return Ok(None) };
-        let (fingerprint, mut id) = (parcel.fingerprint, parcel.part.partition);
+        let (Some(token), Some(fingerprint)) = (parcel.token.clone(), parcel.fingerprint) else { return Ok(None) };
+        let mut id = parcel.part.partition;
         let partition = loop {
             match self.partition(id)? {
                 Some(partition) => break partition,

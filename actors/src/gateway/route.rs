@@ -172,7 +172,6 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
     // Its columns are those of the rows, its partitions those of today.
     let now = catalog.tables.get(&table.id).ok_or_else(|| dropped(table))?;
     let mut pieces_of: BTreeMap<PartitionId, Gathered> = BTreeMap::new();
-    let mut roots: BTreeMap<PartitionId, PartitionId> = BTreeMap::new();
     let mut missing: BTreeSet<KeyRange> = BTreeSet::new();
     for (first_row, batch) in with_rows_before(batches) {
         let keys = partition_keys(table, batch)?;
@@ -204,11 +203,7 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
                 }
                 continue;
             };
-            let root = match partition.parent {
-                None => partition.id,
-                Some(_) => *roots.entry(partition.id).or_insert_with(|| catalog.root_of(partition.id)),
-            };
-            let (rows, owners) = rows.entry(root).or_default();
+            let (rows, owners) = rows.entry(partition.root).or_default();
             rows.push(row as u32);
             owners.push(partition.id);
         }

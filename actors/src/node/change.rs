@@ -77,7 +77,8 @@ impl Inner {
                  only once",
             ));
         }
-        let (batches, read) = self.read_dated(&found, id, &left, self.replan(request)).await?;
+        let replan = self.replan_as_of(request, Some(found.table.clone()));
+        let (batches, read) = self.read_dated(&found, id, &left, replan).await?;
         let FoundRows { table, deletes, .. } = found;
         if !deletes {
             check_not_null(&table, &batches)?;

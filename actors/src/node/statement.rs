@@ -171,13 +171,25 @@ impl Inner {
 
     /// What plans the query of a statement anew.
     pub(super) fn replan(self: &Arc<Self>, request: &SqlRequest) -> Replan {
+        self.replan_as_of(request, None)
+    }
+
+    /// The same for a statement that writes what it finds, by the columns of that table.
+    pub(super) fn replan_as_of(self: &Arc<Self>, request: &SqlRequest, table: Option<Arc<Table>>) -> Replan {
         let (inner, request) = (Arc::downgrade(self), request.clone());
         Arc::new(move || {
-            let (inner, request) = (inner.clone(), request.clone());
+            let (inner, request, table) = (inner.clone(), request.clone(), table.clone());
             Box::pin(async move {
                 let stopping = || Error::new(ErrorCode::NotReady, "the node is stopping");
                 let inner = inner.upgrade().ok_or_else(stopping)?;
-                match inner.plan(&request).await?.statement {
+                let PlannedStatement { statement, catalog, .. } = inner.plan(&request).await?;
+                if let Some(before) = table
+                    && catalog.tables.get(&before.id).is_none_or(|now| now.schema.version != before.schema.version)
+                {
+                    let message = format!("'{}' was altered while its rows were waited for", before.name);
+                    return Err(Error::new(ErrorCode::SchemaChanged, message).with_applied(Applied::False));
+                }
+                match statement {
                     Statement::Query(PlannedQuery { graph, .. })
                     | Statement::Insert { source: InsertSource::Query(graph), .. }
                     | Statement::Delete { keys: graph, .. }

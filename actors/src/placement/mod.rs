@@ -1,5 +1,6 @@
-//! Placement: on every node, has those of its partitions split that have grown ([`splits`]); on the catalog's leader, proposes what the partition map lacks, moves the cut-offs of tables on that keep their rows
-//! for a time, and drops windows when all their rows have had their time.
+//! Placement: on every node, has those of its partitions split that have grown ([`splits`]); on the catalog's leader, proposes what
+//! the partition map lacks, moves the cut-offs of tables on that keep their rows for a time, and drops windows when all their rows
+//! have had their time.
 //!
 //! What the map lacks ([`Catalog::wanted_changes`]): replicas of tables that were made when there were fewer nodes, of nodes that
 //! have been gone for longer than `replace_after_ms`, and of nodes that are being drained; and balance. A node that was told to
@@ -38,7 +39,7 @@ pub(crate) enum PlacementMessage {
 pub(crate) struct State {
     context: Arc<NodeContext>,
     directory: Arc<ReplicaDirectory>,
-    refused: splits::Refused,
+    splits: splits::Splits,
     /// Since when nodes have been down, by the monotonic clock.
     down: BTreeMap<NodeId, Duration>,
 }
@@ -54,7 +55,7 @@ impl Actor for Placement {
         (context, directory): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
-        Ok(State { context, directory, refused: splits::Refused::default(), down: BTreeMap::new() })
+        Ok(State { context, directory, splits: splits::Splits::default(), down: BTreeMap::new() })
     }
 
     async fn handle(
@@ -73,7 +74,7 @@ impl Actor for Placement {
         } else {
             state.down.clear();
         }
-        splits::split_grown(&context, &state.directory, &mut state.refused).await;
+        splits::split_grown(&context, &state.directory, &mut state.splits).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
     }

@@ -23,29 +23,40 @@ const ROWS_MIN: u64 = 2;
 /// A partition without a key to split at is looked at again when it has grown to so many hundredths of its size.
 const GROWTH_PERCENT: u64 = 125;
 
-/// The sizes at which partitions could not be split.
+/// What a node remembers of the splits that it has asked for.
 #[derive(Default)]
-pub(super) struct Refused(BTreeMap<PartitionId, u64>);
+pub(super) struct Splits {
+    /// The sizes at which partitions could not be split.
+    refused: BTreeMap<PartitionId, u64>,
+    /// The last partition that was looked at, where a turn ended early: the next one goes on behind it.
+    last: Option<PartitionId>,
+}
 
 /// Splits what has outgrown its table's limits.
-pub(super) async fn split_grown(context: &NodeContext, directory: &ReplicaDirectory, refused: &mut Refused) {
+pub(super) async fn split_grown(context: &NodeContext, directory: &ReplicaDirectory, splits: &mut Splits) {
     let catalog = context.agreement.catalog().borrow().clone();
-    refused.0.retain(|id, _| catalog.partitions.contains_key(id));
-    let mut begun = 0;
-    for handle in directory.all() {
+    splits.refused.retain(|id, _| catalog.partitions.contains_key(id));
+    let mut handles = directory.all();
+    if let Some(last) = splits.last.take() {
+        let next = handles.partition_point(|handle| handle.partition <= last);
+        handles.rotate_left(next);
+    }
+    let mut asked_for = 0;
+    for handle in handles {
         let Some(partition) = catalog.partitions.get(&handle.partition) else { continue };
         if !is_looked_after_here(context, partition) || !handle.serves() {
             continue;
         }
         let Some(size) = outgrown(&catalog, partition, &handle) else { continue };
-        if refused.0.get(&partition.id).is_some_and(|before| size < before.saturating_mul(GROWTH_PERCENT) / 100) {
+        let before = splits.refused.get(&partition.id);
+        if before.is_some_and(|before| size < before.saturating_mul(GROWTH_PERCENT) / 100) {
             continue;
         }
         let at = match split_point(context, &catalog, partition, &handle).await {
             Ok(SplitPoint::At(key)) => key,
             Ok(SplitPoint::Refused(why)) => {
                 tracing::warn!(partition = %partition.id, %why, "a partition has outgrown its limits and cannot be split");
-                refused.0.insert(partition.id, size);
+                splits.refused.insert(partition.id, size);
                 continue;
             }
             Err(error) => {
@@ -53,16 +64,28 @@ pub(super) async fn split_grown(context: &NodeContext, directory: &ReplicaDirect
                 continue;
             }
         };
+        splits.last = Some(partition.id);
         match split(context, &catalog, partition, at, super::PROPOSAL_TIMEOUT).await {
             Ok(()) => context.env.reached(Rare::SplitBySize),
-            // It is looked at anew next turn.
-            Err(error) => tracing::debug!(partition = %partition.id, %error, "a partition was not split"),
+            Err(error) if matches!(error.code(), ErrorCode::NotReady | ErrorCode::Moved | ErrorCode::NotFound) => {
+                tracing::debug!(partition = %partition.id, %error, "a partition was not split; it is looked at anew");
+            }
+            Err(error) if matches!(error.code(), ErrorCode::InvalidRequest | ErrorCode::InvalidStatement) => {
+                tracing::warn!(partition = %partition.id, %error, "a partition has outgrown its limits and is not split");
+                splits.refused.insert(partition.id, size);
+            }
+            // Nobody agrees on anything just now.
+            Err(error) => {
+                tracing::debug!(partition = %partition.id, %error, "a partition was not split");
+                return;
+            }
         }
-        begun += 1;
-        if begun == SPLITS_PER_TURN_MAX {
+        asked_for += 1;
+        if asked_for == SPLITS_PER_TURN_MAX {
             return;
         }
     }
+    splits.last = None;
 }
 
 /// Whether this is the voter that sees to the partition's size.
@@ -75,6 +98,10 @@ fn is_looked_after_here(context: &NodeContext, partition: &Partition) -> bool {
 fn outgrown(catalog: &Catalog, partition: &Partition, handle: &ReplicaHandle) -> Option<u64> {
     let limits = catalog.tables.get(&partition.table)?.options.split;
     let status = handle.store().ok()?.status();
+    // What cannot be read cannot be split either.
+    if status.failed.is_some() || !status.problems.is_empty() {
+        return None;
+    }
     let rows = status.own_rows;
     (rows > limits.partition_rows_max || status.own_bytes > limits.partition_bytes_max).then_some(rows)
 }

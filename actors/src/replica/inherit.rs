@@ -32,9 +32,11 @@ impl Estate {
     /// Of a partition that was split; `None` if nothing of it is on this node.
     pub(super) fn of(context: &NodeContext, catalog: &Catalog, id: PartitionId) -> Option<Self> {
         let ancestor = catalog.ancestors.get(&id)?;
-        let here = catalog.partitions.values().filter(|partition| partition.replica(context.node).is_some());
-        let heirs: Vec<&Partition> =
-            here.filter(|heir| catalog.ancestors_of(heir.id).any(|(ancestor, _)| ancestor == id)).collect();
+        // Of one root, what lies within its keys came of it.
+        let came_of_it = |heir: &&Partition| {
+            heir.root == ancestor.root && heir.replica(context.node).is_some() && ancestor.range.covers(&range(heir))
+        };
+        let heirs: Vec<&Partition> = catalog.partitions.values().filter(came_of_it).collect();
         let like = (*heirs.first()?).clone();
         let table = catalog.tables.get(&like.table)?;
         let heirs = heirs.iter().map(|heir| (heir.id, range(heir))).collect();
@@ -47,7 +49,28 @@ impl Estate {
         self.heirs.iter().map(|(id, _)| *id)
     }
 
-    fn children(&self, context: &NodeContext, durable: &Durable) -> Result<Vec<SplitChild>> {
+    /// The heirs that have nothing yet.
+    async fn without_store(&self, context: &NodeContext) -> Result<Vec<(PartitionId, KeyRange)>> {
+        let heirs: Vec<_> =
+            self.heirs.iter().map(|(id, range)| (context.replica_dir(*id), (*id, range.clone()))).collect();
+        let disk = context.env.disk();
+        let looked = context.env.blocking(move || -> Result<Vec<_>> {
+            let mut without = Vec::new();
+            for (dir, heir) in heirs {
+                if !Store::is_in(&*disk, &dir)? {
+                    without.push(heir);
+                }
+            }
+            Ok(without)
+        });
+        looked.await?
+    }
+
+    fn children(
+        context: &NodeContext,
+        heirs: &[(PartitionId, KeyRange)],
+        durable: &Durable,
+    ) -> Result<Vec<SplitChild>> {
         let meta = wire::encode(durable)?;
         let child = |(id, range): &(PartitionId, KeyRange)| {
             let mut range = range.clone();
@@ -61,7 +84,7 @@ impl Estate {
             }
             SplitChild { dir: id.to_string(), range, meta: meta.clone() }
         };
-        let children = self.heirs.iter().map(child).filter(|child| !child.range.is_empty());
+        let children = heirs.iter().map(child).filter(|child| !child.range.is_empty());
         Ok(children.collect())
     }
 
@@ -74,7 +97,7 @@ impl Estate {
         if meta.is_empty() {
             return Err(Error::new(ErrorCode::NotReady, "the replica has only just been made"));
         }
-        let children = self.children(context, &wire::decode(&meta)?)?;
+        let children = Self::children(context, &self.heirs, &wire::decode(&meta)?)?;
         context.env.blocking(move || store.split(&children)).await??;
         context.env.reached(Rare::ReplicaSplit);
         Ok(())
@@ -93,6 +116,11 @@ impl Estate {
         if done.await??.is_some() {
             return Ok(());
         }
+        // A heir that has a store got it when this one was split, of which a crash may have left no more than a mark beside it.
+        let heirs = self.without_store(context).await?;
+        if heirs.is_empty() {
+            return Ok(());
+        }
         let handle = ReplicaHandle::new(self.partition.id);
         let opened = open::open(context, &self.partition, self.form.clone(), &handle).await?;
         let store = opened.store.clone();
@@ -105,7 +133,7 @@ impl Estate {
             );
         }
         let alone = !open::has_peers(context, &self.partition);
-        let children = self.children(context, &inherited(opened, alone))?;
+        let children = Self::children(context, &heirs, &inherited(opened, alone))?;
         let parted = context.env.blocking(move || {
             let parted = store.split(&children);
             store.close();

@@ -473,6 +473,7 @@ mod tests {
             previous_needed: u32::try_from(seal_quorum(previous.len())).unwrap(),
             settled: previous.is_empty(),
             parent: None,
+            root: PartitionId(7),
         }
     }
 

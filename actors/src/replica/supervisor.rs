@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_catalog::{Catalog, Partition, Table};
-use shoal_kernel::{Cutoff, Error, ErrorCode, PartitionId, Planted, Rare};
+use shoal_kernel::{Applied, Cutoff, Error, ErrorCode, PartitionId, Planted, Rare};
 
 use super::directory::ReplicaDirectory;
 use super::handle::ReplicaHandle;
@@ -45,8 +45,10 @@ pub(crate) enum SupervisorMessage {
     Start(PartitionId),
     /// A replica's store has been opened, or could not be.
     Opened(PartitionId, Result<ActorRef<ReplicaMessage>, Error>),
-    /// The store of a replica whose partition was split has been split, or could not be.
-    Parted(PartitionId, Result<(), Error>),
+    /// The store of a replica whose partition was split has been split among these, or could not be.
+    Parted(PartitionId, Vec<PartitionId>, Result<(), Error>),
+    /// It is time to try that again.
+    Part(PartitionId),
 }
 
 struct Child {
@@ -81,7 +83,11 @@ pub(crate) struct State {
 #[derive(Default)]
 struct Parting {
     under_way: bool,
+    /// It has failed, and is to be tried again later.
+    waits: bool,
     failures: u32,
+    /// The catalog has taken everything that came of it from this node meanwhile; what there is goes when the split has ended.
+    goes: bool,
 }
 
 impl Actor for ReplicaSupervisor {
@@ -126,7 +132,15 @@ impl Actor for ReplicaSupervisor {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
             SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
             SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened).await,
-            SupervisorMessage::Parted(partition, parted) => state.parted(&myself, partition, parted).await,
+            SupervisorMessage::Parted(partition, heirs, parted) => {
+                state.parted(&myself, partition, heirs, parted).await
+            }
+            SupervisorMessage::Part(partition) => {
+                if let Some(parting) = state.parting.get_mut(&partition) {
+                    parting.waits = false;
+                    state.part(&myself, partition).await;
+                }
+            }
         }
         Ok(())
     }
@@ -249,63 +263,73 @@ impl State {
     /// Begins to split the store of a replica whose partition was split. Its heirs are opened when that is done.
     async fn part(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
         let child = self.children.get(&id);
-        let under_way = self.parting.get(&id).is_some_and(|parting| parting.under_way);
+        let busy = self.parting.get(&id).is_some_and(|parting| parting.under_way || parting.waits);
         // Nothing may be made where it was: its heirs would wait for that.
-        if under_way || child.is_some_and(|child| child.opening) || !self.on_disk.contains(&id) {
+        if busy || child.is_some_and(|child| child.opening) || !self.on_disk.contains(&id) {
             return;
         }
         let Some(estate) = Estate::of(&self.context, &self.catalog, id) else {
+            self.parting.remove(&id);
             self.remove(id).await;
             return;
         };
-        let running = child.and_then(|child| child.actor.as_ref()).and_then(|_| child?.handle.store().ok());
+        let actor = child.and_then(|child| child.actor.clone());
         let handle = child.map(|child| child.handle.clone());
         self.parting.entry(id).or_default().under_way = true;
         let (context, myself) = (self.context.clone(), myself.clone());
         self.context.env.spawn("replica split", async move {
-            let parted = async {
-                if let Some(store) = running {
-                    return estate.part_running(&context, store).await;
-                }
-                if let Some(handle) = handle {
-                    context.env.blocking(move || handle.close_retired()).await?;
-                }
-                estate.part_closed(&context).await
+            let store = handle.as_ref().and_then(|handle| handle.store().ok());
+            let parted = match (actor, store) {
+                (Some(actor), Some(store)) => estate.part_running(&context, store).await.inspect_err(|error| {
+                    // Its store is done for. The next attempt opens it anew, or what is left of it.
+                    if error.code() == ErrorCode::Corruption {
+                        let _ = actor.cast(ReplicaMessage::Damaged(error.clone()));
+                    } else if error.code() == ErrorCode::Moved || error.applied() == Applied::Unknown {
+                        let _ = actor.cast(ReplicaMessage::Failed(error.clone()));
+                    }
+                }),
+                _ => part_closed(&context, &estate, handle).await,
             };
-            let parted = parted.await;
-            if let Err(error) = &parted
-                && error.code() == ErrorCode::Corruption
-                && super::open::has_peers(&context, &estate.partition)
-            {
-                // Its heirs begin empty, and are filled from those of its peers.
-                let condemned = super::open::condemn(&context, &estate.partition, error).await;
-                let _ = myself.cast(SupervisorMessage::Parted(id, condemned.and(parted)));
-                return;
-            }
+            let heirs: Vec<PartitionId> = estate.heirs().collect();
             context.env.trace(|| match &parted {
-                Ok(()) => format!("{id} has been split into {:?}", estate.heirs().collect::<Vec<_>>()),
+                Ok(()) => format!("{id} has been split into {heirs:?}"),
                 Err(error) => format!("{id} could not be split: {error}"),
             });
-            let _ = myself.cast(SupervisorMessage::Parted(id, parted));
+            let _ = myself.cast(SupervisorMessage::Parted(id, heirs, parted));
         });
     }
 
-    async fn parted(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId, parted: Result<(), Error>) {
-        match parted {
-            Ok(()) => {
-                self.parting.remove(&id);
-                metrics::counter!("shoal_replicas_split_total").increment(1);
-                self.remove(id).await;
-                self.reconcile(myself, self.catalog.clone()).await;
+    async fn parted(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        id: PartitionId,
+        heirs: Vec<PartitionId>,
+        parted: Result<(), Error>,
+    ) {
+        let Some(parting) = self.parting.get_mut(&id) else { return };
+        parting.under_way = false;
+        if parted.is_ok() || parting.goes {
+            self.parting.remove(&id);
+            self.remove(id).await;
+            let node = self.context.node;
+            let is_here = |heir: &PartitionId| {
+                let partition = self.catalog.partitions.get(heir);
+                partition.is_some_and(|partition| partition.replica(node).is_some())
+            };
+            // What has been dropped or taken away meanwhile. Others may have come of it by further splits.
+            let gone: Vec<PartitionId> =
+                heirs.into_iter().filter(|heir| !is_here(heir) && !self.catalog.ancestors.contains_key(heir)).collect();
+            for heir in gone {
+                self.remove(heir).await;
             }
-            Err(error) => {
-                let Some(parting) = self.parting.get_mut(&id) else { return };
-                parting.under_way = false;
-                parting.failures += 1;
-                tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
-                let backoff = BACKOFF_MIN.saturating_mul(1 << (parting.failures - 1).min(16)).min(BACKOFF_MAX);
-                later(&self.context.env, "split back-off", myself, backoff, SupervisorMessage::Start(id));
-            }
+            metrics::counter!("shoal_replicas_split_total").increment(u64::from(parted.is_ok()));
+            self.reconcile(myself, self.catalog.clone()).await;
+        } else if let Err(error) = parted {
+            parting.waits = true;
+            parting.failures += 1;
+            tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
+            let backoff = BACKOFF_MIN.saturating_mul(1 << (parting.failures - 1).min(16)).min(BACKOFF_MAX);
+            later(&self.context.env, "split back-off", myself, backoff, SupervisorMessage::Part(id));
         }
     }
 
@@ -417,6 +441,11 @@ impl State {
     /// The catalog has taken the partition from this node: stop it and free its disk.
     async fn remove(&mut self, id: PartitionId) {
         self.directory.remove(id);
+        if let Some(parting) = self.parting.get_mut(&id).filter(|parting| parting.under_way) {
+            parting.goes = true;
+            return;
+        }
+        self.parting.remove(&id);
         if let Some(child) = self.children.get_mut(&id).filter(|child| child.opening) {
             child.goes = true;
             return;
@@ -440,6 +469,25 @@ impl State {
             tracing::warn!(partition = %id, %error, "files of a dropped replica could not be removed");
         }
     }
+}
+
+/// Splits what a replica that does not run has left. If that is damaged, its heirs begin empty, and are filled from their peers.
+async fn part_closed(
+    context: &Arc<NodeContext>,
+    estate: &Estate,
+    handle: Option<Arc<ReplicaHandle>>,
+) -> Result<(), Error> {
+    if let Some(handle) = handle {
+        context.env.blocking(move || handle.close_retired()).await?;
+    }
+    let parted = estate.part_closed(context).await;
+    match &parted {
+        Err(error) if error.code() == ErrorCode::Corruption && super::open::has_peers(context, &estate.partition) => {
+            super::open::condemn(context, &estate.partition, error).await?;
+        }
+        _ => {}
+    }
+    parted
 }
 
 /// Errors that actors end with are ours; anything else is a panic that ractor caught.

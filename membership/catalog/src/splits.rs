@@ -65,6 +65,7 @@ impl Catalog {
             range,
             holders: partition.replicas.iter().map(|replica| replica.node).collect(),
             parent: partition.parent,
+            root: partition.root,
             children: made.len() as u32,
         };
         self.ancestors.insert(id, ancestor);
@@ -101,7 +102,8 @@ impl Catalog {
 
     /// The partition that was there before any split: itself, if there was none. What has to stay the same over splits goes by it.
     pub fn root_of(&self, id: PartitionId) -> PartitionId {
-        self.ancestors_of(id).last().map_or(id, |(root, _)| root)
+        let of_ancestor = || self.ancestors.get(&id).map(|ancestor| ancestor.root);
+        self.partitions.get(&id).map(|partition| partition.root).or_else(of_ancestor).unwrap_or(id)
     }
 
     /// The keys of a partition of a table by range, whether it was split since or not.

@@ -166,6 +166,8 @@ pub struct Partition {
     pub settled: bool,
     /// The partition that was split into this one and others ([`Catalog::ancestors`]).
     pub parent: Option<PartitionId>,
+    /// The partition that was there before any split: itself, if there was none.
+    pub root: PartitionId,
 }
 
 /// A partition that was split: its rows are those of the partitions that came of it. It is remembered for as long as one of
@@ -178,6 +180,8 @@ pub struct Ancestor {
     pub holders: Vec<NodeId>,
     /// The one that was split into it and others.
     pub parent: Option<PartitionId>,
+    /// The one that was there before any split.
+    pub root: PartitionId,
     /// How many of those that came of it are there, or have come to be ancestors themselves.
     pub children: u32,
 }

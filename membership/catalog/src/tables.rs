@@ -84,6 +84,7 @@ impl Catalog {
                 previous_needed: 0,
                 settled: true,
                 parent: None,
+                root: id,
             };
             partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);

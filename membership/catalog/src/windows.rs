@@ -155,12 +155,15 @@ impl Catalog {
         }
     }
 
-    /// The windows below the cut-off. What the oldest has become is not among them: it keeps the reservations of idempotency keys.
+    /// The windows below the cut-off, each as a whole, whether it was split or not: what was sent once is cut as it was then. What the
+    /// oldest begins with is not among them: it keeps the reservations of idempotency keys.
     fn passed_windows(&self, table: &Table) -> Vec<PartitionId> {
         let oldest = table.partitions.iter().map(|id| self.root_of(*id)).min();
+        let first_of_oldest = oldest.and_then(|id| self.partition_for(table, &self.range_of(id)?.start));
+        let kept = first_of_oldest.map(|partition| partition.id);
         let is_passed = |partition: &&Partition| {
-            let PartitionBounds::Range(range) = &partition.bounds else { return false };
-            table.has_passed(range) && Some(self.root_of(partition.id)) != oldest
+            let window = self.range_of(partition.root);
+            window.is_some_and(|window| table.has_passed(window)) && Some(partition.id) != kept
         };
         self.partitions_of(table).filter(is_passed).map(|partition| partition.id).collect()
     }

@@ -51,6 +51,9 @@ impl Operator {
                 self.try_until(id, change, Some(self.until_micros)).await;
                 self.wait(self.until_micros).await;
                 self.try_until(id, NodeChange::Activate, None).await;
+                // What was asked for before, and given up, may be carried out after this.
+                self.env.sleep(NODE_TIMEOUT).await;
+                self.try_until(id, NodeChange::Activate, None).await;
             }
             Task::Remove => {
                 self.wait(self.until_micros).await;

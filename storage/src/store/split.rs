@@ -101,6 +101,14 @@ impl Store {
         Ok(position)
     }
 
+    /// Whether there is a store in a directory; one that was split is there, and parts of one that are still in the making are not.
+    ///
+    /// # Errors
+    /// As the disk reports.
+    pub fn is_in(disk: &dyn Disk, dir: &Path) -> Result<bool> {
+        Ok(disk.exists(&dir.join(MANIFEST_FILE))?)
+    }
+
     /// What became of the store in a directory, if it was split. Its children can be opened after this.
     ///
     /// # Errors

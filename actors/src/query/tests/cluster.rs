@@ -517,6 +517,7 @@ fn add(
             previous_voters: vec![],
             previous_needed: 0,
             parent: None,
+            root: PartitionId(7),
             settled: true,
         };
         catalog.partitions.insert(partition, record);
