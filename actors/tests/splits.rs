@@ -139,6 +139,7 @@ async fn who_was_away_inherits_when_it_is_back() {
         eventually("the table is known", || numbers(node, "SELECT count(*) FROM kv")).await;
     }
     insist(&nodes[0], "kv", "first", ids(1)).await;
+    let parent = partitions(&nodes[0], "kv").await.unwrap().remove(0);
     let away = nodes.pop().unwrap();
     let address = away.cluster_address();
     away.shutdown().await;
@@ -163,6 +164,24 @@ async fn who_was_away_inherits_when_it_is_back() {
     wanted.sort();
     assert_eq!(names, wanted, "nothing of the partition that was split is left");
     assert!(insist(&back, "kv", "first", ids(1)).await.duplicate);
+    back.shutdown().await;
+
+    // A crash may leave a mark of the partition that was split, which nobody is to wait for.
+    let replicas = dir.path().join("n2/replicas");
+    std::fs::write(replicas.join(format!("{parent}.refilling")), "").unwrap();
+    let join = nodes.iter().map(Node::cluster_address).collect();
+    let back = node(dir.path().join("n2"), address, join).await;
+    eventually("it has its replicas again", || async {
+        let own = held(&back).await;
+        if own >= 4 { Ok(()) } else { Err(Error::internal(format!("{own} replicas"))) }
+    })
+    .await;
+    eventually("the mark is gone", || async {
+        let left = std::fs::read_dir(&replicas).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with(&format!("{parent}."))).collect();
+        if left.is_empty() { Ok(()) } else { Err(Error::internal(format!("{left:?}"))) }
+    })
+    .await;
     back.shutdown().await;
     for node in nodes {
         node.shutdown().await;

@@ -115,6 +115,10 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
     }
     prop_assert!(parents.iter().all(|parent| catalog.ancestors.contains_key(parent)), "a parent is forgotten");
     for partition in catalog.partitions.values() {
+        let first = catalog.ancestors_of(partition.id).last().map_or(partition.id, |(id, _)| id);
+        prop_assert_eq!((partition.root, catalog.root_of(partition.id)), (first, first));
+    }
+    for partition in catalog.partitions.values() {
         let PartitionBounds::Range(range) = &partition.bounds else { continue };
         prop_assert!(catalog.ancestors_of(partition.id).all(|(_, ancestor)| ancestor.range.covers(range)));
     }
@@ -768,4 +772,34 @@ fn what_is_not_split() {
     let halves = catalog.partitions_of(catalog.table("r").unwrap());
     let states: Vec<_> = halves.map(|half| half.replicas[0].state).collect();
     assert_eq!(states, [ReplicaState::Leaving; 2], "who was to leave, leaves both");
+}
+
+#[test]
+fn a_window_that_was_split_goes_as_a_whole() {
+    const DAY: i64 = 86_400_000_000;
+    let mut new = timed(Some(Ttl { column: ColumnId(0), micros: 30 * DAY as u64 }));
+    new.partitioning = Partitioning::Range { columns: vec![ColumnId(0)] };
+    new.options.partition_size_hint = Some(DAY as u64);
+    let mut catalog = cluster(1);
+    catalog.apply(Command::CreateTable(new)).unwrap();
+    let id = *catalog.tables.keys().next().unwrap();
+    let windows = [1, 2].map(|day| numbers(day * DAY, (day + 1) * DAY)).to_vec();
+    catalog.apply(Command::AddWindows { table: id, windows }).unwrap();
+    for window in [1, 2] {
+        let at = Datum::Int(window * DAY + DAY / 2).encode();
+        let partition = catalog.partition_for(&catalog.tables[&id], &at).unwrap().id;
+        catalog.apply(Command::SplitPartition { partition, at, epoch: Epoch(1) }).unwrap();
+    }
+    let expire = |catalog: &mut Catalog, micros| {
+        let cutoff = Cutoff { column: ColumnId(0), micros };
+        catalog.apply(Command::Expire { table: id, cutoff }).unwrap();
+        catalog.apply(Command::DropWindows { table: id }).unwrap();
+        catalog.tables[&id].partitions.len()
+    };
+    // The first half has passed, and what was sent with rows of both is still known by both.
+    assert_eq!(expire(&mut catalog, DAY + DAY / 2), 4);
+    assert_eq!(expire(&mut catalog, 2 * DAY), 3, "of the oldest, its beginning stays");
+    assert_eq!(expire(&mut catalog, 2 * DAY + DAY / 2), 3);
+    assert_eq!(expire(&mut catalog, 3 * DAY), 1);
+    assert_eq!(catalog.ancestors.len(), 1);
 }

@@ -439,7 +439,7 @@ async fn alterations() {
         ALTER TABLE flights ADD COLUMN x INT DEFAULT 3
             unsupported: 'DEFAULT 3' of a new column is not supported @1:32-1:33
         ALTER TABLE flights ADD COLUMN x INT FIRST
-            unsupported: a new column stands behind the others @1:32-1:33 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, read_level, ttl, schemaless and partition_size_hint]
+            unsupported: a new column stands behind the others @1:32-1:33 [ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, read_level, ttl, schemaless, partition_size_hint, partition_bytes_max and partition_rows_max, and splits partitions]
         ALTER TABLE flights ADD COLUMN x UUID
             unsupported: columns of type UUID cannot be stored @1:32-1:33 [use BOOLEAN, SMALLINT, INT, BIGINT, REAL, DOUBLE, DECIMAL(p, s), VARCHAR, TIMESTAMP, TIMESTAMP WITH TIME ZONE, DATE, TIME, BYTEA, an ARRAY or a STRUCT]
         ALTER TABLE flights ADD COLUMN _version INT
@@ -453,7 +453,7 @@ async fn alterations() {
         ALTER TABLE flights RENAME COLUMN delay TO origin
             invalid_statement: there is a column 'origin' already @1:44-1:50
         ALTER TABLE flights RENAME TO fly
-            unsupported: tables keep their names @1:31-1:34 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, read_level, ttl, schemaless and partition_size_hint]
+            unsupported: tables keep their names @1:31-1:34 [ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, read_level, ttl, schemaless, partition_size_hint, partition_bytes_max and partition_rows_max, and splits partitions]
         ALTER TABLE readings DROP COLUMN _ts
             invalid_statement: column '_ts' is part of the table's key and cannot be dropped @1:34-1:37
         ALTER TABLE flights ALTER COLUMN delay SET DATA TYPE SMALLINT
@@ -463,15 +463,15 @@ async fn alterations() {
         ALTER TABLE flights ALTER COLUMN delay TYPE VARCHAR USING 'x'
             syntax_error: expected: end of statement, found: USING @1:53-1:58
         ALTER TABLE flights ALTER COLUMN delay SET NOT NULL
-            unsupported: ALTER COLUMN does not do 'SET NOT NULL' @1:34-1:39 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, read_level, ttl, schemaless and partition_size_hint]
+            unsupported: ALTER COLUMN does not do 'SET NOT NULL' @1:34-1:39 [ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, read_level, ttl, schemaless, partition_size_hint, partition_bytes_max and partition_rows_max, and splits partitions]
         ALTER TABLE flights ADD CONSTRAINT c UNIQUE (origin)
-            unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, and sets write_level, read_level, ttl, schemaless and partition_size_hint]
+            unsupported: ALTER TABLE does not do 'ADD CONSTRAINT c UNIQUE (origin)' @1:36-1:52 [ALTER TABLE adds, drops and renames columns, gives them a wider type, sets write_level, read_level, ttl, schemaless, partition_size_hint, partition_bytes_max and partition_rows_max, and splits partitions]
         ALTER TABLE flights SET (replication_factor = 2)
-            unsupported: replication_factor cannot be changed yet @1:26-1:44 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint]
+            unsupported: replication_factor cannot be changed yet @1:26-1:44 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint, partition_bytes_max, partition_rows_max]
         ALTER TABLE flights SET (fsync = 'never')
-            unsupported: fsync cannot be changed yet @1:26-1:31 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint]
+            unsupported: fsync cannot be changed yet @1:26-1:31 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint, partition_bytes_max, partition_rows_max]
         ALTER TABLE flights SET (write_level = 'one', fsync_interval_ms = 100)
-            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint]
+            unsupported: fsync_interval_ms cannot be changed yet @1:47-1:64 [the settings that can be changed are write_level, read_level, ttl, ttl_column, schemaless, partition_size_hint, partition_bytes_max, partition_rows_max]
         ALTER TABLE flights SET (wirte_level = 'one')
             invalid_statement: 'wirte_level' is not a setting of a table @1:26-1:37 [did you mean 'write_level'?]
         ALTER TABLE flights SET (ttl = '7d')
