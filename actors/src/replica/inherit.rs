@@ -45,7 +45,7 @@ impl Estate {
         Some(Self { partition: Partition { id, bounds, parent: ancestor.parent, ..like }, form, heirs })
     }
 
-    fn heirs(&self) -> impl Iterator<Item = PartitionId> + '_ {
+    pub(super) fn heirs(&self) -> impl Iterator<Item = PartitionId> + '_ {
         self.heirs.iter().map(|(id, _)| *id)
     }
 
@@ -88,11 +88,11 @@ impl Estate {
         Ok(children.collect())
     }
 
-    /// Has the store of a running replica split, while it takes writes. Gives those that have a store now.
+    /// Has the store of a running replica split, while it takes writes.
     ///
     /// # Errors
     /// As of [`Store::split`]. [`ErrorCode::NotReady`]: the replica has not written down yet how it is.
-    pub(super) async fn part_running(&self, context: &NodeContext, store: Arc<Store>) -> Result<Vec<PartitionId>> {
+    pub(super) async fn part_running(&self, context: &NodeContext, store: Arc<Store>) -> Result<()> {
         let meta = store.meta();
         if meta.is_empty() {
             return Err(Error::new(ErrorCode::NotReady, "the replica has only just been made"));
@@ -100,27 +100,26 @@ impl Estate {
         let children = Self::children(context, &self.heirs, &wire::decode(&meta)?)?;
         context.env.blocking(move || store.split(&children)).await??;
         context.env.reached(Rare::ReplicaSplit);
-        Ok(self.heirs().collect())
+        Ok(())
     }
 
-    /// The same with the store of a replica that does not run. After a crash it may have been split already, among heirs that have
-    /// been split themselves since.
+    /// The same with the store of a replica that does not run. After a crash it may have been split already.
     ///
     /// # Errors
     /// As of opening and splitting.
-    pub(super) async fn part_closed(&self, context: &Arc<NodeContext>) -> Result<Vec<PartitionId>> {
+    pub(super) async fn part_closed(&self, context: &Arc<NodeContext>) -> Result<()> {
         let (disk, dir) = (context.env.disk(), context.replica_dir(self.partition.id));
         let done = context.env.blocking(move || match disk.exists(&dir.with_extension(LOST))? {
             true => Ok(None),
             false => Store::split_of(&disk, &dir),
         });
-        if let Some(split) = done.await?? {
-            return Ok(split.children.iter().filter_map(|name| partition_of(name)).collect());
+        if done.await??.is_some() {
+            return Ok(());
         }
         // A heir that has a store got it when this one was split, of which a crash may have left no more than a mark beside it.
         let heirs = self.without_store(context).await?;
         if heirs.is_empty() {
-            return Ok(self.heirs().collect());
+            return Ok(());
         }
         let handle = ReplicaHandle::new(self.partition.id);
         let opened = open::open(context, &self.partition, self.form.clone(), &handle).await?;
@@ -142,7 +141,7 @@ impl Estate {
         });
         parted.await??;
         context.env.reached(Rare::ReplicaSplitAtStart);
-        Ok(self.heirs().collect())
+        Ok(())
     }
 }
 
@@ -188,12 +187,7 @@ pub(super) fn on_disk(disk: &dyn Disk, replicas: &Path) -> Result<BTreeSet<Parti
         if !["", LOST, REFILLING].contains(&beside) {
             continue;
         }
-        found.extend(partition_of(name));
+        found.extend(name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId));
     }
     Ok(found)
-}
-
-/// Whose replica's directory has this name.
-fn partition_of(name: &str) -> Option<PartitionId> {
-    name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId)
 }
