@@ -129,6 +129,48 @@ async fn writes_and_queries_go_on_while_partitions_are_split() {
     }
 }
 
+/// Splits that come faster than nodes split their files: heirs are split again before these have them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_that_outrun_the_nodes_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    run(&nodes[0], "CREATE TABLE kv (id BIGINT PRIMARY KEY)").await;
+    for node in &nodes {
+        eventually("the table is known", || numbers(node, "SELECT count(*) FROM kv")).await;
+    }
+    for batch in 0..5 {
+        insist(&nodes[0], "kv", &format!("batch {batch}"), ids(batch)).await;
+    }
+    // Five times over, each part is cut in two at once.
+    for parts in [2, 4, 8, 16, 32] {
+        let cuts = (1..parts).step_by(2).map(|cut| {
+            let (node, sql) = (&nodes[cut % 3], format!("ALTER TABLE kv SPLIT AT ({})", cut * 48_000 / parts));
+            async move { run(node, &sql).await }
+        });
+        futures::future::join_all(cuts).await;
+    }
+    for node in &nodes {
+        assert!(insist(node, "kv", "batch 3", ids(3)).await.duplicate);
+        eventually("all rows are seen", || async {
+            let counted = numbers(node, "SELECT count(*), count(DISTINCT id) FROM kv").await?;
+            let own = held(node).await;
+            let seen = counted == [250, 250] && own == 32;
+            if seen { Ok(()) } else { Err(Error::internal(format!("{counted:?} in {own}"))) }
+        })
+        .await;
+    }
+    for node in &nodes {
+        node.shutdown().await;
+    }
+    // What each had of its own, and nothing else.
+    for number in 0..3 {
+        let replicas = std::fs::read_dir(dir.path().join(format!("n{number}/replicas"))).unwrap();
+        let names = replicas.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        let names: Vec<String> = names.filter(|name| !name.contains('.')).collect();
+        assert_eq!(names.len(), 32, "{names:?}");
+    }
+}
+
 /// A node that was down while a partition was split, and its halves again, splits what it has when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_away_inherits_when_it_is_back() {

@@ -15,9 +15,9 @@ use shoal_kernel::{
 use shoal_storage::fingerprint_of;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::reserve::conflict;
+use super::reserve::{Home, conflict};
 use super::route::{self, Part, Piece};
-use super::{HeldToken, PERMIT_BYTES, dropped, not_enough};
+use super::{HeldToken, PERMIT_BYTES, dropped, expired, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::replica::message::{PartOfWrite, ReplicaAnswer, ReplicaCall, WriteCall, Written};
@@ -170,10 +170,7 @@ impl Delivery {
         match catalog.partitions.get(&id) {
             Some(partition) => Ok(Some(partition.clone())),
             None if catalog.ancestors.contains_key(&id) => Ok(None),
-            None if catalog.tables.contains_key(&self.table.id) => {
-                let message = "the rows have had their time: their window has been dropped";
-                Err(Error::new(ErrorCode::RowsExpired, message))
-            }
+            None if catalog.tables.contains_key(&self.table.id) => Err(expired()),
             None => Err(dropped(&self.table)),
         }
     }
@@ -200,16 +197,13 @@ impl Delivery {
     /// cannot be missed; sends no rows.
     async fn known_parcel(&self, parcel: &Parcel) -> Result<Option<Version>> {
         let (Some(token), Some(fingerprint)) = (parcel.token.clone(), parcel.fingerprint) else { return Ok(None) };
-        let mut id = parcel.part.partition;
-        let partition = loop {
-            match self.partition(id)? {
-                Some(partition) => break partition,
-                // What its replicas knew, those of any part of it know.
-                None => id = self.some_heir(&parcel.part)?,
-            }
+        let partition = match self.partition(parcel.part.partition)? {
+            Some(partition) => partition,
+            // What its replicas knew, those of any part of it know.
+            None => self.now_at(&Home::Key(route::least_key(&self.table, &parcel.part.rows)?))?,
         };
         let voters: Vec<NodeId> = partition.voters().collect();
-        let call = ReplicaCall::Token { partition: id, token };
+        let call = ReplicaCall::Token { partition: partition.id, token };
         let call: Bytes = wire::encode(&call)?.into();
         let timeout = CALL_TIMEOUT.min(self.left());
         let ask = |voter: NodeId| serve::call_encoded(&self.context, voter, call.clone(), timeout);
@@ -248,15 +242,6 @@ impl Delivery {
             .with_applied(Applied::Unknown));
         }
         Ok(lowest)
-    }
-}
-
-impl Delivery {
-    /// The partition of a part's first rows, as of now.
-    fn some_heir(&self, part: &Part) -> Result<PartitionId> {
-        let catalog = self.context.agreement.catalog().borrow().clone();
-        let parts = route::recut(&catalog, &self.table, part)?;
-        parts.first().map(|part| part.partition).ok_or_else(|| Error::internal("a part without rows"))
     }
 }
 

@@ -241,6 +241,11 @@ fn dropped(table: &Table) -> Error {
     Error::new(ErrorCode::UnknownTable, format!("table '{}' has been dropped", table.name))
 }
 
+/// No partition of the table holds the rows.
+fn expired() -> Error {
+    Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped")
+}
+
 /// The pieces of one partition have tokens of their own, derived from the client's.
 fn piece_token(token: &str, number: usize) -> String {
     format!("{token}\u{1f}{number}")

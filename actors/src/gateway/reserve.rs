@@ -10,8 +10,8 @@ use shoal_kernel::level::quorum;
 use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Rare, Result, Version, key, wire};
 
 use super::deliver::{CALL_TIMEOUT, Delivery, is_passing};
-use super::dropped;
 use super::route::{self, Piece};
+use super::{dropped, expired};
 use crate::replica::message::{PrepareCall, Promised, ReplicaAnswer, ReplicaCall, ReserveCall};
 use crate::replica::promises::Reserved;
 use crate::replica::serve;
@@ -96,15 +96,15 @@ impl Delivery {
         }
     }
 
-    fn now_at(&self, home: &Home) -> Result<Partition> {
+    /// The partition that a home is now.
+    pub(super) fn now_at(&self, home: &Home) -> Result<Partition> {
         let catalog = self.context.agreement.catalog().borrow().clone();
         let table = catalog.tables.get(&self.table.id).ok_or_else(|| dropped(&self.table))?;
         let partition = match home {
             Home::Partition(id) => catalog.partitions.get(id),
             Home::Key(key) => catalog.partition_for(table, key),
         };
-        let gone = || Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped");
-        partition.cloned().ok_or_else(gone)
+        partition.cloned().ok_or_else(expired)
     }
 
     /// One ballot: a majority promises and says what it has accepted, then a majority accepts.

@@ -14,7 +14,7 @@ use shoal_storage::{
     rows_within, with_rows_before,
 };
 
-use super::dropped;
+use super::{dropped, expired};
 
 /// Windows that one request may have made. Each is a partition with all that belongs to it.
 const WINDOWS_PER_REQUEST_MAX: usize = 64;
@@ -267,10 +267,7 @@ pub(super) fn least_key(table: &Table, rows: &RecordBatch) -> Result<Vec<u8>> {
 pub(super) fn recut(catalog: &Catalog, table: &Table, part: &Part) -> Result<Vec<Part>> {
     let now = catalog.tables.get(&table.id).ok_or_else(|| dropped(table))?;
     let keys = partition_keys(table, &part.rows)?;
-    let owner = |key: &[u8]| {
-        let gone = || Error::new(ErrorCode::RowsExpired, "the rows have had their time: their window has been dropped");
-        catalog.partition_for(now, key).map(|partition| partition.id).ok_or_else(gone)
-    };
+    let owner = |key: &[u8]| catalog.partition_for(now, key).map(|partition| partition.id).ok_or_else(expired);
     let owners = keys.iter().map(owner).collect::<Result<Vec<_>>>()?;
     parts_of(&part.rows, part.ordinals.as_deref(), &owners)
 }

@@ -24,7 +24,7 @@ use crate::node::context::NodeContext;
 pub(super) struct Estate {
     /// The partition as it was, with the replicas that it would have now.
     pub(super) partition: Partition,
-    pub(super) form: Form,
+    form: Form,
     heirs: Vec<(PartitionId, KeyRange)>,
 }
 
@@ -45,7 +45,7 @@ impl Estate {
         Some(Self { partition: Partition { id, bounds, parent: ancestor.parent, ..like }, form, heirs })
     }
 
-    pub(super) fn heirs(&self) -> impl Iterator<Item = PartitionId> + '_ {
+    fn heirs(&self) -> impl Iterator<Item = PartitionId> + '_ {
         self.heirs.iter().map(|(id, _)| *id)
     }
 
@@ -88,11 +88,11 @@ impl Estate {
         Ok(children.collect())
     }
 
-    /// Has the store of a running replica split, while it takes writes.
+    /// Has the store of a running replica split, while it takes writes. Gives those that have a store now.
     ///
     /// # Errors
     /// As of [`Store::split`]. [`ErrorCode::NotReady`]: the replica has not written down yet how it is.
-    pub(super) async fn part_running(&self, context: &NodeContext, store: Arc<Store>) -> Result<()> {
+    pub(super) async fn part_running(&self, context: &NodeContext, store: Arc<Store>) -> Result<Vec<PartitionId>> {
         let meta = store.meta();
         if meta.is_empty() {
             return Err(Error::new(ErrorCode::NotReady, "the replica has only just been made"));
@@ -100,32 +100,34 @@ impl Estate {
         let children = Self::children(context, &self.heirs, &wire::decode(&meta)?)?;
         context.env.blocking(move || store.split(&children)).await??;
         context.env.reached(Rare::ReplicaSplit);
-        Ok(())
+        Ok(self.heirs().collect())
     }
 
-    /// The same with the store of a replica that does not run. After a crash it may have been split already.
+    /// The same with the store of a replica that does not run. After a crash it may have been split already, among heirs that have
+    /// been split themselves since.
     ///
     /// # Errors
     /// As of opening and splitting.
-    pub(super) async fn part_closed(&self, context: &Arc<NodeContext>) -> Result<()> {
+    pub(super) async fn part_closed(&self, context: &Arc<NodeContext>) -> Result<Vec<PartitionId>> {
         let (disk, dir) = (context.env.disk(), context.replica_dir(self.partition.id));
         let done = context.env.blocking(move || match disk.exists(&dir.with_extension(LOST))? {
             true => Ok(None),
             false => Store::split_of(&disk, &dir),
         });
-        if done.await??.is_some() {
-            return Ok(());
+        if let Some(split) = done.await?? {
+            return Ok(split.children.iter().filter_map(|name| partition_of(name)).collect());
         }
         // A heir that has a store got it when this one was split, of which a crash may have left no more than a mark beside it.
         let heirs = self.without_store(context).await?;
         if heirs.is_empty() {
-            return Ok(());
+            return Ok(self.heirs().collect());
         }
         let handle = ReplicaHandle::new(self.partition.id);
         let opened = open::open(context, &self.partition, self.form.clone(), &handle).await?;
         let store = opened.store.clone();
         if let Some(observer) = &context.config.observer {
-            let ancestors = ancestors(&context.agreement.catalog().borrow(), &self.partition);
+            let catalog = context.agreement.catalog().borrow().clone();
+            let ancestors: Vec<_> = catalog.ancestors_of(self.partition.id).map(|(id, _)| id).collect();
             observer.opened(
                 super::moment(context.node, self.partition.id, &store),
                 &ancestors,
@@ -141,7 +143,7 @@ impl Estate {
         });
         parted.await??;
         context.env.reached(Rare::ReplicaSplitAtStart);
-        Ok(())
+        Ok(self.heirs().collect())
     }
 }
 
@@ -151,12 +153,6 @@ pub(super) fn range(partition: &Partition) -> KeyRange {
         PartitionBounds::Range(range) => range.clone(),
         PartitionBounds::Bucket(_) => KeyRange::all(),
     }
-}
-
-/// The partitions that were split until this one came of it, the latest first.
-pub(super) fn ancestors(catalog: &Catalog, partition: &Partition) -> Vec<PartitionId> {
-    let parent = partition.parent;
-    parent.into_iter().chain(parent.into_iter().flat_map(|id| catalog.ancestors_of(id).map(|(id, _)| id))).collect()
 }
 
 /// What the heirs know of themselves, of a replica that was opened to be split.
@@ -187,7 +183,12 @@ pub(super) fn on_disk(disk: &dyn Disk, replicas: &Path) -> Result<BTreeSet<Parti
         if !["", LOST, REFILLING].contains(&beside) {
             continue;
         }
-        found.extend(name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId));
+        found.extend(partition_of(name));
     }
     Ok(found)
+}
+
+/// Whose replica's directory has this name.
+fn partition_of(name: &str) -> Option<PartitionId> {
+    name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId)
 }

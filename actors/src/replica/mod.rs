@@ -151,7 +151,8 @@ impl Actor for ReplicaActor {
         let store = opened.store;
         durable.log_id = store.status().log_id;
         if let Some(observer) = &context.config.observer {
-            let ancestors = inherit::ancestors(&context.agreement.catalog().borrow(), &partition);
+            let catalog = context.agreement.catalog().borrow().clone();
+            let ancestors: Vec<_> = catalog.ancestors_of(partition.id).map(|(id, _)| id).collect();
             observer.opened(moment(context.node, partition.id, &store), &ancestors, &inherit::range(&partition));
         }
         let feed = Feed::new(context.clone(), handle.clone(), myself.clone(), durable.cursors.clone());

@@ -46,7 +46,7 @@ pub(crate) enum SupervisorMessage {
     /// A replica's store has been opened, or could not be.
     Opened(PartitionId, Result<ActorRef<ReplicaMessage>, Error>),
     /// The store of a replica whose partition was split has been split among these, or could not be.
-    Parted(PartitionId, Vec<PartitionId>, Result<(), Error>),
+    Parted(PartitionId, Result<Vec<PartitionId>, Error>),
     /// It is time to try that again.
     Part(PartitionId),
 }
@@ -132,9 +132,7 @@ impl Actor for ReplicaSupervisor {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
             SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
             SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened).await,
-            SupervisorMessage::Parted(partition, heirs, parted) => {
-                state.parted(&myself, partition, heirs, parted).await
-            }
+            SupervisorMessage::Parted(partition, parted) => state.parted(&myself, partition, parted).await,
             SupervisorMessage::Part(partition) => {
                 if let Some(parting) = state.parting.get_mut(&partition) {
                     parting.waits = false;
@@ -290,12 +288,11 @@ impl State {
                 }),
                 _ => part_closed(&context, &estate, handle).await,
             };
-            let heirs: Vec<PartitionId> = estate.heirs().collect();
             context.env.trace(|| match &parted {
-                Ok(()) => format!("{id} has been split into {heirs:?}"),
+                Ok(heirs) => format!("{id} has been split into {heirs:?}"),
                 Err(error) => format!("{id} could not be split: {error}"),
             });
-            let _ = myself.cast(SupervisorMessage::Parted(id, heirs, parted));
+            let _ = myself.cast(SupervisorMessage::Parted(id, parted));
         });
     }
 
@@ -303,34 +300,42 @@ impl State {
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
         id: PartitionId,
-        heirs: Vec<PartitionId>,
-        parted: Result<(), Error>,
+        parted: Result<Vec<PartitionId>, Error>,
     ) {
         let Some(parting) = self.parting.get_mut(&id) else { return };
         parting.under_way = false;
-        if parted.is_ok() || parting.goes {
-            self.parting.remove(&id);
-            self.remove(id).await;
-            let node = self.context.node;
-            let is_here = |heir: &PartitionId| {
-                let partition = self.catalog.partitions.get(heir);
-                partition.is_some_and(|partition| partition.replica(node).is_some())
-            };
-            // What has been dropped or taken away meanwhile. Others may have come of it by further splits.
-            let gone: Vec<PartitionId> =
-                heirs.into_iter().filter(|heir| !is_here(heir) && !self.catalog.ancestors.contains_key(heir)).collect();
-            for heir in gone {
+        let heirs = match parted {
+            Ok(heirs) => heirs,
+            Err(_) if parting.goes => Vec::new(),
+            Err(error) => {
+                parting.waits = true;
+                parting.failures += 1;
+                tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
+                later(
+                    &self.context.env,
+                    "split back-off",
+                    myself,
+                    backoff(parting.failures),
+                    SupervisorMessage::Part(id),
+                );
+                return;
+            }
+        };
+        self.parting.remove(&id);
+        self.remove(id).await;
+        if !heirs.is_empty() {
+            metrics::counter!("shoal_replicas_split_total").increment(1);
+        }
+        for heir in heirs {
+            // One that has been split since hands on what it has; one that has been dropped or taken away goes.
+            self.on_disk.insert(heir);
+            let partition = self.catalog.partitions.get(&heir);
+            let is_here = partition.is_some_and(|partition| partition.replica(self.context.node).is_some());
+            if !is_here && !self.catalog.ancestors.contains_key(&heir) {
                 self.remove(heir).await;
             }
-            metrics::counter!("shoal_replicas_split_total").increment(u64::from(parted.is_ok()));
-            self.reconcile(myself, self.catalog.clone()).await;
-        } else if let Err(error) = parted {
-            parting.waits = true;
-            parting.failures += 1;
-            tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
-            let backoff = BACKOFF_MIN.saturating_mul(1 << (parting.failures - 1).min(16)).min(BACKOFF_MAX);
-            later(&self.context.env, "split back-off", myself, backoff, SupervisorMessage::Part(id));
         }
+        self.reconcile(myself, self.catalog.clone()).await;
     }
 
     async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
@@ -434,8 +439,7 @@ impl State {
         }
         metrics::counter!("shoal_replica_restarts_total").increment(1);
         child.handle.failed(error);
-        let backoff = BACKOFF_MIN.saturating_mul(1 << (child.failures - 1).min(16)).min(BACKOFF_MAX);
-        later(&self.context.env, "replica back-off", myself, backoff, SupervisorMessage::Start(id));
+        later(&self.context.env, "replica back-off", myself, backoff(child.failures), SupervisorMessage::Start(id));
     }
 
     /// The catalog has taken the partition from this node: stop it and free its disk.
@@ -476,7 +480,7 @@ async fn part_closed(
     context: &Arc<NodeContext>,
     estate: &Estate,
     handle: Option<Arc<ReplicaHandle>>,
-) -> Result<(), Error> {
+) -> Result<Vec<PartitionId>, Error> {
     if let Some(handle) = handle {
         context.env.blocking(move || handle.close_retired()).await?;
     }
@@ -488,6 +492,11 @@ async fn part_closed(
         _ => {}
     }
     parted
+}
+
+/// How long to wait after so many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX)
 }
 
 /// Errors that actors end with are ours; anything else is a panic that ractor caught.

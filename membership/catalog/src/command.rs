@@ -262,6 +262,9 @@ pub enum CatalogError {
     /// The voters of the partition do not hold yet what was acknowledged before they were the voters.
     #[error("the voters of {0} are still catching up with those before them")]
     Unsettled(PartitionId),
+    /// Somebody else has split the partition meanwhile, at another key.
+    #[error("{0} has been split at another key meanwhile")]
+    SplitElsewhere(PartitionId),
     /// The cluster has been founded, by another id.
     #[error("the cluster is founded already")]
     Founded,

@@ -12,7 +12,9 @@ impl From<CatalogError> for Error {
             CatalogError::UnknownTable(_) | CatalogError::TableGone(_) => ErrorCode::UnknownTable,
             CatalogError::StaleSchema(_) => ErrorCode::SchemaChanged,
             CatalogError::UnknownNode(_) | CatalogError::UnknownPartition(_) => ErrorCode::NotFound,
-            CatalogError::StaleEpoch { .. } | CatalogError::Unsettled(_) => ErrorCode::Moved,
+            CatalogError::StaleEpoch { .. } | CatalogError::Unsettled(_) | CatalogError::SplitElsewhere(_) => {
+                ErrorCode::Moved
+            }
             CatalogError::NodeNumberTaken(..) | CatalogError::Founded | CatalogError::Refused(_) => {
                 ErrorCode::InvalidRequest
             }

@@ -174,7 +174,7 @@ fn check_settled(partition: &Partition, changed: NodeId) -> Result<(), CatalogEr
     }
 }
 
-fn next_epoch(partition: &mut Partition) {
+pub(crate) fn next_epoch(partition: &mut Partition) {
     partition.previous_voters = partition.voters().collect();
     partition.previous_needed = u32::try_from(seal_quorum(partition.previous_voters.len())).unwrap_or(u32::MAX);
     partition.epoch = Epoch(partition.epoch.0 + 1);

@@ -2,12 +2,11 @@
 //! these splits its own when it hears of it. The voters stay the same, so whatever a majority of them has acknowledged is in
 //! every majority of either half; the epoch goes up, so that writes are routed anew.
 
-use shoal_kernel::level::seal_quorum;
 use shoal_kernel::limits::KEY_BYTES_MAX;
 use shoal_kernel::{Epoch, KeyRange, PartitionId};
 
 use crate::command::{CatalogError, Effect};
-use crate::replicas::check_epoch;
+use crate::replicas::{check_epoch, next_epoch};
 use crate::state::{Ancestor, Catalog, Partition, PartitionBounds, Table};
 use crate::tables::check_partition_count;
 
@@ -18,8 +17,15 @@ impl Catalog {
         at: Vec<u8>,
         epoch: Epoch,
     ) -> Result<Vec<Effect>, CatalogError> {
-        if self.ancestors.contains_key(&id) {
-            return Ok(Vec::new());
+        if let Some(ancestor) = self.ancestors.get(&id) {
+            let begins_there = |partition: &Partition| {
+                partition.root == ancestor.root
+                    && matches!(&partition.bounds, PartitionBounds::Range(range) if range.start == at)
+            };
+            return match self.partitions.values().any(begins_there) {
+                true => Ok(Vec::new()),
+                false => Err(CatalogError::SplitElsewhere(id)),
+            };
         }
         let partition = self.partition_mut(id)?.clone();
         check_epoch(&partition, epoch)?;
@@ -44,16 +50,15 @@ impl Catalog {
         let mut effects = vec![Effect::Table(table), Effect::Partition(id)];
         let mut made = Vec::with_capacity(halves.len());
         for range in halves {
-            let half = Partition {
+            let mut half = Partition {
                 id: PartitionId(self.draw_id()),
                 bounds: PartitionBounds::Range(range),
-                epoch: Epoch(partition.epoch.0 + 1),
-                // What a member of the set before has to hold, if it comes to lack something.
-                previous_voters: partition.voters().collect(),
-                previous_needed: u32::try_from(seal_quorum(partition.voters().count())).unwrap_or(u32::MAX),
                 parent: Some(id),
                 ..partition.clone()
             };
+            next_epoch(&mut half);
+            // The voters are those of before, and hold what these have acknowledged.
+            half.settled = true;
             half.replicas.iter().for_each(|replica| self.held.add(replica.node));
             effects.push(Effect::Partition(half.id));
             made.push(half.id);

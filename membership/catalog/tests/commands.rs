@@ -675,14 +675,21 @@ fn windows_that_cannot_be_are_refused() {
     assert_eq!(bounds(&catalog, "w"), []);
 }
 
-#[test]
-fn windows_go_with_time() {
-    const DAY: i64 = 86_400_000_000;
+const DAY: i64 = 86_400_000_000;
+
+/// One node and a table with a window for each day, of which the last thirty are kept.
+fn with_windows() -> Catalog {
     let mut new = timed(Some(Ttl { column: ColumnId(0), micros: 30 * DAY as u64 }));
     new.partitioning = Partitioning::Range { columns: vec![ColumnId(0)] };
     new.options.partition_size_hint = Some(DAY as u64);
     let mut catalog = cluster(1);
     catalog.apply(Command::CreateTable(new)).unwrap();
+    catalog
+}
+
+#[test]
+fn windows_go_with_time() {
+    let mut catalog = with_windows();
     let table = catalog.tables.values().next().unwrap();
     let (id, name) = (table.id, table.name.clone());
     let ahead = |catalog: &Catalog, micros| catalog.window_ahead(catalog.tables.values().next().unwrap(), micros);
@@ -734,6 +741,7 @@ fn a_partition_becomes_two_on_the_same_nodes() {
     }
     catalog.apply(split(b"f", 1)).unwrap();
     assert_eq!(catalog.apply(split(b"f", 1)).unwrap().effects, vec![], "a second time");
+    assert_eq!(catalog.apply(split(b"g", 1)), Err(CatalogError::SplitElsewhere(first)));
     let table = catalog.table("r").unwrap().clone();
     let [left, right, last] = table.partitions[..] else { panic!("three partitions") };
     assert_eq!(last, second);
@@ -776,12 +784,7 @@ fn what_is_not_split() {
 
 #[test]
 fn a_window_that_was_split_goes_as_a_whole() {
-    const DAY: i64 = 86_400_000_000;
-    let mut new = timed(Some(Ttl { column: ColumnId(0), micros: 30 * DAY as u64 }));
-    new.partitioning = Partitioning::Range { columns: vec![ColumnId(0)] };
-    new.options.partition_size_hint = Some(DAY as u64);
-    let mut catalog = cluster(1);
-    catalog.apply(Command::CreateTable(new)).unwrap();
+    let mut catalog = with_windows();
     let id = *catalog.tables.keys().next().unwrap();
     let windows = [1, 2].map(|day| numbers(day * DAY, (day + 1) * DAY)).to_vec();
     catalog.apply(Command::AddWindows { table: id, windows }).unwrap();

@@ -5,8 +5,7 @@ use std::fmt;
 use shoal_kernel::{Error, ErrorCode, Result};
 
 use super::{Store, lock};
-use crate::segment::Segment;
-use crate::state::State;
+use crate::state::{SegmentView, State};
 
 /// Of the keys in memory, one in so many is looked at.
 const MEMORY_KEYS_ONE_IN: usize = 64;
@@ -47,7 +46,7 @@ impl fmt::Display for NoSplitPoint {
 struct Run<'a> {
     key: Vec<u8>,
     rows: u64,
-    page: Option<(&'a Segment, u32)>,
+    page: Option<(&'a SegmentView, u32)>,
 }
 
 impl Store {
@@ -78,11 +77,14 @@ impl Store {
             below * 2 >= rows
         });
         let from_median = &runs[median.unwrap_or_default()..];
-        // The best one first: the middle of the page in the middle.
+        // The best one first: the middle of the page in the middle, of which a split may have left a part.
         let mut candidates = Vec::new();
-        if let Some((segment, page)) = from_median.first().and_then(|run| run.page) {
-            let (keys, _) = segment.read_keys(&layout, page)?;
-            candidates.extend((!keys.is_empty()).then(|| keys.get(keys.len() / 2).to_vec()));
+        if let Some((view, page)) = from_median.first().and_then(|run| run.page) {
+            let (keys, _) = view.segment.read_key_columns(&layout, page)?;
+            let rows = view.segment.page_rows(page);
+            let own = rows.start.max(view.rows.start)..rows.end.min(view.rows.end);
+            let middle = own.start.midpoint(own.end) - rows.start;
+            candidates.extend((middle..own.end - rows.start).map(|row| keys.get(row as usize).to_vec()));
         }
         candidates.extend(from_median.iter().map(|run| run.key.clone()));
         candidates.push(last);
@@ -123,7 +125,7 @@ impl Store {
                 if living > 0 {
                     // A page that a split has cut begins before this store does.
                     let key = view.segment.first_keys()[page as usize].clone().max(self.range.start.clone());
-                    runs.push(Run { key, rows: living, page: Some((&view.segment, page)) });
+                    runs.push(Run { key, rows: living, page: Some((view, page)) });
                 }
             }
             if view.rows.end == view.segment.rows() {

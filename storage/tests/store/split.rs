@@ -423,6 +423,26 @@ fn bytes_are_shared_until_a_merge_separates_them() {
     assert_eq!(rows, counts[1]);
 }
 
+/// Splits of splits cut the same page, whose own middle lies in none of the parts but one.
+#[test]
+fn parts_of_one_page_are_split_in_their_middle() {
+    let disk = MemoryDisk::default();
+    let mut stores = vec![open_at(&disk, DIR)];
+    commit(&stores[0], put(1, rows(&(0..4_000).map(|id| (id, None, id)).collect::<Vec<_>>())));
+    stores[0].flush().unwrap();
+    for round in 1..=4 {
+        let split = |(number, store): (usize, &Arc<Store>)| {
+            let SplitPoint::At(at) = store.split_point(1, 10).unwrap() else { panic!("there are keys enough") };
+            let names = [0, 1].map(|side| format!("p{round}{number}{side}"));
+            store.split(&halves_at(store, &at, [&names[0], &names[1]])).unwrap();
+            names.map(|name| open_at(&disk, &format!("/data/{name}")))
+        };
+        stores = stores.iter().enumerate().flat_map(split).collect();
+        let counts: Vec<u64> = stores.iter().map(|store| store.snapshot().rows()).collect();
+        assert!(counts.iter().all(|rows| rows.abs_diff(4_000 >> round) <= 1), "{counts:?}");
+    }
+}
+
 #[test]
 fn where_there_is_no_split_point_the_reason_is_told() {
     let refused = |store: &Store, columns| match store.split_point(columns, 10).unwrap() {
