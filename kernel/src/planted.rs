@@ -133,6 +133,8 @@ planted! {
     // Repair and purge.
     /// Digests count no tombstones.
     DigestWithoutTombstones = "digest-without-tombstones";
+    /// Replicas drop tombstones by their own clock, whatever their peers hold.
+    PurgedEarly = "purged-early";
 }
 
 impl fmt::Display for Planted {

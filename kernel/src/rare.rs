@@ -106,6 +106,7 @@ rare! {
     QuorumShort = "a read at quorum found too few replicas that count";
     QuorumByNewCatalog = "a read at quorum was planned anew for a newer catalog";
     // Repair and purge.
+    TombstonesPurged = "a replica dropped tombstones that all replicas had";
     RowsRepaired = "a replica got rows from a peer that no log had told it of";
 }
 

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Cutoff, Error, KeyRange, LogId, Result, SegmentId, TableSchema, wire};
+use shoal_kernel::{Cutoff, Error, Hlc, KeyRange, LogId, Result, SegmentId, TableSchema, wire};
 
 use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
@@ -67,6 +67,8 @@ pub(crate) struct Manifest {
     pub(crate) keep_changes_from: Option<u64>,
     /// Rows with a time below it are dead, and none is taken.
     pub(crate) cutoff: Option<Cutoff>,
+    /// Tombstones up to it are dead, and none is taken that would bury nothing.
+    pub(crate) purged: Hlc,
     /// The store is no more: it was split.
     pub(crate) split: Option<SplitRecord>,
 }
@@ -122,6 +124,7 @@ impl Manifest {
             changes_from: 0,
             keep_changes_from: None,
             cutoff: None,
+            purged: Hlc::default(),
             split: None,
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use shoal_kernel::{Cutoff, Error, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
+use shoal_kernel::{Cutoff, Error, Hlc, LogId, Result, ScanSpec, SegmentId, TableSchema, Version};
 
 use crate::damage::Problem;
 use crate::layout::Layout;
@@ -101,6 +101,8 @@ pub(crate) struct State {
     pub(crate) keep_changes_from: Option<u64>,
     /// Rows with a time below it are dead.
     pub(crate) cutoff: Option<Cutoff>,
+    /// Tombstones up to it are gone.
+    pub(crate) purged: Hlc,
     /// Bytes of the log, and why commits are refused until the store is opened again: known to readers without waiting
     /// for a commit that is under way.
     pub(crate) wal_bytes: u64,

@@ -14,7 +14,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The median of the clocks of all active nodes that answer, the lower one of two in the middle, in microseconds since 1970.
 /// `None` unless a majority of them does. As long as most of those clocks are right it is not further ahead than a right one.
-pub(super) async fn agreed_micros(context: &NodeContext, catalog: &Catalog) -> Option<u64> {
+pub(crate) async fn agreed_micros(context: &NodeContext, catalog: &Catalog) -> Option<u64> {
     let nodes: Vec<NodeId> = catalog.active_nodes().map(|node| node.id).collect();
     let others = nodes.iter().filter(|node| **node != context.node && !context.liveness.is_down(**node));
     let asked = others.map(|node| serve::call(context, *node, &ReplicaCall::Wall, ANSWER_TIMEOUT));

@@ -14,6 +14,8 @@ mod clocks;
 mod moves;
 pub(crate) mod splits;
 
+pub(crate) use self::clocks::agreed_micros;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

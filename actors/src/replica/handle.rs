@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ractor::ActorRef;
 use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, ScanSpec, Version};
 use shoal_storage::{Snapshot, Store};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, SemaphorePermit, oneshot};
 
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
@@ -51,6 +51,8 @@ pub(crate) struct ReplicaHandle {
     replaying: Mutex<Option<(u64, u64)>>,
     admission: Arc<Semaphore>,
     maintenance: Semaphore,
+    /// Read by whoever asks a peer for rows, from the question to the commit; written by whoever must be alone.
+    pub(super) pulls: RwLock<()>,
     /// One repair at a time.
     pub(super) repairing: Semaphore,
 }
@@ -68,6 +70,7 @@ impl ReplicaHandle {
             replaying: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
+            pulls: RwLock::new(()),
             repairing: Semaphore::new(1),
         }
     }

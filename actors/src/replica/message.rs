@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
-use shoal_kernel::{Cutoff, Epoch, Error, LogId, NodeId, PartitionId, Result, TableSchema, Version};
+use shoal_kernel::{Cutoff, Epoch, Error, Hlc, LogId, NodeId, PartitionId, Result, TableSchema, Version};
 use shoal_storage::{DigestMoment, PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
 use super::promises::Reserved;
+use super::purge::Place;
 use super::recent::RecentAccept;
 use super::state::{Event, Meta, Ticket};
 
@@ -46,6 +47,10 @@ pub(crate) enum ReplicaCall {
     Digest { partition: PartitionId },
     /// Rows and tombstones of these buckets, from behind an identity on.
     Buckets { partition: PartitionId, buckets: BTreeSet<u8>, after: ByteBuf, bytes_max: u64 },
+    /// Take no more writes from gateways with versions up to there, durably, and say where your log ends.
+    Fence { partition: PartitionId, epoch: Epoch, until: Hlc },
+    /// Do you hold in segments what these logs hold up to these places?
+    Holds { partition: PartitionId, epoch: Epoch, logs: Vec<Place> },
     /// Compare yourself with all your peers and pull what you lack, within so long.
     Repair { partition: PartitionId, patience_ms: u64 },
 }
@@ -131,6 +136,8 @@ pub(crate) enum ReplicaAnswer {
     Digest(DigestAnswer),
     Buckets(BucketsAnswer),
     Repaired(Repaired),
+    Fenced(LogId, u64),
+    Holds(bool),
 }
 
 /// A write is on this replica's disk.
@@ -261,8 +268,14 @@ pub(crate) enum ReplicaMessage {
     Cursors(BTreeMap<NodeId, PullCursor>),
     /// How far are a peer's accepts held durably?
     Cursor { of: NodeId, answer: oneshot::Sender<PullCursor> },
-    /// The durable part was written with this core and these cursors.
-    Persisted(Meta, BTreeMap<NodeId, PullCursor>),
+    /// The durable part was written with this core, these cursors and this fence.
+    Persisted(Meta, BTreeMap<NodeId, PullCursor>, Hlc),
+    /// Take no more writes from gateways up to that version.
+    Fence { epoch: Epoch, until: Hlc, answer: oneshot::Sender<Result<(LogId, u64)>> },
+    /// The store takes none any more, and its log ended there.
+    Fenced { until: Hlc, place: (LogId, u64), answer: oneshot::Sender<Result<(LogId, u64)>> },
+    /// Is everything here, durably, that these logs hold?
+    Holds { epoch: Epoch, logs: Vec<Place>, answer: oneshot::Sender<Result<bool>> },
     /// What was accepted before that time of the monotonic clock is durable.
     Synced { begun: Duration },
     /// Reading found damage on the disk.

@@ -19,6 +19,7 @@ pub(crate) mod message;
 pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod promises;
+pub(crate) mod purge;
 pub(crate) mod quorum;
 mod recent;
 pub(crate) mod repair;
@@ -35,8 +36,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::Partition;
 use shoal_kernel::{
-    Applied, Epoch, Error, ErrorCode, Fsync, LogId, NodeId, PartitionId, Planted, Rare, Result, TableSchema, Version,
-    wire,
+    Applied, Epoch, Error, ErrorCode, Fsync, Hlc, LogId, NodeId, PartitionId, Planted, Rare, Result, TableSchema,
+    Version, wire,
 };
 use shoal_storage::{Accepted, PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
@@ -46,6 +47,7 @@ use self::late_sync::LateSync;
 use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
 use self::promises::{Promises, Reserved};
+use self::purge::{Place, Purger};
 use self::recent::Recent;
 use self::repair::Repairer;
 use self::replicator::{Feed, Replicator, ReplicatorMessage};
@@ -69,6 +71,8 @@ const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
 struct Durable {
     core: Meta,
     cursors: BTreeMap<NodeId, PullCursor>,
+    /// No version up to it is taken from a gateway any more.
+    fence: Hlc,
     /// The accept log that all this was written beside. If the store now goes on with another one, its end was in doubt when
     /// it was opened, perhaps some lives ago, and the replica has not counted since.
     log_id: LogId,
@@ -104,6 +108,13 @@ enum Told {
     Nobody,
 }
 
+/// Somebody who waits until a fence is durable.
+struct Fencing {
+    until: Hlc,
+    place: (LogId, u64),
+    answer: oneshot::Sender<Result<(LogId, u64)>>,
+}
+
 /// Its state: the pure core, and what the effects need.
 pub(crate) struct ReplicaShell {
     context: Arc<NodeContext>,
@@ -117,6 +128,9 @@ pub(crate) struct ReplicaShell {
     to_write: Option<Told>,
     /// The cursors of the last write that has ended.
     cursors_kept: BTreeMap<NodeId, PullCursor>,
+    /// The fence of that write, and who waits for a later one, with the place in the log that they are told.
+    fence_kept: Hlc,
+    fencing: Vec<Fencing>,
     recent: Recent,
     promises: Promises,
     in_hand: BTreeMap<Ticket, InHand>,
@@ -150,6 +164,11 @@ impl Actor for ReplicaActor {
         }
         let store = opened.store;
         durable.log_id = store.status().log_id;
+        if core.lacks_everything() {
+            durable.fence = durable.fence.max(purge::forgotten_fence(&context));
+        }
+        durable.fence = durable.fence.max(partition.purged);
+        store.fence(durable.fence);
         if let Some(observer) = &context.config.observer {
             let catalog = context.agreement.catalog().borrow().clone();
             let ancestors: Vec<_> = catalog.ancestors_of(partition.id).map(|(id, _)| id).collect();
@@ -183,6 +202,8 @@ impl Actor for ReplicaActor {
             myself.get_cell(),
         )
         .await?;
+        let purging = purge::Arguments { context: context.clone(), handle: handle.clone(), replica: myself.clone() };
+        Actor::spawn_linked(None, Purger, purging, myself.get_cell()).await?;
         let repairing = repair::Arguments { context: context.clone(), handle: handle.clone() };
         Actor::spawn_linked(None, Repairer, repairing, myself.get_cell()).await?;
         let promises = Promises::new(context.clock.last());
@@ -192,6 +213,8 @@ impl Actor for ReplicaActor {
             store,
             core,
             cursors_kept: durable.cursors.clone(),
+            fence_kept: Hlc::default(),
+            fencing: Vec::new(),
             durable,
             writing: None,
             to_write: None,
@@ -278,8 +301,24 @@ impl Actor for ReplicaActor {
                 let _ = answer.send(shell.cursors_kept.get(&of).cloned().unwrap_or_default());
                 return Ok(());
             }
-            ReplicaMessage::Persisted(meta, cursors) => {
+            ReplicaMessage::Fence { epoch, until, answer } => {
+                shell.fence(&myself, epoch, until, answer);
+                return Ok(());
+            }
+            ReplicaMessage::Fenced { until, place, answer } => {
+                shell.durable.fence = shell.durable.fence.max(until);
+                shell.fencing.push(Fencing { until, place, answer });
+                shell.persist(&myself, Told::Nobody);
+                return Ok(());
+            }
+            ReplicaMessage::Holds { epoch, logs, answer } => {
+                let _ = answer.send(shell.holds(epoch, &logs));
+                return Ok(());
+            }
+            ReplicaMessage::Persisted(meta, cursors, fence) => {
                 shell.cursors_kept = cursors;
+                shell.fence_kept = fence;
+                shell.tell_fenced();
                 match shell.persisted(&myself) {
                     Told::Core => Event::Persisted(meta),
                     Told::Nobody => return Ok(()),
@@ -551,13 +590,13 @@ impl ReplicaShell {
         let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
         let durable = self.durable.clone();
         self.context.env.spawn("replica meta", async move {
-            let (core, cursors) = (durable.core.clone(), durable.cursors.clone());
+            let (core, cursors, fence) = (durable.core.clone(), durable.cursors.clone(), durable.fence);
             let outcome = async {
                 let bytes = wire::encode(&durable)?;
                 env.blocking(move || store.set_meta(bytes)).await?
             };
             let message = match outcome.await {
-                Ok(()) => ReplicaMessage::Persisted(core, cursors),
+                Ok(()) => ReplicaMessage::Persisted(core, cursors, fence),
                 Err(error) => ReplicaMessage::Failed(error),
             };
             let _ = myself.cast(message);
@@ -602,6 +641,56 @@ impl ReplicaShell {
             in_doubt: self.core.is_in_doubt(),
             accepts,
         }
+    }
+
+    /// Whether it may speak for what was acknowledged in this epoch.
+    fn check_counts(&self, epoch: Epoch) -> Result<()> {
+        match self.core.partition().epoch == epoch && self.core.counts() {
+            true => Ok(()),
+            false => {
+                let id = self.handle.partition;
+                Err(Error::new(ErrorCode::Moved, format!("the replica of {id} does not count at {epoch}")))
+            }
+        }
+    }
+
+    /// Takes no more old writes, and says so once that is durable.
+    fn fence(
+        &self,
+        myself: &ActorRef<ReplicaMessage>,
+        epoch: Epoch,
+        until: Hlc,
+        answer: oneshot::Sender<Result<(LogId, u64)>>,
+    ) {
+        if let Err(error) = self.check_counts(epoch) {
+            let _ = answer.send(Err(error));
+            return;
+        }
+        let (env, store, myself) = (self.context.env.clone(), self.store.clone(), myself.clone());
+        // The commit that is under way ends before.
+        self.context.env.spawn("replica fence", async move {
+            match env.blocking(move || store.fence(until)).await {
+                Ok(place) => drop(myself.cast(ReplicaMessage::Fenced { until, place, answer })),
+                Err(lost) => drop(answer.send(Err(lost.into()))),
+            }
+        });
+    }
+
+    fn tell_fenced(&mut self) {
+        let kept = self.fence_kept;
+        for Fencing { place, answer, .. } in self.fencing.extract_if(.., |fencing| fencing.until <= kept) {
+            let _ = answer.send(Ok(place));
+        }
+    }
+
+    /// Whether it holds, durably, what the others' logs hold up to these places.
+    fn holds(&self, epoch: Epoch, logs: &[Place]) -> Result<bool> {
+        self.check_counts(epoch)?;
+        let mut others = logs.iter().filter(|(node, ..)| *node != self.context.node);
+        Ok(others.all(|(node, log_id, position)| {
+            let cursor = self.cursors_kept.get(node);
+            *position == 0 || cursor.is_some_and(|cursor| cursor.log_id == *log_id && cursor.position >= *position)
+        }))
     }
 
     fn report(&self) -> CoreReport {

@@ -187,8 +187,11 @@ impl State {
     async fn round(&mut self) {
         let node = self.context.node;
         let mut peers: Vec<NodeId> = self.partition.replicas.iter().map(|replica| replica.node).collect();
-        // A member of the set before may hold what the present members still lack.
-        peers.extend(self.partition.previous_voters.iter().copied());
+        // A member of the set before may hold what the present members still lack; later it may have gone, and not know of what was
+        // deleted since and is forgotten.
+        if !self.partition.settled {
+            peers.extend(self.partition.previous_voters.iter().copied());
+        }
         peers.sort_unstable();
         peers.dedup();
         let catalog = self.context.agreement.catalog().borrow().clone();
@@ -309,6 +312,7 @@ impl Feed {
     }
 
     async fn pull(&self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
+        let _under_way = self.handle.pulls.read().await;
         let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());

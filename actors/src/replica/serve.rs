@@ -136,6 +136,20 @@ impl ReplicaService {
                 let batch = batch.map(|batch| batch::encode(&batch).map(ByteBuf::from)).transpose()?;
                 Ok(ReplicaAnswer::Buckets(BucketsAnswer { batch, next: next.map(ByteBuf::from) }))
             }
+            ReplicaCall::Fence { partition, epoch, until } => {
+                let handle = self.replica(partition).await?;
+                let (log_id, position) = handle.ask(|answer| ReplicaMessage::Fence { epoch, until, answer }).await??;
+                Ok(ReplicaAnswer::Fenced(log_id, position))
+            }
+            ReplicaCall::Holds { partition, epoch, logs } => {
+                let handle = self.replica(partition).await?;
+                let holds = handle.ask(|answer| ReplicaMessage::Holds { epoch, logs, answer }).await??;
+                if holds {
+                    let store = handle.store()?;
+                    self.context.env.blocking(move || store.flush()).await??;
+                }
+                Ok(ReplicaAnswer::Holds(holds))
+            }
             ReplicaCall::Repair { partition, patience_ms } => {
                 let handle = self.replica(partition).await?;
                 let patience = Duration::from_millis(patience_ms);

@@ -169,6 +169,11 @@ impl ReplicaCore {
         self.meta.counts && self.meta.sealed == self.partition.epoch && self.role() == Some(Role::Voting)
     }
 
+    /// Whether it began empty and may lack anything.
+    pub(crate) fn lacks_everything(&self) -> bool {
+        self.meta.lacks == Lacks::Everything
+    }
+
     /// What is to be remembered of it.
     pub(crate) fn meta(&self) -> &Meta {
         &self.meta
@@ -451,7 +456,7 @@ fn overloaded() -> Error {
 #[cfg(test)]
 mod tests {
     use shoal_catalog::{PartitionBounds, Replica};
-    use shoal_kernel::{KeyRange, PartitionId, TableId};
+    use shoal_kernel::{Hlc, KeyRange, PartitionId, TableId};
 
     use super::*;
 
@@ -474,6 +479,8 @@ mod tests {
             settled: previous.is_empty(),
             parent: None,
             root: PartitionId(7),
+            purged: Hlc::default(),
+            changed: 0,
         }
     }
 

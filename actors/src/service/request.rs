@@ -32,6 +32,11 @@ pub struct NodeConfig {
     pub replace_after_ms: u64,
     /// How often a replica compares what it holds with each of its peers, in milliseconds; 0 is never.
     pub repair_every_ms: u64,
+    /// A deletion is forgotten once it is so old and every replica has it, in milliseconds; 0 is never. A write that takes longer is
+    /// refused.
+    pub purge_after_ms: u64,
+    /// That is looked after when a replica has so many old deletions.
+    pub purge_tombstones_min: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
     /// Memory that all replicas of this node keep pages of segments in together; 0 keeps none.
@@ -79,6 +84,8 @@ impl NodeConfig {
             clock_skew_max_ms: 500,
             replace_after_ms: 600_000,
             repair_every_ms: 600_000,
+            purge_after_ms: 3_600_000,
+            purge_tombstones_min: 1_000,
             memtable_bytes_max: 64 << 20,
             page_pool_bytes_max: 256 << 20,
             compactions_max: 1,

@@ -126,6 +126,8 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.number("clock_skew_max_ms", 1, &mut node.clock_skew_max_ms)?;
     values.number("replace_after_ms", 1_000, &mut node.replace_after_ms)?;
     values.number("repair_every_ms", 0, &mut node.repair_every_ms)?;
+    values.number("purge_after_ms", 0, &mut node.purge_after_ms)?;
+    values.number("purge_tombstones_min", 1, &mut node.purge_tombstones_min)?;
     values.number("memtable_bytes_max", 1 << 20, &mut node.memtable_bytes_max)?;
     values.number("disk_reserve_bytes", 0, &mut node.disk_reserve_bytes)?;
     values.size("page_pool_bytes_max", 0, &mut node.page_pool_bytes_max)?;

@@ -38,6 +38,8 @@ settings! {
     "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
     "replace_after_ms", "600000", "replicas of a node that has been down for so long are made anew on others";
     "repair_every_ms", "600000", "how often each replica is compared with each of its peers, and repaired; 0 is never";
+    "purge_after_ms", "3600000", "deletions are forgotten when they are so old and every replica has them, and older writes are refused; 0 is never";
+    "purge_tombstones_min", "1000", "deletions that old of a replica that make it worth its while";
     "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";

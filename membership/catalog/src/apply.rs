@@ -45,9 +45,17 @@ impl Catalog {
             Command::RetireReplica { partition, node, epoch } => self.retire_replica(partition, node, epoch)?,
             Command::SettlePartition { partition, epoch } => self.settle_partition(partition, epoch)?,
             Command::SplitPartition { partition, at, epoch } => self.split_partition(partition, at, epoch)?,
+            Command::RaisePurge { partition, changed, purged } => self.raise_purge(partition, changed, purged)?,
         };
         if !effects.is_empty() {
             self.version += 1;
+        }
+        for effect in &effects {
+            if let Effect::Partition(id) = effect
+                && let Some(partition) = self.partitions.get_mut(id)
+            {
+                partition.changed = self.version;
+            }
         }
         Ok(CommandOutcome { effects, version: self.version })
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{
-    Cutoff, Epoch, KeyRange, NodeId, PartitionId, ReadLevel, SchemaChange, TableId, TableSchema, Ttl, WriteLevel,
+    Cutoff, Epoch, Hlc, KeyRange, NodeId, PartitionId, ReadLevel, SchemaChange, TableId, TableSchema, Ttl, WriteLevel,
 };
 
 use crate::state::{NodeState, Partitioning, TableOptions};
@@ -202,6 +202,16 @@ pub enum Command {
         at: Vec<u8>,
         /// The epoch the decision was based on.
         epoch: Epoch,
+    },
+    /// Tombstones of a partition up to that time may go: every replica holds all rows up to there, and takes no more of them.
+    /// Refused if the partition has changed since its replicas were asked.
+    RaisePurge {
+        /// Which partition.
+        partition: PartitionId,
+        /// [`crate::Partition::changed`] as it was.
+        changed: u64,
+        /// Up to when; an earlier time than is agreed on already changes nothing.
+        purged: Hlc,
     },
 }
 

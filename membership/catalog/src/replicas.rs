@@ -1,7 +1,7 @@
 //! Changes to the replicas of a partition, one at a time, each fenced by the epoch it was decided in.
 
 use shoal_kernel::level::seal_quorum;
-use shoal_kernel::{Epoch, NodeId, PartitionId};
+use shoal_kernel::{Epoch, Hlc, NodeId, PartitionId};
 
 use crate::command::{CatalogError, Effect};
 use crate::state::{Catalog, NodeState, Partition, Replica, ReplicaState};
@@ -105,6 +105,27 @@ impl Catalog {
         check_epoch(partition, epoch)?;
         let changed = !std::mem::replace(&mut partition.settled, true);
         Ok(if changed { vec![Effect::Partition(id)] } else { Vec::new() })
+    }
+
+    pub(crate) fn raise_purge(
+        &mut self,
+        id: PartitionId,
+        changed: u64,
+        purged: Hlc,
+    ) -> Result<Vec<Effect>, CatalogError> {
+        let partition = self.partition_mut(id)?;
+        if purged <= partition.purged {
+            return Ok(Vec::new());
+        }
+        if partition.changed != changed {
+            return Err(CatalogError::Refused(format!("{id} has changed since its replicas were asked")));
+        }
+        // Who joins or leaves holds less than the others.
+        if !partition.settled || partition.replicas.iter().any(|replica| replica.state != ReplicaState::Voting) {
+            return Err(CatalogError::Refused(format!("replicas of {id} come or go")));
+        }
+        partition.purged = purged;
+        Ok(vec![Effect::Partition(id)])
     }
 
     /// Takes all replicas from a node whose disk is gone for good. Fails only before anything has changed.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{
-    ColumnId, Cutoff, Epoch, Fsync, KeyRange, NodeId, PartitionId, ReadLevel, TableId, TableSchema, Ttl, WriteLevel,
+    ColumnId, Cutoff, Epoch, Fsync, Hlc, KeyRange, NodeId, PartitionId, ReadLevel, TableId, TableSchema, Ttl, WriteLevel,
 };
 
 use crate::placement::Held;
@@ -168,6 +168,11 @@ pub struct Partition {
     pub parent: Option<PartitionId>,
     /// The partition that was there before any split: itself, if there was none.
     pub root: PartitionId,
+    /// No replica holds, or takes, a row with a version up to that time that is older than a tombstone of its key: such tombstones
+    /// go.
+    pub purged: Hlc,
+    /// The version of the catalog that changed it last.
+    pub changed: u64,
 }
 
 /// A partition that was split: its rows are those of the partitions that came of it. It is remembered for as long as one of

@@ -85,6 +85,8 @@ impl Catalog {
                 settled: true,
                 parent: None,
                 root: id,
+                purged: Default::default(),
+                changed: 0,
             };
             partition.replicas.iter().for_each(|replica| self.held.add(replica.node));
             self.partitions.insert(id, partition);

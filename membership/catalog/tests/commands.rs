@@ -806,3 +806,32 @@ fn a_window_that_was_split_goes_as_a_whole() {
     assert_eq!(expire(&mut catalog, 3 * DAY), 1);
     assert_eq!(catalog.ancestors.len(), 1);
 }
+
+#[test]
+fn tombstones_go_only_if_the_replicas_are_those_that_were_asked() {
+    let mut catalog = cluster(4);
+    catalog.apply(Command::CreateTable(hashed("t", 1, 3))).unwrap();
+    let partition = *catalog.partitions.keys().next().unwrap();
+    let now = |catalog: &Catalog| catalog.partitions[&partition].clone();
+    let raise = |changed, micros| Command::RaisePurge { partition, changed, purged: Hlc::from_micros(micros) };
+    let asked = now(&catalog).changed;
+    let outcome = catalog.apply(raise(asked, 5)).unwrap();
+    assert_eq!(outcome.effects, [Effect::Partition(partition)]);
+    assert_eq!((now(&catalog).purged, now(&catalog).changed), (Hlc::from_micros(5), catalog.version));
+    assert!(catalog.apply(raise(asked, 5)).unwrap().effects.is_empty(), "sent twice");
+    assert!(catalog.apply(raise(asked, 4)).unwrap().effects.is_empty(), "it never goes back");
+    assert!(catalog.apply(raise(asked, 6)).is_err(), "somebody else was faster");
+
+    // A replica that has come and gone leaves the same replicas behind, and what it has handed over.
+    let (asked, epoch) = (now(&catalog).changed, now(&catalog).epoch);
+    let replicas = now(&catalog).replicas;
+    let node = *catalog.nodes.keys().find(|node| replicas.iter().all(|replica| replica.node != **node)).unwrap();
+    catalog.apply(Command::AddReplica { partition, node }).unwrap();
+    assert!(catalog.apply(raise(now(&catalog).changed, 6)).is_err(), "who joins holds less");
+    catalog.apply(Command::RetireReplica { partition, node, epoch }).unwrap();
+    assert!(catalog.apply(raise(now(&catalog).changed, 6)).is_err(), "who leaves, too");
+    catalog.apply(Command::RemoveReplica { partition, node, epoch }).unwrap();
+    assert_eq!((now(&catalog).replicas, now(&catalog).epoch), (replicas, epoch));
+    assert!(catalog.apply(raise(asked, 6)).is_err());
+    catalog.apply(raise(now(&catalog).changed, 6)).unwrap();
+}

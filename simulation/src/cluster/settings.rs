@@ -26,6 +26,9 @@ const REPLACE_AFTER_MS: [u64; 3] = [2_000, 8_000, 600_000];
 /// Mostly replicas are not compared: what catch-up misses must stay missed, to be found.
 const REPAIR_EVERY_MS: [u64; 3] = [600_000, 600_000, 4_000];
 
+/// Half of the time deletions are forgotten while clients work.
+const PURGE_AFTER_MS: [u64; 4] = [3_600_000, 3_600_000, 4_000, 10_000];
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -98,6 +101,8 @@ pub(super) struct Settings {
     replace_after_ms: u64,
     /// How often replicas are compared with each other, in milliseconds.
     repair_every_ms: u64,
+    /// After how long deletions may be forgotten, in milliseconds.
+    purge_after_ms: u64,
     /// A node loses one in so many of the rows that it has, once everything is equal: repair must find them.
     pub(super) loses_one_in: Option<u64>,
     planted: Option<Planted>,
@@ -216,6 +221,7 @@ impl Settings {
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,
+            purge_after_ms: stream("purge after").pick(&PURGE_AFTER_MS).copied().unwrap_or(3_600_000),
             loses_one_in,
             planted: options.planted,
         }
@@ -253,6 +259,8 @@ impl Settings {
         }
         config.replace_after_ms = self.replace_after_ms;
         config.repair_every_ms = self.repair_every_ms;
+        config.purge_after_ms = self.purge_after_ms;
+        config.purge_tombstones_min = 1;
         config.planted = self.planted;
         config
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use arrow::array::BooleanArray;
 use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
+use super::purge::too_late;
 use super::{Store, Writer, lock};
 use crate::expiry::expired;
 use crate::hash::{content_hashes, fingerprint};
@@ -214,6 +215,9 @@ impl Store {
             return Ok(Err(Fate::Settled(Ok(accepted))));
         }
         // A resend is what it was the first time, however long ago.
+        if incoming.rows() > 0 && version.time() <= writer.fence {
+            return Err(too_late());
+        }
         if let Some(time) = incoming.first_expired(&layout, writer.takes_from)? {
             return Err(expired("a row", time, writer.takes_from));
         }
@@ -251,7 +255,13 @@ impl Store {
         mut accepted: Accepted,
     ) -> Result<Result<(Prepared, Accepted), Fate>> {
         let mut met = self.locate(writer, &incoming.keys)?;
-        let is_news = |row: usize| met[row].is_none_or(|old| self.beats(incoming.versions[row], old.version));
+        // There is nothing left for it to bury: see `purge`.
+        let purged = lock(&self.state).purged;
+        let is_purged = |row: usize| incoming.is_tombstone(row) && incoming.versions[row].time() <= purged;
+        let is_news = |row: usize| match met[row] {
+            Some(old) => self.beats(incoming.versions[row], old.version),
+            None => !is_purged(row),
+        };
         let news: BooleanArray = (0..incoming.rows()).map(|row| Some(is_news(row))).collect();
         {
             let tokens = lock(&self.tokens);

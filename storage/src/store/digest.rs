@@ -193,7 +193,7 @@ impl Store {
         let total = self.count_buckets(state)?;
         // Whatever was accepted since is in the running sums; what was dropped since is not.
         let mut now = lock(&self.state);
-        if now.cutoff == state.cutoff {
+        if (now.cutoff, now.purged) == (state.cutoff, state.purged) {
             now.digest_base.get_or_insert_with(|| total.minus(&state.digest).into());
         }
         Ok(total)

@@ -315,6 +315,7 @@ impl Store {
             changes_from: state.changes_from.min(flushed),
             keep_changes_from: state.keep_changes_from,
             cutoff: state.cutoff,
+            purged: state.purged,
             split: None,
         })
     }

@@ -13,6 +13,7 @@ mod lose;
 mod maintenance;
 mod open;
 mod pull;
+mod purge;
 mod repair;
 mod schema;
 mod split;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Applied, Cutoff, Error, ErrorCode, KeyRange, Planted, Result, SegmentId, Version};
+use shoal_kernel::{Applied, Cutoff, Error, ErrorCode, Hlc, KeyRange, Planted, Result, SegmentId, Version};
 
 use crate::layout::Layout;
 use crate::manifest::write_meta;
@@ -107,6 +108,8 @@ struct Writer {
     deaths: Deaths,
     /// No row with a time below it is taken: the state's cut-off, or the one that it is about to get.
     takes_from: Option<Cutoff>,
+    /// No write up to it is taken, but for rows of peers.
+    fence: Hlc,
     /// Why no more commits are taken.
     failed: Option<Error>,
     /// Bytes logged since the free space was looked at; `None` to look before the next commit.

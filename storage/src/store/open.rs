@@ -169,6 +169,7 @@ impl Store {
             changes_from: manifest.changes_from,
             keep_changes_from: manifest.keep_changes_from,
             cutoff: manifest.cutoff,
+            purged: manifest.purged,
             wal_bytes: 0,
             failed: None,
             broken: recovery.quarantined.clone().into(),
@@ -203,6 +204,7 @@ impl Store {
             sealed: Vec::new(),
             deaths,
             takes_from: manifest.cutoff,
+            fence: manifest.purged,
             failed: None,
             bytes_since_check: None,
         };

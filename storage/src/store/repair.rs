@@ -9,7 +9,7 @@ use arrow::array::{BooleanArray, RecordBatch};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::{concat_batches, filter_record_batch};
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{Cutoff, Error, Result, Version};
+use shoal_kernel::{Cutoff, Error, Hlc, Result, Version};
 
 use super::digest::BUCKETS;
 use super::{DigestBuckets, Store, lock};
@@ -33,6 +33,8 @@ pub struct DigestMoment {
     pub buckets: DigestBuckets,
     /// Rows with a time below it are not counted.
     pub cutoff: Option<Cutoff>,
+    /// Nor are tombstones up to it.
+    pub purged: Hlc,
 }
 
 /// Rows and tombstones of some buckets.
@@ -51,7 +53,7 @@ impl Store {
     /// As of [`Store::digest`].
     pub fn digest_moment(&self) -> Result<DigestMoment> {
         let state = lock(&self.state).clone();
-        Ok(DigestMoment { buckets: self.buckets_of(&state)?, cutoff: state.cutoff })
+        Ok(DigestMoment { buckets: self.buckets_of(&state)?, cutoff: state.cutoff, purged: state.purged })
     }
 
     /// Winning rows and tombstones of these buckets whose identities come after that one, about so many bytes of them. From the

@@ -18,6 +18,7 @@ mod optimize;
 mod order;
 mod pool;
 mod pull;
+mod purge;
 mod repair;
 mod schema;
 mod segments;

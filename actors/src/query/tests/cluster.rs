@@ -519,6 +519,8 @@ fn add(
             parent: None,
             root: PartitionId(7),
             settled: true,
+            purged: shoal_kernel::Hlc::default(),
+            changed: 0,
         };
         catalog.partitions.insert(partition, record);
         partitions.push(partition);

@@ -27,8 +27,8 @@ impl Default for Comparison {
 impl Comparison {
     /// Looks at both once more. `caught_up` says that each had pulled the other's log when it was last asked.
     pub(crate) fn look(&mut self, own: &DigestMoment, others: &DigestMoment, caught_up: bool) {
-        // Where one has dropped rows that had had their time, and the other not yet, differences mean nothing.
-        let comparable = own.cutoff == others.cutoff;
+        // Where one has dropped rows that had had their time, or tombstones, and the other not yet, differences mean nothing.
+        let comparable = own.cutoff == others.cutoff && own.purged == others.purged;
         let (own, others) = (own.buckets.sums(), others.buckets.sums());
         let differing = &mut self.differing;
         self.open.retain(|bucket, before| {
@@ -65,7 +65,7 @@ impl Comparison {
 
 #[cfg(test)]
 mod tests {
-    use shoal_kernel::{ColumnId, Cutoff};
+    use shoal_kernel::{ColumnId, Cutoff, Hlc};
     use shoal_storage::DigestBuckets;
 
     use super::*;
@@ -76,7 +76,7 @@ mod tests {
     fn moment(sums: &[(usize, u128)]) -> DigestMoment {
         let mut all = vec![1u128; 256];
         sums.iter().for_each(|(bucket, sum)| all[*bucket] = *sum);
-        DigestMoment { buckets: DigestBuckets::of(all), cutoff: None }
+        DigestMoment { buckets: DigestBuckets::of(all), cutoff: None, purged: Hlc::default() }
     }
 
     fn suspects(looks: &[Look<'_>]) -> (Vec<u8>, Vec<u8>) {

@@ -230,6 +230,7 @@ async fn pull(
     let (partition, bytes_max) = (handle.partition, PULL_BYTES_MAX);
     let (mut after, mut news) = (ByteBuf::new(), 0);
     loop {
+        let under_way = handle.pulls.read().await;
         let call = ReplicaCall::Buckets { partition, buckets: buckets.clone(), after: after.clone(), bytes_max };
         let ReplicaAnswer::Buckets(BucketsAnswer { batch, next }) =
             serve::call(context, peer, &call, CALL_TIMEOUT).await?
@@ -248,9 +249,10 @@ async fn pull(
                 context.env.reached(Rare::RowsRepaired);
                 context.env.trace(|| format!("{partition} got {} rows from {peer} by repair", written.rows));
             }
-            if manner == Manner::Background {
-                context.env.sleep(PULL_PAUSE).await;
-            }
+        }
+        drop(under_way);
+        if manner == Manner::Background {
+            context.env.sleep(PULL_PAUSE).await;
         }
         match next {
             Some(next) if next > after => after = next,
