@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use arrow::array::BooleanArray;
 use shoal_kernel::{Applied, Error, ErrorCode, Planted, Result, SegmentId, Version};
 
-use super::purge::too_late;
+use super::purge::{is_within, too_late};
 use super::{Store, Writer, lock};
 use crate::expiry::expired;
 use crate::hash::{content_hashes, fingerprint};
@@ -215,7 +215,7 @@ impl Store {
             return Ok(Err(Fate::Settled(Ok(accepted))));
         }
         // A resend is what it was the first time, however long ago.
-        if incoming.rows() > 0 && version.time() <= writer.fence {
+        if incoming.rows() > 0 && is_within(version, writer.fence) {
             return Err(too_late());
         }
         if let Some(time) = incoming.first_expired(&layout, writer.takes_from)? {
@@ -257,7 +257,7 @@ impl Store {
         let mut met = self.locate(writer, &incoming.keys)?;
         // There is nothing left for it to bury: see `purge`.
         let purged = lock(&self.state).purged;
-        let is_purged = |row: usize| incoming.is_tombstone(row) && incoming.versions[row].time() <= purged;
+        let is_purged = |row: usize| incoming.is_tombstone(row) && is_within(incoming.versions[row], purged);
         let is_news = |row: usize| match met[row] {
             Some(old) => self.beats(incoming.versions[row], old.version),
             None => !is_purged(row),

@@ -153,6 +153,11 @@ impl Store {
     }
 }
 
+/// Whether a version lies within what ends at that time. Time zero ends nothing.
+pub(super) fn is_within(version: Version, until: Hlc) -> bool {
+    until > Hlc::default() && version.time() <= until
+}
+
 /// The error of a write that comes too late.
 pub(super) fn too_late() -> Error {
     let message = "the write's version is so old that tombstones of its time may be gone (purge_after_ms)";
