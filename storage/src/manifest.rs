@@ -22,7 +22,7 @@ pub(crate) const SCHEMA_FILE: &str = "SCHEMA";
 const MANIFEST_MAGIC: &[u8; 8] = b"SHOALMAN";
 const META_MAGIC: &[u8; 8] = b"SHOALMET";
 const SCHEMA_MAGIC: &[u8; 8] = b"SHOALSCH";
-const MANIFEST_VERSION: u32 = 4;
+const MANIFEST_VERSION: u32 = 5;
 const META_VERSION: u32 = 1;
 const SCHEMA_VERSION: u32 = 1;
 /// Past logs that are remembered; a peer that has heard nothing for longer is told everything anew.
