@@ -92,6 +92,7 @@ rare! {
     SplitBySize = "a partition that had outgrown its limits was split";
     ReplicaRetired = "a replica was told to leave";
     // Agreement and membership.
+    VoterReplaced = "another node votes on the catalog in the place of one";
     WindowMade = "a window was made for rows that were in no partition";
     WindowDropped = "a window was dropped with all its rows";
     AlteredByOthers = "two changes of one table met in the catalog";

@@ -93,7 +93,9 @@ impl Cluster {
     fn try_start(&mut self, id: u32, port: u16) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let at = address(port);
-        let mut config = AgreementConfig::new(NodeId(id), at, address(port + 1000), self.dir(id));
+        let attributes =
+            NodeAttributes { cluster_address: at, http_address: address(port + 1000), zone: String::new() };
+        let mut config = AgreementConfig::new(NodeId(id), attributes, self.dir(id));
         config.heartbeat_ms = 60;
         config.election_timeout_ms_min = 250;
         config.election_timeout_ms_max = 500;
@@ -315,7 +317,7 @@ fn a_node_that_comes_back_elsewhere_says_so() {
     cluster.crash(3);
     cluster.try_start(3, 33).unwrap();
     cluster.eventually("the catalog knows the new address", |cluster| {
-        cluster.node(1).catalog().borrow().nodes[&NodeId(3)].cluster_address == address(33)
+        cluster.node(1).catalog().borrow().nodes[&NodeId(3)].attributes.cluster_address == address(33)
     });
     cluster.create(3, "b");
     assert_eq!(cluster.tables(3), ["a", "b"]);
@@ -442,4 +444,34 @@ fn read(path: &std::path::Path) -> Vec<u8> {
 #[allow(clippy::disallowed_methods, reason = "the test plays the disk")]
 fn write(path: &std::path::Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn the_vote_of_a_lost_node_goes_to_another() {
+    let mut cluster = Cluster::three();
+    for id in 4..=6 {
+        cluster.join(id, 1);
+    }
+    let voters = |cluster: &Cluster| cluster.node(cluster.leader()).status().voters;
+    cluster.eventually("five vote", |cluster| voters(cluster).len() == 5);
+    let follows = (1..=6).map(NodeId).find(|id| !voters(&cluster).contains(id)).unwrap();
+    let leader = cluster.leader();
+    let lost = voters(&cluster).into_iter().find(|id| id.0 != leader).unwrap();
+    cluster.crash(lost.0);
+    let alive = (1..=6).map(NodeId).filter(|id| *id != lost).collect();
+    let outlook = Outlook { alive, lost: [lost].into() };
+    cluster.eventually("its vote has gone", |cluster| {
+        let leader = cluster.leader();
+        let catalog = cluster.node(leader).catalog().borrow().clone();
+        if let Some(change) = catalog.wanted_voter(&outlook, NodeId(leader), 5) {
+            let _ = cluster.on(leader, move |node| async move { node.change_voter(change).await });
+        }
+        let voters = voters(cluster);
+        voters.len() == 5 && voters.contains(&follows) && !voters.contains(&lost)
+    });
+    // It comes back, follows, and does not ask for a vote that nobody wants.
+    cluster.start(lost.0);
+    cluster.create(follows.0, "a");
+    cluster.eventually("the lost one follows", |cluster| cluster.tables(lost.0) == ["a"]);
+    assert!(!voters(&cluster).contains(&lost));
 }

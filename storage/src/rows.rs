@@ -88,6 +88,8 @@ pub struct Accepted {
     pub rows: u64,
     /// Nothing was written: the token was known, or the replicated rows held no news.
     pub duplicate: bool,
+    /// What it is a duplicate of came from a peer alone, in this life of the store: to a writer it may be the first time.
+    pub pulled: bool,
 }
 
 /// Rows in the store's own form.

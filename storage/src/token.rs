@@ -43,6 +43,9 @@ impl TokenRecord {
 pub(crate) struct TokenEntry {
     pub(crate) record: TokenRecord,
     pub(crate) position: u64,
+    /// No writer has sent it yet in this life of the store, only a peer.
+    #[serde(skip)]
+    pub(crate) pulled: bool,
 }
 
 /// The tokens of a store.
@@ -76,10 +79,17 @@ impl Tokens {
     }
 
     /// Takes a record in, unless the one that is known stays.
-    pub(crate) fn put(&mut self, record: TokenRecord, position: u64) {
+    pub(crate) fn put(&mut self, record: TokenRecord, position: u64, pulled: bool) {
         if self.is_news(&record) {
-            self.entries.insert(record.token.clone(), TokenEntry { record, position });
+            self.entries.insert(record.token.clone(), TokenEntry { record, position, pulled });
         }
+    }
+
+    /// A writer sends what is known. Gives the entry as it was.
+    pub(crate) fn meet(&mut self, token: &str) -> Option<TokenEntry> {
+        let known = self.get(token)?.clone();
+        self.entries.entry(token.to_owned()).and_modify(|entry| entry.pulled = false);
+        Some(known)
     }
 
     /// Moves the horizon; it never goes back.
@@ -118,10 +128,10 @@ mod tests {
         let reserved =
             |version: u64, at: u64| TokenRecord { ballot: ballot(at), fingerprint: 0, rows: 0, ..record(version) };
         let mut tokens = Tokens::default();
-        tokens.put(reserved(20, 100), 1);
-        tokens.put(reserved(10, 50), 2);
+        tokens.put(reserved(20, 100), 1, false);
+        tokens.put(reserved(10, 50), 2, false);
         assert_eq!(tokens.get("t").map(|entry| entry.record.clone()), Some(reserved(20, 100)));
-        tokens.put(reserved(30, 200), 3);
+        tokens.put(reserved(30, 200), 3, false);
         assert_eq!(tokens.get("t").map(|entry| entry.record.clone()), Some(reserved(30, 200)));
         assert!(!tokens.is_news(&reserved(30, 200)));
         assert_eq!(reserved(30, 200).accepted_as(), ballot(200));
@@ -131,16 +141,20 @@ mod tests {
     #[test]
     fn the_lower_version_stays_until_it_is_forgotten() {
         let mut tokens = Tokens::default();
-        tokens.put(record(20), 1);
-        tokens.put(record(10), 2);
-        tokens.put(record(30), 3);
+        tokens.put(record(20), 1, false);
+        tokens.put(record(10), 2, false);
+        tokens.put(record(30), 3, false);
         assert_eq!(tokens.get("t").map(|entry| (entry.record.version, entry.position)), Some((record(10).version, 2)));
         assert_eq!(tokens.between(1, 2).count(), 1);
         assert_eq!(tokens.between(2, 9).count(), 0);
         tokens.forget_before(11);
         assert_eq!(tokens.get("t"), None);
         // A forgotten token is free again.
-        tokens.put(record(40), 4);
+        tokens.put(record(40), 4, true);
         assert_eq!(tokens.get("t").map(|entry| entry.position), Some(4));
+        assert_eq!(
+            [tokens.meet("t"), tokens.meet("t")].map(|entry| entry.map(|entry| entry.pulled)),
+            [Some(true), Some(false)]
+        );
     }
 }

@@ -372,8 +372,10 @@ impl Sending {
         let needed = self.needed(voters.len());
         let acknowledged: Vec<&Outcome> = voters.iter().filter_map(|voter| self.acknowledged.get(voter)).collect();
         if acknowledged.len() >= needed {
-            return match acknowledged.iter().min_by_key(|outcome| outcome.version) {
-                Some(outcome) => Ok(Some(**outcome)),
+            // Two that are at it at once both reach a majority, and meet in some replica: one of them was not the first there.
+            let duplicate = acknowledged.iter().any(|outcome| outcome.duplicate);
+            return match acknowledged.iter().map(|outcome| outcome.version).min() {
+                Some(version) => Ok(Some(Outcome { version, duplicate })),
                 None => Err(Error::internal("a level that needs no replica")),
             };
         }

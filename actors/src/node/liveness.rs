@@ -43,7 +43,7 @@ impl Liveness {
             return Some(member.state);
         }
         let catalog = self.catalog.borrow();
-        let address = catalog.nodes.get(&node)?.cluster_address;
+        let address = catalog.nodes.get(&node)?.attributes.cluster_address;
         members.values().any(|member| member.address == address).then_some(MemberState::Down)
     }
 

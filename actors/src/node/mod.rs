@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
-use shoal_catalog::{Catalog, Table};
+use shoal_catalog::{Catalog, NodeAttributes, Table};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
@@ -105,21 +105,22 @@ impl Node {
         transport_config.checks_frames = !config.has(Planted::NoFrameChecksum);
         let transport = Transport::start(&env, transport_config).await?;
         let rpc = Arc::new(AgreementOut(transport.clone()));
-        let agreement = Agreement::open(
-            &env,
-            AgreementConfig::new(node, config.cluster_address, config.http_address, config.data_dir.clone()),
-            rpc,
-        )
-        .await?;
+        let attributes = NodeAttributes {
+            cluster_address: config.cluster_address,
+            http_address: config.http_address,
+            zone: config.zone.clone(),
+        };
+        let agreement =
+            Agreement::open(&env, AgreementConfig::new(node, attributes, config.data_dir.clone()), rpc).await?;
         transport.register(Route::Agreement, Arc::new(AgreementIn(agreement.clone())));
         let known = agreement.catalog().borrow().clone();
         let mut swim_config =
             SwimConfig::new(node, config.cluster_address, config.cluster_secret.clone(), config.data_dir.clone());
         swim_config.cluster_id = known.cluster_id;
         swim_config.seeds = config.join.clone();
-        swim_config
-            .seeds
-            .extend(known.nodes.values().filter(|record| record.id != node).map(|record| record.cluster_address));
+        swim_config.seeds.extend(
+            known.nodes.values().filter(|record| record.id != node).map(|record| record.attributes.cluster_address),
+        );
         if config.has(Planted::NoSecondChance) {
             (swim_config.announce_to_down_ms, swim_config.seek_ms) = (u64::MAX / 4, u64::MAX / 4);
         }
@@ -424,9 +425,9 @@ impl Inner {
                     context.swim.belong_to(now.cluster_id);
                 }
                 for record in now.nodes.values().filter(|record| record.id != context.node) {
-                    context.transport.set_address(record.id, record.cluster_address);
+                    context.transport.set_address(record.id, record.attributes.cluster_address);
                     if !context.swim.members().borrow().contains_key(&record.id) {
-                        context.swim.announce(record.cluster_address);
+                        context.swim.announce(record.attributes.cluster_address);
                     }
                 }
                 if root.cast(NodeMessage::Catalog(now)).is_err() || catalog.changed().await.is_err() {

@@ -30,8 +30,7 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
     let held = catalog.count_held();
     let nodes = catalog.nodes.values().map(|node| NodeStatus {
         id: node.id,
-        cluster_address: node.cluster_address,
-        http_address: node.http_address,
+        attributes: node.attributes.clone(),
         state: node.state,
         swim: match context.liveness.state(node.id) {
             Some(MemberState::Alive) => SwimState::Alive,

@@ -4,7 +4,7 @@
 //!
 //! What the map lacks ([`Catalog::wanted_changes`]): replicas of tables that were made when there were fewer nodes, of nodes that
 //! have been gone for longer than `replace_after_ms`, and of nodes that are being drained; and balance. A node that was told to
-//! leave is taken out of the cluster once it holds nothing.
+//! leave is taken out of the cluster once it holds nothing. Votes on the catalog go from nodes that are lost to others, and over zones.
 //!
 //! Owned by the node; remembers only since when nodes have been down, and that anew on every leader. Every proposal is fenced by
 //! the partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm; a replica that it
@@ -23,6 +23,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::{Catalog, Outlook};
 use shoal_kernel::{NodeId, Rare};
+use shoal_membership::agreement::VOTERS_MAX;
 
 use crate::later::later;
 use crate::node::context::NodeContext;
@@ -71,6 +72,7 @@ impl Actor for Placement {
             let catalog = context.agreement.catalog().borrow().clone();
             let outlook = state.outlook(&catalog);
             moves::carry_on(&context, &catalog, &outlook).await;
+            tend_voters(&context, &catalog, &outlook).await;
             expire(&context, &catalog).await;
             drop_windows(&context, &catalog).await;
         } else {
@@ -95,6 +97,17 @@ impl State {
         let gone = self.down.iter().filter(|(_, since)| now.saturating_sub(**since) >= replace_after);
         let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
         Outlook { alive: liveness.alive(), lost }
+    }
+}
+
+/// Has the vote of a node that is lost, or that others could give for it in a zone without one, go to another.
+async fn tend_voters(context: &NodeContext, catalog: &Catalog, outlook: &Outlook) {
+    let Some(change) = catalog.wanted_voter(outlook, context.node, VOTERS_MAX) else { return };
+    tracing::info!(?change, "the voters of the catalog change");
+    context.env.trace(|| format!("placement has the catalog's voters change: {change:?}"));
+    match context.agreement.change_voter(change).await {
+        Ok(()) => context.env.reached(Rare::VoterReplaced),
+        Err(error) => tracing::debug!(%error, "they did not; they are looked at anew next turn"),
     }
 }
 

@@ -525,8 +525,8 @@ impl ReplicaShell {
                             self.context.env.trace(|| format!("{id} {from} {} as {position}", accepted.version));
                             self.recent.note(accepted.position, in_hand.writes);
                         }
-                        let Accepted { version, duplicate, rows, .. } = accepted;
-                        Written { version, duplicate, counts, rows }
+                        let Accepted { version, duplicate, pulled, rows, .. } = accepted;
+                        Written { version, duplicate: duplicate && !pulled, counts, rows }
                     });
                     // Met where the rows were looked up that these would have replaced.
                     if let Err(error) = &written

@@ -22,6 +22,8 @@ pub struct NodeConfig {
     pub cluster_address: SocketAddr,
     /// Where clients reach it; told to the others for the console and for redirects.
     pub http_address: SocketAddr,
+    /// With whom it fails: replicas of a partition are spread over zones. Nodes that name none are one zone.
+    pub zone: String,
     /// Nodes to join through. Empty: found a cluster, or go on with the one in the data directory.
     pub join: Vec<SocketAddr>,
     /// Shared by all nodes of a cluster; authenticates every datagram and connection.
@@ -79,6 +81,7 @@ impl NodeConfig {
             data_dir: data_dir.into(),
             cluster_address,
             http_address,
+            zone: String::new(),
             join: Vec::new(),
             cluster_secret: String::from("shoal"),
             clock_skew_max_ms: 500,

@@ -1,9 +1,7 @@
 //! The cluster as one node sees it.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
-use shoal_catalog::{NodeState, PartitionBounds, ReplicaState};
+use shoal_catalog::{NodeAttributes, NodeState, PartitionBounds, ReplicaState};
 use shoal_kernel::{Epoch, Error, LogId, NodeId, PartitionId};
 
 /// Everything at once.
@@ -42,10 +40,8 @@ pub enum SwimState {
 pub struct NodeStatus {
     /// Its number.
     pub id: NodeId,
-    /// Where nodes reach it.
-    pub cluster_address: SocketAddr,
-    /// Where clients reach it.
-    pub http_address: SocketAddr,
+    /// What it says of itself.
+    pub attributes: NodeAttributes,
     /// Its role.
     pub state: NodeState,
     /// What SWIM thinks.

@@ -208,7 +208,7 @@ fn waits_for(cluster: &Value, node: NodeNumber) -> Vec<String> {
 fn status(cluster: &Value) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["node", "state", "seems", "replicas", "clients", "nodes", "catalog"]);
+    table.set_header(["node", "zone", "state", "seems", "replicas", "clients", "nodes", "catalog"]);
     for node in array(&cluster["nodes"]) {
         let text = |field: &str| node[field].as_str().unwrap_or_default().to_owned();
         let role = match (node["id"] == cluster["leader"], node["voter"] == true) {
@@ -218,6 +218,7 @@ fn status(cluster: &Value) -> String {
         };
         table.add_row([
             Cell::new(format!("n{}", node["id"])),
+            Cell::new(text("zone")),
             Cell::new(text("state")),
             Cell::new(text("swim")),
             Cell::new(node["replicas"].to_string()).set_alignment(CellAlignment::Right),

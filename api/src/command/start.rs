@@ -33,6 +33,9 @@ pub(super) struct StartArguments {
     /// Nodes to join through, separated by commas
     #[arg(long, value_name = "HOST:PORT,…")]
     join: Option<String>,
+    /// With whom the node fails, such as a rack: replicas are spread over zones
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
     /// A file of settings
     #[arg(long, value_name = "FILE", env = "SHOAL_CONFIG")]
     config: Option<PathBuf>,
@@ -70,6 +73,7 @@ impl StartArguments {
             ("http", "--http", &self.http),
             ("cluster", "--cluster", &self.cluster),
             ("join", "--join", &self.join),
+            ("zone", "--zone", &self.zone),
         ];
         for (name, flag, value) in named {
             if let Some(value) = value {

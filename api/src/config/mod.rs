@@ -123,6 +123,10 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
         }
         node.cluster_secret = secret.value.clone();
     }
+    if let Some(zone) = values.text("zone") {
+        shoal_catalog::check_zone(&zone.value).map_err(|why| ConfigError::new(&zone.place, why))?;
+        node.zone = zone.value.clone();
+    }
     values.number("clock_skew_max_ms", 1, &mut node.clock_skew_max_ms)?;
     values.number("replace_after_ms", 1_000, &mut node.replace_after_ms)?;
     values.number("repair_every_ms", 0, &mut node.repair_every_ms)?;

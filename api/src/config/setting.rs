@@ -34,6 +34,7 @@ settings! {
     "http", "127.0.0.1:9175", "where clients are served";
     "cluster", "127.0.0.1:9176", "where other nodes are served: TCP and UDP";
     "join", "", "nodes to join through, separated by commas; none founds a cluster, or goes on with the one in data_dir";
+    "zone", "", "with whom it fails, such as a rack: replicas of a partition are spread over zones; nodes without are one zone";
     "cluster_secret", "shoal", "shared by all nodes; authenticates what they say to each other";
     "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
     "replace_after_ms", "600000", "replicas of a node that has been down for so long are made anew on others";

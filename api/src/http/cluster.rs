@@ -42,6 +42,8 @@ struct Node {
     cluster_address: String,
     /// Where clients reach it: HOST:PORT.
     http_address: String,
+    /// With whom it fails, as it says itself; empty if it says nothing.
+    zone: String,
     /// Its role: `active`, `draining` (it gives its replicas away), or `leaving` (it leaves the cluster once it holds none).
     #[schema(value_type = String)]
     state: shoal_catalog::NodeState,
@@ -135,8 +137,9 @@ impl From<NodeStatus> for Node {
     fn from(status: NodeStatus) -> Self {
         Self {
             id: status.id.0,
-            cluster_address: status.cluster_address.to_string(),
-            http_address: status.http_address.to_string(),
+            cluster_address: status.attributes.cluster_address.to_string(),
+            http_address: status.attributes.http_address.to_string(),
+            zone: status.attributes.zone,
             state: status.state,
             swim: status.swim,
             voter: status.voter,

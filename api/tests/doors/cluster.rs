@@ -83,18 +83,19 @@ fn cluster_port() -> String {
 pub fn nodes(directory: &Path, count: usize) -> Vec<Process> {
     let mut nodes: Vec<Process> = Vec::new();
     for _ in 0..count {
-        one_more(&mut nodes, directory);
+        one_more(&mut nodes, directory, &[]);
     }
     nodes
 }
 
 /// Starts another node of a cluster.
-fn one_more(nodes: &mut Vec<Process>, directory: &Path) {
+fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
     let data = directory.join(format!("n{}", nodes.len())).display().to_string();
     let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let address = cluster_port();
     let mut arguments = vec!["--data-dir", &data, "--http", &http, "--cluster", &address];
     arguments.extend(["--set", "disk_reserve_bytes=1048576", "--set", "replace_after_ms=3000"]);
+    arguments.extend(more);
     let first = nodes.first().map(|node| node.arguments[5].clone());
     if let Some(first) = &first {
         arguments.extend(["--join", first]);
@@ -386,6 +387,34 @@ fn until_placed(through: &Process, on: &[&str], voters: usize) {
 }
 
 #[test]
+fn replicas_are_spread_over_zones() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = Vec::new();
+    one_more(&mut nodes, directory.path(), &["--zone", "left"]);
+    one_more(&mut nodes, directory.path(), &["--zone", "left"]);
+    let make = "CREATE TABLE t (k BIGINT PRIMARY KEY) PARTITION BY HASH(k) PARTITIONS 4 WITH (replication_factor = 2); INSERT INTO t VALUES (1), (2), (3), (4), (5), (6), (7), (8)";
+    nodes[0].client.sql_json(make, None).unwrap();
+    one_more(&mut nodes, directory.path(), &["--zone", "right"]);
+    let right = nodes[2].id();
+    until("every partition has a replica on the right", || {
+        let cluster = nodes[0].client.cluster().unwrap();
+        cluster["partitions"].as_array().unwrap().iter().all(|partition| {
+            let replicas = partition["replicas"].as_array().unwrap();
+            let there = |replica: &Value| format!("n{}", replica["node"]) == right && replica["state"] == "voting";
+            replicas.len() == 2 && replicas.iter().any(there)
+        })
+    });
+    let seen = operate(&nodes[0], &["status"]).unwrap();
+    assert!(seen.lines().any(|line| line.contains(&right) && line.contains("right")), "{seen}");
+    // Without the left side everything is still there.
+    nodes[0].kill();
+    nodes[1].kill();
+    until("the right side answers", || {
+        rows(&nodes[2].client, "SELECT count(*) FROM t").is_ok_and(|rows| rows == [[json!(8)]])
+    });
+}
+
+#[test]
 fn nodes_come_and_go_and_their_replicas_with_them() {
     let directory = tempfile::tempdir().unwrap();
     let mut nodes = nodes(directory.path(), 3);
@@ -397,7 +426,7 @@ fn nodes_come_and_go_and_their_replicas_with_them() {
     let whole = [[json!(5_000), json!(12_497_500), json!(5_000)]];
 
     // A fourth node gets its share of the twelve replicas.
-    one_more(&mut nodes, directory.path());
+    one_more(&mut nodes, directory.path(), &[]);
     until("the replicas are spread", || {
         let cluster = nodes[0].client.cluster().unwrap();
         cluster["nodes"].as_array().unwrap().iter().all(|node| node["replicas"] == 3)

@@ -1,12 +1,14 @@
 //! The state machine's entry: one command in, what changed out. Nodes are handled here, tables and replicas next door.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use shoal_kernel::NodeId;
 
 use crate::command::{CatalogError, Command, CommandOutcome, Effect};
-use crate::state::{Catalog, NodeRecord, NodeState};
+use crate::state::{Catalog, NodeAttributes, NodeRecord, NodeState};
+
+/// Bytes of the name of a zone.
+pub const ZONE_BYTES_MAX: usize = 63;
 
 impl Catalog {
     /// Applies one command. Deterministic: equal states and equal commands give equal states, outcomes and errors.
@@ -18,15 +20,14 @@ impl Catalog {
     pub fn apply(&mut self, command: Command) -> Result<CommandOutcome, CatalogError> {
         let effects = match command {
             Command::Found { cluster_id } => self.found(cluster_id)?,
-            Command::AddNode { id, cluster_address, http_address } => {
-                if let Some(owner) = self.nodes.get(&id).filter(|node| node.cluster_address != cluster_address) {
-                    return Err(CatalogError::NodeNumberTaken(id, owner.cluster_address));
+            Command::AddNode { id, attributes } => {
+                let known = self.nodes.get(&id).map(|node| node.attributes.cluster_address);
+                if let Some(address) = known.filter(|known| *known != attributes.cluster_address) {
+                    return Err(CatalogError::NodeNumberTaken(id, address));
                 }
-                self.put_node(id, cluster_address, http_address)?
+                self.put_node(id, attributes)?
             }
-            Command::PutNode { id, cluster_address, http_address } => {
-                self.put_node(id, cluster_address, http_address)?
-            }
+            Command::PutNode { id, attributes } => self.put_node(id, attributes)?,
             Command::SetNodeState { id, state } => self.set_node_state(id, state)?,
             Command::SetVoter { id, voter } => {
                 let node = self.nodes.get_mut(&id).ok_or(CatalogError::UnknownNode(id))?;
@@ -88,20 +89,15 @@ impl Catalog {
         Ok(changed_nodes(std::mem::replace(&mut self.cluster_id, cluster_id) != cluster_id))
     }
 
-    fn put_node(
-        &mut self,
-        id: NodeId,
-        cluster_address: SocketAddr,
-        http_address: SocketAddr,
-    ) -> Result<Vec<Effect>, CatalogError> {
+    fn put_node(&mut self, id: NodeId, attributes: NodeAttributes) -> Result<Vec<Effect>, CatalogError> {
         if id == NodeId(0) {
             return Err(CatalogError::Invalid("the number of a node must not be zero".into()));
         }
+        check_zone(&attributes.zone).map_err(CatalogError::Invalid)?;
         let known = self.nodes.get(&id);
         let record = NodeRecord {
             id,
-            cluster_address,
-            http_address,
+            attributes,
             state: known.map_or(NodeState::Active, |node| node.state),
             voter: known.is_some_and(|node| node.voter),
         };
@@ -137,6 +133,20 @@ impl Catalog {
         self.nodes.remove(&id);
         Ok(effects)
     }
+}
+
+/// Whether a zone may have this name; says why not.
+///
+/// # Errors
+/// It is too long, or would not be seen for what it is.
+pub fn check_zone(name: &str) -> Result<(), String> {
+    if name.len() > ZONE_BYTES_MAX {
+        return Err(format!("the name of a zone has {} bytes, more than the {ZONE_BYTES_MAX} allowed", name.len()));
+    }
+    if name.chars().any(|char| char.is_control() || char.is_whitespace()) {
+        return Err(format!("the name of a zone has no spaces or control characters, but {name:?} does"));
+    }
+    Ok(())
 }
 
 fn changed_nodes(changed: bool) -> Vec<Effect> {

@@ -7,7 +7,7 @@ use shoal_kernel::{
     Cutoff, Epoch, Hlc, KeyRange, NodeId, PartitionId, ReadLevel, SchemaChange, TableId, TableSchema, Ttl, WriteLevel,
 };
 
-use crate::state::{NodeState, Partitioning, TableOptions};
+use crate::state::{NodeAttributes, NodeState, Partitioning, TableOptions};
 
 /// A table to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,19 +87,15 @@ pub enum Command {
     AddNode {
         /// Its number.
         id: NodeId,
-        /// Where nodes reach it.
-        cluster_address: SocketAddr,
-        /// Where clients reach it.
-        http_address: SocketAddr,
+        /// What it says of itself.
+        attributes: NodeAttributes,
     },
-    /// A node that owns its number says where it now listens.
+    /// A node that owns its number says what has changed of it.
     PutNode {
         /// Its number.
         id: NodeId,
-        /// Where nodes reach it.
-        cluster_address: SocketAddr,
-        /// Where clients reach it.
-        http_address: SocketAddr,
+        /// What it says of itself.
+        attributes: NodeAttributes,
     },
     /// A node's role changes.
     SetNodeState {

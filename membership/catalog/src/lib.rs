@@ -13,13 +13,16 @@ mod splits;
 mod state;
 mod tables;
 mod ttl;
+mod voters;
 mod windows;
 
+pub use apply::{ZONE_BYTES_MAX, check_zone};
 pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
 pub use placement::Outlook;
 pub use state::{
-    Ancestor, Catalog, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica, ReplicaState,
-    SplitLimits, Table, TableOptions,
+    Ancestor, Catalog, NodeAttributes, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica,
+    ReplicaState, SplitLimits, Table, TableOptions,
 };
 pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};
+pub use voters::VoterChange;
 pub use windows::{WindowUnit, windows_kept};

@@ -1,8 +1,9 @@
-//! Which node gets a replica: the one that has fewest, then the smallest number.
+//! Which node gets a replica: one in a zone that has fewest of the partition; of these, the one that holds fewest replicas, then the
+//! one with the smallest number.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_kernel::NodeId;
+use shoal_kernel::{NodeId, PartitionId};
 
 use crate::command::Command;
 use crate::state::{Catalog, NodeState, Partition, Replica, ReplicaState};
@@ -37,37 +38,88 @@ impl Held {
     }
 }
 
-/// Nodes that may take replicas, those that hold fewest first.
-pub(crate) struct Places(BTreeSet<(usize, NodeId)>);
+/// Nodes that may take replicas, and how many each holds.
+pub(crate) struct Places {
+    nodes: BTreeMap<NodeId, Place>,
+    /// Of each zone, those that hold fewest first.
+    zones: Vec<BTreeSet<(usize, NodeId)>>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    zone: usize,
+    held: usize,
+}
 
 impl Places {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    fn of(catalog: &Catalog, held: &BTreeMap<NodeId, usize>) -> Self {
+        let names: BTreeSet<&str> = catalog.active_nodes().map(|node| node.attributes.zone.as_str()).collect();
+        let numbers: BTreeMap<&str, usize> = names.into_iter().zip(0..).collect();
+        let mut places = Self { nodes: BTreeMap::new(), zones: vec![BTreeSet::new(); numbers.len()] };
+        for node in catalog.active_nodes() {
+            let zone = numbers[node.attributes.zone.as_str()];
+            let held = held.get(&node.id).copied().unwrap_or(0);
+            places.nodes.insert(node.id, Place { zone, held });
+            places.zones[zone].insert((held, node.id));
+        }
+        places
     }
 
-    /// Takes up to `count` different nodes for a new partition; its replicas vote at once, for there is nothing to catch up.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Takes up to `count` different nodes for a new partition, in as many zones as there are; its replicas vote at once, for there
+    /// is nothing to catch up.
     pub(crate) fn take(&mut self, count: usize) -> Vec<Replica> {
         let mut chosen: Vec<NodeId> = Vec::new();
         while chosen.len() < count
-            && let Some(node) = self.least_loaded(|node| !chosen.contains(&node))
+            && let Some(node) = self.best(&chosen, |node| !chosen.contains(&node))
         {
+            self.add(node);
             chosen.push(node);
         }
         chosen.sort();
         chosen.into_iter().map(|node| Replica { node, state: ReplicaState::Voting }).collect()
     }
 
-    /// Takes the least loaded node among those that fit.
-    fn least_loaded(&mut self, fits: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        let (held, node) = self.0.iter().find(|(_, node)| fits(*node)).copied()?;
-        self.0.remove(&(held, node));
-        self.0.insert((held + 1, node));
-        Some(node)
+    /// Where the next replica belongs of a partition that is on `on` already, among the nodes that fit: in the zone with fewest of
+    /// these, on the node that holds fewest of all.
+    fn best(&self, on: &[NodeId], fits: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let first = |(zone, nodes): (usize, &BTreeSet<(usize, NodeId)>)| {
+            let (held, node) = nodes.iter().find(|(_, node)| fits(*node))?;
+            Some((self.in_zone(zone, on), *held, *node))
+        };
+        let best = self.zones.iter().enumerate().filter_map(first).min();
+        best.map(|(.., node)| node)
     }
 
-    /// The most loaded node among those that fit.
-    fn most_loaded(&self, fits: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        self.0.iter().rev().map(|(_, node)| *node).find(|node| fits(*node))
+    /// Which of the nodes a partition is on it does best without: of the zone with most of them, the one that holds most of all.
+    fn worst(&self, on: &[NodeId]) -> Option<NodeId> {
+        let places = on.iter().filter_map(|node| Some((node, self.nodes.get(node)?)));
+        let worst = places.map(|(node, place)| (self.in_zone(place.zone, on), place.held, *node)).max();
+        worst.map(|(.., node)| node)
+    }
+
+    /// How many of these nodes are in a zone.
+    fn in_zone(&self, zone: usize, nodes: &[NodeId]) -> usize {
+        nodes.iter().filter(|node| self.nodes.get(node).is_some_and(|place| place.zone == zone)).count()
+    }
+
+    fn add(&mut self, node: NodeId) {
+        self.set(node, |held| held + 1);
+    }
+
+    fn remove(&mut self, node: NodeId) {
+        self.set(node, |held| held.saturating_sub(1));
+    }
+
+    fn set(&mut self, node: NodeId, change: impl Fn(usize) -> usize) {
+        let Some(place) = self.nodes.get_mut(&node) else { return };
+        let nodes = &mut self.zones[place.zone];
+        nodes.remove(&(place.held, node));
+        place.held = change(place.held);
+        nodes.insert((place.held, node));
     }
 }
 
@@ -98,7 +150,7 @@ impl Catalog {
                 &counted
             }
         };
-        Places(self.active_nodes().map(|node| (held.get(&node.id).copied().unwrap_or(0), node.id)).collect())
+        Places::of(self, held)
     }
 
     /// How many replicas each node holds that holds any, those that are leaving included.
@@ -119,8 +171,7 @@ impl Catalog {
     /// first see that enough of the others serve.
     pub fn wanted_changes(&self, outlook: &Outlook) -> Vec<Command> {
         let (mut places, active) = (self.places(), self.active_nodes().count());
-        let mut changes = Vec::new();
-        let mut moving = 0;
+        let (mut changes, mut moving) = (Vec::new(), 0);
         for partition in self.partitions.values() {
             let change = self.wanted_change(partition, self.replicas_wanted(partition, active), outlook, &mut places);
             let joining = || partition.replicas.iter().any(|replica| replica.state == ReplicaState::Joining);
@@ -150,21 +201,23 @@ impl Catalog {
         if let Some(joining) = partition.replicas.iter().find(|replica| replica.state == ReplicaState::Joining) {
             // One that cannot come to its end gives way.
             let node = joining.node;
-            let better = || places.0.iter().any(|(_, other)| free(*other));
+            let better = || places.nodes.keys().any(|other| free(*other));
             let gives_way = !self.is_active(node) || (!outlook.alive.contains(&node) && better());
             return gives_way.then_some(Command::RetireReplica { partition: id, node, epoch });
         }
         let stays = |node: &NodeId| self.is_active(*node) && !outlook.lost.contains(node);
         let (staying, going): (Vec<NodeId>, Vec<NodeId>) = partition.voters().partition(stays);
         if staying.len() < wanted {
-            return places.least_loaded(free).map(|node| Command::AddReplica { partition: id, node });
+            let node = places.best(&staying, free)?;
+            places.add(node);
+            return Some(Command::AddReplica { partition: id, node });
         }
         let is_leaving =
             |replica: &Replica| replica.state == ReplicaState::Leaving && outlook.alive.contains(&replica.node);
         if partition.replicas.iter().any(is_leaving) {
             return None;
         }
-        let surplus = || places.most_loaded(|node| staying.contains(&node)).filter(|_| staying.len() > wanted);
+        let surplus = || places.worst(&staying).filter(|_| staying.len() > wanted);
         let node = going.first().copied().or_else(surplus)?;
         (partition.settled || partition.reverts(node)).then_some(Command::RetireReplica { partition: id, node, epoch })
     }
@@ -179,8 +232,8 @@ impl Catalog {
         self.nodes.get(&node).is_some_and(|record| record.state == NodeState::Active)
     }
 
-    /// Up to `moves` replicas more on nodes that hold few, of partitions that are on nodes which hold many. That these have one
-    /// replica too many then, the next turns see to.
+    /// Up to `moves` replicas more: first of partitions that have two in one zone and none in another, then on nodes that hold few, of
+    /// partitions that are on nodes which hold many. That these have one replica too many then, the next turns see to.
     fn balance(
         &self,
         outlook: &Outlook,
@@ -191,26 +244,69 @@ impl Catalog {
     ) {
         let stays = |node: NodeId| outlook.alive.contains(&node) && !outlook.lost.contains(&node);
         let mut moved = BTreeSet::new();
-        for _ in 0..moves {
-            let Some((most, from)) = places.0.iter().rfind(|(_, node)| stays(*node)).copied() else { return };
-            let Some((least, to)) = places.0.iter().find(|(_, node)| stays(*node)).copied() else { return };
-            if most < least + 2 {
+        while moved.len() < moves {
+            let movable =
+                |partition: &&Partition| partition.settled && !moved.contains(&partition.id) && full(partition);
+            let partitions = || self.partitions.values().filter(movable);
+            let spread = || partitions().find_map(|partition| places.spread(partition, stays));
+            let Some(Move { partition, from, to }) = spread().or_else(|| places.level(partitions, stays)) else {
                 return;
-            }
-            let fits = |partition: &&Partition| {
-                !moved.contains(&partition.id)
-                    && partition.settled
-                    && partition.voters().any(|voter| voter == from)
-                    && partition.replica(to).is_none()
-                    && full(partition)
             };
-            let Some(partition) = self.partitions.values().find(fits) else { return };
-            moved.insert(partition.id);
-            places.0.remove(&(most, from));
-            places.0.insert((most - 1, from));
-            places.0.remove(&(least, to));
-            places.0.insert((least + 1, to));
-            changes.push(Command::AddReplica { partition: partition.id, node: to });
+            moved.insert(partition);
+            places.remove(from);
+            places.add(to);
+            changes.push(Command::AddReplica { partition, node: to });
         }
+    }
+}
+
+/// A replica that would be better elsewhere.
+struct Move {
+    partition: PartitionId,
+    from: NodeId,
+    to: NodeId,
+}
+
+impl Places {
+    /// The move that brings a partition into a zone more, if there is one.
+    fn spread(&self, partition: &Partition, stays: impl Fn(NodeId) -> bool) -> Option<Move> {
+        if self.zones.len() < 2 {
+            return None;
+        }
+        let on: Vec<NodeId> = partition.voters().collect();
+        let from = self.worst(&on)?;
+        let to = self.best(&on, |node| stays(node) && partition.replica(node).is_none())?;
+        self.is_wider(&on, from, to, 2).then_some(Move { partition: partition.id, from, to })
+    }
+
+    /// Whether the zone of `from` has so many more of a partition's replicas than that of `to`.
+    fn is_wider(&self, on: &[NodeId], from: NodeId, to: NodeId, more: usize) -> bool {
+        let zone = |node: NodeId| self.nodes.get(&node).map(|place| place.zone);
+        let (Some(from), Some(to)) = (zone(from), zone(to)) else { return false };
+        self.in_zone(from, on) >= self.in_zone(to, on) + more
+    }
+
+    /// A move from a node that holds many to one that holds at least two fewer, which leaves the partition in as many zones: between
+    /// the most unequal nodes first.
+    fn level<'a, P: Iterator<Item = &'a Partition>>(
+        &self,
+        partitions: impl Fn() -> P,
+        stays: impl Fn(NodeId) -> bool,
+    ) -> Option<Move> {
+        let least = |nodes: &BTreeSet<(usize, NodeId)>| nodes.iter().find(|(_, node)| stays(*node)).copied();
+        let most = |nodes: &BTreeSet<(usize, NodeId)>| nodes.iter().rfind(|(_, node)| stays(*node)).copied();
+        let froms: Vec<_> = self.zones.iter().filter_map(most).collect();
+        let tos: Vec<_> = self.zones.iter().filter_map(least).collect();
+        let mut pairs: Vec<_> = froms.iter().flat_map(|from| tos.iter().map(move |to| (*from, *to))).collect();
+        pairs.retain(|((most, _), (least, _))| *most >= *least + 2);
+        pairs.sort_by_key(|((most, from), (least, to))| (std::cmp::Reverse(most - least), *from, *to));
+        pairs.into_iter().find_map(|((_, from), (_, to))| {
+            let same_zone = self.nodes.get(&from)?.zone == self.nodes.get(&to)?.zone;
+            let fits = |partition: &&Partition| {
+                let on: Vec<NodeId> = partition.voters().collect();
+                on.contains(&from) && partition.replica(to).is_none() && (same_zone || self.is_wider(&on, from, to, 1))
+            };
+            partitions().find(fits).map(|partition| Move { partition: partition.id, from, to })
+        })
     }
 }

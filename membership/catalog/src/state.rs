@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{
-    ColumnId, Cutoff, Epoch, Fsync, Hlc, KeyRange, NodeId, PartitionId, ReadLevel, TableId, TableSchema, Ttl, WriteLevel,
+    ColumnId, Cutoff, Epoch, Fsync, Hlc, KeyRange, NodeId, PartitionId, ReadLevel, TableId, TableSchema, Ttl,
+    WriteLevel,
 };
 
 use crate::placement::Held;
@@ -15,14 +16,23 @@ use crate::placement::Held;
 pub struct NodeRecord {
     /// Its number.
     pub id: NodeId,
-    /// Where other nodes reach it (streams and datagrams share the port number).
-    pub cluster_address: SocketAddr,
-    /// Where clients reach it.
-    pub http_address: SocketAddr,
+    /// As it says itself.
+    pub attributes: NodeAttributes,
     /// Whether it may hold replicas.
     pub state: NodeState,
     /// Whether it votes in the catalog's consensus (mirrors the consensus' own membership, for the eyes of users).
     pub voter: bool,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAttributes {
+    /// Where other nodes reach it (streams and datagrams share the port number).
+    pub cluster_address: SocketAddr,
+    /// Where clients reach it.
+    pub http_address: SocketAddr,
+    /// With whom it fails: the name of a rack, a room or a data centre. All that name none are one zone.
+    pub zone: String,
 }
 
 /// Whether a node may hold replicas.

@@ -14,9 +14,18 @@ fn address(port: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], port))
 }
 
+fn at(port: u16) -> NodeAttributes {
+    NodeAttributes { cluster_address: address(port), http_address: address(1000 + port), zone: String::new() }
+}
+
 fn add_node(id: u32) -> Command {
-    let port = u16::try_from(id).unwrap();
-    Command::AddNode { id: NodeId(id), cluster_address: address(port), http_address: address(1000 + port) }
+    Command::AddNode { id: NodeId(id), attributes: at(u16::try_from(id).unwrap()) }
+}
+
+/// A node of one of so many zones.
+fn add_node_of(id: u32, zones: u32) -> Command {
+    let attributes = NodeAttributes { zone: format!("z{}", id % zones), ..at(u16::try_from(id).unwrap()) };
+    Command::AddNode { id: NodeId(id), attributes }
 }
 
 fn schema() -> TableSchema {
@@ -130,6 +139,19 @@ fn outlook(alive: &[u32], lost: &[u32]) -> Outlook {
     Outlook { alive: set(alive), lost: set(lost) }
 }
 
+fn zone_of(catalog: &Catalog, node: NodeId) -> &str {
+    &catalog.nodes[&node].attributes.zone
+}
+
+/// How many of a partition's voters each zone has, of those that have any.
+fn zones_of<'a>(catalog: &'a Catalog, partition: &Partition) -> BTreeMap<&'a str, usize> {
+    let mut zones = BTreeMap::new();
+    for voter in partition.voters() {
+        *zones.entry(zone_of(catalog, voter)).or_default() += 1;
+    }
+    zones
+}
+
 fn held(catalog: &Catalog) -> BTreeMap<NodeId, usize> {
     let mut held: BTreeMap<NodeId, usize> = catalog.active_nodes().map(|node| (node.id, 0)).collect();
     for replica in catalog.partitions.values().flat_map(|partition| &partition.replicas) {
@@ -180,8 +202,7 @@ fn command() -> impl Strategy<Value = Command> {
     let point = || vec(any::<u8>(), 0..3);
     prop_oneof![
         2 => (1..6u32).prop_map(add_node),
-        1 => (node(), 1..9u16).prop_map(|(id, port)| Command::PutNode {
-            id, cluster_address: address(port), http_address: address(port) }),
+        1 => (node(), 1..9u16).prop_map(|(id, port)| Command::PutNode { id, attributes: at(port) }),
         1 => (node(), 0..3usize).prop_map(|(id, state)| Command::SetNodeState {
             id, state: [NodeState::Active, NodeState::Draining, NodeState::Leaving][state] }),
         1 => (node(), any::<bool>()).prop_map(|(id, lost)| Command::RemoveNode { id, lost }),
@@ -265,6 +286,42 @@ proptest! {
         prop_assert!(*most <= least + 1, "not balanced: {:?}", held);
     }
 
+    /// Nodes come one after the other, of some zones or another, and some change theirs.
+    #[test]
+    fn replicas_are_in_as_many_zones_as_can_be(
+        nodes in 1..6u32, zones in 1..5u32, factor in 1..5u32, buckets in 1..8u32, late in 0..4u32, moves in vec((1..9u32, 0..5u32), 0..3),
+    ) {
+        let mut catalog = cluster(0);
+        for id in 1..=nodes {
+            catalog.apply(add_node_of(id, zones)).unwrap();
+        }
+        catalog.apply(Command::CreateTable(hashed("t", buckets, factor))).unwrap();
+        let check = |catalog: &Catalog| {
+            let all: BTreeSet<&str> = catalog.active_nodes().map(|node| node.attributes.zone.as_str()).collect();
+            for partition in catalog.partitions.values() {
+                let wide = zones_of(catalog, partition).len();
+                prop_assert_eq!(wide, all.len().min(partition.voters().count()), "{:?} of {:?}", partition, catalog.nodes);
+            }
+            Ok(())
+        };
+        check(&catalog)?;
+        for id in nodes + 1..=nodes + late {
+            catalog.apply(add_node_of(id, zones + 1)).unwrap();
+        }
+        let mut epochs = catalog.partitions.values().map(|partition| partition.epoch.0).sum::<u64>();
+        for (id, zone) in moves {
+            let id = NodeId(id.min(nodes + late));
+            let mut attributes = catalog.nodes[&id].attributes.clone();
+            attributes.zone = format!("z{zone}");
+            catalog.apply(Command::PutNode { id, attributes }).unwrap();
+        }
+        let all = catalog.nodes.keys().map(|node| node.0).collect::<Vec<_>>();
+        carry_out(&mut catalog, &outlook(&all, &[]))?;
+        check(&catalog)?;
+        epochs = catalog.partitions.values().map(|partition| partition.epoch.0).sum::<u64>() - epochs;
+        prop_assert!(epochs <= 4 * u64::from(buckets) * u64::from(factor), "{epochs} steps");
+    }
+
     #[test]
     fn what_a_node_held_goes_elsewhere(
         nodes in 2..7u32, factor in 1..4u32, buckets in 1..8u32, away in 1..7u32, how in 0..3u8,
@@ -332,6 +389,75 @@ fn replicas_spread_over_the_nodes() {
         *held.entry(replica.node).or_default() += 1;
     }
     assert_eq!(held.into_values().collect::<Vec<_>>(), vec![6, 6, 6, 6]);
+}
+
+#[test]
+fn zones_come_before_balance() {
+    let mut catalog = cluster(0);
+    // One rack of four nodes and one of two: each has one replica of two of every partition.
+    for (id, zone) in [(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "b"), (6, "b")] {
+        let attributes = NodeAttributes { zone: zone.into(), ..at(id) };
+        catalog.apply(Command::AddNode { id: NodeId(id.into()), attributes }).unwrap();
+    }
+    catalog.apply(Command::CreateTable(hashed("t", 8, 2))).unwrap();
+    assert_eq!(held(&catalog).into_values().collect::<Vec<_>>(), [2, 2, 2, 2, 4, 4]);
+    let all = outlook(&[1, 2, 3, 4, 5, 6], &[]);
+    assert_eq!(catalog.wanted_changes(&all), []);
+    // A node more in the small rack takes of that rack's.
+    let attributes = NodeAttributes { zone: "b".into(), ..at(7) };
+    catalog.apply(Command::AddNode { id: NodeId(7), attributes }).unwrap();
+    let all = outlook(&[1, 2, 3, 4, 5, 6, 7], &[]);
+    carry_out(&mut catalog, &all).unwrap();
+    assert_eq!(held(&catalog).into_values().collect::<Vec<_>>(), [2, 2, 2, 2, 3, 3, 2]);
+    // While one rack is away, the other does not take everything: that would be no copy more than there were.
+    let away = outlook(&[1, 2, 3, 4], &[]);
+    assert_eq!(catalog.wanted_changes(&away), []);
+}
+
+#[test]
+fn votes_go_from_who_is_lost_and_over_zones() {
+    let mut catalog = cluster(0);
+    for (id, zone) in [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "b"), (6, "c"), (7, "b")] {
+        let attributes = NodeAttributes { zone: zone.into(), ..at(id) };
+        catalog.apply(Command::AddNode { id: NodeId(id.into()), attributes }).unwrap();
+    }
+    let vote = |catalog: &mut Catalog, ids: &[u32]| {
+        catalog.mirror_voters(&ids.iter().copied().map(NodeId).collect());
+    };
+    let all = outlook(&[1, 2, 3, 4, 5, 6, 7], &[]);
+    let wanted = |catalog: &Catalog, outlook: &Outlook| catalog.wanted_voter(outlook, NodeId(3), 5);
+    vote(&mut catalog, &[1, 2, 3, 4]);
+    assert_eq!(wanted(&catalog, &all), None, "nodes ask by themselves");
+    vote(&mut catalog, &[1, 2, 3, 4, 5]);
+    assert_eq!(wanted(&catalog, &all), Some(VoterChange::Grant(NodeId(6))));
+    vote(&mut catalog, &[1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        wanted(&catalog, &all),
+        Some(VoterChange::Withdraw(NodeId(2))),
+        "of the fullest zone, but not the leader"
+    );
+    vote(&mut catalog, &[1, 3, 4, 5, 6]);
+    assert_eq!(wanted(&catalog, &all), None);
+    // One is lost: another of its zone takes its place, and the lost one has no vote when it is back.
+    let lost = outlook(&[1, 2, 3, 5, 6, 7], &[4]);
+    assert_eq!(wanted(&catalog, &lost), Some(VoterChange::Grant(NodeId(7))));
+    vote(&mut catalog, &[1, 3, 4, 5, 6, 7]);
+    assert_eq!(wanted(&catalog, &lost), Some(VoterChange::Withdraw(NodeId(4))));
+    vote(&mut catalog, &[1, 3, 5, 6, 7]);
+    assert_eq!(wanted(&catalog, &all), None);
+    // Nobody else is up.
+    let alone = outlook(&[1, 3, 5, 6], &[7]);
+    assert_eq!(wanted(&catalog, &alone), None);
+}
+
+#[test]
+fn zones_have_names_that_can_be_read() {
+    let mut catalog = cluster(1);
+    for zone in ["a b", "a\n", &"a".repeat(ZONE_BYTES_MAX + 1)] {
+        let attributes = NodeAttributes { zone: zone.into(), ..at(2) };
+        let refused = catalog.apply(Command::AddNode { id: NodeId(2), attributes });
+        assert!(matches!(refused, Err(CatalogError::Invalid(_))), "{zone:?}");
+    }
 }
 
 #[test]
@@ -411,11 +537,11 @@ fn a_lost_disk_takes_its_replicas_with_it_but_not_the_last() {
 #[test]
 fn a_number_has_one_owner() {
     let mut catalog = cluster(1);
-    let elsewhere = Command::AddNode { id: NodeId(1), cluster_address: address(77), http_address: address(78) };
+    let elsewhere = Command::AddNode { id: NodeId(1), attributes: at(77) };
     assert_eq!(catalog.apply(elsewhere), Err(CatalogError::NodeNumberTaken(NodeId(1), address(1))));
-    let moved = Command::PutNode { id: NodeId(1), cluster_address: address(77), http_address: address(78) };
+    let moved = Command::PutNode { id: NodeId(1), attributes: at(77) };
     assert_eq!(catalog.apply(moved).unwrap().effects, vec![Effect::Nodes]);
-    assert_eq!(catalog.nodes[&NodeId(1)].cluster_address, address(77));
+    assert_eq!(catalog.nodes[&NodeId(1)].attributes.cluster_address, address(77));
     assert_eq!(catalog.apply(Command::Found { cluster_id: 8 }), Err(CatalogError::Founded));
     catalog.apply(Command::CreateTable(hashed("t", 1, 1))).unwrap();
     assert!(matches!(catalog.apply(Command::RemoveNode { id: NodeId(1), lost: false }), Err(CatalogError::Refused(_))));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::error::{InitializeError, RaftError};
-use shoal_catalog::{CatalogError, Command, NodeState};
+use shoal_catalog::{CatalogError, Command, NodeState, VoterChange};
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 
 use super::message::{Newcomer, Request, Response};
@@ -54,7 +54,7 @@ impl Agreement {
     /// The disk failed.
     pub async fn found(&self) -> Result<()> {
         let node = &self.0;
-        let members = BTreeMap::from([(node.config.node, Peer { address: node.config.cluster_address })]);
+        let members = BTreeMap::from([(node.config.node, Peer { address: node.config.attributes.cluster_address })]);
         match node.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(RaftError::APIError(InitializeError::NotInMembers(error))) => {
@@ -91,7 +91,7 @@ impl Agreement {
                 return Err(problem.into());
             }
             let Some(door) = doors.pop_front() else {
-                doors.extend(through.iter().filter(|address| **address != node.config.cluster_address));
+                doors.extend(through.iter().filter(|address| **address != node.config.attributes.cluster_address));
                 if doors.is_empty() {
                     return Err(Error::new(ErrorCode::InvalidRequest, "there is no other node to join through").into());
                 }
@@ -137,21 +137,12 @@ impl Agreement {
 
 impl Inner {
     pub(super) fn newcomer(&self, fresh: bool) -> Newcomer {
-        Newcomer {
-            node: self.config.node,
-            cluster_address: self.config.cluster_address,
-            http_address: self.config.http_address,
-            fresh,
-        }
+        Newcomer { node: self.config.node, attributes: self.config.attributes.clone(), fresh }
     }
 
     /// Writes the first entries. Called again until the cluster has a number: the node may have crashed in between.
     pub(super) async fn finish_founding(&self, deadline: Duration) -> Result<()> {
-        let put = Command::PutNode {
-            id: self.config.node,
-            cluster_address: self.config.cluster_address,
-            http_address: self.config.http_address,
-        };
+        let put = Command::PutNode { id: self.config.node, attributes: self.config.attributes.clone() };
         self.command(put, deadline).await?.map_err(Error::from)?;
         let cluster_id = self.env.random("cluster id").max(1);
         match self.command(Command::Found { cluster_id }, deadline).await? {
@@ -188,27 +179,20 @@ impl Inner {
         if catalog.cluster_id == 0 {
             return Err(Error::new(ErrorCode::NotReady, "the cluster is being founded"));
         }
-        let Newcomer { node: id, cluster_address, http_address, fresh } = newcomer;
+        let Newcomer { node: id, attributes, fresh } = newcomer;
+        let address = attributes.cluster_address;
         if !fresh && !catalog.nodes.contains_key(&id) {
             return Ok(Response::Removed);
         }
-        let same = catalog
-            .nodes
-            .get(&id)
-            .is_some_and(|known| known.cluster_address == cluster_address && known.http_address == http_address);
-        if !same {
-            let command = if fresh {
-                Command::AddNode { id, cluster_address, http_address }
-            } else {
-                Command::PutNode { id, cluster_address, http_address }
-            };
+        if catalog.nodes.get(&id).is_none_or(|known| known.attributes != attributes) {
+            let command = if fresh { Command::AddNode { id, attributes } } else { Command::PutNode { id, attributes } };
             let outcome = self.command(command, deadline).await?;
             if outcome.is_err() {
                 return Ok(Response::Decided(outcome));
             }
         }
-        self.peers.hear(id, cluster_address);
-        self.seat(id, Peer { address: cluster_address }, deadline).await?;
+        self.peers.hear(id, address);
+        self.seat(id, Peer { address }, deadline).await?;
         Ok(Response::Joined { cluster: catalog.cluster_id })
     }
 
@@ -242,6 +226,15 @@ impl Inner {
         if !self.wants_voter(id) {
             return Ok(());
         }
+        // One that is slow votes later; it asks again by itself.
+        if self.catches_up(id, deadline).await {
+            self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits a little until a member holds nearly everything that is agreed: as a voter it would hold up the others before.
+    async fn catches_up(&self, id: NodeId, deadline: Duration) -> bool {
         let patience = self.remaining(deadline).min(Duration::from_millis(CATCH_UP_MS_MAX));
         let wait = self.raft.wait(Some(patience));
         let caught_up = wait.metrics(
@@ -249,13 +242,23 @@ impl Inner {
                 let matched = metrics.replication.as_ref().and_then(|all| all.get(&id)).copied().flatten();
                 matched.is_some_and(|id| Some(id.index + CATCH_UP_ENTRIES_MAX) >= metrics.last_log_index)
             },
-            "a newcomer catches up",
+            "a member catches up",
         );
-        // One that is slow votes later; it asks again by itself.
-        if caught_up.await.is_ok() {
-            self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), deadline).await?;
+        caught_up.await.is_ok()
+    }
+
+    pub(super) async fn change_voter(&self, change: VoterChange) -> Result<()> {
+        let _turn = self.door.lock().await;
+        let deadline = self.env.monotonic() + Duration::from_millis(ADMIT_MS_MAX);
+        match change {
+            VoterChange::Grant(id) if self.catches_up(id, deadline).await => {
+                self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), deadline).await
+            }
+            VoterChange::Grant(id) => {
+                Err(Error::new(ErrorCode::NotReady, format!("{id} is too far behind to vote on the catalog")))
+            }
+            VoterChange::Withdraw(id) => self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), deadline).await,
         }
-        Ok(())
     }
 
     /// Whether a member follows only although voters are wanted.

@@ -8,6 +8,7 @@ use openraft::raft::{
     VoteResponse,
 };
 use serde::{Deserialize, Serialize};
+use shoal_catalog::NodeAttributes;
 use shoal_kernel::{Error, NodeId};
 
 use super::types::{Outcome, Proposal, TypeConfig};
@@ -40,12 +41,11 @@ pub(super) enum Request {
     },
 }
 
-/// A node that wants to take part, or that tells its new address.
+/// A node that wants to take part, or that tells what has changed of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Newcomer {
     pub(super) node: NodeId,
-    pub(super) cluster_address: SocketAddr,
-    pub(super) http_address: SocketAddr,
+    pub(super) attributes: NodeAttributes,
     /// It has never been a member, so its number may be another's.
     pub(super) fresh: bool,
 }

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::{Config, ServerState, SnapshotPolicy};
-use shoal_catalog::Catalog;
+use shoal_catalog::{Catalog, NodeAttributes, VoterChange};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
 use tokio::sync::{Semaphore, watch};
@@ -57,10 +57,8 @@ const LEADING_MAX: usize = 128;
 pub struct AgreementConfig {
     /// The node's number.
     pub node: NodeId,
-    /// Where other nodes reach it.
-    pub cluster_address: SocketAddr,
-    /// Where clients reach it.
-    pub http_address: SocketAddr,
+    /// What it tells the others of itself.
+    pub attributes: NodeAttributes,
     /// The node's data directory; the agreement keeps to `catalog` below it.
     pub data_dir: PathBuf,
     /// The leader is heard at least this often, in milliseconds. Also bounds one message to a follower.
@@ -77,16 +75,10 @@ pub struct AgreementConfig {
 
 impl AgreementConfig {
     /// A node with every setting at its default.
-    pub fn new(
-        node: NodeId,
-        cluster_address: SocketAddr,
-        http_address: SocketAddr,
-        data_dir: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(node: NodeId, attributes: NodeAttributes, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             node,
-            cluster_address,
-            http_address,
+            attributes,
             data_dir: data_dir.into(),
             heartbeat_ms: 200,
             election_timeout_ms_min: 700,
@@ -177,7 +169,7 @@ impl Agreement {
         env.blocking(move || disk.create_dir_all(&made)).await??;
         let machine = Machine::open(env, dir.clone()).await?;
         let log = LogStore::open(env, dir, config.node).await?;
-        let peers = Peers::new(rpc, config.node, config.cluster_address);
+        let peers = Peers::new(rpc, config.node, config.attributes.cluster_address);
         let opening = Raft::new(config.node, config.raft()?, peers.clone(), log.clone(), machine.clone());
         let raft = runtime::seeded(env, opening).await.map_err(|error| stopped(&error))?;
         let member = raft.is_initialized().await.map_err(|error| stopped(&error))?;
@@ -295,6 +287,14 @@ impl Agreement {
         if heard.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Has a node vote, or no longer, as the leader. Another node that asks for its vote at the same time may get it first.
+    ///
+    /// # Errors
+    /// This node does not lead, or no majority agrees in time; [`ErrorCode::NotReady`] if the node is too far behind to vote.
+    pub async fn change_voter(&self, change: VoterChange) -> Result<()> {
+        self.0.change_voter(change).await
     }
 
     /// Takes no more part. What is on disk stays valid.

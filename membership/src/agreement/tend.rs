@@ -1,4 +1,4 @@
-//! What a member does by itself, now and then: finish what a crash or a lost caller left half done, tell its new address, ask
+//! What a member does by itself, now and then: finish what a crash or a lost caller left half done, tell what has changed of it, ask
 //! for a vote; and, as the leader, take the vote from who is to leave.
 
 use std::collections::BTreeSet;
@@ -72,10 +72,9 @@ impl Inner {
             self.unseat_removed(deadline).await?;
             self.excuse_leaving(deadline).await?;
         }
-        let told = catalog.nodes.get(&me).is_none_or(|known| {
-            known.cluster_address == self.config.cluster_address && known.http_address == self.config.http_address
-        });
-        if told && seat.address == self.config.cluster_address && !self.wants_voter(me) {
+        let own = &self.config.attributes;
+        let told = catalog.nodes.get(&me).is_none_or(|known| known.attributes == *own);
+        if told && seat.address == own.cluster_address && !self.wants_voter(me) {
             return Ok(());
         }
         let Some((leader, address)) = self.leader() else { return Ok(()) };
@@ -85,7 +84,7 @@ impl Inner {
         let request = Request::Join(self.newcomer(false));
         let answer: Response = self.peers.call(Some(leader), address, request, self.remaining(deadline)).await?;
         if let Response::Decided(Err(refused)) = answer {
-            tracing::warn!(%refused, "the leader does not take this node's address");
+            tracing::warn!(%refused, "the leader does not take what this node says of itself");
         }
         Ok(())
     }
@@ -95,7 +94,7 @@ impl Inner {
         let catalog = self.machine.catalog().borrow().clone();
         let me = self.config.node;
         for peer in catalog.nodes.values().filter(|node| node.id != me) {
-            let address = self.peers.address_of(peer.id, peer.cluster_address);
+            let address = self.peers.address_of(peer.id, peer.attributes.cluster_address);
             let timeout = self.remaining(deadline).min(Duration::from_millis(ASK_MS_MAX));
             let request = Request::Join(self.newcomer(false));
             let answer = self.peers.call(Some(peer.id), address, request, timeout).await;

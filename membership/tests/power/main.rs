@@ -121,7 +121,9 @@ impl Cluster {
     }
 
     async fn open(&self, id: u32) -> Result<Agreement> {
-        let mut config = AgreementConfig::new(NodeId(id), address(id), address(100 + id), "/data");
+        let (cluster_address, http_address) = (address(id), address(100 + id));
+        let attributes = NodeAttributes { cluster_address, http_address, zone: String::new() };
+        let mut config = AgreementConfig::new(NodeId(id), attributes, "/data");
         config.snapshot_after_entries = 10;
         config.entries_kept = 2;
         let rng = Mutex::new(Rng::seed_from_u64(self.seed ^ u64::from(id) << 48));

@@ -7,7 +7,7 @@ use datafusion::arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use datafusion::arrow::compute::take_record_batch;
 use datafusion::common::ScalarValue;
 use datafusion::prelude::SessionContext;
-use shoal_catalog::{Catalog, Command, Table};
+use shoal_catalog::{Catalog, Command, NodeAttributes, Table};
 use shoal_kernel::{Datum, NodeId, PartitionId};
 use shoal_planner::{InsertSource, PlanOptions, Planner, Statement};
 
@@ -97,9 +97,8 @@ impl World {
         catalog.apply(Command::Found { cluster_id: 1 }).unwrap();
         for node in 1..=3_u32 {
             let address = format!("10.0.0.{node}:9176").parse().unwrap();
-            catalog
-                .apply(Command::PutNode { id: NodeId(node), cluster_address: address, http_address: address })
-                .unwrap();
+            let attributes = NodeAttributes { cluster_address: address, http_address: address, zone: String::new() };
+            catalog.apply(Command::PutNode { id: NodeId(node), attributes }).unwrap();
         }
         let options = PlanOptions::default();
         for (ddl, _) in TABLES {

@@ -29,6 +29,9 @@ const REPAIR_EVERY_MS: [u64; 3] = [600_000, 600_000, 4_000];
 /// Half of the time deletions are forgotten while clients work.
 const PURGE_AFTER_MS: [u64; 4] = [3_600_000, 3_600_000, 4_000, 10_000];
 
+/// Mostly all nodes are in one.
+const ZONES: [u16; 5] = [1, 1, 1, 2, 3];
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -97,6 +100,8 @@ pub(super) struct Settings {
     scan_slice_rows_min: u64,
     /// Hardly any queries at once.
     tight: bool,
+    /// Racks that the nodes stand in.
+    zones: u16,
     /// After how long other nodes take the place of one that is down, in milliseconds.
     replace_after_ms: u64,
     /// How often replicas are compared with each other, in milliseconds.
@@ -219,6 +224,7 @@ impl Settings {
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
+            zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,
             purge_after_ms: stream("purge after").pick(&PURGE_AFTER_MS).copied().unwrap_or(3_600_000),
@@ -246,6 +252,7 @@ impl Settings {
             config.join =
                 (0..self.nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
         }
+        config.zone = format!("z{}", host % self.zones);
         config.memtable_bytes_max = self.memtable_bytes_max;
         config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;

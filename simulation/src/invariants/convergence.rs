@@ -24,10 +24,15 @@ pub fn unequal(views: &[View], core: &[u16], replicas: usize) -> Vec<String> {
 fn unequal_replicas(view: &View, core: &[u16], replicas: usize) -> Vec<String> {
     // Where a disk was lost, another node has come in the place of the one that had it.
     let replaced = |node: &NodeStatus| {
-        let here = view.status.nodes.iter().filter(|other| other.cluster_address == node.cluster_address);
+        let here = view
+            .status
+            .nodes
+            .iter()
+            .filter(|other| other.attributes.cluster_address == node.attributes.cluster_address);
         node.swim == SwimState::Down && here.count() > 1
     };
-    let runs = |node: &&NodeStatus| HostId::of(node.cluster_address).is_some_and(|host| core.contains(&host.0));
+    let runs =
+        |node: &&NodeStatus| HostId::of(node.attributes.cluster_address).is_some_and(|host| core.contains(&host.0));
     let running = view.status.nodes.iter().filter(runs).filter(|node| !replaced(node));
     let running: BTreeSet<NodeId> = running.map(|node| node.id).collect();
     let mut why = Vec::new();

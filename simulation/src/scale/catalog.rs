@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arrow_schema::DataType;
 use serde::Serialize;
-use shoal_catalog::{Catalog, Command, NewTable, Outlook, Partitioning, TableOptions};
+use shoal_catalog::{Catalog, Command, NewTable, NodeAttributes, Outlook, Partitioning, TableOptions};
 use shoal_kernel::limits::PARTITIONS_PER_TABLE_MAX;
 use shoal_kernel::{Column, ColumnId, Epoch, NodeId, PartitionId, Result, TableKind, TableSchema, wire};
 use shoal_membership::agreement;
@@ -16,6 +16,9 @@ use crate::random::Stream;
 
 /// Replicas that are moved to take the time of one change.
 const MOVES: u64 = 1_000;
+
+/// Racks that the nodes stand in.
+const ZONES: usize = 20;
 
 /// What the catalog came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -86,8 +89,10 @@ pub fn catalog(nodes: usize, partitions: u64, seed: u64, meter: &mut dyn Meter) 
         let id = NodeId(u32::try_from(stream.between(1, u64::from(u32::MAX))).unwrap_or(u32::MAX));
         let ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 1).to_bits() + catalog.nodes.len() as u32);
         if !catalog.nodes.contains_key(&id) {
+            let zone = format!("zone-{}", catalog.nodes.len() % ZONES);
             let (cluster_address, http_address) = (SocketAddr::from((ip, 7_700)), SocketAddr::from((ip, 8_080)));
-            catalog.apply(Command::AddNode { id, cluster_address, http_address })?;
+            let attributes = NodeAttributes { cluster_address, http_address, zone };
+            catalog.apply(Command::AddNode { id, attributes })?;
         }
     }
 

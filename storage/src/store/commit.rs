@@ -16,7 +16,7 @@ use crate::memtable::{Chunk, Entry, ROW_OVERHEAD_BYTES};
 use crate::rows::{Accepted, Incoming, Rows, Write, forgotten_columns, normalise};
 use crate::size::batch_bytes;
 use crate::state::{Location, SegmentView, SourceId};
-use crate::token::TokenRecord;
+use crate::token::{TokenEntry, TokenRecord};
 use crate::wal::{FrameBuilder, LogFailure};
 
 /// Tells a client that is ahead of the flusher when to come back.
@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub(super) incoming: Incoming,
     /// For each row, the winner of its key before this group.
     pub(super) met: Vec<Option<Location>>,
+    /// It comes from a peer.
+    pub(super) pulled: bool,
 }
 
 /// What becomes of a write of the group.
@@ -159,7 +161,7 @@ impl Store {
         let mut incoming = normalise(&layout, write)?;
         incoming = self.within_range(&layout, incoming, is_replicated)?;
         let rows = incoming.rows() as u64;
-        let accepted = Accepted { position, version, rows, duplicate: false };
+        let accepted = Accepted { position, version, rows, duplicate: false, pulled: false };
 
         if is_replicated || is_delete {
             // What has had its time is gone: peers may not know yet, and there is nothing left to delete.
@@ -180,7 +182,10 @@ impl Store {
             }
             self.check_tokens_room(&record.token)?;
             incoming.tokens.push(record);
-            return Ok(Ok((Prepared { incoming, met: Vec::new() }, Accepted { version: ballot, ..accepted })));
+            return Ok(Ok((
+                Prepared { incoming, met: Vec::new(), pulled: false },
+                Accepted { version: ballot, ..accepted },
+            )));
         }
         if let Some(token) = token {
             // Of all that was sent: a resend is known even if the table has lost a column meanwhile.
@@ -194,16 +199,17 @@ impl Store {
             let record = TokenRecord { token, version, ballot: Version::default(), fingerprint, rows };
             let in_group = group_tokens.get(&record.token);
             let known = match in_group {
-                Some((_, known)) => Some((known.clone(), 0)),
+                Some((_, known)) => Some(TokenEntry { record: known.clone(), position: 0, pulled: false }),
                 None if self.has(Planted::TokensForgotten) => None,
-                None => lock(&self.tokens).get(&record.token).map(|entry| (entry.record.clone(), entry.position)),
+                None => lock(&self.tokens).meet(&record.token),
             };
-            if let Some((known, position)) = known {
+            if let Some(TokenEntry { record: known, position, pulled }) = known {
                 if known.fingerprint != record.fingerprint {
                     let message = format!("the token '{}' was used for other rows", record.token);
                     return Err(Error::new(ErrorCode::TokenConflict, message));
                 }
-                let accepted = Accepted { position, version: known.version, rows: known.rows, duplicate: true };
+                let (version, rows) = (known.version, known.rows);
+                let accepted = Accepted { position, version, rows, duplicate: true, pulled };
                 return Ok(Err(match in_group {
                     Some((place, _)) => Fate::Resent { place: *place, accepted },
                     None => Fate::Settled(Ok(accepted)),
@@ -222,7 +228,7 @@ impl Store {
             return Err(expired("a row", time, writer.takes_from));
         }
         let met = self.locate(writer, &incoming.keys)?;
-        Ok(Ok((Prepared { incoming, met }, accepted)))
+        Ok(Ok((Prepared { incoming, met, pulled: false }, accepted)))
     }
 
     /// Leaves out replicated rows that this store does not hold: a peer may not have been split yet. Of other writes there
@@ -276,7 +282,7 @@ impl Store {
             accepted.duplicate = true;
             return Ok(Err(Fate::Settled(Ok(accepted))));
         }
-        Ok(Ok((Prepared { incoming, met }, accepted)))
+        Ok(Ok((Prepared { incoming, met, pulled: true }, accepted)))
     }
 
     /// Logs the group, and makes it durable if that was promised. `Some` if the disk had no room and nothing happened.
@@ -327,7 +333,7 @@ impl Store {
         let mut tombstones = Vec::new();
         let mut chunks = Vec::new();
         let mut bytes = 0;
-        for Prepared { incoming, met } in group {
+        for Prepared { incoming, met, pulled } in group {
             position += 1;
             let first_row = next_row;
             for (row, key) in incoming.keys.iter().enumerate() {
@@ -363,7 +369,7 @@ impl Store {
                 .ok_or_else(|| Error::internal("a memtable of more than 2^32 rows"))?;
             bytes += memory_bytes(&incoming);
             let mut tokens = lock(&self.tokens);
-            incoming.tokens.into_iter().for_each(|record| tokens.put(record, position));
+            incoming.tokens.into_iter().for_each(|record| tokens.put(record, position, pulled));
             if rows > 0 {
                 let positions = vec![position; rows];
                 let (batch, versions) = (incoming.batch, incoming.versions);

@@ -155,7 +155,7 @@ impl Store {
         }
 
         let mut tokens = Tokens::default();
-        manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position));
+        manifest.tokens.iter().for_each(|entry| tokens.put(entry.record.clone(), entry.position, false));
         let state = State {
             layout: layout.clone(),
             log_id: manifest.log_id,
@@ -258,7 +258,7 @@ impl Store {
             let mut met = vec![None; incoming.rows()];
             let segments = super::lock(&self.state).segments.clone();
             self.locate_in_segments(&layout, &segments, &incoming.keys, &mut met)?;
-            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met }])
+            self.apply_or_fail(&mut writer, vec![Prepared { incoming, met, pulled: false }])
         })
     }
 }
