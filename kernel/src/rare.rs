@@ -90,6 +90,7 @@ rare! {
     // Placement.
     ReplicaMade = "a replica more was made of a partition";
     SplitBySize = "a partition that had outgrown its limits was split";
+    ReplicaGivenUp = "a node gave up on a replica that kept failing";
     ReplicaRetired = "a replica was told to leave";
     // Agreement and membership.
     VoterReplaced = "another node votes on the catalog in the place of one";

@@ -195,7 +195,7 @@ impl Node {
         self.0.context.config.cluster_address
     }
 
-    /// Whether the node has joined, applied the catalog and opened its replicas.
+    /// Whether the node has joined, applied the catalog and opened its replicas, but for those that it has given up.
     ///
     /// # Errors
     /// Not yet, or stopping; says what it waits for.
@@ -210,7 +210,7 @@ impl Node {
             .directory
             .all()
             .iter()
-            .filter(|handle| handle.store().is_err())
+            .filter(|handle| handle.store().is_err() && !handle.is_given_up())
             .map(|handle| match handle.replaying() {
                 Some(how_far) => format!("{} ({how_far})", handle.partition),
                 None => handle.partition.to_string(),

@@ -56,6 +56,7 @@ pub(super) async fn cluster(context: &Arc<NodeContext>, by_content: bool) -> Clu
                 ReplicaStatus {
                     node: replica.node,
                     state: replica.state,
+                    failed: replica.failed,
                     reachable,
                     lag: report.and_then(|report| report.lag),
                     log_id: report.and_then(|report| report.log_id),

@@ -1,4 +1,5 @@
-//! Placement: on every node, has those of its partitions split that have grown ([`splits`]); on the catalog's leader, proposes what
+//! Placement: on every node, has those of its partitions split that have grown ([`splits`]), and tells the catalog which of its replicas
+//! it cannot keep running; on the catalog's leader, proposes what
 //! the partition map lacks, moves the cut-offs of tables on that keep their rows for a time, and drops windows when all their rows
 //! have had their time.
 //!
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::{Catalog, Outlook};
+use shoal_catalog::{Catalog, Command, Outlook};
 use shoal_kernel::{NodeId, Rare};
 use shoal_membership::agreement::VOTERS_MAX;
 
@@ -78,6 +79,7 @@ impl Actor for Placement {
         } else {
             state.down.clear();
         }
+        report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
         Ok(())
@@ -97,6 +99,31 @@ impl State {
         let gone = self.down.iter().filter(|(_, since)| now.saturating_sub(**since) >= replace_after);
         let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
         Outlook { alive: liveness.alive(), lost }
+    }
+}
+
+/// Tells the catalog which replicas of this node have been given up, and which run again.
+async fn report_failed(context: &NodeContext, directory: &ReplicaDirectory) {
+    let catalog = context.agreement.catalog().borrow().clone();
+    for handle in directory.all() {
+        let partition = handle.partition;
+        let known = catalog.partitions.get(&partition).and_then(|partition| partition.replica(context.node));
+        let Some(known) = known.map(|replica| replica.failed) else { continue };
+        // A new start of the node alone proves nothing.
+        let failed = handle.is_given_up() || (known && !handle.serves());
+        if known == failed {
+            continue;
+        }
+        let command = Command::MarkReplica { partition, node: context.node, failed };
+        let what = format!("the mark of a failed replica of {partition}");
+        match context.change_catalog(command, &what, PROPOSAL_TIMEOUT).await {
+            Ok(()) if failed => context.env.reached(Rare::ReplicaGivenUp),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(%error, "the catalog did not hear of a failed replica; it does next turn");
+                return;
+            }
+        }
     }
 }
 

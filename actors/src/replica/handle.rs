@@ -45,6 +45,8 @@ pub(crate) struct ReplicaHandle {
     retired: Mutex<Option<Arc<Store>>>,
     serves: AtomicBool,
     restarts: AtomicU32,
+    /// It has failed so often in a row that others should have a replica in its place.
+    given_up: AtomicBool,
     lag: Mutex<Option<u64>>,
     problem: Mutex<Option<Error>>,
     /// Bytes of its log that have been read back, and of all that are to be, while its store is being opened.
@@ -65,6 +67,7 @@ impl ReplicaHandle {
             retired: Mutex::new(None),
             serves: AtomicBool::new(false),
             restarts: AtomicU32::new(0),
+            given_up: AtomicBool::new(false),
             lag: Mutex::new(None),
             problem: Mutex::new(None),
             replaying: Mutex::new(None),
@@ -114,6 +117,14 @@ impl ReplicaHandle {
         self.stopped();
         self.restarts.fetch_add(1, Ordering::Relaxed);
         *lock(&self.problem) = Some(error);
+    }
+
+    pub(super) fn set_given_up(&self, given_up: bool) {
+        self.given_up.store(given_up, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_serves(&self, serves: bool) {

@@ -463,7 +463,7 @@ mod tests {
     const ME: NodeId = NodeId(1);
 
     fn partition(epoch: u64, voters: &[u32], joining: &[u32], previous: &[u32]) -> Partition {
-        let replica = |state| move |node: &u32| Replica { node: NodeId(*node), state };
+        let replica = |state| move |node: &u32| Replica { node: NodeId(*node), state, failed: false };
         Partition {
             id: PartitionId(7),
             table: TableId(1),
@@ -746,7 +746,7 @@ mod tests {
         let mut core = settled(partition(1, &[1, 2, 3], &[], &[]));
         core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 1 });
         let mut leaving = partition(2, &[2, 3], &[], &[1, 2, 3]);
-        leaving.replicas.insert(0, Replica { node: ME, state: Role::Leaving });
+        leaving.replicas.insert(0, Replica { node: ME, state: Role::Leaving, failed: false });
         assert_eq!(core.step(Event::Catalog(Box::new(leaving.clone()))), [], "a commit of epoch 1 is in flight");
         let sealed = meta(2, false);
         assert_eq!(core.step(Event::Committed), [Effect::Persist(sealed.clone())]);

@@ -2,7 +2,9 @@
 //!
 //! - **Owned by** the node; **owns** every replica actor of the node, and their handles in the directory.
 //! - **Budget**: a replica is restarted without end, after 100 ms doubling to 30 s; a minute without a failure starts the
-//!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`.
+//!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`. With the
+//!   seventh it is given up: the catalog hears of it ([`crate::placement`]), and other nodes get a replica in its place. If it runs
+//!   for a minute after all, that is taken back.
 //! - **Survives**: it has no state but what the catalog and the directories say.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,8 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
+/// Failures in a row after which other nodes should have the replica: some ten seconds after the first.
+const FAILURES_MAX: u32 = 7;
 /// Failures in a row that a simulation should have seen.
 const FAILURES_RARE: u32 = 3;
 
@@ -49,6 +53,8 @@ pub(crate) enum SupervisorMessage {
     Parted(PartitionId, Result<Vec<PartitionId>, Error>),
     /// It is time to try that again.
     Part(PartitionId),
+    /// A replica that had been given up has been running for a while, if it has not failed since so many failures.
+    Forgive(PartitionId, u32),
 }
 
 struct Child {
@@ -137,6 +143,15 @@ impl Actor for ReplicaSupervisor {
                 if let Some(parting) = state.parting.get_mut(&partition) {
                     parting.waits = false;
                     state.part(&myself, partition).await;
+                }
+            }
+            SupervisorMessage::Forgive(partition, failures) => {
+                if let Some(child) = state.children.get_mut(&partition)
+                    && child.failures == failures
+                    && child.actor.is_some()
+                {
+                    child.failures = 0;
+                    child.handle.set_given_up(false);
                 }
             }
         }
@@ -401,6 +416,10 @@ impl State {
                 }
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);
+                if child.handle.is_given_up() {
+                    let forgive = SupervisorMessage::Forgive(id, child.failures);
+                    later(&self.context.env, "replica forgiven", myself, FORGIVEN_AFTER, forgive);
+                }
                 self.directory.notify();
             }
             (Ok(_), Some(error)) | (Err(error), _) => self.failed(myself, id, error),
@@ -432,6 +451,9 @@ impl State {
             self.context.env.reached(Rare::ReplicaRestartedOften);
         }
         self.context.env.trace(|| format!("{id} failed and is restarted: {error}"));
+        if child.failures == FAILURES_MAX {
+            child.handle.set_given_up(true);
+        }
         if child.failures > FAILURES_QUIET_MAX {
             tracing::error!(partition = %id, failures = child.failures, %error, "a replica keeps failing");
         } else {

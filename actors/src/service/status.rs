@@ -96,6 +96,8 @@ pub struct ReplicaStatus {
     pub node: NodeId,
     /// Its role in the partition.
     pub state: ReplicaState,
+    /// Its node has started it again and again in vain; another one gets a replica in its place.
+    pub failed: bool,
     /// Whether it answered just now; the fields below are empty if not.
     pub reachable: bool,
     /// Accepts of its peers that it has not pulled yet; 0 is caught up.

@@ -96,6 +96,8 @@ struct Replica {
     /// holds).
     #[schema(value_type = String)]
     state: shoal_catalog::ReplicaState,
+    /// Its node has started it again and again in vain; another one gets a replica in its place.
+    failed: bool,
     /// Whether it answered just now.
     reachable: bool,
     /// Accepts of its peers that it has not pulled yet; 0 is caught up.
@@ -172,6 +174,7 @@ impl From<ReplicaStatus> for Replica {
         Self {
             node: status.node.0,
             state: status.state,
+            failed: status.failed,
             reachable: status.reachable,
             lag: status.lag,
             log_id: status.log_id.map(|log| log.to_string()),

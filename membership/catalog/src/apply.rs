@@ -46,6 +46,7 @@ impl Catalog {
             Command::RetireReplica { partition, node, epoch } => self.retire_replica(partition, node, epoch)?,
             Command::SettlePartition { partition, epoch } => self.settle_partition(partition, epoch)?,
             Command::SplitPartition { partition, at, epoch } => self.split_partition(partition, at, epoch)?,
+            Command::MarkReplica { partition, node, failed } => self.mark_replica(partition, node, failed)?,
             Command::RaisePurge { partition, changed, purged } => self.raise_purge(partition, changed, purged)?,
         };
         if !effects.is_empty() {

@@ -209,6 +209,15 @@ pub enum Command {
         /// Up to when; an earlier time than is agreed on already changes nothing.
         purged: Hlc,
     },
+    /// A node says that it cannot keep its replica running, or that it runs again.
+    MarkReplica {
+        /// Which partition.
+        partition: PartitionId,
+        /// On which node.
+        node: NodeId,
+        /// Whether it has failed.
+        failed: bool,
+    },
 }
 
 /// What an applied command changed; nodes act on it.

@@ -80,7 +80,7 @@ impl Places {
             chosen.push(node);
         }
         chosen.sort();
-        chosen.into_iter().map(|node| Replica { node, state: ReplicaState::Voting }).collect()
+        chosen.into_iter().map(|node| Replica { node, state: ReplicaState::Voting, failed: false }).collect()
     }
 
     /// Where the next replica belongs of a partition that is on `on` already, among the nodes that fit: in the zone with fewest of
@@ -196,24 +196,29 @@ impl Catalog {
         let (id, epoch) = (partition.id, partition.epoch);
         let free = |node: NodeId| {
             let state = partition.replica(node).map(|replica| replica.state);
-            outlook.alive.contains(&node) && state.is_none_or(|state| state == ReplicaState::Leaving)
+            outlook.alive.contains(&node)
+                && state.is_none_or(|state| state == ReplicaState::Leaving)
+                && !partition.has_failed(node)
         };
         if let Some(joining) = partition.replicas.iter().find(|replica| replica.state == ReplicaState::Joining) {
             // One that cannot come to its end gives way.
             let node = joining.node;
             let better = || places.nodes.keys().any(|other| free(*other));
-            let gives_way = !self.is_active(node) || (!outlook.alive.contains(&node) && better());
+            let stuck = joining.failed || !outlook.alive.contains(&node);
+            let gives_way = !self.is_active(node) || (stuck && better());
             return gives_way.then_some(Command::RetireReplica { partition: id, node, epoch });
         }
-        let stays = |node: &NodeId| self.is_active(*node) && !outlook.lost.contains(node);
+        let stays =
+            |node: &NodeId| self.is_active(*node) && !outlook.lost.contains(node) && !partition.has_failed(*node);
         let (staying, going): (Vec<NodeId>, Vec<NodeId>) = partition.voters().partition(stays);
         if staying.len() < wanted {
             let node = places.best(&staying, free)?;
             places.add(node);
             return Some(Command::AddReplica { partition: id, node });
         }
-        let is_leaving =
-            |replica: &Replica| replica.state == ReplicaState::Leaving && outlook.alive.contains(&replica.node);
+        let is_leaving = |replica: &Replica| {
+            replica.state == ReplicaState::Leaving && !replica.failed && outlook.alive.contains(&replica.node)
+        };
         if partition.replicas.iter().any(is_leaving) {
             return None;
         }

@@ -29,7 +29,7 @@ impl Catalog {
             return Err(CatalogError::Refused(format!("{id} has {takers} replicas already")));
         }
         let at = partition.replicas.partition_point(|replica| replica.node < node);
-        partition.replicas.insert(at, Replica { node, state: ReplicaState::Joining });
+        partition.replicas.insert(at, Replica { node, state: ReplicaState::Joining, failed: false });
         self.held.add(node);
         Ok(vec![Effect::Partition(id)])
     }
@@ -104,6 +104,19 @@ impl Catalog {
         let partition = self.partition_mut(id)?;
         check_epoch(partition, epoch)?;
         let changed = !std::mem::replace(&mut partition.settled, true);
+        Ok(if changed { vec![Effect::Partition(id)] } else { Vec::new() })
+    }
+
+    pub(crate) fn mark_replica(
+        &mut self,
+        id: PartitionId,
+        node: NodeId,
+        failed: bool,
+    ) -> Result<Vec<Effect>, CatalogError> {
+        let partition = self.partition_mut(id)?;
+        let replica = partition.replicas.iter_mut().find(|replica| replica.node == node);
+        let replica = replica.ok_or_else(|| no_replica(id, node))?;
+        let changed = std::mem::replace(&mut replica.failed, failed) != failed;
         Ok(if changed { vec![Effect::Partition(id)] } else { Vec::new() })
     }
 

@@ -207,6 +207,11 @@ impl Partition {
         self.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting).map(|replica| replica.node)
     }
 
+    /// Whether its node has given up on the replica there.
+    pub fn has_failed(&self, node: NodeId) -> bool {
+        self.replica(node).is_some_and(|replica| replica.failed)
+    }
+
     /// Nodes that are sent rows: those that vote, and those that will.
     pub fn takers(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.replicas.iter().filter(|replica| replica.state != ReplicaState::Leaving).map(|replica| replica.node)
@@ -239,6 +244,8 @@ pub struct Replica {
     pub node: NodeId,
     /// Whether it counts.
     pub state: ReplicaState,
+    /// Its node has started it again and again in vain: another node is to have one in its place.
+    pub failed: bool,
 }
 
 /// Whether a replica counts.

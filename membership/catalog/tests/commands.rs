@@ -183,7 +183,8 @@ fn carry_out(catalog: &mut Catalog, outlook: &Outlook) -> Result<(), TestCaseErr
             let epoch = catalog.partitions[&partition].epoch;
             catalog.apply(Command::SettlePartition { partition, epoch }).unwrap();
             let mut leaving = catalog.partitions[&partition].replicas.iter();
-            let leaving = leaving.find(|replica| replica.state == ReplicaState::Leaving).map(|replica| replica.node);
+            let hands_over = |replica: &&Replica| replica.state == ReplicaState::Leaving && !replica.failed;
+            let leaving = leaving.find(hands_over).map(|replica| replica.node);
             // Only who answers can hand over.
             if let Some(node) = leaving.filter(|node| outlook.alive.contains(node)) {
                 catalog.apply(Command::RemoveReplica { partition, node, epoch }).unwrap();
@@ -224,6 +225,8 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
             Command::RetireReplica { partition, node, epoch }),
         6 => (partition(), epoch()).prop_map(|(partition, epoch)| Command::SettlePartition { partition, epoch }),
+        2 => (partition(), node(), any::<bool>()).prop_map(|(partition, node, failed)|
+            Command::MarkReplica { partition, node, failed }),
         6 => (partition(), point(), epoch()).prop_map(|(partition, at, epoch)|
             Command::SplitPartition { partition, at, epoch }),
     ]
@@ -364,6 +367,27 @@ proptest! {
         if how == 0 {
             catalog.apply(Command::RemoveNode { id: NodeId(away), lost: false }).unwrap();
         }
+    }
+
+    /// Its node answers, and says that it cannot keep it running.
+    #[test]
+    fn what_has_failed_is_made_elsewhere(nodes in 2..7u32, factor in 1..4u32, buckets in 1..8u32, zones in 1..4u32) {
+        let mut catalog = cluster(0);
+        for id in 1..=nodes {
+            catalog.apply(add_node_of(id, zones)).unwrap();
+        }
+        catalog.apply(Command::CreateTable(hashed("t", buckets, factor))).unwrap();
+        let partition = *catalog.partitions.keys().next().unwrap();
+        let node = catalog.partitions[&partition].voters().next().unwrap();
+        let mark = |failed| Command::MarkReplica { partition, node, failed };
+        catalog.apply(mark(true)).unwrap();
+        let all = outlook(&(1..=nodes).collect::<Vec<_>>(), &[]);
+        carry_out(&mut catalog, &all)?;
+        let voters: Vec<NodeId> = catalog.partitions[&partition].voters().collect();
+        prop_assert_eq!(voters.len(), factor.min(nodes) as usize);
+        prop_assert_eq!(voters.contains(&node), factor >= nodes, "it stays only where there is no other place");
+        let stranger = Command::MarkReplica { partition, node: NodeId(99), failed: true };
+        prop_assert!(catalog.apply(stranger).is_err());
     }
 
     #[test]

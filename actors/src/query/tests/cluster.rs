@@ -506,7 +506,11 @@ fn add(
     for (at, bounds) in (0u32..).zip(bounds) {
         let partition = PartitionId(id.0 * 100 + u64::from(at));
         let replicas = (0..replicas)
-            .map(|replica| Replica { node: NodeId((at + replica) % NODES + 1), state: ReplicaState::Voting })
+            .map(|replica| Replica {
+                node: NodeId((at + replica) % NODES + 1),
+                state: ReplicaState::Voting,
+                failed: false,
+            })
             .collect();
         let record = Partition {
             id: partition,
