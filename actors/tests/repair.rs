@@ -12,7 +12,7 @@ use arrow::datatypes::Int64Type;
 use shoal_actors::Node;
 use shoal_actors::service::{Moment, NodeConfig, Observer, SqlRequest};
 use shoal_kernel::env::real::{RealOptions, env};
-use shoal_kernel::{Error, ErrorCode, KeyRange, PartitionId, Result, WriteLevel};
+use shoal_kernel::{Epoch, Error, ErrorCode, KeyRange, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
 
 use common::{eventually, free_address};
@@ -23,6 +23,8 @@ struct Witness;
 
 impl Observer for Witness {
     fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}
+    fn stands(&self, _at: Moment, _sealed: Epoch, _whole: bool) {}
+    fn acknowledged(&self, _at: Moment, _epoch: Epoch) {}
     fn writing(&self, _at: Moment, _group: &[Write]) {}
     fn written(&self, _at: Moment, _positions: &[Option<u64>]) {}
 }

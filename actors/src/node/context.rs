@@ -29,7 +29,9 @@ pub(crate) struct NodeContext {
     /// Where all replicas keep pages of their segments.
     pub(crate) pool: Arc<PagePool>,
     /// What compaction may take.
-    pub(crate) pace: Arc<Pace>,
+    pub(crate) compaction: Arc<Pace>,
+    /// What replicas may take that are being filled from their peers.
+    pub(crate) filling: Arc<Pace>,
     /// A place for each thread that helps replicas with the replay of their logs.
     pub(crate) replay_helpers: Arc<Semaphore>,
     /// A place for each replica that pulls rows in the background because digests differ.

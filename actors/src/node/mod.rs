@@ -48,6 +48,7 @@ use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::opening;
+use crate::replica::replicator::PULL_BYTES_MAX;
 use crate::rounds::Rounds;
 use crate::service::{
     ClusterStatus, Evolution, NodeChange, NodeConfig, NodeEnd, QueryStream, SqlRequest, WriteReport, WriteRequest,
@@ -58,6 +59,10 @@ use crate::transport::{Route, Transport, TransportConfig};
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// How long actors and disks may take to end what they do.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of one step of a merge at most: it holds a thread as long as it runs, and what waits for the merge to be given up.
+const COMPACTION_STEP_BYTES_MAX: u64 = 1 << 20;
+/// Answers of peers that replicas which are being filled may have in hand at once.
+const FILLING_MAX: usize = 8;
 /// Pause between two attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 /// How long one attempt to join may take.
@@ -127,7 +132,11 @@ impl Node {
         let swim = Swim::start(&env, swim_config).await?;
         let liveness = Liveness::new(node, swim.members(), agreement.catalog());
         let pool = Arc::new(PagePool::new(config.page_pool_bytes_max));
-        let pace = Arc::new(Pace::new(env.clone(), config.compactions_max, config.compaction_bytes_per_second));
+        let pace = |places, bytes_per_second, step_bytes_max| {
+            Arc::new(Pace::new(env.clone(), places, bytes_per_second, step_bytes_max))
+        };
+        let compaction = pace(config.compactions_max, config.compaction_bytes_per_second, COMPACTION_STEP_BYTES_MAX);
+        let filling = pace(FILLING_MAX, config.fill_bytes_per_second, PULL_BYTES_MAX);
         let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));
         let context = Arc::new(NodeContext {
             env,
@@ -139,7 +148,8 @@ impl Node {
             swim,
             liveness,
             pool,
-            pace,
+            compaction,
+            filling,
             replay_helpers,
             repairs: tokio::sync::Semaphore::new(crate::replica::repair::PULLING_MAX),
         });

@@ -1,4 +1,4 @@
-//! What compaction may take of a node: so many merges at once, so many bytes in a second, over all replicas together.
+//! What a kind of work in the background may take of a node, over all replicas together: so many at once, so many bytes in a second.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,37 +6,36 @@ use std::time::Duration;
 use shoal_kernel::Env;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Steps of a merge in a second of its budget, so that a wait is short.
+/// Steps in a second of the budget, so that a wait is short.
 const STEPS_PER_SECOND: u64 = 16;
-/// Bytes of one step at most: it holds a thread as long as it runs, and what waits for the merge to be given up.
-const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// The budget of a node's compactions. Cheap to share.
+/// A budget. Cheap to share.
 pub(crate) struct Pace {
     env: Env,
     places: Arc<Semaphore>,
     bytes_per_second: u64,
+    step_bytes_max: u64,
     /// When everything that was taken so far has been paid for.
     paid_at: Mutex<Duration>,
 }
 
 impl Pace {
     /// `bytes_per_second` of 0 is no limit.
-    pub(crate) fn new(env: Env, merges_max: usize, bytes_per_second: u64) -> Self {
-        let places = Arc::new(Semaphore::new(merges_max.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { env, places, bytes_per_second, paid_at: Mutex::default() }
+    pub(crate) fn new(env: Env, places: usize, bytes_per_second: u64, step_bytes_max: u64) -> Self {
+        let places = Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { env, places, bytes_per_second, step_bytes_max, paid_at: Mutex::default() }
     }
 
-    /// Waits for a place among the merges that run at once, in the order of asking. `None` only if there never will be one.
+    /// Waits for a place among those that are at it at once, in the order of asking. `None` only if there never will be one.
     pub(crate) async fn place(&self) -> Option<OwnedSemaphorePermit> {
         self.places.clone().acquire_owned().await.ok()
     }
 
-    /// Bytes of one step of a merge.
+    /// Bytes of one step.
     pub(crate) fn step_bytes(&self) -> u64 {
         match self.bytes_per_second {
-            0 => STEP_BYTES_MAX,
-            rate => (rate / STEPS_PER_SECOND).clamp(1, STEP_BYTES_MAX),
+            0 => self.step_bytes_max,
+            rate => (rate / STEPS_PER_SECOND).clamp(1, self.step_bytes_max),
         }
     }
 
@@ -70,7 +69,7 @@ mod tests {
     #[tokio::test]
     async fn all_who_take_share_one_budget() {
         let env = env(&RealOptions::default()).unwrap();
-        let pace = Pace::new(env.clone(), 2, 1_000_000);
+        let pace = Pace::new(env.clone(), 2, 1_000_000, 1 << 20);
         let begun = env.monotonic();
         let waits = [500_000, 1_500_000, 1_000_000].map(|bytes| pace.owe(bytes));
         let passed = env.monotonic() - begun;
@@ -79,7 +78,7 @@ mod tests {
             assert!(wait <= owed && wait + passed >= owed, "{wait:?} of {owed:?}");
         }
         assert_eq!(pace.step_bytes(), 62_500);
-        let unlimited = Pace::new(env, 0, 0);
+        let unlimited = Pace::new(env, 0, 0, 1 << 20);
         assert_eq!((unlimited.owe(u64::MAX), unlimited.step_bytes()), (Duration::ZERO, 1 << 20));
         let place = unlimited.place().await;
         assert!(place.is_some() && unlimited.places.try_acquire().is_err(), "there is one place at least");

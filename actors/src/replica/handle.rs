@@ -44,6 +44,8 @@ pub(crate) struct ReplicaHandle {
     /// A store whose actor has ended: to be closed before the directory is touched again.
     retired: Mutex<Option<Arc<Store>>>,
     serves: AtomicBool,
+    /// It is brought up to what its peers hold before it may serve.
+    fills: AtomicBool,
     restarts: AtomicU32,
     /// It has failed so often in a row that others should have a replica in its place.
     given_up: AtomicBool,
@@ -66,6 +68,7 @@ impl ReplicaHandle {
             running: Mutex::new(None),
             retired: Mutex::new(None),
             serves: AtomicBool::new(false),
+            fills: AtomicBool::new(false),
             restarts: AtomicU32::new(0),
             given_up: AtomicBool::new(false),
             lag: Mutex::new(None),
@@ -125,6 +128,14 @@ impl ReplicaHandle {
 
     pub(crate) fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_fills(&self, fills: bool) {
+        self.fills.store(fills, Ordering::Relaxed);
+    }
+
+    pub(super) fn fills(&self) -> bool {
+        self.fills.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_serves(&self, serves: bool) {

@@ -96,6 +96,8 @@ struct InHand {
     writes: Vec<Version>,
     /// The rows come from a peer.
     pulled: bool,
+    /// The epoch that a gateway's rows were sent for.
+    epoch: Option<Epoch>,
     /// It is a reservation, for this token.
     reserves: Option<String>,
     answer: oneshot::Sender<Result<Written>>,
@@ -172,7 +174,9 @@ impl Actor for ReplicaActor {
         if let Some(observer) = &context.config.observer {
             let catalog = context.agreement.catalog().borrow().clone();
             let ancestors: Vec<_> = catalog.ancestors_of(partition.id).map(|(id, _)| id).collect();
-            observer.opened(moment(context.node, partition.id, &store), &ancestors, &inherit::range(&partition));
+            let opened = moment(context.node, partition.id, &store);
+            observer.opened(opened, &ancestors, &inherit::range(&partition));
+            observer.stands(opened, core.meta().sealed, core.meta().counts);
         }
         let feed = Feed::new(context.clone(), handle.clone(), myself.clone(), durable.cursors.clone());
         handle.opened(Running { actor: myself.clone(), store: store.clone(), feed: feed.clone() });
@@ -196,7 +200,7 @@ impl Actor for ReplicaActor {
             maintainer::Arguments {
                 env: context.env.clone(),
                 store: store.clone(),
-                pace: context.pace.clone(),
+                pace: context.compaction.clone(),
                 replica: myself.clone(),
             },
             myself.get_cell(),
@@ -245,7 +249,8 @@ impl Actor for ReplicaActor {
         let event = match message {
             ReplicaMessage::Write { epoch, bytes, write, answer } => {
                 let writes = vec![write.version.with_ordinal(0)];
-                let in_hand = InHand { write: Some(write), writes, pulled: false, reserves: None, answer };
+                let in_hand =
+                    InHand { write: Some(write), writes, pulled: false, epoch: Some(epoch), reserves: None, answer };
                 match shell.context.config.has(Planted::EpochIgnored) {
                     // As history, which has no epoch.
                     true => Event::Pulled { ticket: shell.take(in_hand), bytes },
@@ -264,7 +269,7 @@ impl Actor for ReplicaActor {
                 }
             }
             ReplicaMessage::Pulled { bytes, write, writes, answer } => {
-                let in_hand = InHand { write: Some(write), writes, pulled: true, reserves: None, answer };
+                let in_hand = InHand { write: Some(write), writes, pulled: true, epoch: None, reserves: None, answer };
                 Event::Pulled { ticket: shell.take(in_hand), bytes }
             }
             ReplicaMessage::Committed { tickets, outcome } => {
@@ -319,6 +324,9 @@ impl Actor for ReplicaActor {
                 shell.cursors_kept = cursors;
                 shell.fence_kept = fence;
                 shell.tell_fenced();
+                if let Some(observer) = &shell.context.config.observer {
+                    observer.stands(shell.moment(), meta.sealed, meta.counts);
+                }
                 match shell.persisted(&myself) {
                     Told::Core => Event::Persisted(meta),
                     Told::Nobody => return Ok(()),
@@ -431,6 +439,7 @@ impl ReplicaShell {
             write: Some(write),
             writes: vec![ballot],
             pulled: false,
+            epoch: None,
             reserves: Some(token),
             answer,
         }))
@@ -460,6 +469,7 @@ impl ReplicaShell {
         }
         let hasty = self.context.config.has(Planted::AlwaysServes);
         let serves = self.core.serves() || hasty;
+        self.handle.set_fills(!self.core.serves());
         if serves != self.handle.serves() {
             let (id, epoch, counts) = (self.handle.partition, self.core.partition().epoch, self.core.counts());
             let word = if serves { "serves" } else { "does not serve" };
@@ -467,6 +477,11 @@ impl ReplicaShell {
         }
         self.handle.set_serves(serves);
         Ok(())
+    }
+
+    /// Where it is now.
+    fn moment(&self) -> Moment {
+        moment(self.context.node, self.handle.partition, &self.store)
     }
 
     fn commit(&mut self, myself: &ActorRef<ReplicaMessage>, tickets: Vec<Ticket>) {
@@ -524,6 +539,11 @@ impl ReplicaShell {
                             let from = if in_hand.pulled { "pulled" } else { "took" };
                             self.context.env.trace(|| format!("{id} {from} {} as {position}", accepted.version));
                             self.recent.note(accepted.position, in_hand.writes);
+                        }
+                        if let (Some(observer), Some(epoch), true) =
+                            (&self.context.config.observer, in_hand.epoch, counts)
+                        {
+                            observer.acknowledged(self.moment(), epoch);
                         }
                         let Accepted { version, duplicate, pulled, rows, .. } = accepted;
                         Written { version, duplicate: duplicate && !pulled, counts, rows }

@@ -36,7 +36,7 @@ const TURN_EAGER: Duration = Duration::from_millis(100);
 /// How long a peer may take for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of one answer, in bytes.
-const PULL_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const PULL_BYTES_MAX: u64 = 4 << 20;
 /// Answers taken from one peer before the next gets its turn.
 const PULLS_PER_TURN: u32 = 16;
 /// Cursors that moved are made durable this often; what is lost is pulled again, which changes nothing.
@@ -302,7 +302,10 @@ impl Feed {
                 return Ok(None);
             }
             pulls += 1;
-            cursor = self.pull(peer, cursor).await?;
+            cursor = match self.handle.fills() {
+                true => self.fill(peer, cursor).await?,
+                false => self.pull(peer, cursor, PULL_BYTES_MAX).await?.0,
+            };
             let mut peers = self.peers();
             peers.cursors.insert(peer, cursor.clone());
             peers.behind.insert(peer, position.saturating_sub(cursor.position));
@@ -311,9 +314,23 @@ impl Feed {
         Ok(Some(Heard { sealed, counts, settled, in_doubt, pulled: pulls > 0 }))
     }
 
-    async fn pull(&self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
+    /// Pulls at the pace of a node's replicas that do not serve yet.
+    async fn fill(&self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
+        let pace = &self.context.filling;
+        let place = pace.place().await;
+        let (cursor, bytes) = self.pull(peer, cursor, pace.step_bytes()).await?;
+        drop(place);
+        let waited = pace.pay(bytes).await;
+        if !waited.is_zero() {
+            metrics::histogram!("shoal_fill_throttled_seconds").record(waited.as_secs_f64());
+        }
+        Ok(cursor)
+    }
+
+    /// Gives the cursor behind what was pulled, and its bytes.
+    async fn pull(&self, peer: NodeId, cursor: PullCursor, bytes_max: u64) -> Result<(PullCursor, u64)> {
         let _under_way = self.handle.pulls.read().await;
-        let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max: PULL_BYTES_MAX };
+        let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());
         };
@@ -330,11 +347,12 @@ impl Feed {
                 accepted?;
             }
         }
-        metrics::counter!("shoal_catch_up_bytes_total").increment(batches.iter().map(|bytes| bytes.len() as u64).sum());
+        let bytes = batches.iter().map(|bytes| bytes.len() as u64).sum();
+        metrics::counter!("shoal_catch_up_bytes_total").increment(bytes);
         if next == cursor {
             return Err(Error::internal(format!("{peer} sent nothing that moves the cursor")));
         }
-        Ok(next)
+        Ok((next, bytes))
     }
 
     async fn accept(&self, rows: RecordBatch, tokens: Vec<shoal_storage::TokenRecord>, bytes: u64) -> Result<()> {

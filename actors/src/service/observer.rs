@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
-use shoal_kernel::{KeyRange, LogId, NodeId, PartitionId};
+use shoal_kernel::{Epoch, KeyRange, LogId, NodeId, PartitionId};
 use shoal_storage::Write;
 
 /// A replica as of a place in its accept log: it shows what was accepted up to there.
@@ -27,6 +27,13 @@ pub trait Observer: Debug + Send + Sync {
     /// emptied replica begins at 0. One of a partition that came of a split, of which nobody has heard on that node, goes on where the
     /// latest of its ancestors was that somebody has heard of there, with the keys of its range.
     fn opened(&self, at: Moment, ancestors: &[PartitionId], range: &KeyRange);
+
+    /// A replica stands so, durably: it takes nothing of epochs before the one that it has sealed; and it is whole, or else lacks
+    /// what it must hold to answer anybody.
+    fn stands(&self, at: Moment, sealed: Epoch, whole: bool);
+
+    /// A replica has acknowledged a gateway's write that was made for an epoch, and counts.
+    fn acknowledged(&self, at: Moment, epoch: Epoch);
 
     /// A replica that is at this place is about to write a group. If nothing more is heard of it, nobody knows how much of it
     /// is written.

@@ -47,6 +47,9 @@ pub struct NodeConfig {
     pub compactions_max: usize,
     /// Bytes that all of them may read and write in a second; 0 is no limit. What somebody asks for is not held back.
     pub compaction_bytes_per_second: u64,
+    /// Bytes that all replicas together which are being filled may pull in a second; 0 is no limit. One that serves and has only been
+    /// away for a moment is not held back.
+    pub fill_bytes_per_second: u64,
     /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
     pub segments_overdue_max: usize,
     /// Writes stop when less than this is free on the disk.
@@ -93,6 +96,7 @@ impl NodeConfig {
             page_pool_bytes_max: 256 << 20,
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
+            fill_bytes_per_second: 64 << 20,
             segments_overdue_max: 64,
             disk_reserve_bytes: 256 << 20,
             query_memory_bytes_max: 2 << 30,

@@ -140,6 +140,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     node.compactions_max = (cores / 2).clamp(1, 8);
     values.size("compactions_max", 1, &mut node.compactions_max)?;
     values.number("compaction_bytes_per_second", 0, &mut node.compaction_bytes_per_second)?;
+    values.number("fill_bytes_per_second", 0, &mut node.fill_bytes_per_second)?;
     values.size("segments_overdue_max", 8, &mut node.segments_overdue_max)?;
     values.size("queries_max", 1, &mut node.queries_max)?;
     values.size("queries_queued_max", 0, &mut node.queries_queued_max)?;

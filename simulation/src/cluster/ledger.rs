@@ -7,7 +7,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use shoal_actors::service::{Moment, Observer};
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{Datum, KeyRange, LogId, NodeId, PartitionId};
+use shoal_kernel::{Datum, Epoch, KeyRange, LogId, NodeId, PartitionId};
 use shoal_storage::{Rows, Write};
 
 /// A row of the tables that are written under faults: the key, or the id of an event, and the value; none of a key that was
@@ -45,6 +45,10 @@ struct Log {
     entries: Vec<(u64, Vec<Row>)>,
     /// The last position of which everything is known.
     known: u64,
+    /// It has been told how the replica stood with it.
+    stood: bool,
+    /// The first position at which the replica had not got what it must hold, and the first one at which it had.
+    lacking: Vec<(u64, Option<u64>)>,
 }
 
 /// A group that is being written.
@@ -66,6 +70,10 @@ struct Books {
     ranges: BTreeMap<PartitionId, KeyRange>,
     /// Replicas that were opened with less of their log than they had shown.
     shortened: BTreeSet<String>,
+    /// The epoch that each replica has sealed.
+    sealed: BTreeMap<Replica, Epoch>,
+    /// Acknowledgements of epochs that had been sealed by a later one.
+    late: BTreeSet<String>,
 }
 
 /// The books of a run, shared by its nodes.
@@ -116,6 +124,20 @@ impl Ledger {
         end.map(|_| "and nobody was asked for the last keys".to_owned())
     }
 
+    /// Whether a replica had got, at some moment, what it must hold to answer anybody.
+    pub(crate) fn was_whole(&self, moment: &Moment) -> bool {
+        let books = self.books();
+        let Some(log) = books.logs.get(&((moment.partition, moment.node), moment.log_id)) else { return true };
+        let at = moment.position;
+        let lacked = |(first, whole): &(u64, Option<u64>)| at >= *first && whole.is_none_or(|whole| at < whole);
+        !log.lacking.iter().any(lacked)
+    }
+
+    /// Acknowledgements that should not have counted, as the replica that gave them had sealed a later epoch.
+    pub(crate) fn late(&self) -> Vec<String> {
+        self.books().late.iter().cloned().collect()
+    }
+
     /// Logs of which something was missing that had been accepted, and no new log begun.
     pub(crate) fn shortened(&self) -> Vec<String> {
         self.books().shortened.iter().cloned().collect()
@@ -134,7 +156,7 @@ impl Books {
 
     /// Adds what a log held at a position.
     fn gather(&self, replica: Replica, log: LogId, position: u64, newest: &mut BTreeMap<i64, Row>) -> Option<()> {
-        let Log { goes_on, entries, known } = self.logs.get(&(replica, log))?;
+        let Log { goes_on, entries, known, .. } = self.logs.get(&(replica, log))?;
         if position > *known {
             return None;
         }
@@ -175,7 +197,10 @@ impl Observer for Ledger {
             None => {
                 let before = before.map(|before| (replica, before)).or(inherited);
                 let goes_on = before.filter(|_| there > 0).map(|(replica, before)| (replica, before, there));
-                books.logs.insert((replica, log_id), Log { goes_on, entries: Vec::new(), known: there });
+                books.logs.insert(
+                    (replica, log_id),
+                    Log { goes_on, entries: Vec::new(), known: there, stood: false, lacking: Vec::new() },
+                );
             }
             Some(_) if before != Some(log_id) => {
                 books
@@ -187,6 +212,29 @@ impl Observer for Ledger {
                 books.shortened.insert(what);
             }
             Some(_) => {}
+        }
+    }
+
+    fn stands(&self, at: Moment, sealed: Epoch, whole: bool) {
+        let mut books = self.books();
+        let replica = (at.partition, at.node);
+        books.sealed.insert(replica, sealed);
+        let Some(log) = books.logs.get_mut(&(replica, at.log_id)) else { return };
+        match (log.lacking.last_mut(), whole) {
+            (Some((_, lacked @ None)), true) => *lacked = Some(at.position),
+            // At the position where it was whole before, it may have been read.
+            (None | Some((_, Some(_))), false) => log.lacking.push((at.position + u64::from(log.stood), None)),
+            _ => {}
+        }
+        log.stood = true;
+    }
+
+    fn acknowledged(&self, at: Moment, epoch: Epoch) {
+        let mut books = self.books();
+        let (partition, node) = (at.partition, at.node);
+        if let Some(sealed) = books.sealed.get(&(partition, node)).copied().filter(|sealed| epoch < *sealed) {
+            let what = format!("{partition} on {node} acknowledged a write of {epoch}, and had sealed {sealed}");
+            books.late.insert(what);
         }
     }
 

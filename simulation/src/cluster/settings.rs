@@ -96,6 +96,8 @@ pub(super) struct Settings {
     page_pool_bytes_max: usize,
     /// So slow at times that most things happen in the middle of a merge.
     compaction_bytes_per_second: u64,
+    /// So slow at times that reads come while replicas are being filled.
+    fill_bytes_per_second: u64,
     /// Rows for which a scan gets one more task.
     scan_slice_rows_min: u64,
     /// Hardly any queries at once.
@@ -222,6 +224,7 @@ impl Settings {
                 .unwrap_or(1 << 20),
             page_pool_bytes_max: stream("page pool").pick(&[0, 64 << 10, 64 << 20]).copied().unwrap_or(0),
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
+            fill_bytes_per_second: stream("filling").pick(&[0, 0, 32 << 10]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
@@ -256,6 +259,7 @@ impl Settings {
         config.memtable_bytes_max = self.memtable_bytes_max;
         config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;
+        config.fill_bytes_per_second = self.fill_bytes_per_second;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
         config.disk_reserve_bytes = 1 << 20;

@@ -142,7 +142,7 @@ pub(super) fn liveness_after_heal(evidence: &Evidence) -> Vec<String> {
 }
 
 pub(super) fn one_owner_set_per_epoch(evidence: &Evidence) -> Vec<String> {
-    evidence.owners_in_conflict.clone()
+    evidence.owners_in_conflict.iter().cloned().chain(evidence.ledger.late()).collect()
 }
 
 pub(super) fn created_tables_are_seen(evidence: &Evidence) -> Vec<String> {

@@ -198,8 +198,15 @@ pub const INVARIANTS: &[Invariant] = &[
         check: convergence::catalog_agrees,
     },
     Invariant {
+        name: "answers_come_from_whole_replicas",
+        text: "No complete answer reads a replica that was emptied, or may have lost the end of its log, before it has got what it must \
+               hold.",
+        check: seen::answers_come_from_whole_replicas,
+    },
+    Invariant {
         name: "one_owner_set_per_epoch",
-        text: "No two nodes ever name different replicas for the same epoch of a partition.",
+        text: "No two nodes ever name different replicas for the same epoch of a partition, and no replica acknowledges writes of an \
+               epoch when it has sealed a later one.",
         check: convergence::one_owner_set_per_epoch,
     },
     Invariant {

@@ -103,6 +103,15 @@ fn early_cutoff(evidence: &Evidence, read: &Read) -> Option<String> {
     Some(format!("{}: {partition} on {node} has dropped what is older than {cutoff:.3} s", tell(read)))
 }
 
+pub(super) fn answers_come_from_whole_replicas(evidence: &Evidence) -> Vec<String> {
+    let lacking = |read: &Read| {
+        let moment = read.seen.iter().flatten().find(|moment| !evidence.ledger.was_whole(moment))?;
+        let Moment { partition, node, position, log_id, .. } = moment;
+        Some(format!("{}: {partition} on {node} was not whole yet at {position} of {log_id}", tell(read)))
+    };
+    evidence.facts.reads.iter().filter_map(lacking).collect()
+}
+
 pub(super) fn answers_are_what_was_seen(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for read in &evidence.facts.reads {
