@@ -10,6 +10,7 @@ mod later;
 pub mod node;
 mod placement;
 pub mod query;
+pub mod recovery;
 mod replica;
 mod rounds;
 pub mod service;

@@ -53,7 +53,7 @@ impl Identity {
 ///
 /// # Errors
 /// [`ErrorCode::Forbidden`] if one does; else as the disk reports.
-fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>> {
+pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>> {
     disk.lock(&dir.join(LOCK_FILE)).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => Error::new(
             ErrorCode::Forbidden,

@@ -2,12 +2,16 @@
 
 #![allow(clippy::disallowed_methods, reason = "the command line waits in the real world")]
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use shoal_kernel::NodeId;
+use shoal_kernel::env::real;
 
 use super::{DEFAULT_URL, Exit};
 use crate::client::Client;
@@ -60,7 +64,26 @@ enum ClusterCommand {
         #[arg(long, required = true)]
         disk_is_lost: bool,
     },
+    /// Make a stopped node the only voter on the catalog, when most of the voters are gone for good
+    #[command(after_help = RECOVER_HELP)]
+    Recover {
+        /// The node's data directory
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// All nodes that are gone for good, separated by commas
+        #[arg(long, value_name = "NODES", required = true, value_delimiter = ',')]
+        lost: Vec<NodeNumber>,
+    },
 }
+
+const RECOVER_HELP: &str = "\
+Without most of its voters the catalog takes no changes, though tables are served. If they are never to come back:
+  1. Stop all nodes that are left. `shoal doctor DIR` says how far each node's catalog has got; take the one that has got furthest.
+  2. shoal cluster recover --data-dir DIR --lost n2,n3
+  3. Start that node, then the others; they follow it.
+  4. shoal cluster remove n2 --disk-is-lost, and so on: what the lost ones held is made anew from other replicas.
+A change that only the lost ones knew of is lost. If one of them still runs, there are two catalogs: make sure that none does, and empty
+its data directory before it is started again.";
 
 #[derive(Args)]
 struct Target {
@@ -87,6 +110,18 @@ impl std::str::FromStr for NodeNumber {
 pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
     let client = Client::new(&arguments.url);
     match &arguments.command {
+        ClusterCommand::Recover { data_dir, lost } => {
+            let lost: BTreeSet<NodeId> = lost.iter().map(|node| NodeId(node.0)).collect();
+            let (node, recovery) = shoal_actors::recovery::recover_catalog(&real::disk(), data_dir, &lost)?;
+            println!("the catalog is that of {node} alone, whose log ended with entry {}", recovery.last_entry);
+            for other in &recovery.others {
+                println!("{other} follows it when both have been started");
+            }
+            for lost in &lost {
+                println!("give {lost} up when the node runs: shoal cluster remove {lost} --disk-is-lost");
+            }
+            Ok(())
+        }
         ClusterCommand::Status => {
             println!("{}", status(&client.cluster()?));
             Ok(())

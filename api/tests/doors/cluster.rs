@@ -386,6 +386,59 @@ fn until_placed(through: &Process, on: &[&str], voters: usize) {
     until("replicas are where they belong", || through.client.cluster().is_ok_and(placed));
 }
 
+/// Two of three voters are gone for good: the third becomes the whole of the catalog.
+#[test]
+fn a_catalog_is_recovered_from_the_last_of_its_voters() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        // Changes of the catalog wait for a majority as long as the request may take.
+        one_more(&mut nodes, directory.path(), &["--set", "request_timeout_ms=3000"]);
+    }
+    let make = "CREATE TABLE t (k BIGINT PRIMARY KEY); INSERT INTO t VALUES (1), (2), (3)";
+    nodes[0].client.sql_json(make, None).unwrap();
+    let ids: Vec<String> = nodes.iter().map(Process::id).collect();
+    let lost = format!("{},{}", ids[1], ids[2]);
+    let data = directory.path().join("n0").display().to_string();
+    let recover = |lost: &str| {
+        let command = Command::new(env!("CARGO_BIN_EXE_shoal"))
+            .args(["cluster", "recover", "--data-dir", &data, "--lost", lost])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&command.stdout).into_owned() + &String::from_utf8_lossy(&command.stderr);
+        (command.status.success(), text)
+    };
+    let (done, told) = recover(&lost);
+    assert!(!done && told.contains("in use by another process"), "{told}");
+    nodes[2].kill();
+    nodes[1].kill();
+    let create = "CREATE TABLE IF NOT EXISTS u (k BIGINT PRIMARY KEY)";
+    let refused = nodes[0].client.sql_json(create, None).unwrap_err().to_string();
+    assert!(refused.contains("majority of the catalog's voters"), "{refused}");
+
+    nodes[0].kill();
+    for (lost, why) in [(ids[1].as_str(), "a majority of the catalog's voters is left"), ("n7", "n7 is no member")] {
+        let (done, told) = recover(lost);
+        assert!(!done && told.contains(why), "{told}");
+    }
+    let (done, told) = recover(&lost);
+    assert!(done && told.contains(&format!("shoal cluster remove {} --disk-is-lost", ids[1])), "{told}");
+    nodes[0].again();
+    until("the catalog takes changes", || nodes[0].client.sql_json(create, None).is_ok());
+    for id in &ids[1..] {
+        until("the lost one is given up", || operate(&nodes[0], &["remove", "--disk-is-lost", id]).is_ok());
+    }
+    nodes[0].client.sql_json("INSERT INTO t VALUES (4)", None).unwrap();
+    assert_eq!(rows(&nodes[0].client, "SELECT count(*), sum(k) FROM t").unwrap(), [[json!(4), json!(10)]]);
+    // It is a cluster like any other: one that comes gets a vote and replicas.
+    nodes.truncate(1);
+    one_more(&mut nodes, directory.path().join("later").as_path(), &[]);
+    until("the newcomer votes, and holds what it should", || {
+        let cluster = nodes[0].client.cluster().unwrap();
+        cluster["nodes"].as_array().unwrap().iter().all(|node| node["voter"] == true && node["replicas"] == 2)
+    });
+}
+
 #[test]
 fn replicas_are_spread_over_zones() {
     let directory = tempfile::tempdir().unwrap();

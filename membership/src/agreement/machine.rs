@@ -192,6 +192,15 @@ pub(super) fn restored(snapshot: Option<&[u8]>, journal: &Journal) -> Result<(Ca
     Ok((state.catalog, state.applied.map(|id| id.index)))
 }
 
+/// The members that a snapshot names.
+///
+/// # Errors
+/// As of [`restored`].
+pub(super) fn members(snapshot: Option<&[u8]>) -> Result<openraft::Membership<NodeId, Peer>> {
+    let state = snapshot.map(decode).transpose()?.unwrap_or_default();
+    Ok(state.membership.membership().clone())
+}
+
 fn meta_of(state: &State) -> SnapshotMeta {
     SnapshotMeta {
         last_log_id: state.applied,

@@ -15,6 +15,7 @@ mod machine;
 mod message;
 mod network;
 mod propose;
+mod recover;
 mod runtime;
 mod serve;
 mod tend;
@@ -37,6 +38,7 @@ pub use examine::{CatalogReport, examine};
 pub use join::JoinError;
 pub use journal::log_bytes;
 pub use network::PeerRpc;
+pub use recover::{Recovery, recover};
 
 use log::LogStore;
 use machine::Machine;
