@@ -12,7 +12,7 @@ use arrow::datatypes::Int64Type;
 use shoal_actors::Node;
 use shoal_actors::service::{Moment, NodeConfig, Observer, SqlRequest};
 use shoal_kernel::env::real::{RealOptions, env};
-use shoal_kernel::{Epoch, Error, ErrorCode, KeyRange, PartitionId, Result, WriteLevel};
+use shoal_kernel::{Epoch, Error, ErrorCode, KeyRange, NodeId, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
 
 use common::{eventually, free_address};
@@ -24,6 +24,7 @@ struct Witness;
 impl Observer for Witness {
     fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}
     fn stands(&self, _at: Moment, _sealed: Epoch, _whole: bool) {}
+    fn handed_over(&self, _at: Moment, _voters: &[NodeId]) {}
     fn acknowledged(&self, _at: Moment, _epoch: Epoch) {}
     fn writing(&self, _at: Moment, _group: &[Write]) {}
     fn written(&self, _at: Moment, _positions: &[Option<u64>]) {}

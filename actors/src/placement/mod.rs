@@ -110,7 +110,7 @@ async fn report_failed(context: &NodeContext, directory: &ReplicaDirectory) {
         let known = catalog.partitions.get(&partition).and_then(|partition| partition.replica(context.node));
         let Some(known) = known.map(|replica| replica.failed) else { continue };
         // A new start of the node alone proves nothing.
-        let failed = handle.is_given_up() || (known && !handle.serves());
+        let failed = handle.is_given_up() || (known && handle.store().is_err());
         if known == failed {
             continue;
         }

@@ -22,6 +22,7 @@ use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
 use super::message::{PulledAnswer, RecentAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage};
+use super::moment;
 use super::serve;
 use super::state::Event;
 use crate::batch;
@@ -161,7 +162,8 @@ impl State {
             return Ok(());
         }
         // From here on it takes nothing more.
-        let own = self.handle.store()?.status();
+        let store = self.handle.store()?;
+        let (own, left_at) = (store.status(), moment(self.context.node, self.partition.id, &store));
         let voters: Vec<NodeId> = self.partition.voters().collect();
         let mut holding = 0;
         for voter in voters.iter().copied().filter(|voter| !self.context.liveness.is_down(*voter)) {
@@ -179,6 +181,9 @@ impl State {
         }
         if holding >= quorum(voters.len()) {
             self.context.env.reached(Rare::HandedOver);
+            if let Some(observer) = &self.context.config.observer {
+                observer.handed_over(left_at, &voters);
+            }
             let _ = self.replica.cast(ReplicaMessage::Event(Event::Drained(epoch)));
         }
         Ok(())

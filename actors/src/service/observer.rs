@@ -35,6 +35,9 @@ pub trait Observer: Debug + Send + Sync {
     /// A replica has acknowledged a gateway's write that was made for an epoch, and counts.
     fn acknowledged(&self, at: Moment, epoch: Epoch);
 
+    /// A replica that was to leave goes with what it had at that place, as a majority of these voters holds it.
+    fn handed_over(&self, at: Moment, voters: &[NodeId]);
+
     /// A replica that is at this place is about to write a group. If nothing more is heard of it, nobody knows how much of it
     /// is written.
     fn writing(&self, at: Moment, group: &[Write]);

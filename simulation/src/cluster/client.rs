@@ -1,6 +1,7 @@
 //! One client: draws operations from its own stream, sends them to nodes, writes down what came back.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -323,6 +324,8 @@ pub(super) struct Client {
     number: u64,
     /// How many times as fast as usual it works.
     haste: u64,
+    /// The node that it sends everything to, if it does.
+    through: Option<u16>,
 }
 
 /// Through which door a write goes, and as what.
@@ -347,14 +350,14 @@ struct Sending {
 }
 
 impl Client {
-    pub(super) fn new(office: Office, env: Env, number: u64, haste: u64) -> Self {
-        Self { office, env, number, haste }
+    pub(super) fn new(office: Office, env: Env, number: u64, haste: u64, through: Option<u16>) -> Self {
+        Self { office, env, number, haste, through }
     }
 
     /// Works from one moment to another, in microseconds of virtual time. An operation begins at its own time, or as soon as
     /// the one before it has ended.
-    pub(super) async fn work(self, from_micros: u64, until_micros: u64) {
-        let mut begins_micros = from_micros;
+    pub(super) async fn work(self, times: Range<u64>) {
+        let (mut begins_micros, until_micros) = (times.start, times.end);
         for number in 0..OPERATIONS_PER_CLIENT_MAX {
             let operation =
                 operation::draw(self.office.seed, OperationId { client: self.number, number }, self.office.nodes);
@@ -377,6 +380,7 @@ impl Client {
 
     async fn carry_out(&self, operation: Operation) {
         let Operation { id, node, work, later, .. } = operation;
+        let node = self.through.unwrap_or(node);
         match work {
             Work::Write { target, rows, level, tokened, as_rows, updates, note, again_after_ms } => {
                 let door = match (updates, as_rows) {
@@ -847,7 +851,7 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
 /// Writes one row of the upsert table at a level, as a client that does nothing else. True if it was acknowledged.
 pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target, number: i64) -> bool {
     let id = OperationId { client: PROBES, number: number.unsigned_abs() };
-    let client = Client::new(office.clone(), env.clone(), id.client, 1);
+    let client = Client::new(office.clone(), env.clone(), id.client, 1, None);
     let value = 1_000_000_000 + number;
     let (row, door) = match target {
         Target::Upserts if number % 2 == 0 => ((number % KEYS, value), Door::Rows),

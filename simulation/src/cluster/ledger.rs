@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use shoal_actors::service::{Moment, Observer};
+use shoal_kernel::level::quorum;
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
 use shoal_kernel::{Datum, Epoch, KeyRange, LogId, NodeId, PartitionId};
 use shoal_storage::{Rows, Write};
@@ -74,6 +75,8 @@ struct Books {
     sealed: BTreeMap<Replica, Epoch>,
     /// Acknowledgements of epochs that had been sealed by a later one.
     late: BTreeSet<String>,
+    /// Replicas that have left with rows that no majority of the voters had.
+    deserted: BTreeSet<String>,
 }
 
 /// The books of a run, shared by its nodes.
@@ -138,6 +141,11 @@ impl Ledger {
         self.books().late.iter().cloned().collect()
     }
 
+    /// Replicas that have left with rows that no majority of the voters had.
+    pub(crate) fn deserted(&self) -> Vec<String> {
+        self.books().deserted.iter().cloned().collect()
+    }
+
     /// Logs of which something was missing that had been accepted, and no new log begun.
     pub(crate) fn shortened(&self) -> Vec<String> {
         self.books().shortened.iter().cloned().collect()
@@ -152,6 +160,22 @@ impl Books {
         // Of a partition that was split, the log holds rows of all that came of it.
         let range = self.ranges.get(&moment.partition)?.clone();
         Some(newest.into_values().filter(move |row: &Row| range.contains(&row.partition_key())))
+    }
+
+    /// Whether a replica has accepted these versions, or later ones, of these keys; also if that is not known.
+    fn holds(&self, replica: Replica, versions: &BTreeMap<i64, u128>) -> bool {
+        let current =
+            self.current.get(&replica).and_then(|log_id| Some((*log_id, self.logs.get(&(replica, *log_id))?)));
+        let Some((log_id, log)) = current else { return true };
+        // It may have been emptied a moment ago.
+        if log.lacking.last().is_some_and(|(_, whole)| whole.is_none()) {
+            return true;
+        }
+        let (partition, node) = replica;
+        let now = Moment { partition, node, log_id, position: log.known, cutoff_micros: None };
+        let Some(newest) = self.newest(&now) else { return true };
+        let newest: BTreeMap<i64, u128> = newest.map(|row| (row.key, row.version)).collect();
+        versions.iter().all(|(key, version)| newest.get(key).is_some_and(|newest| newest >= version))
     }
 
     /// Adds what a log held at a position.
@@ -235,6 +259,20 @@ impl Observer for Ledger {
         if let Some(sealed) = books.sealed.get(&(partition, node)).copied().filter(|sealed| epoch < *sealed) {
             let what = format!("{partition} on {node} acknowledged a write of {epoch}, and had sealed {sealed}");
             books.late.insert(what);
+        }
+    }
+
+    fn handed_over(&self, at: Moment, voters: &[NodeId]) {
+        let mut books = self.books();
+        // Tombstones are purged, and events have their time.
+        let stays = |row: &Row| row.at.is_none() && row.value.is_some();
+        let Some(rows) = books.newest(&at) else { return };
+        let versions: BTreeMap<i64, u128> = rows.filter(stays).map(|row| (row.key, row.version)).collect();
+        let holding = voters.iter().filter(|voter| books.holds((at.partition, **voter), &versions)).count();
+        if holding < quorum(voters.len()) {
+            let (partition, node, of) = (at.partition, at.node, voters.len());
+            let what = format!("{partition} on {node} left when {holding} of {of} voters had all of its rows");
+            books.deserted.insert(what);
         }
     }
 

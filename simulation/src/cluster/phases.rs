@@ -36,10 +36,11 @@ const EQUAL_MICROS: u64 = 60_000_000;
 const EXPIRE: Duration = Duration::from_secs(5);
 /// Clients have given up on their last operation by then.
 const DRAIN: Duration = Duration::from_secs(60);
-/// Numbers of the clients that make storms, how many make one, and how much faster than others they work.
+/// Numbers of the clients that make storms, how many make one, and how much faster than others they work. They all come to one node, as
+/// from a balancer that believes the others to be down.
 const STORM_FIRST: u64 = 50;
 const STORM_END: u64 = 98;
-const STORM_CLIENTS: usize = 4;
+const STORM_CLIENTS: usize = 8;
 const STORM_HASTE: u64 = 10;
 /// After the last answer, nodes have let go of everything.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -70,7 +71,7 @@ impl Phases<'_> {
         self.boot()?;
         let begun = self.now();
         let until = begun + self.settings.seconds * 1_000_000;
-        self.work(0..self.settings.clients, begun, until, 1);
+        self.work(0..self.settings.clients, begun..until, 1, None);
         let load = u64::try_from(self.settings.load.as_micros()).unwrap_or(0);
         let menu = &self.settings.menu;
         let drawn = || draw_plan(options.seed, menu, (begun + load) / 1_000, until / 1_000);
@@ -199,17 +200,17 @@ impl Phases<'_> {
         Ok(())
     }
 
-    /// Has clients work from one moment to another, so many times as fast as usual.
-    fn work(&mut self, numbers: Range<u64>, from_micros: u64, until_micros: u64, haste: u64) {
+    /// Has clients work from one moment to another, so many times as fast as usual; through any node, or all through one.
+    fn work(&mut self, numbers: Range<u64>, times: Range<u64>, haste: u64, through: Option<u16>) {
         let Some(env) = self.office.desk.client() else { return };
         for number in numbers {
-            let client = Client::new(self.office.clone(), env.clone(), number, haste);
+            let client = Client::new(self.office.clone(), env.clone(), number, haste, through);
             let spawner = env.clone();
-            let working = self.working.clone();
+            let (working, times) = (self.working.clone(), times.clone());
             working.fetch_add(1, Ordering::Relaxed);
             self.simulation.run_on(self.office.host, move || {
                 spawner.spawn("client", async move {
-                    client.work(from_micros, until_micros).await;
+                    client.work(times).await;
                     working.fetch_sub(1, Ordering::Relaxed);
                 });
             });
@@ -221,7 +222,9 @@ impl Phases<'_> {
         let storms = plan.iter().filter(|planned| planned.fault == Fault::Storm);
         for (planned, first) in storms.zip((STORM_FIRST..STORM_END).step_by(STORM_CLIENTS)) {
             let from = planned.at_ms * 1_000;
-            self.work(first..first + STORM_CLIENTS as u64, from, from + planned.for_ms * 1_000, STORM_HASTE);
+            let node = Stream::new(self.office.seed, "storm node", first).below(u64::from(self.office.nodes));
+            let clients = first..first + STORM_CLIENTS as u64;
+            self.work(clients, from..from + planned.for_ms * 1_000, STORM_HASTE, u16::try_from(node).ok());
         }
     }
 

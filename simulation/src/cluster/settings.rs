@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shoal_actors::service::NodeConfig;
 use shoal_kernel::{Fsync, Planted};
 
-use crate::faults::{FaultMenu, draw_kinds};
+use crate::faults::{FaultKind, FaultMenu, draw_kinds};
 use crate::random::Stream;
 use crate::run::RunOptions;
 use crate::world::HostId;
@@ -169,6 +169,7 @@ impl Settings {
         let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
         let flips = ending.destroyed().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
+        let storms = kinds.contains(&FaultKind::Storm);
         // Two nodes stay where one may lose what it holds; and three, which agree on the catalog, where one is lost for good.
         let stay = match ending.destroyed() {
             Some(_) => 3,
@@ -226,7 +227,9 @@ impl Settings {
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             fill_bytes_per_second: stream("filling").pick(&[0, 0, 32 << 10]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
-            tight: options.tight_limits.unwrap_or_else(|| stream("tight limits").chance(200)),
+            tight: options
+                .tight_limits
+                .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,

@@ -145,6 +145,10 @@ pub(super) fn one_owner_set_per_epoch(evidence: &Evidence) -> Vec<String> {
     evidence.owners_in_conflict.iter().cloned().chain(evidence.ledger.late()).collect()
 }
 
+pub(super) fn who_leaves_hands_over(evidence: &Evidence) -> Vec<String> {
+    evidence.ledger.deserted()
+}
+
 pub(super) fn created_tables_are_seen(evidence: &Evidence) -> Vec<String> {
     evidence.facts.unseen.clone()
 }

@@ -204,6 +204,11 @@ pub const INVARIANTS: &[Invariant] = &[
         check: seen::answers_come_from_whole_replicas,
     },
     Invariant {
+        name: "who_leaves_hands_over",
+        text: "A replica that leaves goes when a majority of the voters has all of its rows.",
+        check: convergence::who_leaves_hands_over,
+    },
+    Invariant {
         name: "one_owner_set_per_epoch",
         text: "No two nodes ever name different replicas for the same epoch of a partition, and no replica acknowledges writes of an \
                epoch when it has sealed a later one.",
