@@ -175,7 +175,9 @@ pub(super) fn deleted_rows_stay_deleted(evidence: &Evidence) -> Vec<String> {
                 true => survives(evidence, deletion, read),
                 false => {
                     let everywhere = deletion.level() == Some(WriteLevel::All) && deletion.ended < read.begun;
-                    everywhere && !may_be_lost(evidence, deletion, read.ended)
+                    // A node that was cut off may not know that others have taken the place of its replica.
+                    let known = !evidence.replicas_move() || read.at_catalog >= deletion.done_at_catalog;
+                    everywhere && known && !may_be_lost(evidence, deletion, read.ended)
                 }
             };
             let mut of_key = deletions.get(&key).into_iter().flatten().filter(|deletion| is_certain(deletion));
