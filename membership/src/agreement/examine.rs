@@ -37,15 +37,7 @@ pub struct CatalogReport {
 /// A file cannot be read. Damage is in the report.
 pub fn examine(disk: &Arc<dyn Disk>, data_dir: &Path, node: Option<NodeId>) -> Result<CatalogReport> {
     let dir = data_dir.join("catalog");
-    let read = |name: &str| -> Result<Option<Vec<u8>>> {
-        let path = dir.join(name);
-        let failed = |error| Error::from(error).context(path.display());
-        match disk.exists(&path).map_err(failed)? {
-            true => disk.read(&path).map(Some).map_err(failed),
-            false => Ok(None),
-        }
-    };
-    let (log, snapshot) = (read(log::FILE)?, read(machine::FILE)?);
+    let (log, snapshot) = (read(disk, &dir.join(log::FILE))?, read(disk, &dir.join(machine::FILE))?);
     let mut report = CatalogReport {
         log_bytes: log.as_ref().map_or(0, |bytes| bytes.len() as u64),
         snapshot_bytes: snapshot.as_ref().map_or(0, |bytes| bytes.len() as u64),
@@ -79,4 +71,13 @@ pub fn examine(disk: &Arc<dyn Disk>, data_dir: &Path, node: Option<NodeId>) -> R
         report.errors.push(Error::new(ErrorCode::Corruption, what).in_file("catalog/snapshot", None));
     }
     Ok(report)
+}
+
+/// The content of a file, if it is there.
+pub(super) fn read(disk: &Arc<dyn Disk>, path: &Path) -> Result<Option<Vec<u8>>> {
+    let failed = |error| Error::from(error).context(path.display());
+    match disk.exists(path).map_err(failed)? {
+        true => disk.read(path).map(Some).map_err(failed),
+        false => Ok(None),
+    }
 }

@@ -14,6 +14,7 @@ use shoal_kernel::env::Disk;
 use shoal_kernel::level::quorum;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 
+use super::examine::read;
 use super::journal::{Frame, Journal};
 use super::types::{Entry, LogId, Peer, Vote};
 use super::{log, machine};
@@ -36,17 +37,10 @@ pub struct Recovery {
 /// majority. [`ErrorCode::Corruption`] and others as at a start of the node.
 pub fn recover(disk: &Arc<dyn Disk>, data_dir: &Path, node: NodeId, lost: &BTreeSet<NodeId>) -> Result<Recovery> {
     let dir = data_dir.join("catalog");
-    let read = |name: &str| -> Result<Option<Vec<u8>>> {
-        let path = dir.join(name);
-        let failed = |error| Error::from(error).context(path.display());
-        match disk.exists(&path).map_err(failed)? {
-            true => disk.read(&path).map(Some).map_err(failed),
-            false => Ok(None),
-        }
-    };
-    let bytes = read(log::FILE)?.ok_or_else(|| invalid(format!("{} holds no catalog", data_dir.display())))?;
+    let path = dir.join(log::FILE);
+    let bytes = read(disk, &path)?.ok_or_else(|| invalid(format!("{} holds no catalog", data_dir.display())))?;
     let (mut journal, _) = Journal::replay(&bytes, node)?;
-    let members = members(&journal, read(machine::FILE)?.as_deref())?;
+    let members = members(&journal, read(disk, &dir.join(machine::FILE))?.as_deref())?;
     let without = without(&members, node, lost)?;
     let last = journal.last().ok_or_else(|| invalid("the log of the catalog is empty"))?;
     let voted = journal.vote.map_or(0, |vote| vote.leader_id().term);
@@ -55,7 +49,6 @@ pub fn recover(disk: &Arc<dyn Disk>, data_dir: &Path, node: NodeId, lost: &BTree
     let others = without.nodes().map(|(id, _)| *id).filter(|id| *id != node).collect();
     journal.absorb(Frame::Vote(Vote::new(term, node)));
     journal.absorb(Frame::Entries(vec![Entry { log_id, payload: EntryPayload::Membership(without) }]));
-    let path = dir.join(log::FILE);
     disk.replace(&path, &journal.compact(node)?).map_err(|error| Error::from(error).context(path.display()))?;
     Ok(Recovery { last_entry: last.index, others })
 }
