@@ -463,8 +463,8 @@ fn the_vote_of_a_lost_node_goes_to_another() {
     cluster.eventually("its vote has gone", |cluster| {
         let leader = cluster.leader();
         let catalog = cluster.node(leader).catalog().borrow().clone();
-        if let Some(change) = catalog.wanted_voter(&outlook, NodeId(leader), 5) {
-            let _ = cluster.on(leader, move |node| async move { node.change_voter(change).await });
+        if let Some(change) = catalog.wanted_voter(&outlook, NodeId(leader), 5, &BTreeSet::new()) {
+            let _ = cluster.on(leader, move |node| async move { node.swap_voter(change).await });
         }
         let voters = voters(cluster);
         voters.len() == 5 && voters.contains(&follows) && !voters.contains(&lost)

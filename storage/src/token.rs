@@ -85,10 +85,12 @@ impl Tokens {
         }
     }
 
-    /// A writer sends what is known. Gives the entry as it was.
-    pub(crate) fn meet(&mut self, token: &str) -> Option<TokenEntry> {
+    /// A writer sends what is known, if that has this fingerprint. Gives the entry as it was.
+    pub(crate) fn meet(&mut self, token: &str, fingerprint: u128) -> Option<TokenEntry> {
         let known = self.get(token)?.clone();
-        self.entries.entry(token.to_owned()).and_modify(|entry| entry.pulled = false);
+        if known.record.fingerprint == fingerprint {
+            self.entries.entry(token.to_owned()).and_modify(|entry| entry.pulled = false);
+        }
         Some(known)
     }
 
@@ -153,8 +155,9 @@ mod tests {
         tokens.put(record(40), 4, true);
         assert_eq!(tokens.get("t").map(|entry| entry.position), Some(4));
         assert_eq!(
-            [tokens.meet("t"), tokens.meet("t")].map(|entry| entry.map(|entry| entry.pulled)),
-            [Some(true), Some(false)]
+            [tokens.meet("t", 2), tokens.meet("t", 1), tokens.meet("t", 1)]
+                .map(|entry| entry.map(|entry| entry.pulled)),
+            [Some(true), Some(true), Some(false)]
         );
     }
 }

@@ -32,6 +32,8 @@ use crate::replica::directory::ReplicaDirectory;
 
 const TURN: Duration = Duration::from_secs(1);
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node that could not take a vote is passed over.
+const PASSED_OVER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Placement;
 
@@ -46,6 +48,8 @@ pub(crate) struct State {
     splits: splits::Splits,
     /// Since when nodes have been down, by the monotonic clock.
     down: BTreeMap<NodeId, Duration>,
+    /// Until when nodes get no vote that could not take one.
+    passed_over: BTreeMap<NodeId, Duration>,
 }
 
 impl Actor for Placement {
@@ -59,7 +63,13 @@ impl Actor for Placement {
         (context, directory): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
-        Ok(State { context, directory, splits: splits::Splits::default(), down: BTreeMap::new() })
+        Ok(State {
+            context,
+            directory,
+            splits: splits::Splits::default(),
+            down: BTreeMap::new(),
+            passed_over: BTreeMap::new(),
+        })
     }
 
     async fn handle(
@@ -73,11 +83,12 @@ impl Actor for Placement {
             let catalog = context.agreement.catalog().borrow().clone();
             let outlook = state.outlook(&catalog);
             moves::carry_on(&context, &catalog, &outlook).await;
-            tend_voters(&context, &catalog, &outlook).await;
+            state.tend_voters(&outlook).await;
             expire(&context, &catalog).await;
             drop_windows(&context, &catalog).await;
         } else {
             state.down.clear();
+            state.passed_over.clear();
         }
         report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
@@ -99,6 +110,25 @@ impl State {
         let gone = self.down.iter().filter(|(_, since)| now.saturating_sub(**since) >= replace_after);
         let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
         Outlook { alive: liveness.alive(), lost }
+    }
+
+    /// Has the vote of a node that is lost, or that others could give for it in a zone without one, go to another.
+    async fn tend_voters(&mut self, outlook: &Outlook) {
+        let context = self.context.clone();
+        let now = context.env.monotonic();
+        self.passed_over.retain(|_, until| *until > now);
+        let catalog = context.agreement.catalog().borrow().clone();
+        let passed_over = self.passed_over.keys().copied().collect();
+        let Some(swap) = catalog.wanted_voter(outlook, context.node, VOTERS_MAX, &passed_over) else { return };
+        tracing::info!(?swap, "a vote on the catalog goes to another node");
+        context.env.trace(|| format!("placement has a vote go to another node: {swap:?}"));
+        match context.agreement.swap_voter(swap).await {
+            Ok(()) => context.env.reached(Rare::VoterReplaced),
+            Err(error) => {
+                tracing::debug!(%error, "it did not; another one is tried next turn");
+                self.passed_over.insert(swap.to, now + PASSED_OVER);
+            }
+        }
     }
 }
 
@@ -124,17 +154,6 @@ async fn report_failed(context: &NodeContext, directory: &ReplicaDirectory) {
                 return;
             }
         }
-    }
-}
-
-/// Has the vote of a node that is lost, or that others could give for it in a zone without one, go to another.
-async fn tend_voters(context: &NodeContext, catalog: &Catalog, outlook: &Outlook) {
-    let Some(change) = catalog.wanted_voter(outlook, context.node, VOTERS_MAX) else { return };
-    tracing::info!(?change, "the voters of the catalog change");
-    context.env.trace(|| format!("placement has the catalog's voters change: {change:?}"));
-    match context.agreement.change_voter(change).await {
-        Ok(()) => context.env.reached(Rare::VoterReplaced),
-        Err(error) => tracing::debug!(%error, "they did not; they are looked at anew next turn"),
     }
 }
 

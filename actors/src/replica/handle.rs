@@ -44,7 +44,7 @@ pub(crate) struct ReplicaHandle {
     /// A store whose actor has ended: to be closed before the directory is touched again.
     retired: Mutex<Option<Arc<Store>>>,
     serves: AtomicBool,
-    /// It is brought up to what its peers hold before it may serve.
+    /// It is being filled from its peers.
     fills: AtomicBool,
     restarts: AtomicU32,
     /// It has failed so often in a row that others should have a replica in its place.

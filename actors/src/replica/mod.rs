@@ -469,7 +469,7 @@ impl ReplicaShell {
         }
         let hasty = self.context.config.has(Planted::AlwaysServes);
         let serves = self.core.serves() || hasty;
-        self.handle.set_fills(!self.core.serves());
+        self.handle.set_fills(self.core.fills());
         if serves != self.handle.serves() {
             let (id, epoch, counts) = (self.handle.partition, self.core.partition().epoch, self.core.counts());
             let word = if serves { "serves" } else { "does not serve" };

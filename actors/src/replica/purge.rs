@@ -165,7 +165,12 @@ impl State {
         let done = {
             // What a peer has answered before may hold what tombstones of that time keep away.
             let _nothing_under_way = self.handle.pulls.write().await;
-            self.context.env.blocking(move || store.purge(until)).await??
+            let purge = move || {
+                // One that was emptied after the others had asked it does not remember.
+                store.fence(until);
+                store.purge(until)
+            };
+            self.context.env.blocking(purge).await??
         };
         if let Some(count) = done.filter(|count| *count > 0) {
             metrics::counter!("shoal_tombstones_purged_total").increment(count);

@@ -335,6 +335,14 @@ impl Feed {
     /// Gives the cursor behind what was pulled, and its bytes.
     async fn pull(&self, peer: NodeId, cursor: PullCursor, bytes_max: u64) -> Result<(PullCursor, u64)> {
         let _under_way = self.handle.pulls.read().await;
+        // Who has gone may not know of what was deleted since and is forgotten here; it was listed when it had not.
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let is_peer = catalog.partitions.get(&self.partition).is_some_and(|partition| {
+            partition.replica(peer).is_some() || (!partition.settled && partition.previous_voters.contains(&peer))
+        });
+        if !is_peer {
+            return Err(Error::new(ErrorCode::Moved, format!("{peer} has no replica of {} any more", self.partition)));
+        }
         let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());

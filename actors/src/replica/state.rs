@@ -174,6 +174,11 @@ impl ReplicaCore {
         self.meta.lacks == Lacks::Everything
     }
 
+    /// Whether it is being filled: it began empty, or is yet to join.
+    pub(crate) fn fills(&self) -> bool {
+        self.lacks_everything() || self.role() == Some(Role::Joining)
+    }
+
     /// What is to be remembered of it.
     pub(crate) fn meta(&self) -> &Meta {
         &self.meta

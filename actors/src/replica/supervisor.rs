@@ -2,8 +2,8 @@
 //!
 //! - **Owned by** the node; **owns** every replica actor of the node, and their handles in the directory.
 //! - **Budget**: a replica is restarted without end, after 100 ms doubling to 30 s; a minute without a failure starts the
-//!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`. With the
-//!   seventh it is given up: the catalog hears of it ([`crate::placement`]), and other nodes get a replica in its place. If it runs
+//!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`. After
+//!   `replica_failures_max` it is given up: the catalog hears of it ([`crate::placement`]), and other nodes get a replica in its place. If it runs
 //!   for a minute after all, that is taken back.
 //! - **Survives**: it has no state but what the catalog and the directories say.
 
@@ -30,8 +30,6 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
-/// Failures in a row after which other nodes should have the replica: some ten seconds after the first.
-const FAILURES_MAX: u32 = 7;
 /// Failures in a row that a simulation should have seen.
 const FAILURES_RARE: u32 = 3;
 
@@ -68,7 +66,8 @@ struct Child {
     told_schema: u32,
     told_cutoff: Option<Cutoff>,
     failures: u32,
-    failed_at: Duration,
+    /// Since when it has been running.
+    runs_since: Option<Duration>,
 }
 
 pub(crate) struct State {
@@ -248,7 +247,7 @@ impl State {
                             told_schema: schema.map_or(0, |schema| schema.version),
                             told_cutoff: cutoff,
                             failures: 0,
-                            failed_at: Duration::ZERO,
+                            runs_since: None,
                         },
                     );
                     self.start(myself, partition.id).await;
@@ -416,6 +415,7 @@ impl State {
                 }
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);
+                child.runs_since = Some(self.context.env.monotonic());
                 if child.handle.is_given_up() {
                     let forgive = SupervisorMessage::Forgive(id, child.failures);
                     later(&self.context.env, "replica forgiven", myself, FORGIVEN_AFTER, forgive);
@@ -440,18 +440,18 @@ impl State {
             self.context.env.trace(|| format!("{id} ends, its partition was split: {error}"));
             return;
         }
-        if now.saturating_sub(child.failed_at) > FORGIVEN_AFTER {
+        // To be opened may take long, and is no sign of health.
+        if child.runs_since.take().is_some_and(|since| now.saturating_sub(since) > FORGIVEN_AFTER) {
             child.failures = 0;
         }
         child.failures += 1;
-        child.failed_at = now;
         child.actor = None;
         self.context.env.reached(Rare::ReplicaRestarted);
         if child.failures == FAILURES_RARE {
             self.context.env.reached(Rare::ReplicaRestartedOften);
         }
         self.context.env.trace(|| format!("{id} failed and is restarted: {error}"));
-        if child.failures == FAILURES_MAX {
+        if child.failures == self.context.config.replica_failures_max {
             child.handle.set_given_up(true);
         }
         if child.failures > FAILURES_QUIET_MAX {

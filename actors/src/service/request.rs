@@ -50,6 +50,8 @@ pub struct NodeConfig {
     /// Bytes that all replicas together which are being filled may pull in a second; 0 is no limit. One that serves and has only been
     /// away for a moment is not held back.
     pub fill_bytes_per_second: u64,
+    /// A replica that has failed so often in a row is made anew on another node, though this one goes on starting it.
+    pub replica_failures_max: u32,
     /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
     pub segments_overdue_max: usize,
     /// Writes stop when less than this is free on the disk.
@@ -97,6 +99,8 @@ impl NodeConfig {
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
             fill_bytes_per_second: 64 << 20,
+            // Some ten seconds after the first failure.
+            replica_failures_max: 7,
             segments_overdue_max: 64,
             disk_reserve_bytes: 256 << 20,
             query_memory_bytes_max: 2 << 30,

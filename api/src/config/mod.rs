@@ -141,6 +141,9 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.size("compactions_max", 1, &mut node.compactions_max)?;
     values.number("compaction_bytes_per_second", 0, &mut node.compaction_bytes_per_second)?;
     values.number("fill_bytes_per_second", 0, &mut node.fill_bytes_per_second)?;
+    let mut failures_max = u64::from(node.replica_failures_max);
+    values.number("replica_failures_max", 1, &mut failures_max)?;
+    node.replica_failures_max = u32::try_from(failures_max).unwrap_or(u32::MAX);
     values.size("segments_overdue_max", 8, &mut node.segments_overdue_max)?;
     values.size("queries_max", 1, &mut node.queries_max)?;
     values.size("queries_queued_max", 0, &mut node.queries_queued_max)?;

@@ -24,5 +24,5 @@ pub use state::{
     ReplicaState, SplitLimits, Table, TableOptions,
 };
 pub use tables::{NAME_BYTES_MAX, REPLICATION_FACTOR_MAX};
-pub use voters::VoterChange;
+pub use voters::VoterSwap;
 pub use windows::{WindowUnit, windows_kept};

@@ -449,24 +449,19 @@ fn votes_go_from_who_is_lost_and_over_zones() {
         catalog.mirror_voters(&ids.iter().copied().map(NodeId).collect());
     };
     let all = outlook(&[1, 2, 3, 4, 5, 6, 7], &[]);
-    let wanted = |catalog: &Catalog, outlook: &Outlook| catalog.wanted_voter(outlook, NodeId(3), 5);
+    let wanted = |catalog: &Catalog, outlook: &Outlook| catalog.wanted_voter(outlook, NodeId(3), 5, &BTreeSet::new());
     vote(&mut catalog, &[1, 2, 3, 4]);
     assert_eq!(wanted(&catalog, &all), None, "nodes ask by themselves");
     vote(&mut catalog, &[1, 2, 3, 4, 5]);
-    assert_eq!(wanted(&catalog, &all), Some(VoterChange::Grant(NodeId(6))));
-    vote(&mut catalog, &[1, 2, 3, 4, 5, 6]);
-    assert_eq!(
-        wanted(&catalog, &all),
-        Some(VoterChange::Withdraw(NodeId(2))),
-        "of the fullest zone, but not the leader"
-    );
+    let swap = |from, to| Some(VoterSwap { from: NodeId(from), to: NodeId(to) });
+    assert_eq!(wanted(&catalog, &all), swap(2, 6), "of the fullest zone, but not the leader");
+    assert_eq!(catalog.wanted_voter(&all, NodeId(3), 5, &[NodeId(6)].into()), None, "7 would make it no better");
     vote(&mut catalog, &[1, 3, 4, 5, 6]);
     assert_eq!(wanted(&catalog, &all), None);
     // One is lost: another of its zone takes its place, and the lost one has no vote when it is back.
     let lost = outlook(&[1, 2, 3, 5, 6, 7], &[4]);
-    assert_eq!(wanted(&catalog, &lost), Some(VoterChange::Grant(NodeId(7))));
-    vote(&mut catalog, &[1, 3, 4, 5, 6, 7]);
-    assert_eq!(wanted(&catalog, &lost), Some(VoterChange::Withdraw(NodeId(4))));
+    assert_eq!(wanted(&catalog, &lost), swap(4, 7));
+    assert_eq!(catalog.wanted_voter(&lost, NodeId(3), 5, &[NodeId(7)].into()), swap(4, 2));
     vote(&mut catalog, &[1, 3, 5, 6, 7]);
     assert_eq!(wanted(&catalog, &all), None);
     // Nobody else is up.

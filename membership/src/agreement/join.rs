@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::error::{InitializeError, RaftError};
-use shoal_catalog::{CatalogError, Command, NodeState, VoterChange};
+use shoal_catalog::{CatalogError, Command, NodeState, VoterSwap};
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 
 use super::message::{Newcomer, Request, Response};
@@ -247,18 +247,19 @@ impl Inner {
         caught_up.await.is_ok()
     }
 
-    pub(super) async fn change_voter(&self, change: VoterChange) -> Result<()> {
-        let _turn = self.door.lock().await;
+    pub(super) async fn swap_voter(&self, VoterSwap { from, to }: VoterSwap) -> Result<()> {
         let deadline = self.env.monotonic() + Duration::from_millis(ADMIT_MS_MAX);
-        match change {
-            VoterChange::Grant(id) if self.catches_up(id, deadline).await => {
-                self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), deadline).await
-            }
-            VoterChange::Grant(id) => {
-                Err(Error::new(ErrorCode::NotReady, format!("{id} is too far behind to vote on the catalog")))
-            }
-            VoterChange::Withdraw(id) => self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), deadline).await,
+        // Before the door: whoever wants in need not wait for one that does not answer.
+        if !self.catches_up(to, deadline).await {
+            return Err(Error::new(ErrorCode::NotReady, format!("{to} is too far behind to vote on the catalog")));
         }
+        let _turn = self.door.lock().await;
+        let mut voters: BTreeSet<NodeId> =
+            self.metrics(|metrics| metrics.membership_config.membership().voter_ids().collect());
+        if !voters.remove(&from) || !voters.insert(to) {
+            return Ok(());
+        }
+        self.change(ChangeMembers::ReplaceAllVoters(voters), deadline).await
     }
 
     /// Whether a member follows only although voters are wanted.

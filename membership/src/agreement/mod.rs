@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::{Config, ServerState, SnapshotPolicy};
-use shoal_catalog::{Catalog, NodeAttributes, VoterChange};
+use shoal_catalog::{Catalog, NodeAttributes, VoterSwap};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
 use tokio::sync::{Semaphore, watch};
@@ -291,12 +291,13 @@ impl Agreement {
         }
     }
 
-    /// Has a node vote, or no longer, as the leader. Another node that asks for its vote at the same time may get it first.
+    /// Has a vote go to another node, as the leader. Nothing happens if the voters have changed meanwhile.
     ///
     /// # Errors
-    /// This node does not lead, or no majority agrees in time; [`ErrorCode::NotReady`] if the node is too far behind to vote.
-    pub async fn change_voter(&self, change: VoterChange) -> Result<()> {
-        self.0.change_voter(change).await
+    /// This node does not lead, or no majority agrees in time; [`ErrorCode::NotReady`] if the node does not follow closely enough to
+    /// vote.
+    pub async fn swap_voter(&self, swap: VoterSwap) -> Result<()> {
+        self.0.swap_voter(swap).await
     }
 
     /// Takes no more part. What is on disk stays valid.

@@ -98,6 +98,8 @@ pub(super) struct Settings {
     compaction_bytes_per_second: u64,
     /// So slow at times that reads come while replicas are being filled.
     fill_bytes_per_second: u64,
+    /// Failures in a row after which others get a replica.
+    replica_failures_max: u32,
     /// Rows for which a scan gets one more task.
     scan_slice_rows_min: u64,
     /// Hardly any queries at once.
@@ -226,6 +228,7 @@ impl Settings {
             page_pool_bytes_max: stream("page pool").pick(&[0, 64 << 10, 64 << 20]).copied().unwrap_or(0),
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             fill_bytes_per_second: stream("filling").pick(&[0, 0, 32 << 10]).copied().unwrap_or(0),
+            replica_failures_max: stream("failures").pick(&[2, 3, 7]).copied().unwrap_or(7),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options
                 .tight_limits
@@ -263,6 +266,7 @@ impl Settings {
         config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;
         config.fill_bytes_per_second = self.fill_bytes_per_second;
+        config.replica_failures_max = self.replica_failures_max;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
         config.disk_reserve_bytes = 1 << 20;

@@ -201,7 +201,7 @@ impl Store {
             let known = match in_group {
                 Some((_, known)) => Some(TokenEntry { record: known.clone(), position: 0, pulled: false }),
                 None if self.has(Planted::TokensForgotten) => None,
-                None => lock(&self.tokens).meet(&record.token),
+                None => lock(&self.tokens).meet(&record.token, record.fingerprint),
             };
             if let Some(TokenEntry { record: known, position, pulled }) = known {
                 if known.fingerprint != record.fingerprint {
