@@ -135,6 +135,8 @@ codes! {
     Internal = "internal_error", "XX000", 500, false;
     /// Changes that a reader asked for are no longer kept: it must begin again from the rows as they are now.
     ChangesGone = "changes_gone", "55000", 410, false;
+    /// The other nodes have a catalog that does not continue what this node had agreed on with nodes that are lost.
+    CatalogDiverged = "catalog_diverged", "XX000", 500, false;
 }
 
 impl fmt::Display for ErrorCode {

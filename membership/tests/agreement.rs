@@ -475,3 +475,56 @@ fn the_vote_of_a_lost_node_goes_to_another() {
     cluster.eventually("the lost one follows", |cluster| cluster.tables(lost.0) == ["a"]);
     assert!(!voters(&cluster).contains(&lost));
 }
+
+/// With nodes that are lost, one that is left had agreed on changes of which the one that takes over knows nothing.
+#[test]
+fn who_had_got_further_than_a_recovered_catalog_notices() {
+    // In the log, and gone from it for a snapshot.
+    for changes in [1, 40] {
+        let mut cluster = Cluster::three();
+        cluster.join(4, 1);
+        cluster.join(5, 1);
+        cluster.create(1, "before");
+        let five = |cluster: &Cluster| cluster.lives.values().all(|life| life.agreement.status().voters.len() == 5);
+        cluster.eventually("five vote, and know the table", |cluster| {
+            five(cluster) && (1..=5).all(|id| cluster.tables(id) == ["before"])
+        });
+        let leader = cluster.leader();
+        let [behind, ahead] = [1, 2].map(|step| (leader + step - 1) % 5 + 1);
+        let lost: BTreeSet<NodeId> = (1..=5).filter(|id| ![behind, ahead].contains(id)).map(NodeId).collect();
+        cluster.isolate(behind, true);
+        for change in 0..changes {
+            cluster.create(leader, &format!("beyond{change}"));
+        }
+        cluster.eventually("the changes have come", |cluster| cluster.tables(ahead).len() == 1 + changes);
+        let numbers = cluster.node(ahead).catalog().borrow().clone();
+        (1..=5).for_each(|id| cluster.crash(id));
+        cluster.isolate(behind, false);
+
+        let disk = env::real::disk();
+        let recover = |cluster: &mut Cluster, id, dry_run| {
+            agreement::recover(&disk, &cluster.dir(id), NodeId(id), &lost, dry_run).unwrap()
+        };
+        assert!(recover(&mut cluster, ahead, true).end > recover(&mut cluster, behind, true).end);
+        assert_eq!(recover(&mut cluster, behind, false).others, [NodeId(ahead)]);
+        cluster.start(behind);
+        cluster.create(behind, "after");
+        let catalog = cluster.node(behind).catalog().borrow().clone();
+        assert!(catalog.version > numbers.version && catalog.next_id > numbers.next_id);
+        let epochs = numbers.partitions.values().map(|partition| partition.epoch).max().unwrap();
+        assert!(catalog.partitions_of(catalog.table("before").unwrap()).all(|partition| partition.epoch > epochs));
+
+        cluster.start(ahead);
+        let failed = cluster.on(ahead, |node| async move { node.failed().await });
+        assert_eq!(failed.code(), ErrorCode::CatalogDiverged, "{failed}");
+        assert_eq!(cluster.tables(ahead).len(), 1 + changes, "it has taken nothing");
+        cluster.crash(ahead);
+        let forgotten = agreement::follow(&disk, &cluster.dir(ahead), NodeId(ahead)).unwrap();
+        assert!(forgotten.end.is_some());
+        cluster.start(ahead);
+        cluster.eventually("it follows, and votes", |cluster| {
+            cluster.tables(ahead) == ["before", "after"] && cluster.node(behind).status().voters.len() == 2
+        });
+        cluster.create(ahead, "again");
+    }
+}

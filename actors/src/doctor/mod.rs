@@ -172,6 +172,7 @@ impl<'a> DataDir<'a> {
             tables: report.catalog.tables.len(),
             partitions: report.catalog.partitions.len(),
             applied: report.applied,
+            end: report.end.map(|end| end.to_string()),
             log_entries: report.entries,
             log_bytes: report.log_bytes,
             snapshot_bytes: report.snapshot_bytes,

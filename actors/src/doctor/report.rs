@@ -36,6 +36,8 @@ pub struct CatalogSummary {
     pub partitions: usize,
     /// Index of the last entry in it.
     pub applied: Option<u64>,
+    /// Where its log ends, agreed upon or not: of the nodes that are left, [`crate::recovery`] wants the one that has got furthest.
+    pub end: Option<String>,
     /// Entries in its log.
     pub log_entries: usize,
     /// Bytes of its log.

@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use shoal_actors::recovery;
 use shoal_kernel::NodeId;
 use shoal_kernel::env::real;
 
@@ -71,18 +72,26 @@ enum ClusterCommand {
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
         /// All nodes that are gone for good, separated by commas
-        #[arg(long, value_name = "NODES", required = true, value_delimiter = ',')]
+        #[arg(long, value_name = "NODES", required_unless_present = "follow", value_delimiter = ',')]
         lost: Vec<NodeNumber>,
+        /// Only say what would be done, and how far the node has got
+        #[arg(long)]
+        dry_run: bool,
+        /// Instead, have the node forget its own catalog and take the one that was recovered on another node
+        #[arg(long, conflicts_with_all = ["lost", "dry_run"])]
+        follow: bool,
     },
 }
 
 const RECOVER_HELP: &str = "\
 Without most of its voters the catalog takes no changes, though tables are served. If they are never to come back:
-  1. Stop all nodes that are left. `shoal doctor DIR` says how far each node's catalog has got; take the one that has got furthest.
+  1. Stop all nodes that are left, and take the one that has got furthest: the greatest term, then the greatest entry, of what
+     shoal cluster recover --data-dir DIR --lost n2,n3 --dry-run says of each.
   2. shoal cluster recover --data-dir DIR --lost n2,n3
-  3. Start that node, then the others; they follow it.
+  3. Start that node, then the others; they follow it. One that had got further ends with catalog_diverged: it follows after
+     shoal cluster recover --data-dir DIR --follow. Its rows stay, but for those of tables and partitions that the catalog lacks now.
   4. shoal cluster remove n2 --disk-is-lost, and so on: what the lost ones held is made anew from other replicas.
-A change that only the lost ones knew of is lost. If one of them still runs, there are two catalogs: make sure that none does, and empty
+A change that only the lost ones knew of is lost, and so are rows that were written under it. If one of them still runs, there are two catalogs: make sure that none does, and empty
 its data directory before it is started again.";
 
 #[derive(Args)]
@@ -110,10 +119,24 @@ impl std::str::FromStr for NodeNumber {
 pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
     let client = Client::new(&arguments.url);
     match &arguments.command {
-        ClusterCommand::Recover { data_dir, lost } => {
+        ClusterCommand::Recover { data_dir, follow: true, .. } => {
+            let (node, forgotten) = recovery::follow_catalog(&real::disk(), data_dir)?;
+            match forgotten.end {
+                Some(end) => println!("{node} has forgotten its catalog, whose log ended with {end}"),
+                None => println!("{node} has no catalog to forget"),
+            }
+            println!("it takes the catalog of the others when it has been started");
+            Ok(())
+        }
+        ClusterCommand::Recover { data_dir, lost, dry_run, .. } => {
             let lost: BTreeSet<NodeId> = lost.iter().map(|node| NodeId(node.0)).collect();
-            let (node, recovery) = shoal_actors::recovery::recover_catalog(&real::disk(), data_dir, &lost)?;
-            println!("the catalog is that of {node} alone, whose log ended with entry {}", recovery.last_entry);
+            let (node, recovery) = recovery::recover_catalog(&real::disk(), data_dir, &lost, *dry_run)?;
+            println!("the log of {node} ends with {}", recovery.end);
+            let is = if *dry_run { "would be" } else { "is" };
+            println!("the catalog {is} that of {node} alone");
+            if *dry_run {
+                return Ok(());
+            }
             for other in &recovery.others {
                 println!("{other} follows it when both have been started");
             }

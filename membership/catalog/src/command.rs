@@ -218,6 +218,9 @@ pub enum Command {
         /// Whether it has failed.
         failed: bool,
     },
+    /// Behind a recovery of the catalog on one node: what others may have agreed on beyond what that node knew, with nodes that are
+    /// lost, is not met again under the same number.
+    Recover,
 }
 
 /// What an applied command changed; nodes act on it.

@@ -8,6 +8,7 @@ mod apply;
 mod command;
 mod error;
 mod placement;
+mod recovery;
 mod replicas;
 mod splits;
 mod state;

@@ -8,6 +8,7 @@ use shoal_kernel::env::Disk;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 
 use super::journal::Journal;
+use super::recover::LogEnd;
 use super::{log, machine};
 
 /// What lies in a node's catalog directory.
@@ -19,6 +20,8 @@ pub struct CatalogReport {
     pub owner: Option<NodeId>,
     /// Index of the last entry applied to it.
     pub applied: Option<u64>,
+    /// Where its log ends, agreed upon or not.
+    pub end: Option<LogEnd>,
     /// Entries in the log.
     pub entries: usize,
     /// Bytes of the log.
@@ -61,6 +64,7 @@ pub fn examine(disk: &Arc<dyn Disk>, data_dir: &Path, node: Option<NodeId>) -> R
         }
     };
     report.entries = journal.entries.len();
+    report.end = journal.last().map(LogEnd::from);
     match machine::restored(snapshot.as_deref(), &journal) {
         Ok((catalog, applied)) => (report.catalog, report.applied) = (catalog, applied),
         Err(error) => report.errors.push(error),

@@ -53,6 +53,19 @@ impl Journal {
         self.entries.values().next_back().map(|entry| *entry.get_log_id()).or(self.purged)
     }
 
+    /// Whether another entry has been agreed upon at its place. Of entries that are gone for a snapshot only their terms are known,
+    /// so that a wrong one may be found a few entries late; at the last one that was agreed upon it is found.
+    pub(super) fn contradicts(&self, id: LogId) -> bool {
+        let Some(agreed) = self.committed.max(self.purged).filter(|agreed| id.index <= agreed.index) else {
+            return false;
+        };
+        let known = self.entries.get(&id.index).map(|entry| *entry.get_log_id());
+        match known.or(self.purged.filter(|purged| purged.index == id.index)) {
+            Some(known) => known != id,
+            None => id.leader_id > agreed.leader_id,
+        }
+    }
+
     /// Takes over one write.
     pub(super) fn absorb(&mut self, frame: Frame) {
         match frame {
@@ -296,6 +309,20 @@ mod tests {
             bytes.extend(encode(&frame).unwrap());
         }
         assert_eq!(Journal::replay(&bytes, NODE).unwrap_err().code(), ErrorCode::Corruption);
+    }
+
+    #[test]
+    fn what_was_agreed_upon_is_not_overruled() {
+        let mut journal = Journal::default();
+        assert!(!journal.contradicts(id(0)));
+        frames().into_iter().for_each(|frame| journal.absorb(frame));
+        journal.absorb(Frame::Committed(id(6)));
+        let other = |term, index| LogId::new(CommittedLeaderId::new(term, NodeId(9)), index);
+        let contradicts = |term, index| journal.contradicts(other(term, index));
+        assert!((0..12).all(|index| !journal.contradicts(id(index))), "its own entries");
+        assert!((2..=6).all(|index| contradicts(1, index) && contradicts(2, index)));
+        assert!(contradicts(2, 1) && !contradicts(0, 1), "entry 1 is gone for a snapshot");
+        assert!(!contradicts(2, 7), "nothing was agreed upon there");
     }
 
     #[test]

@@ -90,6 +90,11 @@ impl LogStore {
         self.0.writer.try_lock().ok().and_then(|writer| writer.broken.clone())
     }
 
+    /// Whether another entry has been agreed upon at its place.
+    pub(super) fn contradicts(&self, id: LogId) -> bool {
+        self.journal().contradicts(id)
+    }
+
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.0.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -192,13 +192,13 @@ pub(super) fn restored(snapshot: Option<&[u8]>, journal: &Journal) -> Result<(Ca
     Ok((state.catalog, state.applied.map(|id| id.index)))
 }
 
-/// The members that a snapshot names.
+/// The last entry that is in a snapshot, and the members that it names.
 ///
 /// # Errors
 /// As of [`restored`].
-pub(super) fn members(snapshot: Option<&[u8]>) -> Result<openraft::Membership<NodeId, Peer>> {
+pub(super) fn members(snapshot: Option<&[u8]>) -> Result<(Option<LogId>, openraft::Membership<NodeId, Peer>)> {
     let state = snapshot.map(decode).transpose()?.unwrap_or_default();
-    Ok(state.membership.membership().clone())
+    Ok((state.applied, state.membership.membership().clone()))
 }
 
 fn meta_of(state: &State) -> SnapshotMeta {

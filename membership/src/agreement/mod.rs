@@ -38,7 +38,7 @@ pub use examine::{CatalogReport, examine};
 pub use join::JoinError;
 pub use journal::log_bytes;
 pub use network::PeerRpc;
-pub use recover::{Recovery, recover};
+pub use recover::{Forgotten, LogEnd, Recovery, follow, recover};
 
 use log::LogStore;
 use machine::Machine;
@@ -147,6 +147,8 @@ struct Inner {
     heard_ms: AtomicU64,
     /// Others have said that this node is no member any more.
     removed: watch::Sender<bool>,
+    /// Others have agreed on something else than this node.
+    diverged: watch::Sender<Option<Error>>,
     /// Newcomers are admitted one by one.
     door: tokio::sync::Mutex<()>,
     proposing: Semaphore,
@@ -186,6 +188,7 @@ impl Agreement {
             recovered: AtomicBool::new(member),
             heard_ms: AtomicU64::new(propose::millis(env.monotonic())),
             removed: watch::Sender::new(false),
+            diverged: watch::Sender::new(None),
             door: tokio::sync::Mutex::new(()),
             proposing: Semaphore::new(PROPOSALS_MAX),
             leading: Semaphore::new(LEADING_MAX),
@@ -258,14 +261,21 @@ impl Agreement {
     }
 
     /// Waits until consensus has stopped on this node by itself, because its log can no longer be trusted to keep what it is
-    /// given. Only a new start, which reads the log again, mends that. Waits for ever if the node is shut down instead.
+    /// given: only a new start, which reads the log again, mends that. Or because others have agreed on something else
+    /// ([`ErrorCode::CatalogDiverged`]). Waits for ever if the node is shut down instead.
     pub async fn failed(&self) -> Error {
         let mut metrics = self.0.raft.metrics();
+        let mut diverged = self.0.diverged.subscribe();
         loop {
             if let Some(problem) = self.0.problem().filter(|problem| problem.code() != ErrorCode::NotReady) {
                 return problem;
             }
-            if metrics.changed().await.is_err() {
+            let goes_on = tokio::select! {
+                biased;
+                changed = diverged.changed() => changed.is_ok(),
+                changed = metrics.changed() => changed.is_ok(),
+            };
+            if !goes_on {
                 return std::future::pending().await;
             }
         }
@@ -319,6 +329,9 @@ impl Inner {
 
     /// Why consensus has stopped on this node, if it has.
     fn problem(&self) -> Option<Error> {
+        if let Some(diverged) = self.diverged.borrow().clone() {
+            return Some(diverged);
+        }
         let fatal = self.metrics(|metrics| metrics.running_state.as_ref().err().cloned())?;
         Some(self.log.failure().unwrap_or_else(|| stopped(&fatal)))
     }

@@ -28,13 +28,14 @@ fn head(examined: &Examined) -> String {
     }
     if let Some(catalog) = &examined.catalog {
         text.push_str(&format!(
-            "\ncatalog: version {}, {}, {}, {}; log of {} with {}, snapshot of {}",
+            "\ncatalog: version {}, {}, {}, {}; log of {} with {}{}, snapshot of {}",
             catalog.version,
             count(catalog.nodes, "node"),
             count(catalog.tables, "table"),
             count(catalog.partitions, "partition"),
             bytes(catalog.log_bytes),
             count(catalog.log_entries, "entry"),
+            catalog.end.as_ref().map(|end| format!(" up to {end}")).unwrap_or_default(),
             bytes(catalog.snapshot_bytes),
         ));
     }
