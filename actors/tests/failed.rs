@@ -69,3 +69,49 @@ async fn others_take_the_place_of_a_replica_that_does_not_start() {
         node.shutdown().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_take_the_place_of_a_replica_that_cannot_be_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    run(&nodes[0], "CREATE TABLE t (k BIGINT PRIMARY KEY) WITH (replication_factor = 2)").await;
+    run(&nodes[0], "INSERT INTO t VALUES (1), (2), (3), (4)").await;
+    let (partition, held) = replicas(&nodes[0]).await;
+    let number = nodes.iter().rposition(|node| held.iter().any(|replica| replica.node == node.id())).unwrap();
+    let id = nodes[number].id();
+
+    // Neither half can be made there.
+    let replicas_dir = dir.path().join(format!("n{number}/replicas"));
+    let in_the_way = [1, 2].map(|step| replicas_dir.join(PartitionId(partition.0 + step).to_string()));
+    in_the_way.iter().for_each(|path| std::fs::write(path, "in the way").unwrap());
+    run(&nodes[0], "ALTER TABLE t SPLIT AT (3)").await;
+    let halves = || async {
+        let cluster = nodes[0].cluster().await;
+        cluster.partitions.into_iter().map(|partition| partition.replicas).collect::<Vec<_>>()
+    };
+    eventually("another node has the halves", || async {
+        let halves = halves().await;
+        let moved = |replicas: &Vec<ReplicaStatus>| {
+            let failed = replicas.iter().any(|replica| replica.node == id && replica.failed);
+            failed && voters(replicas).len() == 2 && !voters(replicas).contains(&id)
+        };
+        if halves.len() == 2 && halves.iter().all(moved) { Ok(()) } else { Err(Error::internal(format!("{halves:?}"))) }
+    })
+    .await;
+    assert!(nodes[number].ready().is_ok(), "it does what it can");
+    run(&nodes[0], "INSERT INTO t VALUES (5)").await;
+    assert_eq!(numbers(&nodes[number], "SELECT count(*) FROM t").await.unwrap(), [5]);
+
+    in_the_way.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    eventually("the replicas have gone in good order", || async {
+        let halves = halves().await;
+        let gone = |replicas: &Vec<ReplicaStatus>| {
+            replicas.len() == 2 && replicas.iter().all(|replica| !replica.failed && replica.node != id)
+        };
+        if halves.iter().all(gone) { Ok(()) } else { Err(Error::internal(format!("{halves:?}"))) }
+    })
+    .await;
+    for node in nodes {
+        node.shutdown().await;
+    }
+}

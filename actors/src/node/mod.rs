@@ -215,6 +215,7 @@ impl Node {
             return Err(Error::new(ErrorCode::NotReady, format!("the catalog's log has failed: {problem}"))
                 .with_help("restart the node; its tables are served meanwhile"));
         }
+        let unparted = self.0.directory.unparted();
         let waiting: Vec<String> = self
             .0
             .directory
@@ -225,6 +226,7 @@ impl Node {
                 Some(how_far) => format!("{} ({how_far})", handle.partition),
                 None => handle.partition.to_string(),
             })
+            .chain(unparted.into_iter().filter(|(_, given_up)| !given_up).map(|(id, _)| format!("{id} (to be split)")))
             .collect();
         if waiting.is_empty() {
             return Ok(());

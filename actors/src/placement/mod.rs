@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::{Catalog, Command, Outlook};
-use shoal_kernel::{NodeId, Rare};
+use shoal_catalog::{Catalog, Command, Outlook, Partition};
+use shoal_kernel::{NodeId, PartitionId, Rare};
 use shoal_membership::agreement::VOTERS_MAX;
 
 use crate::later::later;
@@ -141,20 +141,44 @@ async fn report_failed(context: &NodeContext, directory: &ReplicaDirectory) {
         let Some(known) = known.map(|replica| replica.failed) else { continue };
         // A new start of the node alone proves nothing.
         let failed = handle.is_given_up() || (known && handle.store().is_err());
-        if known == failed {
-            continue;
-        }
-        let command = Command::MarkReplica { partition, node: context.node, failed };
-        let what = format!("the mark of a failed replica of {partition}");
-        match context.change_catalog(command, &what, PROPOSAL_TIMEOUT).await {
-            Ok(()) if failed => context.env.reached(Rare::ReplicaGivenUp),
-            Ok(()) => {}
-            Err(error) => {
-                tracing::debug!(%error, "the catalog did not hear of a failed replica; it does next turn");
-                return;
-            }
+        if known != failed && !mark(context, partition, failed).await {
+            return;
         }
     }
+    for heir in without_estate(&catalog, context.node, directory) {
+        if !mark(context, heir, true).await {
+            return;
+        }
+    }
+}
+
+/// The partitions of which this node should have replicas, and has none because the store that they are to come from cannot be split.
+fn without_estate(catalog: &Catalog, node: NodeId, directory: &ReplicaDirectory) -> Vec<PartitionId> {
+    let unparted = directory.unparted();
+    if unparted.values().all(|given_up| !given_up) {
+        return Vec::new();
+    }
+    let waits = |partition: &&Partition| {
+        partition.replica(node).is_some_and(|replica| !replica.failed)
+            && directory.get(partition.id).is_err()
+            && catalog.ancestors_of(partition.id).any(|(id, _)| unparted.get(&id) == Some(&true))
+    };
+    catalog.partitions.values().filter(waits).map(|partition| partition.id).collect()
+}
+
+/// False if the catalog did not hear of it.
+async fn mark(context: &NodeContext, partition: PartitionId, failed: bool) -> bool {
+    let command = Command::MarkReplica { partition, node: context.node, failed };
+    let what = format!("the mark of a failed replica of {partition}");
+    match context.change_catalog(command, &what, PROPOSAL_TIMEOUT).await {
+        Ok(()) if failed => context.env.reached(Rare::ReplicaGivenUp),
+        Ok(()) => {}
+        Err(error) => {
+            tracing::debug!(%error, "the catalog did not hear of a failed replica; it does next turn");
+            return false;
+        }
+    }
+    true
 }
 
 /// Has windows dropped of which every row has had its time.

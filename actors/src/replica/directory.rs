@@ -13,12 +13,14 @@ use super::handle::ReplicaHandle;
 /// A map that each node owns; shared by its gateway, its shards and its peers' requests.
 pub(crate) struct ReplicaDirectory {
     handles: Mutex<BTreeMap<PartitionId, Arc<ReplicaHandle>>>,
+    /// Replicas whose partitions were split, which are closed until their stores are split, too; and whether that was given up.
+    unparted: Mutex<BTreeMap<PartitionId, bool>>,
     changed: watch::Sender<u64>,
 }
 
 impl Default for ReplicaDirectory {
     fn default() -> Self {
-        Self { handles: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { handles: Mutex::default(), unparted: Mutex::default(), changed: watch::Sender::new(0) }
     }
 }
 
@@ -69,9 +71,28 @@ impl ReplicaDirectory {
         self.notify();
     }
 
+    /// A replica of a partition that was split is closed until its store is split, too.
+    pub(super) fn set_unparted(&self, partition: PartitionId, given_up: bool) {
+        self.lock_unparted().insert(partition, given_up);
+    }
+
+    /// Its store has been split, or has gone.
+    pub(super) fn set_parted(&self, partition: PartitionId) {
+        self.lock_unparted().remove(&partition);
+    }
+
+    /// Those whose stores are to be split; and whether that was given up.
+    pub(crate) fn unparted(&self) -> BTreeMap<PartitionId, bool> {
+        self.lock_unparted().clone()
+    }
+
     /// Wakes those who wait: a replica appeared, or one has been opened.
     pub(super) fn notify(&self) {
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn lock_unparted(&self) -> std::sync::MutexGuard<'_, BTreeMap<PartitionId, bool>> {
+        self.unparted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PartitionId, Arc<ReplicaHandle>>> {

@@ -35,6 +35,8 @@ use crate::placement::agreed_micros;
 const TURN: Duration = Duration::from_secs(1);
 /// How often at least it is looked whether to propose one.
 const PROPOSES_EVERY_MAX: Duration = Duration::from_secs(600);
+/// How long a merge may keep tombstones after it has ended.
+const DROPS_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// How long a peer may take for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often peers are asked whether they hold everything, and how long to wait in between: for longer than they keep to themselves
@@ -75,6 +77,9 @@ pub(super) struct State {
     replica: ActorRef<ReplicaMessage>,
     /// Up to there tombstones have been dropped in this life of the replica: a restart may have brought some back.
     done: Hlc,
+    /// When to try again to drop them, and how long after that if something is in the way once more.
+    drops_at: Duration,
+    drops_again: Duration,
     /// When to look again whether to propose something.
     proposes_at: Duration,
 }
@@ -90,7 +95,15 @@ impl Actor for Purger {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let Arguments { context, handle, replica } = arguments;
-        let mut state = State { context, handle, replica, done: Hlc::default(), proposes_at: Duration::ZERO };
+        let mut state = State {
+            context,
+            handle,
+            replica,
+            done: Hlc::default(),
+            drops_at: Duration::ZERO,
+            drops_again: TURN,
+            proposes_at: Duration::ZERO,
+        };
         state.wait();
         later(&state.context.env, "purger turn", &myself, TURN, Turn);
         Ok(state)
@@ -128,10 +141,13 @@ impl State {
             true => Hlc::from_micros(self.context.env.wall_micros()),
             false => partition.purged,
         };
-        if agreed > self.done {
+        if agreed > self.done && self.context.env.monotonic() >= self.drops_at {
             match self.purge(agreed).await {
-                Ok(true) => self.done = agreed,
-                Ok(false) => {}
+                Ok(true) => (self.done, self.drops_again) = (agreed, TURN),
+                Ok(false) => {
+                    self.drops_at = self.context.env.monotonic() + self.drops_again;
+                    self.drops_again = (self.drops_again * 2).min(DROPS_AGAIN_MAX);
+                }
                 Err(error) => self.report(error),
             }
         }

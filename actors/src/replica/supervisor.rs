@@ -287,7 +287,11 @@ impl State {
         };
         let actor = child.and_then(|child| child.actor.clone());
         let handle = child.map(|child| child.handle.clone());
-        self.parting.entry(id).or_default().under_way = true;
+        let parting = self.parting.entry(id).or_default();
+        parting.under_way = true;
+        if actor.is_none() {
+            self.directory.set_unparted(id, parting.failures >= self.context.config.replica_failures_max);
+        }
         let (context, myself) = (self.context.clone(), myself.clone());
         self.context.env.spawn("replica split", async move {
             let store = handle.as_ref().and_then(|handle| handle.store().ok());
@@ -324,6 +328,7 @@ impl State {
             Err(error) => {
                 parting.waits = true;
                 parting.failures += 1;
+                self.directory.set_unparted(id, parting.failures >= self.context.config.replica_failures_max);
                 tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
                 later(
                     &self.context.env,
@@ -336,6 +341,7 @@ impl State {
             }
         };
         self.parting.remove(&id);
+        self.directory.set_parted(id);
         self.remove(id).await;
         if !heirs.is_empty() {
             metrics::counter!("shoal_replicas_split_total").increment(1);
@@ -472,6 +478,7 @@ impl State {
             return;
         }
         self.parting.remove(&id);
+        self.directory.set_parted(id);
         if let Some(child) = self.children.get_mut(&id).filter(|child| child.opening) {
             child.goes = true;
             return;

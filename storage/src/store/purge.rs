@@ -51,6 +51,10 @@ impl Store {
     /// # Errors
     /// As of [`Store::flush`] and [`Store::old_tombstones`].
     pub fn purge(&self, until: Hlc) -> Result<Option<u64>> {
+        // A merge may take long, and what is in its way comes again and again: it should not flush each time.
+        if self.compacting.try_lock().is_err() {
+            return Ok(None);
+        }
         // Only what is flushed is known to have buried for good what lay below it.
         self.flush()?;
         let mut taken = BTreeMap::new();
