@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use shoal_actors::Node;
-use shoal_actors::service::{ClusterStatus, Evolution, NodeChange, QueryStream, SqlRequest, WriteReport, WriteRequest};
+use shoal_actors::service::{
+    BalanceStatus, ClusterStatus, Evolution, NodeChange, QueryStream, SqlRequest, WriteReport, WriteRequest,
+};
 use shoal_catalog::Table;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{Applied, Error, NodeId, QueryId, Result};
@@ -55,6 +57,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Changes what a node of the cluster is for. Dropping the future does not stop it.
     fn change_node(&self, id: NodeId, change: NodeChange) -> BoxFuture<'static, Result<()>>;
+
+    /// See [`Node::balance`].
+    fn balance(&self) -> BoxFuture<'static, Result<BalanceStatus>>;
+
+    /// See [`Node::pause_balance`].
+    fn pause_balance(&self, paused: bool) -> BoxFuture<'static, Result<()>>;
 }
 
 /// A node behind its own runtime. The doors run on actix's single-threaded workers; everything the node does runs on the
@@ -126,6 +134,16 @@ impl Backend for NodeBackend {
     fn change_node(&self, id: NodeId, change: NodeChange) -> BoxFuture<'static, Result<()>> {
         let node = self.node.clone();
         self.run(async move { node.change_node(id, change, CHANGE_TIMEOUT).await }, Applied::Unknown)
+    }
+
+    fn balance(&self) -> BoxFuture<'static, Result<BalanceStatus>> {
+        let node = self.node.clone();
+        self.run(async move { node.balance().await }, Applied::False)
+    }
+
+    fn pause_balance(&self, paused: bool) -> BoxFuture<'static, Result<()>> {
+        let node = self.node.clone();
+        self.run(async move { node.pause_balance(paused, CHANGE_TIMEOUT).await }, Applied::Unknown)
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {

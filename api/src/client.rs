@@ -226,6 +226,23 @@ impl Client {
         self.checked(self.agent.post(url).send_empty()).map(|_| ())
     }
 
+    /// What there is to move for balance.
+    ///
+    /// # Errors
+    /// The node cannot be reached or refuses.
+    pub fn balance(&self) -> Result<Value, ClientError> {
+        read_json(self.checked(self.agent.get(format!("{}/api/v1/cluster/balance", self.url)).call())?)
+    }
+
+    /// Has moves for balance end or begin again: `pause` or `resume`.
+    ///
+    /// # Errors
+    /// The node cannot be reached or refuses.
+    pub fn change_balance(&self, change: &str) -> Result<(), ClientError> {
+        let url = format!("{}/api/v1/cluster/balance/{change}", self.url);
+        self.checked(self.agent.post(url).send_empty()).map(|_| ())
+    }
+
     /// Whether the node takes requests.
     ///
     /// # Errors

@@ -459,7 +459,7 @@ fn the_vote_of_a_lost_node_goes_to_another() {
     let lost = voters(&cluster).into_iter().find(|id| id.0 != leader).unwrap();
     cluster.crash(lost.0);
     let alive = (1..=6).map(NodeId).filter(|id| *id != lost).collect();
-    let outlook = Outlook { alive, lost: [lost].into() };
+    let outlook = Outlook { alive, lost: [lost].into(), ..Outlook::default() };
     cluster.eventually("its vote has gone", |cluster| {
         let leader = cluster.leader();
         let catalog = cluster.node(leader).catalog().borrow().clone();

@@ -230,7 +230,7 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
         | Fault::Decommission { host }
         | Fault::Disk { host, .. }
         | Fault::DiskFull { host, .. } => (*host < nodes).then(|| planned.fault.clone())?,
-        Fault::Blackout { .. } | Fault::Storm => planned.fault.clone(),
+        Fault::Blackout { .. } | Fault::Storm | Fault::PausedBalance => planned.fault.clone(),
     };
     Some(PlannedFault { fault, ..planned.clone() })
 }

@@ -1,15 +1,17 @@
 //! What operators have nodes do, and what a node does that is no member any more.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shoal_catalog::{Command, NodeState};
+use shoal_catalog::{Command, Move, NodeState, Outlook, Partition, ReplicaState};
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 use shoal_membership::MemberState;
 
 use super::Inner;
+use crate::placement::load_of;
 use crate::replica::message::ReplicaCall;
 use crate::replica::serve;
-use crate::service::{NodeChange, NodeEnd};
+use crate::service::{BalanceStatus, NodeChange, NodeEnd, WantedMove};
 
 /// How long a node that is to be removed may take to show that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,6 +29,25 @@ impl Inner {
             }
         };
         self.context.change_catalog(command, "the change of the node", timeout).await
+    }
+
+    /// What placement would do for balance if it were to decide now, here.
+    pub(super) async fn balance(&self) -> BalanceStatus {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let alive = self.context.liveness.alive();
+        let load = load_of(&self.context, &alive).await;
+        let changes = |partition: &&Partition| {
+            !partition.settled || partition.replicas.iter().any(|replica| replica.state != ReplicaState::Voting)
+        };
+        let moving = catalog.partitions.values().filter(changes).map(|partition| partition.id).collect();
+        let outlook = Outlook { alive, lost: BTreeSet::new(), load };
+        let wanted = catalog.wanted_moves(&outlook).into_iter().map(|Move { partition, from, to }| {
+            let table = catalog.partitions.get(&partition).and_then(|partition| catalog.tables.get(&partition.table));
+            let table = table.map(|table| table.name.clone()).unwrap_or_default();
+            let bytes = outlook.load.bytes.get(&partition).copied().unwrap_or(0);
+            WantedMove { partition, table, from, to, bytes }
+        });
+        BalanceStatus { paused: catalog.balance_paused, moving, wanted: wanted.collect() }
     }
 
     /// What a node that answers holds need not be given up. Gossip alone does not do: a node that has just been started has heard of

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
-use shoal_catalog::{Catalog, NodeAttributes, Table};
+use shoal_catalog::{Catalog, Command, NodeAttributes, Table};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
 use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
@@ -51,7 +51,8 @@ use crate::replica::opening;
 use crate::replica::replicator::PULL_BYTES_MAX;
 use crate::rounds::Rounds;
 use crate::service::{
-    ClusterStatus, Evolution, NodeChange, NodeConfig, NodeEnd, QueryStream, SqlRequest, WriteReport, WriteRequest,
+    BalanceStatus, ClusterStatus, Evolution, NodeChange, NodeConfig, NodeEnd, QueryStream, SqlRequest, WriteReport,
+    WriteRequest,
 };
 use crate::transport::{Route, Transport, TransportConfig};
 
@@ -339,6 +340,25 @@ impl Node {
     pub async fn change_node(&self, id: NodeId, change: NodeChange, timeout: Duration) -> Result<()> {
         self.0.admit().await?;
         self.0.change_node(id, change, timeout).await
+    }
+
+    /// How evenly replicas are spread, and what placement would still do about it.
+    ///
+    /// # Errors
+    /// The node takes no requests.
+    pub async fn balance(&self) -> Result<BalanceStatus> {
+        self.0.admit().await?;
+        Ok(self.0.balance().await)
+    }
+
+    /// Has replicas moved for balance, or no longer: those on their way for it alone are called off. Comes back once that is agreed on.
+    ///
+    /// # Errors
+    /// The catalog has no quorum.
+    pub async fn pause_balance(&self, paused: bool, timeout: Duration) -> Result<()> {
+        self.0.admit().await?;
+        let command = Command::PauseBalance { paused };
+        self.0.context.change_catalog(command, "the change of balance", timeout).await
     }
 
     /// Waits until the node's part is over by itself: its process should end. Replicas that fail are restarted by their supervisor;

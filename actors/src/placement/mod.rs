@@ -12,17 +12,19 @@
 //! adds late is one too many, which placement sees to. A failed turn is simply followed by the next.
 
 mod clocks;
+mod load;
 mod moves;
 pub(crate) mod splits;
 
 pub(crate) use self::clocks::agreed_micros;
+pub(crate) use self::load::load_of;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use shoal_catalog::{Catalog, Command, Outlook, Partition};
+use shoal_catalog::{Catalog, Command, Load, Outlook, Partition};
 use shoal_kernel::{NodeId, PartitionId, Rare};
 use shoal_membership::agreement::VOTERS_MAX;
 
@@ -32,6 +34,8 @@ use crate::replica::directory::ReplicaDirectory;
 
 const TURN: Duration = Duration::from_secs(1);
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often nodes are asked what they carry.
+const ASKS_EVERY: Duration = Duration::from_secs(10);
 /// How long a node that could not take a vote is passed over.
 const PASSED_OVER: Duration = Duration::from_secs(60);
 
@@ -46,6 +50,9 @@ pub(crate) struct State {
     context: Arc<NodeContext>,
     directory: Arc<ReplicaDirectory>,
     splits: splits::Splits,
+    /// What the nodes carry, and when they are to be asked again.
+    load: Load,
+    asks_at: Duration,
     /// Since when nodes have been down, by the monotonic clock.
     down: BTreeMap<NodeId, Duration>,
     /// Until when nodes get no vote that could not take one.
@@ -67,6 +74,8 @@ impl Actor for Placement {
             context,
             directory,
             splits: splits::Splits::default(),
+            load: Load::default(),
+            asks_at: Duration::ZERO,
             down: BTreeMap::new(),
             passed_over: BTreeMap::new(),
         })
@@ -81,7 +90,7 @@ impl Actor for Placement {
         let context = state.context.clone();
         if context.agreement.is_leader() {
             let catalog = context.agreement.catalog().borrow().clone();
-            let outlook = state.outlook(&catalog);
+            let outlook = state.outlook(&catalog).await;
             moves::carry_on(&context, &catalog, &outlook).await;
             state.tend_voters(&outlook).await;
             expire(&context, &catalog).await;
@@ -89,6 +98,7 @@ impl Actor for Placement {
         } else {
             state.down.clear();
             state.passed_over.clear();
+            state.asks_at = Duration::ZERO;
         }
         report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
@@ -98,8 +108,8 @@ impl Actor for Placement {
 }
 
 impl State {
-    /// Who answers, and who has been gone for too long.
-    fn outlook(&mut self, catalog: &Catalog) -> Outlook {
+    /// Who answers, who has been gone for too long, and what they carry.
+    async fn outlook(&mut self, catalog: &Catalog) -> Outlook {
         let (liveness, now) = (&self.context.liveness, self.context.env.monotonic());
         let is_down = |node: &NodeId| liveness.is_down(*node);
         self.down.retain(|node, _| is_down(node) && catalog.nodes.contains_key(node));
@@ -109,7 +119,12 @@ impl State {
         let replace_after = Duration::from_millis(self.context.config.replace_after_ms);
         let gone = self.down.iter().filter(|(_, since)| now.saturating_sub(**since) >= replace_after);
         let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
-        Outlook { alive: liveness.alive(), lost }
+        let alive = liveness.alive();
+        if now >= self.asks_at {
+            self.load = load_of(&self.context, &alive).await;
+            self.asks_at = now + ASKS_EVERY;
+        }
+        Outlook { alive, lost, load: self.load.clone() }
     }
 
     /// Has the vote of a node that is lost, or that others could give for it in a zone without one, go to another.

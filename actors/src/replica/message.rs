@@ -53,6 +53,8 @@ pub(crate) enum ReplicaCall {
     Holds { partition: PartitionId, epoch: Epoch, logs: Vec<Place> },
     /// Compare yourself with all your peers and pull what you lack, within so long.
     Repair { partition: PartitionId, patience_ms: u64 },
+    /// How much is on your disk, and how much more may be?
+    Load,
 }
 
 /// What a replica can be asked to do for its files.
@@ -138,6 +140,11 @@ pub(crate) enum ReplicaAnswer {
     Repaired(Repaired),
     Fenced(LogId, u64),
     Holds(bool),
+    /// Bytes that the node can take before it refuses writes, and bytes on disk of its replicas.
+    Load {
+        room: u64,
+        bytes: Vec<(PartitionId, u64)>,
+    },
 }
 
 /// A write is on this replica's disk.

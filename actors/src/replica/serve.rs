@@ -111,6 +111,17 @@ impl ReplicaService {
                 Ok(ReplicaAnswer::SplitPoint { at, rows })
             }
             ReplicaCall::Wall => Ok(ReplicaAnswer::Wall(self.context.env.wall_micros())),
+            ReplicaCall::Load => {
+                let (disk, dir) = (self.context.env.disk(), self.context.config.data_dir.clone());
+                let free = self.context.env.blocking(move || disk.free_bytes(&dir)).await??;
+                let handles = self.directory.all();
+                let bytes = handles.iter().filter_map(|handle| {
+                    let store = handle.store().ok()?;
+                    Some((handle.partition, store.status().own_bytes))
+                });
+                let room = free.saturating_sub(self.context.config.disk_reserve_bytes);
+                Ok(ReplicaAnswer::Load { room, bytes: bytes.collect() })
+            }
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();
                 for partitions in partitions.chunks(MAINTAINED_AT_ONCE) {

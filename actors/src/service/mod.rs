@@ -10,4 +10,7 @@ pub use request::{
     CommandDone, Evolution, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
     WriteRequest,
 };
-pub use status::{ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SwimState};
+pub use status::{
+    BalanceStatus, ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SwimState,
+    WantedMove,
+};

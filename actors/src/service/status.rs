@@ -52,6 +52,32 @@ pub struct NodeStatus {
     pub replicas: usize,
 }
 
+/// How evenly replicas are spread over the nodes, and what is being done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalanceStatus {
+    /// Replicas are not moved for balance.
+    pub paused: bool,
+    /// Partitions whose replicas come, go or have just changed, for balance or another reason.
+    pub moving: Vec<PartitionId>,
+    /// Moves that balance asks for beyond these, the first of them.
+    pub wanted: Vec<WantedMove>,
+}
+
+/// A replica that would be better elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedMove {
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// Its table's name.
+    pub table: String,
+    /// Where it is.
+    pub from: NodeId,
+    /// Where it should be.
+    pub to: NodeId,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
 /// What an operator can have a node do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeChange {

@@ -18,7 +18,7 @@ use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The only version this build speaks.
-pub(super) const PROTOCOL_VERSION: u16 = 10;
+pub(super) const PROTOCOL_VERSION: u16 = 11;
 
 pub(super) const MAGIC: [u8; 8] = *b"SHOAL\0n2";
 const PREFIX_BYTES: usize = 10;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::Value;
 use shoal_actors::recovery;
 use shoal_kernel::NodeId;
@@ -21,6 +21,8 @@ use crate::client::Client;
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks without an answer before the waiting is given up.
 const SILENT_MAX: u32 = 20;
+/// Looks at which there is nothing to move before that is believed.
+const QUIET_MIN: u32 = 4;
 /// Looks without progress before it is said what is waited for.
 const STILL_MAX: u32 = 20;
 /// Partitions that are named then.
@@ -57,6 +59,18 @@ enum ClusterCommand {
     },
     /// Have a node give its replicas to others, then leave the cluster and end
     Decommission(Target),
+    /// Have replicas moved until all nodes carry about the same, as they are by themselves unless that was paused
+    Rebalance {
+        /// Only list the moves
+        #[arg(long)]
+        dry_run: bool,
+        /// Have no more replicas moved for balance, and call off what is on its way for it alone
+        #[arg(long, conflicts_with = "dry_run")]
+        pause: bool,
+        /// Come back at once, and not when there is nothing left to move
+        #[arg(long, conflicts_with_all = ["dry_run", "pause"])]
+        no_wait: bool,
+    },
     /// Give up a node that is gone for good, with everything that its disk held
     Remove {
         /// The node's number, as `shoal cluster status` shows it
@@ -161,6 +175,19 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
             );
             Ok(())
         }
+        ClusterCommand::Rebalance { dry_run: true, .. } => {
+            println!("{}", moves(&client.balance()?));
+            Ok(())
+        }
+        ClusterCommand::Rebalance { pause: true, .. } => {
+            client.change_balance("pause")?;
+            println!("no replicas are moved for balance; they are again after: shoal cluster rebalance");
+            Ok(())
+        }
+        ClusterCommand::Rebalance { no_wait, .. } => {
+            client.change_balance("resume")?;
+            if *no_wait { Ok(()) } else { wait_until_balanced(&client) }
+        }
         ClusterCommand::Activate { node } => Ok(client.change_node(node.0, "activate")?),
         ClusterCommand::Decommission(target) => {
             client.change_node(target.node.0, "decommission")?;
@@ -230,6 +257,71 @@ fn wait_until_empty(client: &Client, node: NodeNumber, wanted: Wanted) -> Result
     }
 }
 
+/// Shows how much there is left to move. Whoever interrupts this interrupts the waiting only.
+fn wait_until_balanced(client: &Client) -> Result<(), Exit> {
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} moves done");
+    bar.set_style(style.map_err(Exit::failed)?);
+    let (mut most, mut silent, mut quiet) = (0, 0u32, 0u32);
+    loop {
+        let balance = match client.balance() {
+            Ok(balance) => balance,
+            Err(error) if error.retryable() && silent < SILENT_MAX => {
+                silent += 1;
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        silent = 0;
+        if balance["paused"] == true {
+            bar.abandon();
+            return Err(Exit::failed("balance is paused by somebody else's wish"));
+        }
+        let (moving, wanted) = (array(&balance["moving"]).len(), array(&balance["wanted"]).len());
+        let left = (moving + wanted) as u64;
+        // What moves next is decided on once a second, by what nodes said of themselves a while ago.
+        quiet = if left == 0 { quiet + 1 } else { 0 };
+        if quiet == QUIET_MIN {
+            bar.finish_and_clear();
+            println!("all nodes carry about the same");
+            return Ok(());
+        }
+        most = most.max(left);
+        bar.set_length(most);
+        bar.set_position(most - left);
+        bar.set_message(format!("{moving} under way"));
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// What balance asks for, as a table.
+fn moves(balance: &Value) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["partition", "table", "from", "to", "bytes"]);
+    let wanted = array(&balance["wanted"]);
+    for one in wanted {
+        let bytes = HumanBytes(one["bytes"].as_u64().unwrap_or(0)).to_string();
+        table.add_row([
+            Cell::new(format!("p{}", one["partition"])),
+            Cell::new(one["table"].as_str().unwrap_or_default()),
+            Cell::new(format!("n{}", one["from"])),
+            Cell::new(format!("n{}", one["to"])),
+            Cell::new(bytes).set_alignment(CellAlignment::Right),
+        ]);
+    }
+    let moving = match array(&balance["moving"]).len() {
+        0 => String::new(),
+        moving => format!("; {moving} under way"),
+    };
+    let paused = if balance["paused"] == true { "; balance is paused" } else { "" };
+    match wanted.len() {
+        0 => format!("nothing to move{moving}{paused}"),
+        count => format!("{table}\n{count} to move{moving}{paused}"),
+    }
+}
+
 /// Another node to ask, for that one may go away; itself if there is none.
 fn elsewhere(client: &Client, node: NodeNumber) -> Result<Client, Exit> {
     let cluster = client.cluster()?;
@@ -266,8 +358,11 @@ fn waits_for(cluster: &Value, node: NodeNumber) -> Vec<String> {
 fn status(cluster: &Value) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["node", "zone", "state", "seems", "replicas", "clients", "nodes", "catalog"]);
+    table.set_header(["node", "zone", "state", "seems", "replicas", "bytes", "clients", "nodes", "catalog"]);
+    let replicas = || array(&cluster["partitions"]).iter().flat_map(|partition| array(&partition["replicas"]));
     for node in array(&cluster["nodes"]) {
+        let bytes = replicas().filter(|replica| replica["node"] == node["id"]);
+        let bytes: u64 = bytes.filter_map(|replica| replica["bytes"].as_u64()).sum();
         let text = |field: &str| node[field].as_str().unwrap_or_default().to_owned();
         let role = match (node["id"] == cluster["leader"], node["voter"] == true) {
             (true, _) => "leads",
@@ -280,6 +375,7 @@ fn status(cluster: &Value) -> String {
             Cell::new(text("state")),
             Cell::new(text("swim")),
             Cell::new(node["replicas"].to_string()).set_alignment(CellAlignment::Right),
+            Cell::new(HumanBytes(bytes).to_string()).set_alignment(CellAlignment::Right),
             Cell::new(text("http_address")),
             Cell::new(text("cluster_address")),
             Cell::new(role),

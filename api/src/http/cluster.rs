@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use actix_web::web::{Data, Json, Path};
 use actix_web::{HttpResponse, http::StatusCode};
 use serde::Serialize;
-use shoal_actors::service::{ClusterStatus, NodeChange, NodeStatus, PartitionStatus, ReplicaStatus};
+use shoal_actors::service::{BalanceStatus, ClusterStatus, NodeChange, NodeStatus, PartitionStatus, ReplicaStatus};
 use shoal_catalog::PartitionBounds;
 use shoal_kernel::NodeId;
 use utoipa::ToSchema;
@@ -225,5 +225,72 @@ pub(super) async fn change_node(doors: Data<Doors>, path: Path<(String, String)>
         }
     };
     doors.backend.change_node(NodeId(number), change).await?;
+    Ok(HttpResponse::new(StatusCode::NO_CONTENT))
+}
+
+/// How evenly replicas are spread over the nodes, and what is being done about it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Balance {
+    /// Replicas are not moved for balance.
+    paused: bool,
+    /// Partitions whose replicas come, go or have just changed, for balance or another reason.
+    moving: Vec<u64>,
+    /// Moves that balance asks for beyond these as things are, the first 1,000 of them.
+    wanted: Vec<Move>,
+}
+
+/// A replica that would be better elsewhere.
+#[derive(Serialize, ToSchema)]
+struct Move {
+    /// The partition's number.
+    partition: u64,
+    /// Its table's name.
+    table: String,
+    /// The node that it is on.
+    #[schema(value_type = u64)]
+    from: u32,
+    /// The node that it should be on.
+    #[schema(value_type = u64)]
+    to: u32,
+    /// Bytes on disk of a replica.
+    bytes: u64,
+}
+
+impl From<BalanceStatus> for Balance {
+    fn from(status: BalanceStatus) -> Self {
+        let wanted = status.wanted.into_iter().map(|wanted| Move {
+            partition: wanted.partition.0,
+            table: wanted.table,
+            from: wanted.from.0,
+            to: wanted.to.0,
+            bytes: wanted.bytes,
+        });
+        Self {
+            paused: status.paused,
+            moving: status.moving.into_iter().map(|id| id.0).collect(),
+            wanted: wanted.collect(),
+        }
+    }
+}
+
+/// Whether replicas are moved for balance, which are moving, and which moves balance still asks for.
+#[utoipa::path(get, path = "/api/v1/cluster/balance", tag = "cluster",
+    responses((status = 200, description = "What there is to move", body = Balance), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
+pub(super) async fn balance(doors: Data<Doors>) -> Result<Json<Balance>, Failure> {
+    Ok(Json(doors.backend.balance().await?.into()))
+}
+
+/// Has no replicas moved for balance any more, and those on their way for it alone called off (`pause`), or has them moved again
+/// (`resume`). What nodes lose or give away is made anew elsewhere all the same. Answered once that is agreed on.
+#[utoipa::path(post, path = "/api/v1/cluster/balance/{change}", tag = "cluster",
+    params(("change" = String, Path, description = "`pause` or `resume`")),
+    responses((status = 204, description = "It is agreed on"), (status = "4XX", content_type = "application/problem+json", body = super::problem::Problem), (status = "5XX", content_type = "application/problem+json", body = super::problem::Problem)))]
+pub(super) async fn change_balance(doors: Data<Doors>, change: Path<String>) -> Result<HttpResponse, Failure> {
+    let paused = match change.as_str() {
+        "pause" => true,
+        "resume" => false,
+        other => return Err(Failure::invalid(format!("balance can pause or resume, not '{other}'"))),
+    };
+    doors.backend.pause_balance(paused).await?;
     Ok(HttpResponse::new(StatusCode::NO_CONTENT))
 }

@@ -90,6 +90,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(only(web::get().to(cluster::get))("/api/v1/cluster"))
         .service(only(web::post().to(cluster::change_node))("/api/v1/cluster/nodes/{id}/{change}"))
+        .service(only(web::get().to(cluster::balance))("/api/v1/cluster/balance"))
+        .service(only(web::post().to(cluster::change_balance))("/api/v1/cluster/balance/{change}"))
         .service(only(web::get().to(openapi::get))("/api/v1/openapi.json"))
         .service(only(web::get().to(crate::ws::open))("/api/v1/ws"))
         .default_service(web::to(not_found));

@@ -16,6 +16,8 @@ use utoipa::OpenApi;
         super::queries::delete,
         super::cluster::get,
         super::cluster::change_node,
+        super::cluster::balance,
+        super::cluster::change_balance,
         super::health::alive,
         super::health::ready,
         super::health::metrics,

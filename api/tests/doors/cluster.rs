@@ -501,6 +501,33 @@ fn a_catalog_is_recovered_from_the_last_of_its_voters() {
 }
 
 #[test]
+fn moves_for_balance_wait_while_they_are_paused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = nodes(directory.path(), 1);
+    let make = "CREATE TABLE u (k BIGINT PRIMARY KEY) PARTITION BY HASH(k) PARTITIONS 6 WITH (replication_factor = 1)";
+    nodes[0].client.sql_json(make, None).unwrap();
+    nodes[0].client.sql_json("INSERT INTO u VALUES (1), (2), (3), (4), (5), (6), (7)", None).unwrap();
+    assert!(operate(&nodes[0], &["rebalance", "--pause"]).unwrap().contains("shoal cluster rebalance"));
+    one_more(&mut nodes, directory.path(), &[]);
+    let held = |node: &Process| {
+        let cluster = nodes[0].client.cluster().unwrap();
+        let nodes = cluster["nodes"].as_array().unwrap().clone();
+        nodes.into_iter().find(|found| format!("n{}", found["id"]) == node.id()).unwrap()["replicas"].as_u64().unwrap()
+    };
+    until("the moves are known", || {
+        operate(&nodes[1], &["rebalance", "--dry-run"]).is_ok_and(|told| told.contains("3 to move; balance is paused"))
+    });
+    // Placement has had several turns.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!([held(&nodes[0]), held(&nodes[1])], [6, 0]);
+    let done = operate(&nodes[1], &["rebalance"]).unwrap();
+    assert!(done.contains("all nodes carry about the same"), "{done}");
+    assert_eq!([held(&nodes[0]), held(&nodes[1])], [3, 3]);
+    assert_eq!(operate(&nodes[0], &["rebalance", "--dry-run"]).unwrap().trim(), "nothing to move");
+    assert_eq!(rows(&nodes[1].client, "SELECT count(*), sum(k) FROM u").unwrap(), [[json!(7), json!(28)]]);
+}
+
+#[test]
 fn replicas_are_spread_over_zones() {
     let directory = tempfile::tempdir().unwrap();
     let mut nodes = Vec::new();

@@ -340,6 +340,19 @@ fn operators_have_nodes_do_things() {
 }
 
 #[test]
+fn balance_is_shown_and_paused() {
+    let world = World::new();
+    let shown = world.get("/api/v1/cluster/balance").json();
+    assert_eq!(shown["wanted"][0], json!({ "partition": 4, "table": "t", "from": 7, "to": 9, "bytes": 1 << 20 }));
+    assert_eq!((&shown["paused"], &shown["moving"]), (&json!(true), &json!([3])));
+    for change in ["pause", "resume"] {
+        assert_eq!(world.send("POST", &format!("/api/v1/cluster/balance/{change}"), &[], b"").status, 204);
+    }
+    world.until(|log| log.paused == [true, false]);
+    world.send("POST", "/api/v1/cluster/balance/stop", &[], b"").problem(400, "invalid_request");
+}
+
+#[test]
 fn a_client_that_leaves_stops_its_query() {
     let world = World::new();
     world.script("SELECT slow", Script::Hang(vec![]));

@@ -11,14 +11,14 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::Value;
 use shoal::{Backend, Limits, Server, ServerOptions};
 use shoal_actors::service::{
-    ClusterStatus, CommandDone, Evolution, NodeChange, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest,
-    WriteReport, WriteRequest,
+    BalanceStatus, ClusterStatus, CommandDone, Evolution, NodeChange, Progress, QueryEvent, QueryStream, QuerySummary,
+    SqlRequest, WantedMove, WriteReport, WriteRequest,
 };
 use shoal_catalog::{Partitioning, Table, TableOptions};
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{
-    Column, ColumnId, Error, ErrorCode, Hlc, NodeId, QueryId, Result, TableId, TableKind, TableSchema, Version,
-    WriteLevel,
+    Column, ColumnId, Error, ErrorCode, Hlc, NodeId, PartitionId, QueryId, Result, TableId, TableKind, TableSchema,
+    Version, WriteLevel,
 };
 
 /// What a statement does.
@@ -42,6 +42,7 @@ pub struct Log {
     pub written_as: Vec<Arc<Table>>,
     pub cancelled: Vec<QueryId>,
     pub changed_nodes: Vec<(NodeId, NodeChange)>,
+    pub paused: Vec<bool>,
     /// Statements whose stream was dropped before its end.
     pub dropped: Vec<String>,
     /// Batches that endless statements got rid of.
@@ -182,6 +183,18 @@ impl Backend for Scripted {
         Box::pin(async move {
             if known { Ok(()) } else { Err(Error::new(ErrorCode::NotFound, format!("there is no node {id}"))) }
         })
+    }
+
+    fn balance(&self) -> BoxFuture<'static, Result<BalanceStatus>> {
+        let wanted =
+            WantedMove { partition: PartitionId(4), table: "t".into(), from: NODE, to: NodeId(9), bytes: 1 << 20 };
+        let status = BalanceStatus { paused: true, moving: vec![PartitionId(3)], wanted: vec![wanted] };
+        Box::pin(async move { Ok(status) })
+    }
+
+    fn pause_balance(&self, paused: bool) -> BoxFuture<'static, Result<()>> {
+        self.log.lock().unwrap().paused.push(paused);
+        Box::pin(async { Ok(()) })
     }
 
     fn cluster(&self) -> BoxFuture<'static, Result<ClusterStatus>> {

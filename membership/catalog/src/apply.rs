@@ -48,6 +48,7 @@ impl Catalog {
             Command::SplitPartition { partition, at, epoch } => self.split_partition(partition, at, epoch)?,
             Command::MarkReplica { partition, node, failed } => self.mark_replica(partition, node, failed)?,
             Command::RaisePurge { partition, changed, purged } => self.raise_purge(partition, changed, purged)?,
+            Command::PauseBalance { paused } => self.pause_balance(paused),
             Command::Recover => self.leave_numbers_free(),
         };
         if !effects.is_empty() {

@@ -218,6 +218,11 @@ pub enum Command {
         /// Whether it has failed.
         failed: bool,
     },
+    /// Replicas are moved for balance, or no longer. Those on their way for it alone are called off.
+    PauseBalance {
+        /// Whether they are not.
+        paused: bool,
+    },
     /// Behind a recovery of the catalog on one node: what others may have agreed on beyond what that node knew, with nodes that are
     /// lost, is not met again under the same number.
     Recover,

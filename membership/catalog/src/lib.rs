@@ -8,6 +8,7 @@ mod apply;
 mod command;
 mod error;
 mod placement;
+mod places;
 mod recovery;
 mod replicas;
 mod splits;
@@ -20,6 +21,7 @@ mod windows;
 pub use apply::{ZONE_BYTES_MAX, check_zone};
 pub use command::{AlteredTable, CatalogError, Command, CommandOutcome, Effect, NewTable, TtlChange};
 pub use placement::Outlook;
+pub use places::{Load, Move};
 pub use state::{
     Ancestor, Catalog, NodeAttributes, NodeRecord, NodeState, Partition, PartitionBounds, Partitioning, Replica,
     ReplicaState, SplitLimits, Table, TableOptions,

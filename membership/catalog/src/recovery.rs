@@ -2,7 +2,8 @@
 //! catalog that was recovered knows nothing. Whatever comes next has other numbers, so that nobody takes one for the other.
 
 use crate::command::Effect;
-use crate::state::{Catalog, Partition};
+use crate::replicas::next_epoch;
+use crate::state::Catalog;
 use shoal_kernel::{ColumnId, Epoch};
 
 /// So many numbers are left free: more than entries that anybody may have agreed on since a node fell behind and lived.
@@ -18,8 +19,13 @@ impl Catalog {
             schema.version = schema.version.saturating_add(FREE);
             schema.next_column = ColumnId(schema.next_column.0.saturating_add(FREE));
         }
-        for Partition { epoch, .. } in self.partitions.values_mut() {
-            *epoch = Epoch(epoch.0 + u64::from(FREE));
+        for partition in self.partitions.values_mut() {
+            if partition.settled {
+                // The voters are those of before, and hold what these have acknowledged.
+                next_epoch(partition);
+                partition.settled = true;
+            }
+            partition.epoch = Epoch(partition.epoch.0 + u64::from(FREE));
         }
         let tables = self.tables.keys().copied().map(Effect::Table);
         let partitions = self.partitions.keys().copied().map(Effect::Partition);

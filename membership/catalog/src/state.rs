@@ -9,7 +9,7 @@ use shoal_kernel::{
     WriteLevel,
 };
 
-use crate::placement::Held;
+use crate::places::Held;
 
 /// A member of the cluster, alive or not: SWIM says who is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +277,8 @@ pub struct Catalog {
     pub ancestors: BTreeMap<PartitionId, Ancestor>,
     /// The next free number for tables and partitions.
     pub next_id: u64,
+    /// Replicas are not moved for balance.
+    pub balance_paused: bool,
     #[serde(skip)]
     pub(crate) held: Held,
 }

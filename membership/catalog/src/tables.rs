@@ -9,6 +9,7 @@ use shoal_kernel::schema::{DEDUP_COLUMN, TOMBSTONE_COLUMN, TS_COLUMN, VERSION_CO
 use shoal_kernel::{ChangeRefused, ColumnId, Epoch, KeyRange, PartitionId, TableId, TableKind, TableSchema};
 
 use crate::command::{AlteredTable, CatalogError, Effect, NewTable};
+use crate::places::Load;
 use crate::state::{Catalog, Partition, PartitionBounds, Partitioning, SplitLimits, Table};
 use crate::ttl::check_ttl;
 use crate::windows::check_windows;
@@ -66,7 +67,8 @@ impl Catalog {
         effects: &mut Vec<Effect>,
     ) -> Result<Vec<PartitionId>, CatalogError> {
         let factor = usize::try_from(replication_factor).unwrap_or(usize::MAX);
-        let mut places = self.keep_places();
+        let empty = Load::default();
+        let mut places = self.keep_places(&empty);
         if places.is_empty() {
             return Err(invalid("no active node could hold the table"));
         }

@@ -136,7 +136,7 @@ fn invariants(catalog: &Catalog) -> Result<(), TestCaseError> {
 
 fn outlook(alive: &[u32], lost: &[u32]) -> Outlook {
     let set = |ids: &[u32]| ids.iter().copied().map(NodeId).collect();
-    Outlook { alive: set(alive), lost: set(lost) }
+    Outlook { alive: set(alive), lost: set(lost), load: Load::default() }
 }
 
 fn zone_of(catalog: &Catalog, node: NodeId) -> &str {
@@ -229,6 +229,7 @@ fn command() -> impl Strategy<Value = Command> {
             Command::MarkReplica { partition, node, failed }),
         6 => (partition(), point(), epoch()).prop_map(|(partition, at, epoch)|
             Command::SplitPartition { partition, at, epoch }),
+        1 => any::<bool>().prop_map(|paused| Command::PauseBalance { paused }),
     ]
 }
 
@@ -267,7 +268,10 @@ proptest! {
         for command in commands {
             let _ = replayed.apply(command);
         }
-        prop_assert_eq!(replayed, catalog, "replay gives another state");
+        prop_assert_eq!(&replayed, &catalog, "replay gives another state");
+        replayed.apply(Command::Recover).unwrap();
+        invariants(&replayed)?;
+        prop_assert!(replayed.partitions.iter().all(|(id, partition)| partition.epoch > catalog.partitions[id].epoch));
     }
 
     #[test]
@@ -287,6 +291,32 @@ proptest! {
         let held = held(&catalog);
         let (most, least) = (held.values().max().unwrap(), held.values().min().unwrap());
         prop_assert!(*most <= least + 1, "not balanced: {:?}", held);
+    }
+
+    /// Of few large partitions and many small ones, moved or not, all nodes carry about the same in the end.
+    #[test]
+    fn replicas_are_balanced_by_their_bytes(
+        nodes in 1..7u32, factor in 1..4u32, sizes in vec(0..11u32, 1..24), late in 1..4u32,
+    ) {
+        let mut catalog = cluster(nodes);
+        catalog.apply(Command::CreateTable(hashed("t", sizes.len() as u32, factor))).unwrap();
+        for id in nodes + 1..=nodes + late {
+            catalog.apply(add_node(id)).unwrap();
+        }
+        let all = catalog.nodes.keys().map(|node| node.0).collect::<Vec<_>>();
+        let bytes = catalog.partitions.keys().copied().zip(sizes.iter().map(|size| (1u64 << size) << 20)).collect();
+        let outlook = Outlook { load: Load { bytes, ..Load::default() }, ..outlook(&all, &[]) };
+        carry_out(&mut catalog, &outlook)?;
+        prop_assert_eq!(catalog.wanted_moves(&outlook), []);
+        let of = |partition: &Partition| outlook.load.bytes[&partition.id] + (16 << 20);
+        let mut carried: BTreeMap<NodeId, u64> = catalog.nodes.keys().map(|node| (*node, 0)).collect();
+        for partition in catalog.partitions.values() {
+            prop_assert_eq!(partition.replicas.len(), factor.min(nodes + late) as usize);
+            partition.voters().for_each(|voter| *carried.get_mut(&voter).unwrap() += of(partition));
+        }
+        let (most, least) = (*carried.values().max().unwrap(), *carried.values().min().unwrap());
+        let largest = catalog.partitions.values().map(of).max().unwrap();
+        prop_assert!(most - least <= (2 * largest).max(most / 8), "not balanced: {:?}", carried);
     }
 
     /// Nodes come one after the other, of some zones or another, and some change theirs.
@@ -436,6 +466,66 @@ fn zones_come_before_balance() {
     // While one rack is away, the other does not take everything: that would be no copy more than there were.
     let away = outlook(&[1, 2, 3, 4], &[]);
     assert_eq!(catalog.wanted_changes(&away), []);
+}
+
+#[test]
+fn who_has_no_room_gets_nothing_and_gives_away() {
+    let mut catalog = cluster(3);
+    catalog.apply(Command::CreateTable(hashed("t", 2, 2))).unwrap();
+    catalog.apply(add_node(4)).unwrap();
+    let ids: Vec<PartitionId> = catalog.partitions.keys().copied().collect();
+    let bytes = BTreeMap::from([(ids[0], 100 << 20), (ids[1], 300 << 20)]);
+    let on = |catalog: &Catalog, node| {
+        ids.iter().copied().filter(|id| catalog.partitions[id].replica(NodeId(node)).is_some()).collect::<Vec<_>>()
+    };
+    let with_room = |rooms: &[(u32, u64)]| Outlook {
+        load: Load { bytes: bytes.clone(), room: rooms.iter().map(|(node, room)| (NodeId(*node), *room)).collect() },
+        ..outlook(&[1, 2, 3, 4], &[])
+    };
+    // A node is full: the larger of its replicas goes, but not to one without room for it and its merges.
+    let full = catalog.partitions[&ids[1]].voters().next().unwrap().0;
+    let others: Vec<u32> = (1..5).filter(|node| *node != full).collect();
+    let tight: Vec<(u32, u64)> = others.iter().map(|node| (*node, 599 << 20)).chain([(full, 0)]).collect();
+    let moves = catalog.wanted_moves(&with_room(&tight));
+    assert!(moves.iter().all(|one| one.partition != ids[1]), "{moves:?}");
+    let wide: Vec<(u32, u64)> = others.iter().map(|node| (*node, 600 << 20)).chain([(full, 0)]).collect();
+    let moves = catalog.wanted_moves(&with_room(&wide));
+    assert_eq!((moves[0].partition, moves[0].from), (ids[1], NodeId(full)));
+    // Copies that are missing are not made where there is no room either.
+    catalog.apply(Command::PauseBalance { paused: true }).unwrap();
+    let lost = Outlook { lost: [NodeId(full)].into(), ..with_room(&tight) };
+    let lost = Outlook { alive: others.iter().copied().map(NodeId).collect(), ..lost };
+    let made = catalog.wanted_changes(&lost);
+    let small = on(&catalog, full).contains(&ids[0]);
+    assert_eq!(made.len(), usize::from(small), "{made:?}");
+}
+
+#[test]
+fn moves_for_balance_are_called_off() {
+    let mut catalog = cluster(1);
+    catalog.apply(Command::CreateTable(hashed("t", 4, 1))).unwrap();
+    catalog.apply(add_node(2)).unwrap();
+    let both = outlook(&[1, 2], &[]);
+    let moves = catalog.wanted_moves(&both);
+    assert_eq!(moves.len(), 2);
+    for add in catalog.wanted_changes(&both) {
+        catalog.apply(add).unwrap();
+    }
+    catalog.apply(Command::PauseBalance { paused: true }).unwrap();
+    let off = catalog.wanted_changes(&both);
+    let joiner = |change: &Command| matches!(change, Command::RetireReplica { node: NodeId(2), .. });
+    assert!(off.len() == 2 && off.iter().all(joiner), "{off:?}");
+    carry_out(&mut catalog, &both).unwrap();
+    assert_eq!(held(&catalog).into_values().collect::<Vec<_>>(), [4, 0]);
+    // What is drained goes all the same.
+    catalog.apply(Command::SetNodeState { id: NodeId(1), state: NodeState::Draining }).unwrap();
+    carry_out(&mut catalog, &both).unwrap();
+    assert_eq!(held(&catalog), [(NodeId(2), 4)].into());
+    catalog.apply(Command::SetNodeState { id: NodeId(1), state: NodeState::Active }).unwrap();
+    assert_eq!(catalog.wanted_changes(&both), []);
+    catalog.apply(Command::PauseBalance { paused: false }).unwrap();
+    carry_out(&mut catalog, &both).unwrap();
+    assert_eq!(held(&catalog).into_values().collect::<Vec<_>>(), [2, 2]);
 }
 
 #[test]

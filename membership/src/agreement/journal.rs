@@ -19,7 +19,7 @@ use super::types::{Entry, LogId, Proposal, Vote};
 const MAGIC: [u8; 4] = *b"shrl";
 const HEADER_BYTES: usize = 12;
 /// The version of the format that this build writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 8;
+const FORMAT_VERSION: u32 = 9;
 
 /// One write.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use shoal_kernel::NodeId;
 pub(super) const FILE: &str = "snapshot";
 
 /// The version of the format that this build writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 8;
+const FORMAT_VERSION: u32 = 9;
 
 /// Outcomes that are remembered, so that a proposal sent again is not applied again. More than can be on their way at once.
 const OUTCOMES_MAX: usize = 512;

@@ -217,6 +217,24 @@ impl Office {
         .await
     }
 
+    /// Has replicas moved for balance, or no longer, through one of the nodes.
+    pub(super) async fn pause_balance(
+        &self,
+        env: &Env,
+        through: u16,
+        paused: bool,
+        timeout: Duration,
+    ) -> Result<(), Failed> {
+        let label = format!("an operator: balance is paused: {paused}");
+        self.call(env, through, label, move |running, reply| {
+            let Running { node, env } = running;
+            env.spawn("operator", async move {
+                reply.send(node.pause_balance(paused, timeout).await);
+            });
+        })
+        .await
+    }
+
     /// Has a node lose one in so many rows behind the backs of its logs; says how many it has lost.
     pub(super) async fn lose_rows(&self, env: &Env, node: u16, one_in: u64) -> Result<u64, Failed> {
         self.call(env, node, format!("an accident: one in {one_in} rows is lost"), move |running, reply| {

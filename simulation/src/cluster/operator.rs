@@ -26,6 +26,8 @@ enum Task {
     Empty(NodeChange),
     /// Removes the node whose disk is lost, once another has come in its place.
     Remove,
+    /// Pauses balance, and resumes it in the end.
+    Pause,
 }
 
 impl Operator {
@@ -35,6 +37,7 @@ impl Operator {
             Fault::Drain { host } => (host, Task::Empty(NodeChange::Drain)),
             Fault::Decommission { host } => (host, Task::Empty(NodeChange::Decommission)),
             Fault::Wipe { host } => (host, Task::Remove),
+            Fault::PausedBalance => (0, Task::Pause),
             _ => return None,
         };
         let from_micros = planned.at_ms * 1_000;
@@ -45,9 +48,9 @@ impl Operator {
     pub(super) async fn work(self) {
         // A moment before: whoever runs there is to be known.
         self.wait(self.from_micros.saturating_sub(1_000)).await;
-        let Some(id) = self.office.desk.identity(self.host) else { return };
         match self.task {
             Task::Empty(change) => {
+                let Some(id) = self.office.desk.identity(self.host) else { return };
                 self.try_until(id, change, Some(self.until_micros)).await;
                 self.wait(self.until_micros).await;
                 self.try_until(id, NodeChange::Activate, None).await;
@@ -56,9 +59,30 @@ impl Operator {
                 self.try_until(id, NodeChange::Activate, None).await;
             }
             Task::Remove => {
+                let Some(id) = self.office.desk.identity(self.host) else { return };
                 self.wait(self.until_micros).await;
                 self.try_until(id, NodeChange::Remove, None).await;
             }
+            Task::Pause => {
+                self.pause_until(true, Some(self.until_micros)).await;
+                self.wait(self.until_micros).await;
+                self.pause_until(false, None).await;
+                self.env.sleep(NODE_TIMEOUT).await;
+                self.pause_until(false, None).await;
+            }
+        }
+    }
+
+    /// Asks until somebody has done it, or it is too late.
+    async fn pause_until(&self, paused: bool, until_micros: Option<u64>) {
+        for turn in 0u16.. {
+            let through = turn % self.office.nodes;
+            if until_micros.is_some_and(|until| self.office.shared.now_micros() >= until)
+                || self.office.pause_balance(&self.env, through, paused, NODE_TIMEOUT).await.is_ok()
+            {
+                return;
+            }
+            self.env.sleep(PAUSE).await;
         }
     }
 

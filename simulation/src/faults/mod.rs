@@ -131,6 +131,8 @@ pub enum Fault {
     },
     /// Many more clients than usual are at work.
     Storm,
+    /// An operator has no replicas moved for balance, until the end.
+    PausedBalance,
 }
 
 impl Fault {
@@ -181,6 +183,7 @@ impl Fault {
             }
             // The clients and the operators know the plan.
             Self::Storm => shared.trace(Kind::Fault, format_args!("clients storm the nodes")),
+            Self::PausedBalance => shared.trace(Kind::Fault, format_args!("balance is to be paused")),
             Self::Drain { host } => shared.trace(Kind::Fault, format_args!("{} is to be drained", HostId(*host))),
             Self::Decommission { host } => {
                 shared.trace(Kind::Fault, format_args!("{} is to leave the cluster", HostId(*host)));
@@ -237,6 +240,7 @@ impl Fault {
             | Self::Join { .. }
             | Self::Drain { .. }
             | Self::Decommission { .. }
+            | Self::PausedBalance
             | Self::Storm => {}
         }
         Ok(())

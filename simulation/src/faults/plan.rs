@@ -75,11 +75,13 @@ pub enum FaultKind {
     Drain,
     /// A node leaves the cluster, and its machine comes back with an empty disk.
     Decommission,
+    /// Replicas are not moved for balance.
+    PausedBalance,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
@@ -106,6 +108,7 @@ impl FaultKind {
         Self::Storm,
         Self::Drain,
         Self::Decommission,
+        Self::PausedBalance,
     ];
 
     /// Whether it may destroy what a disk holds.
@@ -262,6 +265,7 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
             let Some(host) = stream.pick(&menu.drained).copied().filter(|host| *host > 0) else { return Vec::new() };
             vec![PlannedFault { at_ms, for_ms, fault: Fault::Decommission { host } }]
         }
+        FaultKind::PausedBalance => vec![PlannedFault { at_ms, for_ms, fault: Fault::PausedBalance }],
         // Short: what they leave to do takes longer than they last.
         FaultKind::Storm => vec![PlannedFault { at_ms, for_ms: for_ms.min(STORM_MS_MAX), fault: Fault::Storm }],
         kind => {
@@ -333,6 +337,7 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
         | FaultKind::Storm
         | FaultKind::Drain
         | FaultKind::Decommission
+        | FaultKind::PausedBalance
         | FaultKind::StepBack
         | FaultKind::Damage => return None,
     })

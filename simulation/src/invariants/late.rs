@@ -65,7 +65,7 @@ fn hindered(evidence: &Evidence, write: &Write, host: u16, until_micros: u64) ->
             | Fault::CrashInJob { host: one, .. }
             | Fault::Disk { host: one, .. }
             | Fault::DiskFull { host: one, .. } => *one == host,
-            Fault::Blackout { .. } | Fault::Storm => true,
+            Fault::Blackout { .. } | Fault::Storm | Fault::PausedBalance => true,
             _ => false,
         };
         let (from, to) = (planned.at_ms * 1_000, (planned.at_ms + planned.for_ms) * 1_000 + REOPEN_MICROS);

@@ -138,7 +138,7 @@ pub fn catalog(nodes: usize, partitions: u64, seed: u64, meter: &mut dyn Meter) 
         }
     }
     let start = meter.elapsed();
-    let outlook = Outlook { alive: nodes_of.iter().copied().collect(), lost: BTreeSet::new() };
+    let outlook = Outlook { alive: nodes_of.iter().copied().collect(), ..Outlook::default() };
     let wanted = catalog.wanted_changes(&outlook);
     let looked_over_in = meter.elapsed().saturating_sub(start);
     let moves = |command: &Command| matches!(command, Command::AddReplica { .. });
