@@ -1,6 +1,5 @@
 //! The catalog at a size that nobody has yet: how long its commands take, and how many bytes the map of partitions is.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
