@@ -254,6 +254,16 @@ async fn windows_on_three_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn values_on_one_node() {
+    alone("values.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_on_three_nodes() {
+    alone("values.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn schemaless_on_one_node() {
     alone("schemaless.slt", 1).await;
 }

@@ -11,7 +11,7 @@ const PRUNE_KEYS_MAX: usize = 1024;
 pub(crate) fn prune<'a>(catalog: &'a Catalog, table: &'a Table, predicates: &[ColumnPredicate]) -> Vec<&'a Partition> {
     let all = catalog.partitions_of(table);
     match &table.partitioning {
-        Partitioning::Range { columns } => {
+        Partitioning::Range { columns } | Partitioning::Value { columns } => {
             let Some(first) = columns.first() else { return all.collect() };
             let wanted: Vec<Vec<KeyRange>> =
                 predicates.iter().filter(|predicate| predicate.column() == *first).filter_map(ranges).collect();

@@ -101,6 +101,7 @@ fn partitioning(table: &Table) -> String {
     let kind = match table.partitioning {
         Partitioning::Range { .. } => "RANGE",
         Partitioning::Hash { .. } => "HASH",
+        Partitioning::Value { .. } => "VALUE",
     };
     let width = table.options.partition_size_hint.map_or_else(String::new, |width| {
         let unit = table.window_column().and_then(|column| WindowUnit::of(&column.data_type));

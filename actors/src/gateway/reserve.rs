@@ -79,9 +79,9 @@ impl Delivery {
         let table = catalog.tables.get(&self.table.id).ok_or_else(|| dropped(&self.table))?;
         let roots = catalog.roots(table);
         let place = key::partition_hash(token.as_bytes()) % roots.len().max(1) as u64;
-        let root = match table.options.partition_size_hint {
-            Some(_) => roots.iter().min(),
-            None => usize::try_from(place).ok().and_then(|place| roots.get(place)),
+        let root = match table.has_windows() {
+            true => roots.iter().min(),
+            false => usize::try_from(place).ok().and_then(|place| roots.get(place)),
         };
         let root = *root.ok_or_else(|| Error::internal(format!("table '{}' has no partitions", table.name)))?;
         Ok(catalog.range_of(root).map_or(Home::Partition(root), |range| Home::Key(range.start.clone())))
@@ -90,7 +90,9 @@ impl Delivery {
     /// Where the reservation of a key is kept whose first rows are these.
     pub(super) fn home_of(&self, first: &Piece) -> Result<Home> {
         match (&self.table.partitioning, first.parts.first()) {
-            (Partitioning::Range { .. }, _) => Ok(Home::Key(route::least_key(&self.table, &first.rows)?)),
+            (Partitioning::Range { .. } | Partitioning::Value { .. }, _) => {
+                Ok(Home::Key(route::least_key(&self.table, &first.rows)?))
+            }
             (Partitioning::Hash { .. }, Some(part)) => Ok(Home::Partition(part.partition)),
             (_, None) => Err(Error::internal("a piece without rows")),
         }

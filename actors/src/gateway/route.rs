@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array};
 use arrow::compute::{concat_batches, take_record_batch};
-use shoal_catalog::{Catalog, Table};
-use shoal_kernel::limits::{KEY_BYTES_MAX, WRITE_BYTES_MAX};
+use shoal_catalog::{Catalog, Partitioning, Table};
+use shoal_kernel::limits::{KEY_BYTES_MAX, PARTITIONS_PER_TABLE_MAX, WRITE_BYTES_MAX};
 use shoal_kernel::schema::{DEDUP_COLUMN, TS_COLUMN};
 use shoal_kernel::{ColumnId, Cutoff, Error, ErrorCode, KeyRange, PartitionId, Result};
 use shoal_storage::{
@@ -189,17 +189,15 @@ pub(super) fn split(catalog: &Catalog, table: &Table, batches: &[RecordBatch], d
                 ));
             }
             let Some(partition) = catalog.partition_for(now, key) else {
-                if deletes && now.options.partition_size_hint.is_some()
-                    || missing.iter().any(|window| window.contains(key))
-                {
+                if deletes && now.has_windows() || missing.iter().any(|window| window.contains(key)) {
                     continue;
                 }
                 missing.insert(now.window_of(key).ok_or_else(|| {
                     let row = first_row + row + 1;
                     Error::internal(format!("no partition of '{}' holds the key of row {row}", table.name))
                 })?);
-                if missing.len() > WINDOWS_PER_REQUEST_MAX {
-                    return Err(too_many_windows(table));
+                if missing.len() > windows_max(now) {
+                    return Err(too_many_windows(now));
                 }
                 continue;
             };
@@ -292,14 +290,30 @@ fn parts_of(rows: &RecordBatch, ordinals: Option<&[u32]>, owners: &[PartitionId]
     places.into_iter().map(part).collect()
 }
 
+/// Windows that one request may have made. Times in a wrong unit make many; of values there are as many as there are.
+fn windows_max(table: &Table) -> usize {
+    match table.partitioning {
+        Partitioning::Value { .. } => PARTITIONS_PER_TABLE_MAX as usize,
+        _ => WINDOWS_PER_REQUEST_MAX,
+    }
+}
+
 fn too_many_windows(table: &Table) -> Error {
-    Error::new(
-        ErrorCode::LimitExceeded,
-        format!("the rows lie in more than {WINDOWS_PER_REQUEST_MAX} windows of '{}' that do not exist yet", table.name),
-    )
-    .with_help(
-        "send rows that lie closer together, or give the table wider windows: ALTER TABLE … SET (partition_size_hint = …)",
-    )
+    let most = windows_max(table);
+    let (message, help) = match table.partitioning {
+        Partitioning::Value { .. } => (
+            format!(
+                "the rows have more than {most} values of the partition key, and '{}' has a partition for each",
+                table.name
+            ),
+            "make a table with PARTITION BY HASH or RANGE: its partitions hold many values",
+        ),
+        _ => (
+            format!("the rows lie in more than {most} windows of '{}' that do not exist yet", table.name),
+            "send rows that lie closer together, or give the table wider windows: ALTER TABLE … SET (partition_size_hint = …)",
+        ),
+    };
+    Error::new(ErrorCode::LimitExceeded, message).with_help(help)
 }
 
 /// Cuts rows so that no piece has more bytes than one write may have, and leaves out columns that hold nothing.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_catalog::{Catalog, Command, Partition, PartitionBounds};
+use shoal_catalog::{Catalog, Command, Partition, PartitionBounds, Partitioning};
 use shoal_kernel::level::quorum;
 use shoal_kernel::{Error, ErrorCode, PartitionId, Rare, Result};
 use shoal_storage::SplitPoint;
@@ -44,7 +44,11 @@ pub(super) async fn split_grown(context: &NodeContext, directory: &ReplicaDirect
     let mut asked_for = 0;
     for handle in handles {
         let Some(partition) = catalog.partitions.get(&handle.partition) else { continue };
-        if !is_looked_after_here(context, partition) || !handle.serves() {
+        let has_one_key = catalog
+            .tables
+            .get(&partition.table)
+            .is_some_and(|table| matches!(table.partitioning, Partitioning::Value { .. }));
+        if has_one_key || !is_looked_after_here(context, partition) || !handle.serves() {
             continue;
         }
         let Some(size) = outgrown(&catalog, partition, &handle) else { continue };

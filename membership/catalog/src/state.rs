@@ -82,13 +82,18 @@ pub enum Partitioning {
         /// How many partitions, for the life of the table.
         buckets: u32,
     },
+    /// One for each partition key that there are rows of, made when the first of them comes.
+    Value {
+        /// The partition key.
+        columns: Vec<ColumnId>,
+    },
 }
 
 impl Partitioning {
     /// The partition key.
     pub fn columns(&self) -> &[ColumnId] {
         match self {
-            Self::Range { columns } | Self::Hash { columns, .. } => columns,
+            Self::Range { columns } | Self::Hash { columns, .. } | Self::Value { columns } => columns,
         }
     }
 }
@@ -294,13 +299,14 @@ impl Catalog {
         table.partitions.iter().filter_map(|id| self.partitions.get(id))
     }
 
-    /// The partition that holds an encoded partition key. There is always one, but for a table whose partitions are windows.
+    /// The partition that holds an encoded partition key. There is always one, but for a table whose partitions come
+    /// with their rows ([`Table::has_windows`]).
     pub fn partition_for(&self, table: &Table, encoded: &[u8]) -> Option<&Partition> {
         let place = match &table.partitioning {
             Partitioning::Hash { buckets, .. } => {
                 usize::try_from(shoal_kernel::key::partition_hash(encoded) % u64::from((*buckets).max(1))).ok()?
             }
-            Partitioning::Range { .. } => table
+            Partitioning::Range { .. } | Partitioning::Value { .. } => table
                 .partitions
                 .partition_point(|id| {
                     matches!(self.partitions.get(id).map(|partition| &partition.bounds),

@@ -192,6 +192,8 @@ fn check(new: &NewTable) -> Result<Vec<PartitionBounds>, CatalogError> {
     }
     match &new.partitioning {
         Partitioning::Range { .. } => ranges(&new.split_points),
+        Partitioning::Value { .. } if new.split_points.is_empty() => Ok(Vec::new()),
+        Partitioning::Value { .. } => Err(invalid("split points are for range partitioning only")),
         Partitioning::Hash { buckets, .. } => {
             if !new.split_points.is_empty() {
                 return Err(invalid("split points are for range partitioning only"));

@@ -1,4 +1,5 @@
-//! Finite partitions: windows of the key, each made when the first of its rows comes (`partition_size_hint`).
+//! Finite partitions: windows of the key, each made when the first of its rows comes (`partition_size_hint`). The narrowest hold one
+//! key each (`PARTITION BY VALUE`).
 //!
 //! Keys outside all windows are in no partition. Windows never change: another width holds for those made from then on, which
 //! are as wide as those around them leave room for.
@@ -51,8 +52,17 @@ impl Table {
         self.schema.columns.get(place)
     }
 
+    /// Whether partitions come with their rows: then keys may be in none.
+    pub fn has_windows(&self) -> bool {
+        self.options.partition_size_hint.is_some() || matches!(self.partitioning, Partitioning::Value { .. })
+    }
+
     /// The window, with the width of today, in which an encoded partition key lies. `None` of a table without windows.
     pub fn window_of(&self, encoded: &[u8]) -> Option<KeyRange> {
+        if let Partitioning::Value { .. } = self.partitioning {
+            // Nothing lies between a key and the same with a zero behind it.
+            return Some(KeyRange { start: encoded.to_vec(), end: Some([encoded, &[0]].concat()) });
+        }
         let width = i128::from(self.options.partition_size_hint.filter(|width| *width > 0)?);
         let unsigned = self.window_column()?.data_type.is_unsigned_integer();
         let body = u64::from_be_bytes(encoded.get(1..9)?.try_into().ok()?);
@@ -68,9 +78,8 @@ impl Table {
     /// Whether all rows of a window have had their time.
     pub fn has_passed(&self, window: &KeyRange) -> bool {
         let by_window = |column| self.partitioning.columns().first() == Some(&column);
-        let windows = self.options.partition_size_hint.is_some();
         self.cutoff
-            .filter(|cutoff| windows && by_window(cutoff.column))
+            .filter(|cutoff| self.has_windows() && by_window(cutoff.column))
             .is_some_and(|cutoff| window.end.as_ref().is_some_and(|end| *end <= Datum::Int(cutoff.micros).encode()))
     }
 }
@@ -87,7 +96,7 @@ impl Catalog {
     /// Makes partitions of what no partition holds yet of the windows.
     pub(crate) fn add_windows(&mut self, id: TableId, windows: Vec<KeyRange>) -> Result<Vec<Effect>, CatalogError> {
         let table = self.tables.get(&id).ok_or(CatalogError::TableGone(id))?;
-        if table.options.partition_size_hint.is_none() {
+        if !table.has_windows() {
             return Err(invalid(format!("the partitions of '{}' are not windows", table.name)));
         }
         if windows.iter().any(|window| window.end.as_ref().is_some_and(|end| *end <= window.start)) {
@@ -98,7 +107,11 @@ impl Catalog {
             return Ok(Vec::new());
         }
         check_partition_count((table.partitions.len() + wanted.len()) as u64).map_err(|error| {
-            invalid(format!("{error}; the windows of '{}' are too narrow, or too many are kept", table.name))
+            let why = match table.partitioning {
+                Partitioning::Value { .. } => "its partition key has too many values",
+                _ => "its windows are too narrow, or too many are kept",
+            };
+            invalid(format!("{error}; '{}' has more: {why}", table.name))
         })?;
         let wanted = wanted.into_iter().map(PartitionBounds::Range).collect();
         let mut effects = vec![Effect::Table(id)];
@@ -220,7 +233,7 @@ pub(crate) fn check_windows(width: u64, partitioning: &Partitioning, schema: &Ta
         return Err(invalid("partition_size_hint must be greater than zero"));
     }
     let Partitioning::Range { columns } = partitioning else {
-        return Err(invalid("partition_size_hint is for partitions by range, these are by hash"));
+        return Err(invalid("partition_size_hint is for partitions by range, and these are not"));
     };
     let place = columns.first().and_then(|first| schema.index_of(*first));
     match place.and_then(|place| WindowUnit::of(&schema.columns[place].data_type)) {

@@ -65,6 +65,7 @@ struct PartitionBy {
 enum PartitionKind {
     Range { splits: Vec<Expr> },
     Hash { buckets: u64, span: Span },
+    Value,
 }
 
 impl Clauses {
@@ -114,7 +115,10 @@ impl PartitionBy {
             let buckets = parser.parse_literal_uint().map_err(syntax)?;
             return Ok(Self { columns, kind: PartitionKind::Hash { buckets, span } });
         }
-        let message = format!("expected: RANGE or HASH, found: {}", kind.token);
+        if is_keyword(&kind.token, Keyword::VALUE) {
+            return Ok(Self { columns: columns(parser).map_err(syntax)?, kind: PartitionKind::Value });
+        }
+        let message = format!("expected: RANGE, HASH or VALUE, found: {}", kind.token);
         Err(at(Error::new(ErrorCode::Syntax, message), kind.span))
     }
 }
@@ -263,6 +267,7 @@ fn partitioning(schema: &TableSchema, clauses: &Clauses) -> Result<(Partitioning
             let buckets = buckets.ok_or_else(|| at(Error::new(ErrorCode::LimitExceeded, message), *span))?;
             Ok((Partitioning::Hash { columns, buckets }, Vec::new()))
         }
+        PartitionKind::Value => Ok((Partitioning::Value { columns }, Vec::new())),
         PartitionKind::Range { splits } => {
             Ok((Partitioning::Range { columns }, split_points(schema, &places, splits)?))
         }

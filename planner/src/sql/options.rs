@@ -244,7 +244,7 @@ impl Settings {
         let Some((text, span)) = &self.partition_size_hint else { return Ok(None) };
         let invalid = |message: String| at(Error::new(ErrorCode::InvalidStatement, message), *span);
         let Partitioning::Range { columns } = partitioning else {
-            return Err(invalid("partition_size_hint is for partitions by range, these are by hash".into()));
+            return Err(invalid("partition_size_hint is for partitions by range, and these are not".into()));
         };
         let column = columns.first().and_then(|first| schema.index_of(*first)).map(|place| &schema.columns[place]);
         let column = column.ok_or_else(|| Error::internal("a partition key without a column"))?;

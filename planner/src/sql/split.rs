@@ -63,7 +63,11 @@ impl Splitting {
             .table(&self.table.name)
             .ok_or_else(|| at(unknown_table(catalog, &self.table.name), self.table.span))?;
         let Partitioning::Range { columns } = &table.partitioning else {
-            let message = format!("the partitions of '{}' are buckets of hashes, which are not split", table.name);
+            let are = match &table.partitioning {
+                Partitioning::Value { .. } => "hold one value each, and",
+                _ => "are buckets of hashes, which",
+            };
+            let message = format!("the partitions of '{}' {are} are not split", table.name);
             return Err(at(Error::new(ErrorCode::Unsupported, message), self.table.span));
         };
         let how = match &self.place {

@@ -181,7 +181,7 @@ async fn tables() {
         CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY HASH(a) PARTITIONS 5000
             limit_exceeded: a table has from 1 to 1024 partitions @1:68-1:72
         CREATE TABLE t (a INT PRIMARY KEY) PARTITION BY LIST(a)
-            syntax_error: expected: RANGE or HASH, found: LIST @1:49-1:53
+            syntax_error: expected: RANGE, HASH or VALUE, found: LIST @1:49-1:53
         CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_facto = 2)
             invalid_statement: 'replication_facto' is not a setting of a table @1:42-1:59 [did you mean 'replication_factor'?]
         CREATE TABLE t (a INT PRIMARY KEY) WITH (replication_factor = 0)

@@ -124,7 +124,13 @@ impl Settings {
             let mut stream = stream(purpose);
             match stream.below(4) {
                 0 => String::new(),
-                3 => format!(" WITH (partition_size_hint = {})", stream.between(7, 40)),
+                3 => {
+                    let width = stream.between(7, 40);
+                    match stream.chance(250) {
+                        true => format!(" PARTITION BY VALUE({column})"),
+                        false => format!(" WITH (partition_size_hint = {width})"),
+                    }
+                }
                 1 => format!(" PARTITION BY HASH({column}) PARTITIONS {}", stream.between(1, 4)),
                 _ => format!(" PARTITION BY RANGE({column}) SPLIT AT ({splits})"),
             }
@@ -191,7 +197,7 @@ impl Settings {
             seconds: options.seconds(),
             replicas,
             ending,
-            upserts_windows: upserts_parts.contains("partition_size_hint"),
+            upserts_windows: ["partition_size_hint", "VALUE"].iter().any(|word| upserts_parts.contains(word)),
             events_windows: windows.is_some(),
             event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
             events_ttl: ttl.map(|seconds| seconds * 1_000_000),

@@ -196,7 +196,7 @@ fn crash(world: &mut World, seed: u64) -> Result<Crash> {
         let other = which.below(at as u64 + 1);
         order.swap(at, usize::try_from(other).unwrap_or(at));
     }
-    order.truncate(order.len() / 10);
+    order.truncate((order.len() / 10).max(1));
     order.iter().for_each(|node| world.crash(*node));
     world.views.expect_down(&order, start);
     let (median_micros, last_micros) = settle(world)?;

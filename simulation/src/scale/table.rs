@@ -47,7 +47,7 @@ pub fn gossip_table(reports: &[GossipReport]) -> String {
     row("**Join** of one more: it sees all", &|it| seconds(it.join.newcomer_micros));
     row("all see all", &|it| seconds(it.join.last_micros));
     row("bytes that the newcomer sends and receives", &|it| it.join.newcomer_bytes.to_string());
-    row("**Crash** of 10 %: somebody calls the first one down", &|it| seconds(it.crash.first_micros));
+    row("**Crash** of 10 %, one at least: somebody calls the first one down", &|it| seconds(it.crash.first_micros));
     row("each is called down by somebody", &|it| seconds(it.crash.each_micros));
     row("the median survivor knows all of them", &|it| seconds(it.crash.median_micros));
     row("the last survivor knows all of them", &|it| seconds(it.crash.last_micros));

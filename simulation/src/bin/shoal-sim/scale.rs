@@ -34,10 +34,10 @@ pub struct ScaleArguments {
     output: Option<PathBuf>,
 }
 
-/// Below, there is nobody to crash; above, numbers do not fit into the addresses of the simulated network.
+/// Below, nobody is left to ask others about a node; above, numbers do not fit into the addresses of the simulated network.
 fn nodes(text: &str) -> Result<usize, String> {
     let nodes: usize = text.parse().map_err(|error| format!("{error}"))?;
-    if (10..=100_000).contains(&nodes) { Ok(nodes) } else { Err("from 10 to 100000".to_owned()) }
+    if (3..=100_000).contains(&nodes) { Ok(nodes) } else { Err("from 3 to 100000".to_owned()) }
 }
 
 /// Tells on the terminal how far it is.
