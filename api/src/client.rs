@@ -114,12 +114,12 @@ pub struct Client {
 impl Client {
     /// `url` such as `http://127.0.0.1:9175`.
     pub fn new(url: &str) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .proxy(None)
-            .build();
-        Self { agent: config.new_agent(), url: url.trim_end_matches('/').to_owned(), read_level: None }
+        Self { agent: agent(None), url: url.trim_end_matches('/').to_owned(), read_level: None }
+    }
+
+    /// The same, giving up each request that is not answered whole within this time.
+    pub fn within(self, time: Duration) -> Self {
+        Self { agent: agent(Some(time)), ..self }
     }
 
     /// The same, reading at that level.
@@ -266,6 +266,16 @@ impl Client {
     pub fn cancel(&self, query_id: &str) -> Result<(), ClientError> {
         self.checked(self.agent.delete(format!("{}/api/v1/queries/{query_id}", self.url)).call()).map(|_| ())
     }
+}
+
+fn agent(within: Option<Duration>) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_global(within)
+        .proxy(None)
+        .build()
+        .new_agent()
 }
 
 fn read_json(mut response: Response<Body>) -> Result<Value, ClientError> {

@@ -1,49 +1,18 @@
 //! Real nodes: three processes of the binary, real flights, queries at each of them, one of them killed.
 
-use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use shoal::client::{Client, ClientError};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::{PATIENCE, Process, until};
 
-/// A node as a process. Killed when dropped.
-pub struct Process {
-    child: Child,
-    pub client: Client,
-    arguments: Vec<String>,
-}
+const BINARY: &str = env!("CARGO_BIN_EXE_shoal");
 
 impl Process {
-    fn start(arguments: Vec<String>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shoal"))
-            .arg("start")
-            .args(&arguments)
-            .env("SHOAL_LOG", "warn")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
-        let url = url.unwrap_or_else(|| panic!("the node said '{line}'"));
-        Self { client: Client::new(url), child, arguments }
-    }
-
-    /// As `kill -9`.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn again(&mut self) {
-        *self = Self::start(self.arguments.clone());
-    }
-
     /// Its number.
     fn id(&self) -> String {
         format!("n{}", self.client.cluster().unwrap()["node"])
@@ -57,16 +26,8 @@ impl Process {
 
     /// As a service manager stops it.
     fn terminate(mut self) -> Option<i32> {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        self.signal("TERM");
         self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -93,14 +54,14 @@ fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
     let data = directory.join(format!("n{}", nodes.len())).display().to_string();
     let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let address = cluster_port();
-    let mut arguments = vec!["--data-dir", &data, "--http", &http, "--cluster", &address];
-    arguments.extend(["--set", "disk_reserve_bytes=1048576", "--set", "replace_after_ms=3000"]);
-    arguments.extend(more);
-    let first = nodes.first().map(|node| node.arguments[5].clone());
+    let mut command = vec![BINARY, "start", "--data-dir", &data, "--http", &http, "--cluster", &address];
+    command.extend(["--set", "disk_reserve_bytes=1048576", "--set", "replace_after_ms=3000"]);
+    command.extend(more);
+    let first = nodes.first().map(|node| node.argument("--cluster").to_owned());
     if let Some(first) = &first {
-        arguments.extend(["--join", first]);
+        command.extend(["--join", first]);
     }
-    nodes.push(Process::start(arguments.into_iter().map(String::from).collect()));
+    nodes.push(Process::start(command.into_iter().map(String::from).collect(), None));
     let count = nodes.len();
     until("every node sees all of them", || {
         nodes.iter().all(|node| {
@@ -110,18 +71,9 @@ fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
     });
 }
 
-#[track_caller]
-fn until(what: &str, mut happens: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happens() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn import(node: &Process, file: &str, table: &str, key: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").join(file);
-    let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
+    let output = Command::new(BINARY)
         .args(["import", file.to_str().unwrap(), "--table", table, "--create", "--primary-key", key])
         .args(["--url", node.client.url()])
         .output()
@@ -245,10 +197,7 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
     });
     assert_eq!(rows(&nodes[1].client, "SELECT text FROM notes ORDER BY id").unwrap(), [[json!("a")], [json!("B")]]);
     let statements = "DELETE FROM notes WHERE id = 1; FLUSH; OPTIMIZE TABLE notes";
-    let shell = Command::new(env!("CARGO_BIN_EXE_shoal"))
-        .args(["sql", "--url", nodes[1].client.url(), "-e", statements])
-        .output()
-        .unwrap();
+    let shell = Command::new(BINARY).args(["sql", "--url", nodes[1].client.url(), "-e", statements]).output().unwrap();
     let said = String::from_utf8_lossy(&shell.stdout);
     assert!(shell.status.success(), "{said}{}", String::from_utf8_lossy(&shell.stderr));
     for line in ["DELETE 1 at quorum", "FLUSH", "OPTIMIZE TABLE"] {
@@ -264,7 +213,7 @@ fn a_data_directory_has_one_process() {
     let directory = tempfile::tempdir().unwrap();
     let nodes = nodes(directory.path(), 1);
     let data = directory.path().join("n0");
-    let second = Command::new(env!("CARGO_BIN_EXE_shoal"))
+    let second = Command::new(BINARY)
         .args(["start", "--http", "127.0.0.1:0", "--cluster", &cluster_port(), "--data-dir", data.to_str().unwrap()])
         .output()
         .unwrap();
@@ -276,7 +225,7 @@ fn a_data_directory_has_one_process() {
 
 #[test]
 fn the_demo_loads_and_answers() {
-    let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
+    let output = Command::new(BINARY)
         .args([
             "demo",
             "--format",
@@ -355,18 +304,8 @@ fn until_ok(mut attempt: impl FnMut() -> Result<Value, ClientError>) -> Value {
     }
 }
 
-/// Runs `shoal cluster …`; what it says, if it succeeds, or what is wrong.
 fn operate(through: &Process, arguments: &[&str]) -> Result<String, String> {
-    let command = Command::new(env!("CARGO_BIN_EXE_shoal"))
-        .arg("cluster")
-        .args(arguments)
-        .args(["--url", through.client.url()])
-        .output();
-    let output = command.unwrap();
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout).unwrap()),
-        false => Err(String::from_utf8(output.stderr).unwrap()),
-    }
+    crate::support::operate(BINARY, through, arguments)
 }
 
 /// Waits until every partition has so many voting replicas, all of them on these nodes and equal, and none beside.
@@ -387,7 +326,7 @@ fn until_placed(through: &Process, on: &[&str], voters: usize) {
 }
 
 fn recover(data: &str, how: &[&str]) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    let mut command = Command::new(BINARY);
     let command = command.args(["cluster", "recover", "--data-dir", data]).args(how).output().unwrap();
     let text = String::from_utf8_lossy(&command.stdout).into_owned() + &String::from_utf8_lossy(&command.stderr);
     (command.status.success(), text)
@@ -434,12 +373,13 @@ fn who_had_got_further_than_the_recovered_catalog_keeps_its_rows() {
     assert!(done, "{told}");
     nodes[0].again();
     until("the catalog takes changes", || nodes[0].client.sql_json("ALTER TABLE t ADD COLUMN x VARCHAR", None).is_ok());
-    let further = Process::start(nodes.pop().unwrap().arguments.clone());
-    let arguments = further.arguments.clone();
+    let mut further = nodes.pop().unwrap();
+    further.again();
+    let command = further.command.clone();
     assert_eq!(further.ends(), Some(1));
     let (done, told) = recover(&data[1], &["--follow"]);
     assert!(done && told.contains("has forgotten its catalog"), "{told}");
-    nodes.push(Process::start(arguments));
+    nodes.push(Process::start(command, None));
     for id in &ids[2..] {
         until("the lost one is given up", || operate(&nodes[0], &["remove", "--disk-is-lost", id]).is_ok());
     }

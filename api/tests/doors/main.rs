@@ -8,4 +8,6 @@ mod doctor;
 mod ingest;
 mod rest;
 mod scripted;
+#[path = "../support/mod.rs"]
+mod support;
 mod websocket;
