@@ -30,6 +30,15 @@ enum Task {
         #[arg(long = "for", default_value = "1h")]
         time: String,
     },
+    /// Five real processes under kills, stops, cut links and wiped disks, in release.
+    Chaos {
+        /// How long: 90s, 10m, 2h.
+        #[arg(long = "for", default_value = "10m", value_parser = seconds)]
+        seconds: u64,
+        /// What the schedule and the load are drawn from; another one each time if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Simulation seeds only, each run twice, in release.
     Simulate {
         /// How many.
@@ -49,7 +58,7 @@ struct Step {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
-    environment: Vec<(&'static str, &'static str)>,
+    environment: Vec<(&'static str, String)>,
 }
 
 fn step(name: &'static str, arguments: &str) -> Step {
@@ -60,7 +69,7 @@ fn step(name: &'static str, arguments: &str) -> Step {
 fn lint_steps() -> Vec<Step> {
     let mut docs = step("docs without warnings", "doc --workspace --no-deps --locked");
     // A public page may name the private modules that it is made of: the reader of the source follows them.
-    docs.environment.push(("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"));
+    docs.environment.push(("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links".to_owned()));
     vec![
         step("format", "fmt --all --check"),
         step("lints", "clippy --workspace --all-targets --locked -- -D warnings"),
@@ -92,9 +101,36 @@ fn simulate(from: u64, seeds: u32) -> Result<Step, String> {
 }
 
 /// Every day begins elsewhere: a second soak of the same build learns something new.
-fn soak(time: &str) -> Result<(), String> {
+fn seed_of_today() -> Result<u64, String> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
-    let from = now.as_secs();
+    Ok(now.as_secs())
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.trim_end_matches(char::is_alphabetic).len());
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err("write 90s, 10m or 2h".into()),
+    };
+    let number: u64 = number.parse().map_err(|error| format!("'{number}': {error}"))?;
+    number.checked_mul(unit).ok_or_else(|| "that is too long".into())
+}
+
+/// The test is built as ever; what it runs is the release build.
+fn chaos(seconds: u64, seed: u64) -> Result<(), String> {
+    let test = "nothing_is_lost_for_as_long_as_is_asked_for";
+    let arguments = format!("test --locked --package shoal --test chaos -- --ignored --exact {test} --nocapture");
+    let mut run = step("chaos", &arguments);
+    run.environment.push(("CHAOS_BINARY", target()?.join("release").join("shoal").display().to_string()));
+    run.environment.push(("CHAOS_SECONDS", seconds.to_string()));
+    run.environment.push(("CHAOS_SEED", seed.to_string()));
+    carry_out(vec![release(), run])
+}
+
+fn soak(time: &str) -> Result<(), String> {
+    let from = seed_of_today()?;
     let swarm = shoal_sim("soak", &format!("swarm --seed {from} --for {time} --keep-going --report soak.json"))?;
     carry_out(vec![release(), swarm])
 }
@@ -116,6 +152,7 @@ fn main() -> ExitCode {
         Task::Simulate { seeds, from } => simulate(*from, *seeds).and_then(|run| carry_out(vec![release(), run])),
         Task::Test { seeds } => test(*seeds),
         Task::Soak { time } => soak(time),
+        Task::Chaos { seconds, seed } => seed.map_or_else(seed_of_today, Ok).and_then(|seed| chaos(*seconds, seed)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

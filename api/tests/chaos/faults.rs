@@ -14,6 +14,8 @@ use crate::net::Way;
 
 /// Within this after everything is repaired, all replicas are to be equal.
 const EQUAL_WITHIN: Duration = Duration::from_secs(30);
+/// How long clients are served before something happens.
+const BEFORE: Duration = Duration::from_millis(1_500);
 /// How long clients go on after everything is repaired, before all comes to rest.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 /// Within this after everything is repaired, every client is to be served.
@@ -245,6 +247,7 @@ pub fn carry_out(planned: Planned, cluster: &mut Cluster, load: &Load) -> Cost {
     let Planned { fault, node, lasts } = planned;
     let number = cluster.numbers[node];
     let ways = fault.ways(node);
+    std::thread::sleep(BEFORE);
     load.aim(node);
     let began = Instant::now();
     match fault {

@@ -524,3 +524,115 @@ impl Judge<'_> {
         format!("before that: {}", last.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is judged of the rows of a key that were seen after everything else, at quorum.
+    fn judged(ledger: &Ledger, exact: bool, rows: &[[i64; 3]]) -> Result<(), String> {
+        let (start, what) = (Instant::now(), Seen::Rows { keys: 1..=1, rows: rows.to_vec() });
+        ledger.saw(Sight { start, end: Instant::now(), exact, node: 0, what });
+        ledger.judge()
+    }
+
+    fn change(ledger: &Ledger, deletes: bool, outcome: Outcome) -> i64 {
+        let (entry, value) = ledger.begin(1, 7, deletes, 0);
+        ledger.settle(entry, outcome);
+        value
+    }
+
+    const DONE: Outcome = Outcome::Acknowledged(None);
+
+    #[test]
+    fn a_lost_write_is_found() {
+        let ledger = Ledger::new(1, 1);
+        let old = change(&ledger, false, DONE);
+        let new = change(&ledger, false, DONE);
+        assert!(judged(&ledger, true, &[[1, 7, new]]).is_ok());
+        assert!(judged(&ledger, false, &[[1, 7, old]]).is_ok(), "at one it may be behind");
+        assert!(judged(&ledger, true, &[[1, 7, old]]).is_err());
+        assert!(judged(&ledger, true, &[]).is_err());
+        assert!(judged(&ledger, false, &[]).is_ok());
+        assert!(judged(&ledger, true, &[[1, 7, new], [1, 7, new]]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_known_may_be_there_until_all_has_come_to_rest() {
+        let ledger = Ledger::new(1, 1);
+        let old = change(&ledger, false, DONE);
+        let unknown = change(&ledger, false, Outcome::Unknown);
+        for value in [old, unknown] {
+            assert!(judged(&ledger, true, &[[1, 7, value]]).is_ok());
+        }
+        ledger.rested();
+        let new = change(&ledger, false, DONE);
+        assert!(judged(&ledger, true, &[[1, 7, new]]).is_ok());
+        assert!(judged(&ledger, true, &[[1, 7, unknown]]).is_err());
+    }
+
+    #[test]
+    fn what_was_refused_or_never_sent_must_not_be_there() {
+        let ledger = Ledger::new(1, 1);
+        let refused = change(&ledger, false, Outcome::Refused);
+        for value in [refused, 1_000] {
+            assert!(judged(&ledger, false, &[[1, 7, value]]).is_err());
+        }
+        assert!(judged(&ledger, true, &[]).is_ok());
+    }
+
+    #[test]
+    fn a_deleted_row_must_not_come_back() {
+        let ledger = Ledger::new(1, 1);
+        let value = change(&ledger, false, DONE);
+        change(&ledger, true, DONE);
+        assert!(judged(&ledger, true, &[]).is_ok());
+        assert!(judged(&ledger, true, &[[1, 7, value]]).is_err());
+        change(&ledger, false, DONE);
+        assert!(judged(&ledger, true, &[]).is_err());
+    }
+
+    #[test]
+    fn versions_follow_the_order_of_writes() {
+        let ledger = Ledger::new(1, 1);
+        let newer = version("9.0@n5#0").unwrap();
+        let older = version("8.7@n6#0").unwrap();
+        change(&ledger, false, Outcome::Acknowledged(Some(older)));
+        assert!(ledger.judge().is_ok());
+        change(&ledger, false, Outcome::Acknowledged(Some(newer)));
+        assert!(ledger.judge().is_ok());
+        change(&ledger, false, Outcome::Acknowledged(Some(older)));
+        assert!(ledger.judge().is_err());
+    }
+
+    #[test]
+    fn events_are_counted() {
+        let ledger = Ledger::new(2, 2);
+        let first = ledger.begin_events(1, vec![0, 1]);
+        ledger.settle_events(&first, DONE);
+        let open = ledger.begin_events(1, vec![1]);
+        let judged = |exact: bool, what: Seen| {
+            let start = Instant::now();
+            ledger.saw(Sight { start, end: Instant::now(), exact, node: 0, what });
+            ledger.judge().is_ok()
+        };
+        let events = |rows: &[[i64; 3]]| Seen::Events { writer: 1, from: 0, rows: rows.to_vec() };
+        assert!(judged(true, events(&[[1, 0, 0], [1, 1, 1]])));
+        assert!(judged(true, events(&[[1, 0, 0], [1, 1, 1], [1, 2, 1]])));
+        assert!(!judged(true, events(&[[1, 0, 0]])));
+        assert!(judged(false, events(&[[1, 0, 0]])));
+        assert!(!judged(false, events(&[[1, 0, 0], [1, 0, 0]])));
+        assert!(!judged(false, events(&[[1, 0, 1]])));
+        assert!(!judged(false, events(&[[1, 3, 0]])));
+        let totals = |by, rows: &[[i64; 3]]| Seen::Totals { by, rows: rows.to_vec() };
+        assert!(judged(true, totals(By::Writer, &[[1, 2, 1]])));
+        assert!(judged(true, totals(By::Writer, &[[1, 3, 3]])));
+        assert!(!judged(true, totals(By::Writer, &[[1, 4, 3]])));
+        assert!(!judged(true, totals(By::Writer, &[])));
+        assert!(judged(false, totals(By::Writer, &[])));
+        assert!(judged(true, totals(By::Kind, &[[0, 1, 0], [1, 1, 1]])));
+        assert!(!judged(true, totals(By::Kind, &[[1, 1, 1]])));
+        ledger.settle_events(&open, Outcome::Refused);
+        assert!(!judged(false, totals(By::Writer, &[[1, 3, 3]])));
+    }
+}

@@ -56,7 +56,6 @@ fn run(seed: u64, links: bool, faults: impl Iterator<Item = Planned>) {
     load.prepare();
     println!("seed {seed}, five nodes after {:.1} s\n{}", began.elapsed().as_secs_f64(), Cost::HEAD);
     let costs: Vec<Cost> = load.during(|| {
-        std::thread::sleep(Duration::from_secs(2));
         let costs = faults.map(|planned| faults::carry_out(planned, &mut cluster, &load)).collect();
         load.pause();
         faults::rest(&cluster, &load);
