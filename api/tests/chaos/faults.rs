@@ -17,7 +17,7 @@ const EQUAL_WITHIN: Duration = Duration::from_secs(30);
 /// How long clients are served before something happens.
 const BEFORE: Duration = Duration::from_millis(1_500);
 /// How long clients go on after everything is repaired, before all comes to rest.
-const AFTERWARDS: Duration = Duration::from_secs(2);
+const AFTERWARDS: Duration = Duration::from_secs(1);
 /// Within this after everything is repaired, every client is to be served.
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
 /// Somebody must notice by then that a node is away, or links are not what the test believes.

@@ -294,16 +294,16 @@ impl Clients<'_> {
             }
         }
         if !self.is_over() {
-            std::thread::sleep(PAUSE.max(began.elapsed().min(PATIENCE / 8)));
+            // Whoever was not served tries the next node at once.
+            std::thread::sleep(if error.is_none() { PAUSE.max(began.elapsed()) } else { PAUSE });
         }
     }
 
     /// Sends one request of a write, and goes on at the next node if it fails.
     fn send(&mut self, request: impl FnOnce(&Client) -> Result<Value, ClientError>) -> (Outcome, Option<Value>) {
-        let began = Instant::now();
-        let answer = {
+        let (began, answer) = {
             let _inside = self.load.gate.enter();
-            request(&self.writes[self.at])
+            (Instant::now(), request(&self.writes[self.at]))
         };
         self.after(began, answer.as_ref().err());
         match answer {
@@ -440,15 +440,14 @@ impl Clients<'_> {
 
     /// Whether there was an answer.
     fn ask(&mut self, what: &Question, level: ReadLevel) -> bool {
-        let (began, node) = (Instant::now(), self.at);
+        let node = self.at;
         let clients = if level == ReadLevel::Quorum { &self.quorums } else { &self.ones };
-        let answer = {
+        let (start, answer) = {
             let _inside = self.load.gate.enter();
-            let start = Instant::now();
-            clients[node].sql_json(&what.sql(), None).map(|answer| (start, answer))
+            (Instant::now(), clients[node].sql_json(&what.sql(), None))
         };
-        self.after(began, answer.as_ref().err());
-        let Ok((start, answer)) = answer else { return false };
+        self.after(start, answer.as_ref().err());
+        let Ok(answer) = answer else { return false };
         let ledger = &self.load.ledger;
         if answer["read_level"] != level.to_string() {
             ledger.wrong(format!("an answer at {level} was asked for; this one says {}", answer["read_level"]));
