@@ -277,8 +277,11 @@ pub fn carry_out(planned: Planned, cluster: &mut Cluster, load: &Load) -> Cost {
     let equal =
         cluster.until_equal(healed).unwrap_or_else(|problem| panic!("the replicas do not become equal: {problem}"));
     assert!(equal <= EQUAL_WITHIN, "the replicas were equal after {equal:?} only, not within {EQUAL_WITHIN:?}");
-    // What a client gave up just before may still be under way.
-    std::thread::sleep((REQUEST_TIMEOUT + Duration::from_millis(500)).saturating_sub(paused.elapsed()));
+    // What clients gave up may still be under way: whatever was sent over a link that was cut is sent again when it is whole, after a
+    // pause that is about as long as it was cut; and only then does the node begin with it.
+    let under_way = healed.duration_since(began).saturating_sub(paused.duration_since(healed));
+    let quiet = under_way + REQUEST_TIMEOUT + Duration::from_millis(500);
+    std::thread::sleep(quiet.saturating_sub(paused.elapsed()));
     rest(cluster, load);
     let gap = |wish| {
         let probes = load.probes.iter().filter(|probe| probe.wish == wish);
@@ -304,8 +307,14 @@ pub fn rest(cluster: &Cluster, load: &Load) {
     load.ledger.rested();
     let first = load.read_all(0).unwrap();
     for node in 1..NODES {
-        let other = load.read_all(node).unwrap();
-        assert!(first == other, "places 1 and {} read different rows:\n{first}\n{other}", node + 1);
+        for (first, other) in first.iter().zip(load.read_all(node).unwrap()) {
+            let unlike: Vec<_> = first.iter().zip(&other).filter(|(first, other)| first != other).take(10).collect();
+            let (place, first, other) = (node + 1, first.len(), other.len());
+            assert!(
+                unlike.is_empty() && first == other,
+                "places 1 and {place} read {first} and {other} rows, and others where they have the same number: {unlike:?}"
+            );
+        }
     }
     if let Err(wrong) = load.ledger.judge() {
         panic!("{wrong}");

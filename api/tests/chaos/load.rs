@@ -184,14 +184,14 @@ impl Load {
 
     /// Reads everything through one node at level one, while everything is at rest and all replicas are equal. What it finds goes into
     /// the ledger to be judged, and comes back to be compared.
-    pub fn read_all(&self, node: usize) -> Result<String, ClientError> {
+    pub fn read_all(&self, node: usize) -> Result<Vec<Vec<[i64; 3]>>, ClientError> {
         let client = Client::new(&self.urls[node]).within(PATIENCE * 10).reading_at(Some(ReadLevel::One));
-        let mut whole = String::new();
+        let mut whole = Vec::new();
         let mut read = |what: Question| -> Result<(), ClientError> {
             let start = Instant::now();
             let mut rows = numbers(&client.sql_json(&what.sql(), None)?);
             rows.sort_unstable();
-            let _ = writeln!(whole, "{rows:?}");
+            whole.push(rows.clone());
             self.ledger.saw(Sight { start, end: Instant::now(), exact: true, node, what: what.seen(rows) });
             Ok(())
         };

@@ -22,8 +22,8 @@ use faults::{Cost, Planned, Schedule};
 use load::Load;
 
 /// How long faults last, in milliseconds.
-const SHORT: std::ops::Range<u64> = 3_000..5_000;
-const LONG: std::ops::Range<u64> = 1_500..12_000;
+const SHORT: std::ops::Range<u64> = 2_500..3_500;
+const LONG: std::ops::Range<u64> = 1_500..10_000;
 
 #[test]
 fn nothing_is_lost_under_one_fault_of_each_kind() {
