@@ -32,6 +32,12 @@ impl Liveness {
         up.chain(std::iter::once(self.node)).collect()
     }
 
+    /// Nodes that are suspected: they have not answered lately, and are not called down yet.
+    pub(crate) fn suspected(&self) -> BTreeSet<NodeId> {
+        let members = self.members.borrow();
+        members.iter().filter(|(_, member)| member.state == MemberState::Suspect).map(|(node, _)| *node).collect()
+    }
+
     /// What is thought of a node; nothing if it was never heard of. One in whose place another node has come, with an empty disk,
     /// is down.
     pub(crate) fn state(&self, node: NodeId) -> Option<MemberState> {

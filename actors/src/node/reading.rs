@@ -174,6 +174,10 @@ impl Placement for Places {
         self.0.liveness.alive().into_iter().filter(|node| catalog.nodes.contains_key(node)).collect()
     }
 
+    fn suspected(&self) -> BTreeSet<NodeId> {
+        self.0.liveness.suspected()
+    }
+
     fn is_gone(&self, partition: PartitionId) -> bool {
         !self.0.agreement.catalog().borrow().partitions.contains_key(&partition)
     }

@@ -78,6 +78,11 @@ pub trait Placement: Send + Sync {
     /// Nodes that answer, this one among them.
     fn alive(&self) -> BTreeSet<NodeId>;
 
+    /// Those of them that have not answered lately. They are passed over as long as somebody else can serve.
+    fn suspected(&self) -> BTreeSet<NodeId> {
+        BTreeSet::new()
+    }
+
     /// Nodes with a live, caught-up, voting replica of the partition, preferred ones first.
     fn candidates(&self, partition: PartitionId) -> Vec<NodeId>;
 

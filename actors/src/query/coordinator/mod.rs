@@ -334,12 +334,14 @@ impl QueryState {
 
     fn place(&mut self) -> Event {
         let placement = &self.node.placement;
-        let (alive, suspects) = (placement.alive(), self.core.suspects());
+        let (alive, mut suspects) = (placement.alive(), self.core.suspects().clone());
         if !suspects.nodes.is_empty() || !suspects.replicas.is_empty() {
             self.node.env.reached(Rare::QueryAvoidsNode);
         }
+        // A query that waits for a node which is gone waits until that is certain, which takes longer than to suspect it.
+        suspects.nodes.extend(placement.suspected());
         let candidates = |partition| placement.candidates(partition);
-        let placed = assign(&self.graph, self.node.id, &alive, candidates, suspects);
+        let placed = assign(&self.graph, self.node.id, &alive, candidates, &suspects);
         Event::Placed(placed.map(|assignment| {
             self.assignment = assignment;
             self.assignment.nodes()
