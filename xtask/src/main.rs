@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask test` is what CI runs and what the README names.
 #![allow(clippy::disallowed_methods, reason = "a developer's tool: it measures its own steps by the real clock")]
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -39,6 +40,8 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// A rolling upgrade of three processes under load, from the build of the commit that `api/tests/earlier-build` names.
+    Upgrade,
     /// Simulation seeds only, each run twice, in release.
     Simulate {
         /// How many.
@@ -129,6 +132,52 @@ fn chaos(seconds: u64, seed: u64) -> Result<(), String> {
     carry_out(vec![release(), run])
 }
 
+fn upgrade() -> Result<(), String> {
+    carry_out(vec![upgrade_from(&earlier_build()?)])
+}
+
+fn upgrade_from(earlier: &Path) -> Step {
+    let test = "--package shoal --run-ignored only -E test(an_upgrade_fails_no_request)";
+    let mut run = step("a rolling upgrade", &format!("nextest run --locked {test}"));
+    run.environment.push(("SHOAL_EARLIER", earlier.display().to_string()));
+    run
+}
+
+/// The binary of the commit that is to be upgraded from. Built where everything is, so that dependencies are not compiled twice, and
+/// kept beside.
+fn earlier_build() -> Result<PathBuf, String> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let named = repository.join("api/tests/earlier-build");
+    let commit = std::fs::read_to_string(&named).map_err(|error| format!("{}: {error}", named.display()))?;
+    let (commit, target) = (commit.trim(), target()?);
+    let binary = target.join(format!("shoal-{commit}"));
+    if binary.exists() {
+        return Ok(binary);
+    }
+    let source = target.join(format!("source-{commit}"));
+    std::fs::create_dir_all(&source).map_err(|error| format!("{}: {error}", source.display()))?;
+    let archive = source.join("archive.tar");
+    let tool = |name, program: &str, arguments: &[&dyn AsRef<OsStr>]| -> Result<(), String> {
+        println!("\n== {name} ==");
+        let status = Command::new(program).args(arguments.iter().map(AsRef::as_ref)).status();
+        match status.map_err(|error| format!("{program}: {error}"))?.success() {
+            true => Ok(()),
+            false => Err(format!("{name}: {program} failed")),
+        }
+    };
+    tool("the earlier commit", "git", &[&"-C", &repository, &"archive", &"--output", &archive, &commit])?;
+    tool("its source", "tar", &[&"-xf", &archive, &"-C", &source])?;
+    let manifest = source.join("Cargo.toml");
+    let build = ["build", "--locked", "--package", "shoal", "--bin", "shoal", "--manifest-path"];
+    let build: Vec<&dyn AsRef<OsStr>> =
+        build.iter().map(|word| word as &dyn AsRef<OsStr>).chain([&manifest as _]).collect();
+    tool("the earlier build", "cargo", &build)?;
+    let made = target.join("debug").join("shoal");
+    std::fs::copy(&made, &binary).map_err(|error| format!("{}: {error}", made.display()))?;
+    std::fs::remove_dir_all(&source).map_err(|error| format!("{}: {error}", source.display()))?;
+    Ok(binary)
+}
+
 fn soak(time: &str) -> Result<(), String> {
     let from = seed_of_today()?;
     let swarm = shoal_sim("soak", &format!("swarm --seed {from} --for {time} --keep-going --report soak.json"))?;
@@ -152,6 +201,7 @@ fn main() -> ExitCode {
         Task::Simulate { seeds, from } => simulate(*from, *seeds).and_then(|run| carry_out(vec![release(), run])),
         Task::Test { seeds } => test(*seeds),
         Task::Soak { time } => soak(time),
+        Task::Upgrade => upgrade(),
         Task::Chaos { seconds, seed } => seed.map_or_else(seed_of_today, Ok).and_then(|seed| chaos(*seconds, seed)),
     };
     match done {
@@ -170,7 +220,11 @@ fn test(seeds: u32) -> Result<(), String> {
     let mut steps = lint_steps();
     steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
     steps.push(step("examples in the docs", "test --workspace --doc --locked"));
+    carry_out(std::mem::take(&mut steps))?;
+    // Before the tests, which are built in the same place.
+    let earlier = earlier_build()?;
     steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
+    steps.push(upgrade_from(&earlier));
     steps.push(release());
     steps.push(simulate(1, seeds)?);
     steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}"))?);

@@ -10,7 +10,7 @@ use shoal::client::{Client, ClientError};
 
 use crate::support::{PATIENCE, Process, until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_shoal");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_shoal");
 
 impl Process {
     /// Its number.
@@ -25,7 +25,7 @@ impl Process {
     }
 
     /// As a service manager stops it.
-    fn terminate(mut self) -> Option<i32> {
+    pub fn terminate(mut self) -> Option<i32> {
         self.signal("TERM");
         self.child.wait().unwrap().code()
     }
@@ -51,10 +51,14 @@ pub fn nodes(directory: &Path, count: usize) -> Vec<Process> {
 
 /// Starts another node of a cluster.
 fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
+    one_more_of(BINARY, nodes, directory, more);
+}
+
+pub fn one_more_of(binary: &str, nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
     let data = directory.join(format!("n{}", nodes.len())).display().to_string();
     let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let address = cluster_port();
-    let mut command = vec![BINARY, "start", "--data-dir", &data, "--http", &http, "--cluster", &address];
+    let mut command = vec![binary, "start", "--data-dir", &data, "--http", &http, "--cluster", &address];
     command.extend(["--set", "disk_reserve_bytes=1048576", "--set", "replace_after_ms=3000"]);
     command.extend(more);
     let first = nodes.first().map(|node| node.argument("--cluster").to_owned());
@@ -81,7 +85,7 @@ fn import(node: &Process, file: &str, table: &str, key: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Value>>, ClientError> {
+pub fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Value>>, ClientError> {
     let answer = client.sql_json(sql, None)?;
     let rows = answer["results"][0]["rows"].as_array().unwrap();
     Ok(rows.iter().map(|row| row.as_array().unwrap().clone()).collect())

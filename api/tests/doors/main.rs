@@ -10,4 +10,5 @@ mod rest;
 mod scripted;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 mod websocket;
