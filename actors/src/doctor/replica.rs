@@ -9,13 +9,12 @@ use shoal_kernel::{NodeId, PartitionId, Result};
 use shoal_storage::{Finding, examine_store};
 
 use super::report::ReplicaExamined;
+use crate::replica::inherit;
 use crate::replica::open::remembered;
 
 /// The partition that a directory is named for.
 pub(super) fn partition_of(dir: &Path) -> Option<PartitionId> {
-    let name = dir.file_name()?.to_str()?;
-    let id = PartitionId(name.strip_prefix('p')?.parse().ok()?);
-    (id.to_string() == name).then_some(id)
+    inherit::partition_of(dir.file_name()?.to_str()?)
 }
 
 pub(super) fn table_of(catalog: &Catalog, partition: PartitionId) -> Option<&Table> {

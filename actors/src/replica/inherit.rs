@@ -189,6 +189,7 @@ pub(super) fn on_disk(disk: &dyn Disk, replicas: &Path) -> Result<BTreeSet<Parti
 }
 
 /// Whose replica's directory has this name.
-fn partition_of(name: &str) -> Option<PartitionId> {
-    name.strip_prefix('p').and_then(|number| number.parse().ok()).map(PartitionId)
+pub(crate) fn partition_of(name: &str) -> Option<PartitionId> {
+    let id = PartitionId(name.strip_prefix('p')?.parse().ok()?);
+    (id.to_string() == name).then_some(id)
 }

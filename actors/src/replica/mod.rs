@@ -12,7 +12,7 @@
 mod compactor;
 pub(crate) mod directory;
 pub(crate) mod handle;
-mod inherit;
+pub(crate) mod inherit;
 mod late_sync;
 pub(crate) mod maintainer;
 pub(crate) mod message;
