@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use shoal_catalog::{Catalog, Command, PartitionBounds, Table};
+use shoal_catalog::{Catalog, Command, PartitionBounds, Partitioning, Table};
 use shoal_kernel::{Applied, Datum, Error, ErrorCode, KeyRange, PartitionId, Rare, Result, Version};
 use shoal_storage::with_rows_before;
 use tokio::sync::MutexGuard;
@@ -55,7 +55,11 @@ impl Gateway {
     /// The table with at least one partition: for what is agreed upon before it is known where rows go.
     pub(super) async fn with_some_partition(&self, table: &Table, own: Version, until: Duration) -> Result<Table> {
         let micros = i64::try_from(own.time().micros()).unwrap_or(i64::MAX);
-        let window = table.window_of(&Datum::Int(micros).encode());
+        let window = match table.partitioning {
+            // Whose key is not known yet. No row has the empty one.
+            Partitioning::Value { .. } => table.window_of(&[]),
+            _ => table.window_of(&Datum::Int(micros).encode()),
+        };
         let partitions = self.make(table, window.into_iter().collect(), until).await?;
         Ok(Table { partitions, ..table.clone() })
     }

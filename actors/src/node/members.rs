@@ -1,9 +1,10 @@
 //! What operators have nodes do, and what a node does that is no member any more.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_catalog::{Command, Move, NodeState, Outlook, Partition, ReplicaState};
+use shoal_catalog::{Command, Load, Move, NodeState, Outlook, Partition, ReplicaState};
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 use shoal_membership::MemberState;
 
@@ -32,22 +33,25 @@ impl Inner {
     }
 
     /// What placement would do for balance if it were to decide now, here.
-    pub(super) async fn balance(&self) -> BalanceStatus {
+    pub(super) async fn balance(&self) -> Result<BalanceStatus> {
         let catalog = self.context.agreement.catalog().borrow().clone();
         let alive = self.context.liveness.alive();
-        let load = load_of(&self.context, &alive).await;
+        let load = load_of(&self.context, &alive, &Load::default()).await;
         let changes = |partition: &&Partition| {
             !partition.settled || partition.replicas.iter().any(|replica| replica.state != ReplicaState::Voting)
         };
         let moving = catalog.partitions.values().filter(changes).map(|partition| partition.id).collect();
-        let outlook = Outlook { alive, lost: BTreeSet::new(), load };
-        let wanted = catalog.wanted_moves(&outlook).into_iter().map(|Move { partition, from, to }| {
+        let outlook = Arc::new(Outlook { alive, lost: BTreeSet::new(), load });
+        // It may look at each partition many times.
+        let (of, by) = (catalog.clone(), outlook.clone());
+        let wanted = self.context.env.blocking(move || of.wanted_moves(&by)).await?;
+        let wanted = wanted.into_iter().map(|Move { partition, from, to }| {
             let table = catalog.partitions.get(&partition).and_then(|partition| catalog.tables.get(&partition.table));
             let table = table.map(|table| table.name.clone()).unwrap_or_default();
             let bytes = outlook.load.bytes.get(&partition).copied().unwrap_or(0);
             WantedMove { partition, table, from, to, bytes }
         });
-        BalanceStatus { paused: catalog.balance_paused, moving, wanted: wanted.collect() }
+        Ok(BalanceStatus { paused: catalog.balance_paused, moving, wanted: wanted.collect() })
     }
 
     /// What a node that answers holds need not be given up. Gossip alone does not do: a node that has just been started has heard of

@@ -213,6 +213,9 @@ impl Node {
     pub fn ready(&self) -> Result<()> {
         self.0.takes_requests()?;
         if let Some(problem) = self.0.context.agreement.status().problem {
+            if problem.code() == ErrorCode::CatalogDiverged {
+                return Err(problem);
+            }
             return Err(Error::new(ErrorCode::NotReady, format!("the catalog's log has failed: {problem}"))
                 .with_help("restart the node; its tables are served meanwhile"));
         }
@@ -348,7 +351,7 @@ impl Node {
     /// The node takes no requests.
     pub async fn balance(&self) -> Result<BalanceStatus> {
         self.0.admit().await?;
-        Ok(self.0.balance().await)
+        self.0.balance().await
     }
 
     /// Has replicas moved for balance, or no longer: those on their way for it alone are called off. Comes back once that is agreed on.

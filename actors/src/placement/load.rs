@@ -14,8 +14,8 @@ use crate::replica::serve;
 /// How long a node may take to say what it carries.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks these nodes. Of one that does not answer in time nothing is known.
-pub(crate) async fn load_of(context: &NodeContext, nodes: &BTreeSet<NodeId>) -> Load {
+/// Asks these nodes. Of one that does not answer in time what was known before holds.
+pub(crate) async fn load_of(context: &NodeContext, nodes: &BTreeSet<NodeId>, before: &Load) -> Load {
     let asked = nodes
         .iter()
         .map(|node| async move { (*node, serve::call(context, *node, &ReplicaCall::Load, ANSWER_TIMEOUT).await) });
@@ -27,6 +27,12 @@ pub(crate) async fn load_of(context: &NodeContext, nodes: &BTreeSet<NodeId>) -> 
             let largest = load.bytes.entry(partition).or_default();
             *largest = of_replica.max(*largest);
         }
+    }
+    for (node, room) in before.room.iter().filter(|(node, _)| nodes.contains(node)) {
+        load.room.entry(*node).or_insert(*room);
+    }
+    for (partition, bytes) in &before.bytes {
+        load.bytes.entry(*partition).or_insert(*bytes);
     }
     load
 }

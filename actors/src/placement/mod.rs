@@ -121,7 +121,8 @@ impl State {
         let lost: BTreeSet<NodeId> = gone.map(|(node, _)| *node).collect();
         let alive = liveness.alive();
         if now >= self.asks_at {
-            self.load = load_of(&self.context, &alive).await;
+            self.load = load_of(&self.context, &alive, &self.load).await;
+            self.load.bytes.retain(|partition, _| catalog.partitions.contains_key(partition));
             self.asks_at = now + ASKS_EVERY;
         }
         Outlook { alive, lost, load: self.load.clone() }

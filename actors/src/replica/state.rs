@@ -136,7 +136,8 @@ impl ReplicaCore {
         // after that has lost another one. It has acknowledged nothing, so what it holds is all that it ever held.
         let previous = &partition.previous_voters;
         let founding = (previous.is_empty() || (!partition.settled && previous.contains(&node)))
-            && partition.replica(node).is_some_and(is_voting);
+            && partition.replica(node).is_some_and(is_voting)
+            && !partition.is_recovered();
         let alone = partition.settled && partition.voters().all(|voter| voter == node);
         let fresh = meta.is_none() && !alone;
         let lapsed = emptied || meta.as_ref().is_none_or(|meta| meta.sealed == partition.epoch);

@@ -235,7 +235,7 @@ pub(super) struct Balance {
     paused: bool,
     /// Partitions whose replicas come, go or have just changed, for balance or another reason.
     moving: Vec<u64>,
-    /// Moves that balance asks for beyond these as things are, the first 1,000 of them.
+    /// Moves that balance asks for beyond these as things are, the first 100 of them.
     wanted: Vec<Move>,
 }
 

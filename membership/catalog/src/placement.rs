@@ -13,7 +13,7 @@ use crate::state::{Catalog, NodeState, Partition, Replica, ReplicaState};
 const MOVES_MAX: usize = 4;
 
 /// Moves that are told of at once.
-const MOVES_TOLD_MAX: usize = 1_000;
+const MOVES_TOLD_MAX: usize = 100;
 
 /// What whoever decides on places knows of the nodes.
 #[derive(Debug, Clone, Default)]
@@ -72,19 +72,18 @@ impl Catalog {
             moving += usize::from(change.is_some() || !partition.settled || joining());
             changes.extend(change);
         }
-        if !self.balance_paused {
-            let moves = self.balance(outlook, &mut places, MOVES_MAX.saturating_sub(moving), active);
-            changes.extend(
-                moves.iter().map(|Move { partition, to, .. }| Command::AddReplica { partition: *partition, node: *to }),
-            );
-        }
+        let moves = if self.balance_paused { 0 } else { MOVES_MAX.saturating_sub(moving) };
+        let reliefs = (2 * MOVES_MAX).saturating_sub(moving);
+        let moves = self.balance(outlook, &mut places, moves, reliefs, active);
+        let begun = |Move { partition, to, .. }| Command::AddReplica { partition, node: to };
+        changes.extend(moves.into_iter().map(begun));
         changes
     }
 
     /// The moves that balance asks for as things are, the first of them, whether it is paused or not.
     pub fn wanted_moves(&self, outlook: &Outlook) -> Vec<Move> {
         let mut places = self.places(&outlook.load);
-        self.balance(outlook, &mut places, MOVES_TOLD_MAX, self.active_nodes().count())
+        self.balance(outlook, &mut places, MOVES_TOLD_MAX, MOVES_TOLD_MAX, self.active_nodes().count())
     }
 
     /// Replicas are moved for balance, or no longer.
@@ -101,12 +100,11 @@ impl Catalog {
         places: &mut Places<'_>,
     ) -> Option<Command> {
         let (id, epoch) = (partition.id, partition.epoch);
-        let free = |node: NodeId| {
+        let fits = |node: NodeId| {
             let state = partition.replica(node).map(|replica| replica.state);
             outlook.alive.contains(&node)
                 && state.is_none_or(|state| state == ReplicaState::Leaving)
                 && !partition.has_failed(node)
-                && places.has_room(node, id)
         };
         let stays =
             |node: &NodeId| self.is_active(*node) && !outlook.lost.contains(node) && !partition.has_failed(*node);
@@ -114,14 +112,17 @@ impl Catalog {
         if let Some(joining) = partition.replicas.iter().find(|replica| replica.state == ReplicaState::Joining) {
             // One that cannot come to its end gives way.
             let node = joining.node;
-            let better = || places.nodes().any(free);
-            let stuck = joining.failed || !outlook.alive.contains(&node);
-            let called_off = self.balance_paused && going.is_empty() && staying.len() >= wanted;
+            let better = || places.nodes().any(|node| fits(node) && places.has_room(node, id));
+            let stuck = joining.failed || !outlook.alive.contains(&node) || places.is_full(node);
+            let for_balance = going.is_empty() && !staying.iter().any(|voter| places.is_full(*voter));
+            let called_off = self.balance_paused && for_balance && staying.len() >= wanted;
             let gives_way = !self.is_active(node) || called_off || (stuck && better());
             return gives_way.then_some(Command::RetireReplica { partition: id, node, epoch });
         }
         if staying.len() < wanted {
-            let node = places.best(&staying, free)?;
+            let ample = places.best(&staying, |node| fits(node) && places.has_room(node, id));
+            let tight = || places.best(&staying, |node| fits(node) && places.has_some_room(node, id));
+            let node = ample.or_else(tight)?;
             places.add(node, id);
             return Some(Command::AddReplica { partition: id, node });
         }
@@ -146,23 +147,33 @@ impl Catalog {
         self.nodes.get(&node).is_some_and(|record| record.state == NodeState::Active)
     }
 
-    /// Up to so many moves: first of what a node without room holds, then of partitions that have two replicas in one zone and none in
+    /// Up to so many moves, or so many from nodes without room: first of what a node without room holds, then of partitions that have two replicas in one zone and none in
     /// another, then from nodes that carry much to nodes that carry less. A move begins with a replica more; that there is one too many
     /// then, the next turns see to.
-    fn balance(&self, outlook: &Outlook, places: &mut Places<'_>, moves: usize, active: usize) -> Vec<Move> {
+    fn balance(
+        &self,
+        outlook: &Outlook,
+        places: &mut Places<'_>,
+        moves: usize,
+        reliefs: usize,
+        active: usize,
+    ) -> Vec<Move> {
         let full = |partition: &Partition| {
             let takers = partition.takers().count();
             takers == partition.voters().count() && takers == self.replicas_wanted(partition, active)
         };
         let stays = |node: NodeId| outlook.alive.contains(&node) && !outlook.lost.contains(&node);
         let (mut wanted, mut moved) = (Vec::new(), BTreeSet::new());
-        while wanted.len() < moves {
+        while wanted.len() < moves.max(reliefs) {
             let movable =
                 |partition: &&Partition| partition.settled && !moved.contains(&partition.id) && full(partition);
             let partitions = || self.partitions.values().filter(movable);
             let spread = || partitions().find_map(|partition| places.spread(partition, stays));
-            let relieved = places.relieve(partitions, stays);
-            let Some(found) = relieved.or_else(spread).or_else(|| places.level(partitions, stays)) else { break };
+            let mut found = if wanted.len() < reliefs { places.relieve(partitions, stays) } else { None };
+            if wanted.len() < moves {
+                found = found.or_else(spread).or_else(|| places.level(partitions, stays));
+            }
+            let Some(found) = found else { break };
             moved.insert(found.partition);
             places.remove(found.from, found.partition);
             places.add(found.to, found.partition);

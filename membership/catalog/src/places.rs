@@ -13,6 +13,9 @@ const REPLICA_BYTES: u64 = 16 << 20;
 /// partitions grow and shrink all the time.
 const UNEVEN: u64 = 8;
 
+/// A node gets nothing for balance that has less room than a so-manieth of what it carries.
+const TIGHT: u64 = 8;
+
 /// How many replicas each node holds. Derived from the partitions, so it is neither compared nor stored; none until it is
 /// needed. Counting a million partitions anew for every table would cost more than the table.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +86,8 @@ struct Place {
     zone: usize,
     weight: u64,
     room: u64,
+    /// It has said that there is none.
+    is_full: bool,
 }
 
 impl<'a> Places<'a> {
@@ -90,11 +95,16 @@ impl<'a> Places<'a> {
         let names: BTreeSet<&str> = catalog.active_nodes().map(|node| node.attributes.zone.as_str()).collect();
         let numbers: BTreeMap<&str, usize> = names.into_iter().zip(0..).collect();
         let mut bytes: BTreeMap<NodeId, u64> = BTreeMap::new();
+        // What replicas that join are still to take.
+        let mut awaited: BTreeMap<NodeId, u64> = BTreeMap::new();
         if !load.bytes.is_empty() {
             for partition in catalog.partitions.values() {
                 let of_each = load.bytes(partition.id);
                 for replica in &partition.replicas {
                     *bytes.entry(replica.node).or_default() += of_each;
+                    if replica.state == ReplicaState::Joining {
+                        *awaited.entry(replica.node).or_default() += of_each;
+                    }
                 }
             }
         }
@@ -103,8 +113,9 @@ impl<'a> Places<'a> {
             let zone = numbers[node.attributes.zone.as_str()];
             let held = held.get(&node.id).map_or(0, |held| *held as u64);
             let weight = held * REPLICA_BYTES + bytes.get(&node.id).copied().unwrap_or(0);
-            let room = load.room.get(&node.id).copied().unwrap_or(u64::MAX);
-            places.nodes.insert(node.id, Place { zone, weight, room });
+            let said = load.room.get(&node.id).copied().unwrap_or(u64::MAX);
+            let room = said.saturating_sub(awaited.get(&node.id).copied().unwrap_or(0));
+            places.nodes.insert(node.id, Place { zone, weight, room, is_full: said == 0 });
             places.zones[zone].insert((weight, node.id));
         }
         places
@@ -132,10 +143,22 @@ impl<'a> Places<'a> {
         chosen.into_iter().map(|node| Replica { node, state: ReplicaState::Voting, failed: false }).collect()
     }
 
-    /// Whether a node has room for a replica of a partition, and for merging it.
+    /// Whether a node has room for a replica of a partition, and for merging it whole.
     pub(crate) fn has_room(&self, node: NodeId, partition: PartitionId) -> bool {
         let needed = self.load.bytes(partition).saturating_mul(2).max(1);
         self.nodes.get(&node).is_some_and(|place| place.room >= needed)
+    }
+
+    /// Whether it has at least some more than the replica takes: better than a copy less.
+    pub(crate) fn has_some_room(&self, node: NodeId, partition: PartitionId) -> bool {
+        let bytes = self.load.bytes(partition);
+        let needed = bytes.saturating_add(bytes / 8).max(1);
+        self.nodes.get(&node).is_some_and(|place| place.room >= needed)
+    }
+
+    /// Whether a node has said that it has no room at all.
+    pub(crate) fn is_full(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|place| place.is_full)
     }
 
     /// Where the next replica belongs of a partition that is on `on` already, among the nodes that fit: in the zone with fewest of
@@ -154,7 +177,7 @@ impl<'a> Places<'a> {
     pub(crate) fn worst(&self, on: &[NodeId]) -> Option<NodeId> {
         let places = on.iter().filter_map(|node| Some((node, self.nodes.get(node)?)));
         let worst =
-            places.map(|(node, place)| (self.in_zone(place.zone, on), place.room == 0, place.weight, *node)).max();
+            places.map(|(node, place)| (self.in_zone(place.zone, on), place.is_full, place.weight, *node)).max();
         worst.map(|(.., node)| node)
     }
 
@@ -222,7 +245,7 @@ impl<'a> Places<'a> {
         partitions: impl Fn() -> P,
         stays: impl Fn(NodeId) -> bool,
     ) -> Option<Move> {
-        let full = self.nodes.iter().filter(|(node, place)| place.room == 0 && stays(**node));
+        let full = self.nodes.iter().filter(|(node, place)| place.is_full && place.room == 0 && stays(**node));
         full.map(|(node, _)| *node).find_map(|from| {
             let with_bytes = partitions().filter(|partition| self.load.bytes(partition.id) > 0);
             let largest = with_bytes.filter_map(|partition| {
@@ -249,6 +272,11 @@ impl<'a> Places<'a> {
         pairs.retain(|((most, _), (least, _))| *most >= *least + 2 * REPLICA_BYTES);
         pairs.sort_by_key(|((most, from), (least, to))| (std::cmp::Reverse(most - least), *from, *to));
         pairs.into_iter().find_map(|((most, from), (least, to))| {
+            // A small disk that has been relieved would be filled again.
+            let is_tight = self.nodes.get(&to).is_some_and(|place| place.room < place.weight / TIGHT);
+            if is_tight {
+                return None;
+            }
             let uneven = (most - least).saturating_mul(UNEVEN) >= most;
             let helps = |partition: &&Partition| {
                 self.load.weight(partition.id).saturating_mul(2) <= most - least

@@ -3,11 +3,18 @@
 
 use crate::command::Effect;
 use crate::replicas::next_epoch;
-use crate::state::Catalog;
+use crate::state::{Catalog, Partition};
 use shoal_kernel::{ColumnId, Epoch};
 
 /// So many numbers are left free: more than entries that anybody may have agreed on since a node fell behind and lived.
-const FREE: u32 = 1 << 20;
+pub(crate) const FREE: u32 = 1 << 20;
+
+impl Partition {
+    /// Whether the catalog was recovered since it was made: a replica that is not there may have been.
+    pub fn is_recovered(&self) -> bool {
+        self.epoch.0 > u64::from(FREE)
+    }
+}
 
 impl Catalog {
     /// The voters of all partitions stay as they are, and settled if they were.

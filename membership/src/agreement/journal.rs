@@ -53,9 +53,15 @@ impl Journal {
         self.entries.values().next_back().map(|entry| *entry.get_log_id()).or(self.purged)
     }
 
-    /// Whether another entry has been agreed upon at its place. Of entries that are gone for a snapshot only their terms are known,
+    /// Whether another entry has been agreed upon at its place than a leader sends whom this node may follow: one that has been voted out
+    /// without knowing may send what nobody agreed upon. Of entries that are gone for a snapshot only their terms are known,
     /// so that a wrong one may be found a few entries late; at the last one that was agreed upon it is found.
-    pub(super) fn contradicts(&self, id: LogId) -> bool {
+    pub(super) fn contradicts(&self, leader: &Vote, id: LogId) -> bool {
+        // Votes are in order only in part.
+        let follows = self.vote.is_none_or(|vote| *leader >= vote);
+        if !follows {
+            return false;
+        }
         let Some(agreed) = self.committed.max(self.purged).filter(|agreed| id.index <= agreed.index) else {
             return false;
         };
@@ -81,6 +87,8 @@ impl Journal {
             Frame::Purged(id) => {
                 self.entries = self.entries.split_off(&(id.index + 1));
                 self.purged = Some(id);
+                // What is in a snapshot was agreed upon.
+                self.committed = self.committed.max(Some(id));
             }
         }
     }
@@ -263,7 +271,7 @@ mod tests {
             journal.absorb(frame);
             whole.push((bytes.len(), shape(&journal)));
         }
-        assert_eq!(shape(&journal), (Some(3), Some(8), Some(1), Some(2), Some(2)));
+        assert_eq!(shape(&journal), (Some(3), Some(8), Some(2), Some(2), Some(2)));
         for cut in whole[0].0..=bytes.len() {
             let (replayed, good) = Journal::replay(&bytes[..cut], NODE).unwrap();
             let expected = whole.iter().rev().find(|(end, _)| *end <= cut).unwrap();
@@ -314,12 +322,15 @@ mod tests {
     #[test]
     fn what_was_agreed_upon_is_not_overruled() {
         let mut journal = Journal::default();
-        assert!(!journal.contradicts(id(0)));
+        let leader = Vote::new_committed(2, NODE);
+        assert!(!journal.contradicts(&leader, id(0)));
         frames().into_iter().for_each(|frame| journal.absorb(frame));
         journal.absorb(Frame::Committed(id(6)));
         let other = |term, index| LogId::new(CommittedLeaderId::new(term, NodeId(9)), index);
-        let contradicts = |term, index| journal.contradicts(other(term, index));
-        assert!((0..12).all(|index| !journal.contradicts(id(index))), "its own entries");
+        let contradicts = |term, index| journal.contradicts(&leader, other(term, index));
+        assert!((0..12).all(|index| !journal.contradicts(&leader, id(index))), "its own entries");
+        let voted_out = Vote::new_committed(1, NodeId(9));
+        assert!((0..12).all(|index| !journal.contradicts(&voted_out, other(1, index))), "of one whom nobody follows");
         assert!((2..=6).all(|index| contradicts(1, index) && contradicts(2, index)));
         assert!(contradicts(2, 1) && !contradicts(0, 1), "entry 1 is gone for a snapshot");
         assert!(!contradicts(2, 7), "nothing was agreed upon there");

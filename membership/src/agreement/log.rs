@@ -90,9 +90,10 @@ impl LogStore {
         self.0.writer.try_lock().ok().and_then(|writer| writer.broken.clone())
     }
 
-    /// Whether another entry has been agreed upon at its place.
-    pub(super) fn contradicts(&self, id: LogId) -> bool {
-        self.journal().contradicts(id)
+    /// The first of a leader's entries at whose place another one has been agreed upon.
+    pub(super) fn contradicted(&self, leader: &Vote, ids: impl IntoIterator<Item = LogId>) -> Option<LogId> {
+        let journal = self.journal();
+        ids.into_iter().find(|id| journal.contradicts(leader, *id))
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {

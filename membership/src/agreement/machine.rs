@@ -3,24 +3,32 @@
 use std::collections::VecDeque;
 use std::io::{self, Cursor};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{AnyError, EntryPayload, OptionalSend, StorageIOError};
 use serde::{Deserialize, Serialize};
-use shoal_catalog::{Catalog, CommandOutcome};
+use shoal_catalog::{Catalog, Command, CommandOutcome};
 use shoal_kernel::{Env, Error, ErrorCode, Rare, Result, wire};
 use tokio::sync::watch;
 
 use super::journal::{Journal, REMEDY};
+use super::recover;
 use super::types::{Entry, LogId, Membership, Outcome, Peer, Proposal, SnapshotMeta, StorageError, TypeConfig};
 use shoal_kernel::NodeId;
 
 /// Name of the snapshot file.
 pub(super) const FILE: &str = "snapshot";
 
+/// Name of the file that says that others have agreed on something else, and that this node does not start with what it has.
+pub(super) const DIVERGED: &str = "diverged";
+
+/// Name of the file that says that this node has forgotten its catalog, and has not had the newest one since.
+pub(super) const FOLLOWS: &str = "follows";
+
 /// The version of the format that this build writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 9;
+const FORMAT_VERSION: u32 = 10;
 
 /// Outcomes that are remembered, so that a proposal sent again is not applied again. More than can be on their way at once.
 const OUTCOMES_MAX: usize = 512;
@@ -32,6 +40,8 @@ struct State {
     membership: Membership,
     catalog: Catalog,
     recent: VecDeque<(u128, Outcome)>,
+    /// Where the catalog was recovered: the entries behind those that made one node the only voter.
+    recoveries: Vec<LogId>,
 }
 
 impl State {
@@ -53,12 +63,25 @@ impl State {
         if let Some((_, outcome)) = self.recent.iter().find(|(id, _)| *id == proposal.id) {
             return outcome.clone();
         }
+        if let (Command::Recover, Some(at)) = (&proposal.command, self.applied) {
+            self.recoveries.push(at);
+        }
         let outcome = self.catalog.apply(proposal.command);
         if self.recent.len() >= OUTCOMES_MAX {
             self.recent.pop_front();
         }
         self.recent.push_back((proposal.id, outcome.clone()));
         outcome
+    }
+
+    /// Where a later state has been recovered without what this one had applied by then.
+    fn left_behind_by(&self, later: &Self) -> Option<LogId> {
+        let applied = self.applied?;
+        let without_us = |recovery: &&LogId| {
+            let before = LogId::new(recovery.leader_id, recovery.index - 1);
+            applied.index >= before.index && applied != before
+        };
+        later.recoveries.iter().filter(|recovery| !self.recoveries.contains(recovery)).find(without_us).copied()
     }
 }
 
@@ -75,6 +98,10 @@ struct Inner {
     saving: tokio::sync::Mutex<()>,
     catalog: watch::Sender<Arc<Catalog>>,
     applied: watch::Sender<Option<u64>>,
+    /// The catalog is not shown before it is the newest: this node has gone back to its beginning.
+    held_back: AtomicBool,
+    /// Others have agreed on something else than this node.
+    diverged: watch::Sender<Option<Error>>,
 }
 
 #[derive(Clone)]
@@ -88,7 +115,14 @@ impl Machine {
     pub(super) async fn open(env: &Env, dir: PathBuf) -> Result<Self> {
         let path = dir.join(FILE);
         let (disk, at) = (env.disk(), path.clone());
-        let bytes = env.blocking(move || if disk.exists(&at)? { disk.read(&at).map(Some) } else { Ok(None) }).await??;
+        let read = move || -> Result<_> {
+            if disk.exists(&at.with_file_name(DIVERGED))? {
+                return Err(recover::diverged("the catalog was recovered without what this node had agreed on"));
+            }
+            let held_back = disk.exists(&at.with_file_name(FOLLOWS))?;
+            Ok((held_back, if disk.exists(&at)? { Some(disk.read(&at)?) } else { None }))
+        };
+        let (held_back, bytes) = env.blocking(read).await??;
         let (state, snapshot) = match bytes {
             None => (State::default(), None),
             Some(bytes) => {
@@ -100,11 +134,13 @@ impl Machine {
         let machine = Self(Arc::new(Inner {
             env: env.clone(),
             path,
-            catalog: watch::Sender::new(Arc::new(state.catalog.clone())),
+            catalog: watch::Sender::new(Arc::new(if held_back { Catalog::default() } else { state.catalog.clone() })),
             applied: watch::Sender::new(state.applied.map(|id| id.index)),
             state: Mutex::new(state),
             snapshot: Mutex::new(snapshot),
             saving: tokio::sync::Mutex::new(()),
+            held_back: AtomicBool::new(held_back),
+            diverged: watch::Sender::new(None),
         }));
         Ok(machine)
     }
@@ -127,6 +163,44 @@ impl Machine {
         self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the catalog is not shown yet.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.0.held_back.load(Ordering::Relaxed)
+    }
+
+    /// Shows the catalog from now on: it is the newest.
+    pub(super) async fn release(&self) {
+        let (disk, mark) = (self.0.env.disk(), self.0.path.with_file_name(FOLLOWS));
+        match self.0.env.blocking(move || disk.remove_file(&mark)).await.map_err(Error::from).and_then(|done| Ok(done?))
+        {
+            Ok(()) => {}
+            // The next start waits for the newest once more.
+            Err(error) => tracing::debug!(%error, "the mark of a catalog that is taken anew stays"),
+        }
+        self.0.held_back.store(false, Ordering::Relaxed);
+        self.publish();
+    }
+
+    /// Why this node takes no more part, if others have agreed on something else.
+    pub(super) fn diverged(&self) -> watch::Receiver<Option<Error>> {
+        self.0.diverged.subscribe()
+    }
+
+    /// Others have another entry there than was agreed upon here: from now on this node takes no more part, also after a restart.
+    pub(super) async fn diverge(&self, index: u64) -> Error {
+        let (disk, mark) = (self.0.env.disk(), self.0.path.with_file_name(DIVERGED));
+        let marked = self.0.env.blocking(move || disk.replace(&mark, &index.to_le_bytes())).await;
+        if let Err(error) = marked.map_err(Error::from).and_then(|done| Ok(done?)) {
+            tracing::warn!(%error, "that the catalog has diverged cannot be noted");
+        }
+        let error = recover::diverged(format!(
+            "the catalog was recovered on a node that had not got as far as this one: entry {index} is another one there"
+        ));
+        tracing::error!(%error, "this node takes no more part in the catalog");
+        self.0.diverged.send_replace(Some(error.clone()));
+        error
+    }
+
     fn publish(&self) {
         // Copying and comparing cost what the catalog weighs; the version goes up with every change.
         let shown = self.0.catalog.borrow().version;
@@ -135,7 +209,7 @@ impl Machine {
             let changed = state.catalog.version != shown;
             (changed.then(|| Arc::new(state.catalog.clone())), state.applied.map(|id| id.index))
         };
-        if let Some(catalog) = catalog {
+        if let Some(catalog) = catalog.filter(|_| !self.is_held_back()) {
             self.0.catalog.send_replace(catalog);
         }
         self.0.applied.send_replace(applied);
@@ -275,6 +349,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let damaged = io::Error::new(io::ErrorKind::InvalidData, error);
             StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), &damaged))
         })?;
+        let left_behind = self.state().left_behind_by(&state);
+        if let Some(recovery) = left_behind {
+            return Err(snapshot_error(meta, &self.diverge(recovery.index).await));
+        }
         let saved = Saved { meta: meta.clone(), bytes: Arc::new(bytes) };
         self.0.env.reached(Rare::SnapshotInstalled);
         // First on disk, then in memory: what is shown must survive a restart.

@@ -147,8 +147,6 @@ struct Inner {
     heard_ms: AtomicU64,
     /// Others have said that this node is no member any more.
     removed: watch::Sender<bool>,
-    /// Others have agreed on something else than this node.
-    diverged: watch::Sender<Option<Error>>,
     /// Newcomers are admitted one by one.
     door: tokio::sync::Mutex<()>,
     proposing: Semaphore,
@@ -188,7 +186,6 @@ impl Agreement {
             recovered: AtomicBool::new(member),
             heard_ms: AtomicU64::new(propose::millis(env.monotonic())),
             removed: watch::Sender::new(false),
-            diverged: watch::Sender::new(None),
             door: tokio::sync::Mutex::new(()),
             proposing: Semaphore::new(PROPOSALS_MAX),
             leading: Semaphore::new(LEADING_MAX),
@@ -265,7 +262,7 @@ impl Agreement {
     /// ([`ErrorCode::CatalogDiverged`]). Waits for ever if the node is shut down instead.
     pub async fn failed(&self) -> Error {
         let mut metrics = self.0.raft.metrics();
-        let mut diverged = self.0.diverged.subscribe();
+        let mut diverged = self.0.machine.diverged();
         loop {
             if let Some(problem) = self.0.problem().filter(|problem| problem.code() != ErrorCode::NotReady) {
                 return problem;
@@ -329,7 +326,7 @@ impl Inner {
 
     /// Why consensus has stopped on this node, if it has.
     fn problem(&self) -> Option<Error> {
-        if let Some(diverged) = self.diverged.borrow().clone() {
+        if let Some(diverged) = self.machine.diverged().borrow().clone() {
             return Some(diverged);
         }
         let fatal = self.metrics(|metrics| metrics.running_state.as_ref().err().cloned())?;

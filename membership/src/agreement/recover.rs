@@ -130,13 +130,22 @@ pub fn recover(
 }
 
 /// Has the node of a data directory, in which none runs, forget its catalog: it is a member that takes the catalog of the others from
-/// its beginning. The files are kept beside the new ones.
+/// its beginning, and shows it when it has the newest. The files are kept beside the new ones. Only for a node that has found out that
+/// its catalog has diverged: what any other has agreed on counts.
 ///
 /// # Errors
-/// [`ErrorCode::InvalidRequest`]: there is no catalog. [`ErrorCode::Corruption`] and others as at a start of the node.
+/// [`ErrorCode::InvalidRequest`]: there is no catalog, or it has not diverged. [`ErrorCode::Corruption`] and others as at a start of the
+/// node.
 pub fn follow(disk: &Arc<dyn Disk>, data_dir: &Path, node: NodeId) -> Result<Forgotten> {
     let Files { log, snapshot, journal, .. } = Files::read(disk, data_dir, node)?;
     let failed = |error| Error::from(error).context(data_dir.display());
+    let (diverged, follows) = (log.with_file_name(machine::DIVERGED), log.with_file_name(machine::FOLLOWS));
+    if !disk.exists(&diverged).map_err(failed)? {
+        return Err(invalid(format!(
+            "the catalog of {node} has not diverged from that of the others, as far as it knows"
+        ))
+        .with_help("start it: it follows them, or finds out"));
+    }
     // Its vote stays: with it this node was heard by others. Without any, nobody would take it for a member.
     let vote = journal.vote.unwrap_or_else(|| Vote::new(term_after(&journal), node));
     let empty = Journal { vote: Some(vote), ..Journal::default() };
@@ -148,6 +157,8 @@ pub fn follow(disk: &Arc<dyn Disk>, data_dir: &Path, node: NodeId) -> Result<For
         disk.replace(&log.with_extension(PUT_ASIDE), &journal.compact(node)?).map_err(failed)?;
         disk.replace(&log, &empty.compact(node)?).map_err(failed)?;
     }
+    disk.rename(&diverged, &follows).map_err(failed)?;
+    disk.sync_dir(&data_dir.join("catalog")).map_err(failed)?;
     Ok(Forgotten { end: journal.last().map(LogEnd::from) })
 }
 
@@ -174,6 +185,13 @@ fn without(members: &Members, node: NodeId, lost: &BTreeSet<NodeId>) -> Result<M
     }
     let nodes: BTreeMap<NodeId, Peer> = all.into_iter().filter(|(id, _)| !lost.contains(id)).collect();
     Ok(Members::new(vec![BTreeSet::from([node])], nodes))
+}
+
+/// The error of a node that must not go on with the catalog that it has.
+pub(super) fn diverged(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::CatalogDiverged, message).with_help(
+        "stop this node, have it follow with: shoal cluster recover --data-dir DIR --follow, and start it again",
+    )
 }
 
 fn invalid(message: impl Into<String>) -> Error {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use openraft::RaftLogId;
 use openraft::error::RaftError;
 use openraft::raft::AppendEntriesRequest;
-use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
+use shoal_kernel::{Error, NodeId, Result, wire};
 
 use super::message::{Request, Response};
 use super::propose::{Attempt, millis};
@@ -38,7 +38,7 @@ impl Inner {
         }
         match request {
             Request::Append(request) => {
-                self.check_agreed(&request)?;
+                self.check_agreed(&request).await?;
                 match self.raft.append_entries(request).await {
                     Ok(response) => Ok(Response::Append(response)),
                     Err(error) => Err(self.fatal(error)),
@@ -67,21 +67,12 @@ impl Inner {
 
     /// Consensus takes it for given that what was agreed upon stays. After [`super::recover`] it does not on a node that had got further
     /// than the one that took over: the catalogs of the two would be different without a word.
-    fn check_agreed(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<()> {
+    async fn check_agreed(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<()> {
         let entries = request.entries.iter().map(|entry| *entry.get_log_id());
-        let Some(other) = request.prev_log_id.into_iter().chain(entries).find(|id| self.log.contradicts(*id)) else {
-            return Ok(());
-        };
-        let message = format!(
-            "the catalog was recovered on a node that had not got as far as {}: entry {} is another one there",
-            self.config.node, other.index
-        );
-        let error = Error::new(ErrorCode::CatalogDiverged, message).with_help(
-            "stop this node, have it follow with: shoal cluster recover --data-dir DIR --follow, and start it again",
-        );
-        tracing::error!(%error, "this node takes no more part in the catalog");
-        self.diverged.send_replace(Some(error.clone()));
-        Err(error)
+        match self.log.contradicted(&request.vote, request.prev_log_id.into_iter().chain(entries)) {
+            Some(other) => Err(self.machine.diverge(other.index).await),
+            None => Ok(()),
+        }
     }
 
     fn respond<T>(&self, attempt: Attempt<T>, timeout_ms: u64, done: impl FnOnce(T) -> Response) -> Result<Response> {

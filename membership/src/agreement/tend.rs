@@ -11,7 +11,7 @@ use shoal_catalog::NodeState;
 use shoal_kernel::{NodeId, Result};
 
 use super::message::{Request, Response};
-use super::{Inner, propose};
+use super::{Agreement, Inner, propose};
 
 /// Time between two rounds, in milliseconds.
 const ROUND_MS: u64 = 1_000;
@@ -41,7 +41,13 @@ pub(super) async fn run(inner: Weak<Inner>) {
         if node.problem().is_some() {
             return;
         }
-        if let Err(error) = node.round().await {
+        if node.machine.is_held_back() {
+            let newest = Agreement(node.clone()).linearizable(Duration::from_millis(ROUND_MS_MAX)).await;
+            match newest {
+                Ok(_) => node.machine.release().await,
+                Err(error) => tracing::debug!(%error, "the newest catalog has not come yet"),
+            }
+        } else if let Err(error) = node.round().await {
             tracing::debug!(%error, "the membership of the catalog could not be put in order yet");
         }
         drop(node);
