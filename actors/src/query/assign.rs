@@ -29,9 +29,11 @@ impl Assignment {
     }
 }
 
-/// Who failed this query already.
+/// Who failed this query already, or may.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Suspects {
+    /// Nodes that have not answered anybody lately.
+    pub(crate) silent: BTreeSet<NodeId>,
     /// Nodes that were lost.
     pub(crate) nodes: BTreeSet<NodeId>,
     /// Replicas that could not be read.
@@ -43,7 +45,8 @@ pub(crate) struct Suspects {
 /// A partition is read on one node, however often the query names it, so that all its readers share a snapshot. Among
 /// equals the node with the fewest tasks of this query wins, then the coordinator, then the preferred one: tasks spread, and
 /// a query that fits on the coordinator stays there. Suspects are passed over as long as somebody else can serve; a partition
-/// whose every replica is suspected is tried again where it is, because a node that was restarted is worth a second look.
+/// whose every replica is suspected is tried again where it is, because a node that was restarted is worth a second look. Silent
+/// nodes are better than those that have failed.
 ///
 /// # Errors
 /// [`ErrorCode::PartitionUnavailable`]: a partition has no candidate at all.
@@ -57,9 +60,12 @@ pub(crate) fn assign(
     let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut pinned: BTreeMap<PartitionId, NodeId> = BTreeMap::new();
     let mut places: BTreeMap<FragmentId, Vec<NodeId>> = BTreeMap::new();
-    let workers: Vec<NodeId> = std::iter::once(coordinator)
-        .chain(alive.iter().copied().filter(|node| *node != coordinator && !suspects.nodes.contains(node)))
-        .collect();
+    let workers: Vec<NodeId> =
+        std::iter::once(coordinator)
+            .chain(alive.iter().copied().filter(|node| {
+                *node != coordinator && !suspects.nodes.contains(node) && !suspects.silent.contains(node)
+            }))
+            .collect();
     for fragment in &graph.fragments {
         let mut nodes = Vec::with_capacity(fragment.tasks.len());
         for task in &fragment.tasks {
@@ -77,8 +83,11 @@ pub(crate) fn assign(
                                 !suspects.nodes.contains(node) && !suspects.replicas.contains(&(partition, *node))
                             })
                             .collect();
-                        let choice = if trusted.is_empty() { &all } else { &trusted };
-                        let node = least_loaded(choice, &load, coordinator).ok_or_else(|| {
+                        let heard: Vec<NodeId> =
+                            trusted.iter().copied().filter(|node| !suspects.silent.contains(node)).collect();
+                        let choices = [heard, trusted, all];
+                        let choice = choices.iter().find_map(|choice| least_loaded(choice, &load, coordinator));
+                        let node = choice.ok_or_else(|| {
                             Error::new(
                                 ErrorCode::PartitionUnavailable,
                                 format!("no live, caught-up replica of partition {partition}"),
@@ -166,10 +175,27 @@ mod tests {
     #[test]
     fn passes_over_suspects_while_somebody_else_can_serve() {
         let graph = graph(&[&[replica(0)], &[Place::Anywhere, Place::Anywhere, Place::Anywhere]]);
-        let mut suspects = Suspects { nodes: BTreeSet::from([A]), replicas: BTreeSet::from([(PartitionId(0), B)]) };
+        let mut suspects = Suspects {
+            nodes: BTreeSet::from([A]),
+            replicas: BTreeSet::from([(PartitionId(0), B)]),
+            ..Suspects::default()
+        };
         assert_eq!(places(&graph, &[&[A, B, C]], &suspects).unwrap(), vec![vec![3], vec![2, 2, 3]]);
         suspects.replicas.insert((PartitionId(0), C));
         assert_eq!(places(&graph, &[&[C]], &suspects).unwrap()[0], vec![3]);
+    }
+
+    #[test]
+    fn silent_nodes_come_before_those_that_have_failed() {
+        let graph = graph(&[&[replica(0)], &[Place::Anywhere, Place::Anywhere]]);
+        let silent = |nodes: &[NodeId], failed: &[NodeId]| {
+            let (silent, nodes) = (nodes.iter().copied().collect(), failed.iter().copied().collect());
+            let suspects = Suspects { silent, nodes, ..Suspects::default() };
+            places(&graph, &[&[A, C]], &suspects).unwrap()
+        };
+        assert_eq!(silent(&[A], &[]), vec![vec![3], vec![2, 2]]);
+        assert_eq!(silent(&[A], &[C])[0], vec![1]);
+        assert_eq!(silent(&[A, C], &[A])[0], vec![3]);
     }
 
     #[test]

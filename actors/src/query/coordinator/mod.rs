@@ -339,7 +339,7 @@ impl QueryState {
             self.node.env.reached(Rare::QueryAvoidsNode);
         }
         // A query that waits for a node which is gone waits until that is certain, which takes longer than to suspect it.
-        suspects.nodes.extend(placement.suspected());
+        suspects.silent = placement.suspected();
         let candidates = |partition| placement.candidates(partition);
         let placed = assign(&self.graph, self.node.id, &alive, candidates, &suspects);
         Event::Placed(placed.map(|assignment| {

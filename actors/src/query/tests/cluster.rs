@@ -54,6 +54,7 @@ pub(super) struct World {
     holders: BTreeMap<PartitionId, Vec<NodeId>>,
     faults: Mutex<BTreeMap<(PartitionId, NodeId), Fault>>,
     down: Mutex<BTreeSet<NodeId>>,
+    suspected: Mutex<BTreeSet<NodeId>>,
     snapshots: AtomicUsize,
     /// Batches read from all replicas.
     pub(super) batches: AtomicU64,
@@ -75,6 +76,10 @@ impl World {
                 self.misbehave(*partition, NodeId(node), fault);
             }
         }
+    }
+
+    pub(super) fn suspect(&self, node: NodeId) {
+        locked(&self.suspected).insert(node);
     }
 
     pub(super) fn down(&self, node: NodeId) {
@@ -256,6 +261,10 @@ impl Placement for Places {
     fn alive(&self) -> BTreeSet<NodeId> {
         let down = locked(&self.0.down).clone();
         (1..=NODES).map(NodeId).filter(|node| !down.contains(node)).collect()
+    }
+
+    fn suspected(&self) -> BTreeSet<NodeId> {
+        locked(&self.0.suspected).clone()
     }
 
     fn candidates(&self, partition: PartitionId) -> Vec<NodeId> {

@@ -84,6 +84,22 @@ async fn a_dead_node_that_is_still_believed_in_is_passed_over() {
     cluster.is_empty(&[]).await;
 }
 
+/// Nobody is asked twice: it has not answered others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspected_node_is_not_asked_if_others_can_serve() {
+    let cluster = cluster().await;
+    cluster.nodes[2].transport.shutdown().await;
+    cluster.world.suspect(NodeId(3));
+    for _ in 0..5 {
+        assert_eq!(cluster.check(0, GROUPS).await.restarts, 0);
+    }
+    // If all are suspected, they are asked all the same.
+    cluster.world.suspect(NodeId(1));
+    cluster.world.suspect(NodeId(2));
+    assert!(cluster.run(1, GROUPS).await.end.is_ok());
+    cluster.is_empty(&[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn membership_ends_what_connections_do_not_notice() {
     let cluster = cluster().await;
