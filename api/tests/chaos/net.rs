@@ -113,7 +113,9 @@ impl Net {
 
     /// Cuts the ways from some nodes to others, in this direction only.
     pub fn cut(&self, ways: &[Way]) {
+        assert!(ways.iter().take(1).all(|way| way.is_open()), "{ways:?}");
         change("add", ways);
+        assert!(!ways.iter().take(1).any(|way| way.is_open()), "{ways:?}");
     }
 
     /// Undoes that.
@@ -140,6 +142,14 @@ impl Way {
 
     pub fn back(self) -> Self {
         Self { from: self.to, to: self.from }
+    }
+
+    /// Whether the router lets packets through.
+    fn is_open(self) -> bool {
+        let (from, to, link) = (host(self.from), host(self.to), name(self.from));
+        let mut ip = Command::new("ip");
+        ip.args(["-n", "router", "route", "get", &to, "from", &from, "iif", &link]);
+        ip.output().unwrap().status.success()
     }
 }
 
