@@ -3,6 +3,7 @@
 //!
 //! Doors (`api`) and the simulator see [`Node`] and the types of [`service`]; nothing else.
 
+mod backup;
 mod batch;
 pub mod doctor;
 mod gateway;
@@ -16,4 +17,6 @@ mod rounds;
 pub mod service;
 pub mod transport;
 
+pub use backup::ObjectStores;
 pub use node::Node;
+pub use shoal_planner::{ObjectOptions, without_secrets};

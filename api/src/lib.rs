@@ -10,6 +10,7 @@ pub mod config;
 pub mod format;
 pub mod http;
 pub mod ingest;
+pub mod objects;
 pub mod server;
 pub mod statement;
 pub mod ws;

@@ -42,6 +42,6 @@ pub use explain::describe;
 pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExtension, TaskSpec};
 pub use planner::{PlanOptions, Planner, RowCounts, Slicing};
 pub use router::EdgeRouter;
-pub use sql::split_statements;
-pub use statement::{ExplainKind, InsertSource, PlannedQuery, SplitWish, Statement};
+pub use sql::{split_statements, without_secrets};
+pub use statement::{BackupPlace, ExplainKind, InsertSource, ObjectOptions, PlannedQuery, SplitWish, Statement};
 pub use task::{RunnableTask, TaskMemory};

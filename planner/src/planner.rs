@@ -26,7 +26,7 @@ use crate::late::fetch_late;
 use crate::order::order_scans;
 use crate::router::EdgeRouter;
 use crate::session;
-use crate::sql::{Parsed, TableName, at, parse};
+use crate::sql::{BackupStatement, Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::summary::ask_statistics;
 use crate::table::{is_table, read_level_of, slices_of};
@@ -184,6 +184,14 @@ impl Planner {
             Parsed::Flush(name) => Statement::Flush { table: name.map(|name| known(catalog, name)).transpose()? },
             Parsed::Optimize(name) => Statement::Optimize { table: known(catalog, name)? },
             Parsed::Repair(name) => Statement::Repair { table: known(catalog, name)? },
+            Parsed::Backup(BackupStatement { restores: false, table, place, .. }) => {
+                Statement::Backup { table: table.map(|name| known(catalog, name)).transpose()?, to: place }
+            }
+            Parsed::Backup(BackupStatement { table, named, place, .. }) => Statement::Restore {
+                table: table.map(|table| table.name),
+                named: named.map(|table| table.name),
+                from: place,
+            },
             Parsed::ShowTables => query(show::tables(catalog)?, None),
             Parsed::Describe(name) => query(show::columns(catalog, &name)?, None),
             Parsed::ShowPartitions(name) => query(show::partitions(catalog, &name)?, None),
@@ -341,6 +349,8 @@ fn refuse_writes(parsed: &Parsed) -> Result<()> {
         Parsed::Flush(_) => "FLUSH",
         Parsed::Optimize(_) => "OPTIMIZE TABLE",
         Parsed::Repair(_) => "REPAIR TABLE",
+        Parsed::Backup(BackupStatement { restores: false, .. }) => "BACKUP",
+        Parsed::Backup(_) => "RESTORE",
         Parsed::Query(_)
         | Parsed::Explain { .. }
         | Parsed::ShowTables

@@ -1,6 +1,9 @@
 //! What a statement asks for, once it has been understood.
 
+use std::collections::BTreeMap;
+
 use arrow::record_batch::RecordBatch;
+use serde::{Deserialize, Serialize};
 use shoal_catalog::{AlteredTable, NewTable};
 use shoal_kernel::PartitionId;
 
@@ -65,6 +68,48 @@ pub enum Statement {
         /// Its name.
         table: String,
     },
+    /// What tables hold is to be copied elsewhere.
+    Backup {
+        /// The table; all if absent.
+        table: Option<String>,
+        /// Where to.
+        to: BackupPlace,
+    },
+    /// Tables are to be made from such a copy.
+    Restore {
+        /// The table, by the name that it had; all of the backup if absent.
+        table: Option<String>,
+        /// What it is to be called; as it was if absent.
+        named: Option<String>,
+        /// Where from.
+        from: BackupPlace,
+    },
+}
+
+/// Where backups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupPlace {
+    /// `file:///…` or `s3://…`.
+    pub url: String,
+    /// How it is reached.
+    pub options: ObjectOptions,
+    /// Which of the backups there is meant; the newest if absent.
+    pub backup: Option<String>,
+}
+
+/// Names of all [`ObjectOptions`].
+pub const OBJECT_OPTIONS: [&str; 7] =
+    ["endpoint", "region", "access_key_id", "secret_access_key", "session_token", "allow_http", "virtual_hosted_style"];
+
+/// How a store of objects is reached, by name. Some of it is secret: it is not shown.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ObjectOptions(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for ObjectOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 impl Statement {
@@ -82,6 +127,8 @@ impl Statement {
             Self::Flush { .. } => "FLUSH",
             Self::Optimize { .. } => "OPTIMIZE TABLE",
             Self::Repair { .. } => "REPAIR TABLE",
+            Self::Backup { .. } => "BACKUP",
+            Self::Restore { .. } => "RESTORE",
         }
     }
 }

@@ -49,13 +49,13 @@ pub use options::StoreOptions;
 pub use pool::{PagePool, PoolStatus};
 pub use rows::{Accepted, Rows, Write, held_columns};
 pub use scan::Scan;
-pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
+pub use segment::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump, SegmentReader};
 pub use size::{batch_bytes, check_values, rows_within, with_rows_before};
 pub use state::Snapshot;
 pub use store::{
-    BucketRows, Changed, Changes, CompactionProgress, CompactionStep, Digest, DigestBuckets, DigestMoment,
-    ExpiryReport, FlushReport, NoSplitPoint, PullCursor, PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint,
-    Store, StoreStatus,
+    BucketRows, Changed, Changes, Checkpoint, CheckpointFile, CheckpointOutline, CompactionProgress, CompactionStep,
+    Digest, DigestBuckets, DigestMoment, ExpiryReport, FlushReport, NoSplitPoint, PullCursor, PullRound, Pulled,
+    Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

@@ -32,6 +32,8 @@ pub(crate) struct NodeContext {
     pub(crate) compaction: Arc<Pace>,
     /// What replicas may take that are being filled from their peers.
     pub(crate) filling: Arc<Pace>,
+    /// What backups and restores may take.
+    pub(crate) backups: Arc<Pace>,
     /// A place for each thread that helps replicas with the replay of their logs.
     pub(crate) replay_helpers: Arc<Semaphore>,
     /// A place for each replica that pulls rows in the background because digests differ.

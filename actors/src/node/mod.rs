@@ -4,6 +4,7 @@
 //! the reverse: requests are refused, queries end, actors stop (their stores stay recoverable at any moment), the lock goes
 //! last. A crash at any point is the same as a stop, but for time.
 
+mod backup;
 mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
@@ -15,6 +16,7 @@ mod members;
 pub(crate) mod pace;
 mod reading;
 mod repair;
+mod restore;
 mod rpc;
 mod split;
 mod statement;
@@ -43,6 +45,7 @@ use self::pace::Pace;
 use self::reading::{Places, Replicas};
 use self::rpc::{AgreementIn, AgreementOut};
 use self::supervisor::{NodeMessage, NodeSupervisor};
+use crate::backup::{fetch, upload::PART_BYTES};
 use crate::gateway::Gateway;
 use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
@@ -64,6 +67,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const COMPACTION_STEP_BYTES_MAX: u64 = 1 << 20;
 /// Answers of peers that replicas which are being filled may have in hand at once.
 const FILLING_MAX: usize = 8;
+/// Partitions of a node that are backed up or restored at once.
+const BACKUPS_MAX: usize = 2;
 /// Pause between two attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 /// How long one attempt to join may take.
@@ -101,6 +106,8 @@ impl Node {
     /// The data directory is locked, unreadable or of another cluster; the cluster address cannot be bound.
     pub async fn start(env: Env, config: NodeConfig) -> Result<Self> {
         let identity = Identity::claim(&env, &config.data_dir).await?;
+        let (world, dir) = (env.clone(), config.data_dir.clone());
+        env.blocking(move || fetch::clean(&world, &dir)).await??;
         let node = identity.node;
         if config.has(Planted::ClockBoundForgotten) {
             let (disk, path) = (env.disk(), NodeClock::path(&config.data_dir));
@@ -138,6 +145,7 @@ impl Node {
         };
         let compaction = pace(config.compactions_max, config.compaction_bytes_per_second, COMPACTION_STEP_BYTES_MAX);
         let filling = pace(FILLING_MAX, config.fill_bytes_per_second, PULL_BYTES_MAX);
+        let backups = pace(BACKUPS_MAX, config.backup_bytes_per_second, PART_BYTES as u64);
         let replay_helpers = Arc::new(tokio::sync::Semaphore::new(opening::HELPERS_MAX));
         let context = Arc::new(NodeContext {
             env,
@@ -151,6 +159,7 @@ impl Node {
             pool,
             compaction,
             filling,
+            backups,
             replay_helpers,
             repairs: tokio::sync::Semaphore::new(crate::replica::repair::PULLING_MAX),
         });
@@ -185,6 +194,7 @@ impl Node {
             joining: Mutex::new(Some(Error::new(ErrorCode::NotReady, "the node has not joined the cluster yet"))),
             identity: Mutex::new(Some(identity)),
         });
+        inner.context.transport.register(Route::Backup, Arc::new(backup::Service(Arc::downgrade(&inner))));
         inner.watch_catalog();
         inner.watch_members();
         inner.join();

@@ -125,6 +125,10 @@ impl Inner {
                 let rows = self.repair(&table, left()).await?;
                 Ok(self.answer(id, rows, started))
             }
+            Statement::Backup { table, to } => Ok(self.start_backup(id, table, to, request.timeout)),
+            Statement::Restore { table, named, from } => {
+                Ok(self.start_restore(id, table, named, from, request.timeout))
+            }
             Statement::Optimize { table } => {
                 let done = self.maintain("OPTIMIZE TABLE", Some(&table), MaintenanceTask::Optimize, left()).await?;
                 Ok(self.done(id, done, started))

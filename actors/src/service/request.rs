@@ -12,6 +12,7 @@ use shoal_catalog::{NewTable, Table};
 use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, SchemaChange, Version, WriteLevel};
 
 use super::observer::{Moment, Observer};
+use crate::backup::ObjectStores;
 
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
 #[derive(Debug, Clone)]
@@ -50,6 +51,12 @@ pub struct NodeConfig {
     /// Bytes that all replicas together which are being filled may pull in a second; 0 is no limit. One that serves and has only been
     /// away for a moment is not held back.
     pub fill_bytes_per_second: u64,
+    /// Bytes that backups and restores may read of this node's disk, or write to it, in a second; 0 is no limit.
+    pub backup_bytes_per_second: u64,
+    /// Prefixes of the URLs that backups may be at.
+    pub backup_urls: Vec<String>,
+    /// Opens what is there. Without it there are no backups.
+    pub object_stores: Option<Arc<dyn ObjectStores>>,
     /// A replica that has failed so often in a row is made anew on another node, though this one goes on starting it.
     pub replica_failures_max: u32,
     /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
@@ -99,6 +106,9 @@ impl NodeConfig {
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
             fill_bytes_per_second: 64 << 20,
+            backup_bytes_per_second: 64 << 20,
+            backup_urls: vec!["s3://".into(), "file://".into()],
+            object_stores: None,
             // Some ten seconds after the first failure.
             replica_failures_max: 7,
             segments_overdue_max: 64,

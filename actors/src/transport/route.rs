@@ -21,10 +21,13 @@ pub enum Route {
     Edge = 4,
     /// The echo of tests.
     Echo = 5,
+    /// Backups and restores.
+    Backup = 6,
 }
 
 impl Route {
-    pub(super) const ALL: [Self; 5] = [Self::Agreement, Self::Replica, Self::Query, Self::Edge, Self::Echo];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Agreement, Self::Replica, Self::Query, Self::Edge, Self::Echo, Self::Backup];
 
     pub(super) fn from_byte(byte: u8) -> Result<Self> {
         Self::ALL.into_iter().find(|route| *route as u8 == byte).ok_or_else(|| {

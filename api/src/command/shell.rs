@@ -193,7 +193,8 @@ impl<'a> Shell<'a> {
                     pending.push_str(&line);
                     if statement::is_complete(&pending) {
                         let text = std::mem::take(&mut pending);
-                        let _ = editor.add_history_entry(text.trim());
+                        // The history is a file: what is secret is not for it.
+                        let _ = editor.add_history_entry(shoal_actors::without_secrets(text.trim()));
                         self.statements(&text);
                     }
                 }

@@ -7,10 +7,12 @@ mod setting;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_actors::service::NodeConfig;
 
+use crate::objects::RealObjectStores;
 use crate::server::{Limits, ServerOptions};
 pub use setting::{SETTINGS, Setting};
 
@@ -141,6 +143,16 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.size("compactions_max", 1, &mut node.compactions_max)?;
     values.number("compaction_bytes_per_second", 0, &mut node.compaction_bytes_per_second)?;
     values.number("fill_bytes_per_second", 0, &mut node.fill_bytes_per_second)?;
+    values.number("backup_bytes_per_second", 0, &mut node.backup_bytes_per_second)?;
+    if let Some(urls) = values.text("backup_urls") {
+        let parts = urls.value.split(',').map(str::trim).filter(|part| !part.is_empty());
+        node.backup_urls = parts.map(str::to_owned).collect();
+        if let Some(wrong) = node.backup_urls.iter().find(|url| !url.contains("://")) {
+            return Err(ConfigError::new(&urls.place, format!("'{wrong}' begins no URL"))
+                .with_help("write file:///path or s3://bucket, or file:// for any directory"));
+        }
+    }
+    node.object_stores = Some(Arc::new(RealObjectStores));
     let mut failures_max = u64::from(node.replica_failures_max);
     values.number("replica_failures_max", 1, &mut failures_max)?;
     node.replica_failures_max = u32::try_from(failures_max).unwrap_or(u32::MAX);

@@ -47,6 +47,8 @@ settings! {
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";
     "compaction_bytes_per_second", "67108864", "bytes that compaction reads and writes; 0 is no limit; OPTIMIZE TABLE is not held back";
     "fill_bytes_per_second", "67108864", "bytes that replicas pull which are new or were emptied; 0 is no limit";
+    "backup_bytes_per_second", "67108864", "bytes of the node's disk that backups and restores read or write; 0 is no limit";
+    "backup_urls", "s3://,file://", "beginnings of the URLs that backups may be at, separated by commas; nothing allows none";
     "replica_failures_max", "7", "failures of a replica in a row after which another node is to have one in its place";
     "segments_overdue_max", "64", "segments of a replica that may wait to be merged before its writes are refused as overload";
     "query_memory_bytes_max", "2147483648", "memory of all queries of this node together";

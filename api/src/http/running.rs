@@ -61,7 +61,7 @@ impl Running {
             return Err(Error::new(ErrorCode::InvalidRequest, format!("query {id} is running already"))
                 .with_help("a query id is for one request; leave it out to be given one"));
         }
-        let sql = sql.chars().take(SQL_SHOWN_CHARS).collect();
+        let sql = shoal_actors::without_secrets(sql).chars().take(SQL_SHOWN_CHARS).collect();
         entries.insert(id, Entry { sql, progress: Progress::default(), cancel: cancel.clone() });
         drop(entries);
         metrics::gauge!("shoal_requests_running").increment(1.0);

@@ -32,7 +32,7 @@ impl Process {
 }
 
 /// A port that is free for streams and datagrams.
-fn cluster_port() -> String {
+pub fn cluster_port() -> String {
     loop {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         if UdpSocket::bind(address).is_ok() {
@@ -50,7 +50,7 @@ pub fn nodes(directory: &Path, count: usize) -> Vec<Process> {
 }
 
 /// Starts another node of a cluster.
-fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
+pub fn one_more(nodes: &mut Vec<Process>, directory: &Path, more: &[&str]) {
     one_more_of(BINARY, nodes, directory, more);
 }
 

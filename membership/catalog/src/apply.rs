@@ -50,6 +50,7 @@ impl Catalog {
             Command::RaisePurge { partition, changed, purged } => self.raise_purge(partition, changed, purged)?,
             Command::PauseBalance { paused } => self.pause_balance(paused),
             Command::Recover => self.leave_numbers_free(),
+            Command::RenameTable { table, to } => self.rename_table(table, to)?,
         };
         if !effects.is_empty() {
             self.version += 1;

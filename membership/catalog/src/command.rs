@@ -226,6 +226,13 @@ pub enum Command {
     /// Behind a recovery of the catalog on one node: what others may have agreed on beyond what that node knew, with nodes that are
     /// lost, is not met again under the same number.
     Recover,
+    /// A table gets another name.
+    RenameTable {
+        /// Which one.
+        table: TableId,
+        /// Its new name.
+        to: String,
+    },
 }
 
 /// What an applied command changed; nodes act on it.

@@ -156,6 +156,18 @@ impl Catalog {
         Ok(vec![Effect::Table(id)])
     }
 
+    pub(crate) fn rename_table(&mut self, id: TableId, to: String) -> Result<Vec<Effect>, CatalogError> {
+        check_name("table", &to)?;
+        let named = self.table(&to).map(|table| table.id);
+        let table = self.tables.get_mut(&id).ok_or(CatalogError::TableGone(id))?;
+        match named {
+            Some(named) if named == id => return Ok(Vec::new()),
+            Some(_) => return Err(CatalogError::TableExists(to)),
+            None => table.name = to,
+        }
+        Ok(vec![Effect::Table(id)])
+    }
+
     pub(crate) fn draw_id(&mut self) -> u64 {
         // Zero is kept free: it reads as "none" in logs and on the wire.
         let id = self.next_id.max(1);

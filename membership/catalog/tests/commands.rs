@@ -216,6 +216,7 @@ fn command() -> impl Strategy<Value = Command> {
             windows: windows.into_iter().map(|(start, length)| numbers(start, start + length)).collect(),
         }),
         1 => (1..24u64).prop_map(|table| Command::DropWindows { table: TableId(table) }),
+        1 => (1..24u64, name()).prop_map(|(table, to)| Command::RenameTable { table: TableId(table), to }),
         1 => (name(), any::<bool>()).prop_map(|(name, if_exists)| Command::DropTable { name, if_exists }),
         4 => (partition(), node()).prop_map(|(partition, node)| Command::AddReplica { partition, node }),
         6 => (partition(), node(), epoch()).prop_map(|(partition, node, epoch)|
@@ -1075,4 +1076,22 @@ fn tombstones_go_only_if_the_replicas_are_those_that_were_asked() {
     assert_eq!((now(&catalog).replicas, now(&catalog).epoch), (replicas, epoch));
     assert!(catalog.apply(raise(asked, 6)).is_err());
     catalog.apply(raise(now(&catalog).changed, 6)).unwrap();
+}
+
+#[test]
+fn a_table_gets_a_name_that_is_free() {
+    let mut catalog = cluster(1);
+    for name in ["a", "b"] {
+        catalog.apply(Command::CreateTable(hashed(name, 1, 1))).unwrap();
+    }
+    let id = catalog.table("a").unwrap().id;
+    let rename = |to: &str| Command::RenameTable { table: id, to: to.into() };
+    assert_eq!(catalog.apply(rename("b")), Err(CatalogError::TableExists("b".into())));
+    assert!(catalog.apply(rename("")).is_err());
+    assert_eq!(catalog.apply(rename("c")).unwrap().effects, [Effect::Table(id)]);
+    assert!(catalog.apply(rename("c")).unwrap().effects.is_empty(), "sent twice");
+    assert!(catalog.table("a").is_none());
+    assert_eq!(catalog.table("c").unwrap().id, id);
+    let gone = Command::RenameTable { table: TableId(99), to: "d".into() };
+    assert_eq!(catalog.apply(gone), Err(CatalogError::TableGone(TableId(99))));
 }

@@ -1,6 +1,7 @@
 //! SQL text as statements that Shoal knows, or a typed refusal.
 
 mod alter_table;
+mod backup;
 mod create_table;
 mod literal;
 mod options;
@@ -9,6 +10,8 @@ mod text;
 mod types;
 
 pub(crate) use alter_table::Alteration;
+pub(crate) use backup::BackupStatement;
+pub use backup::without_secrets;
 pub(crate) use split::Splitting;
 pub use text::split_statements;
 pub(crate) use text::{DIALECT, at, first_words, only_statement};
@@ -46,6 +49,7 @@ pub(crate) enum Parsed {
     Flush(Option<TableName>),
     Optimize(TableName),
     Repair(TableName),
+    Backup(BackupStatement),
     ShowTables,
     Describe(TableName),
     ShowPartitions(TableName),
@@ -99,6 +103,7 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
             parser.expect_keyword(Keyword::TABLE).map_err(|error| syntax_error(error, &tokens))?;
             Parsed::Repair(parse_table_name(&mut parser, &tokens)?)
         }
+        ["BACKUP" | "RESTORE", ..] => Parsed::Backup(backup::parse(&mut parser, &tokens)?),
         _ => {
             let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
             classify(statement)?

@@ -496,6 +496,8 @@ async fn a_reader_may_only_read() {
         "UPDATE pairs SET c = 1",
         "FLUSH",
         "OPTIMIZE TABLE pairs",
+        "BACKUP DATABASE TO 's3://b'",
+        "RESTORE DATABASE FROM 's3://b'",
     ] {
         assert!(refusal(&world, sql, &options).await.starts_with("forbidden"), "{sql}");
     }

@@ -247,6 +247,13 @@ async fn upkeep() {
     assert_eq!(table, "flights");
     let Statement::Repair { table } = plan(&world, "repair table FLIGHTS").await else { panic!("another") };
     assert_eq!(table, "flights");
+    let Statement::Backup { table, to } = plan(&world, "backup table FLIGHTS to 's3://b'").await else {
+        panic!("another")
+    };
+    assert_eq!((table.as_deref(), to.url.as_str()), (Some("flights"), "s3://b"));
+    let restore = "RESTORE TABLE gone FROM 's3://b' AS Back WITH (backup = '7')";
+    let Statement::Restore { table, named, from } = plan(&world, restore).await else { panic!("another") };
+    assert_eq!((table.as_deref(), named.as_deref(), from.backup.as_deref()), (Some("gone"), Some("back"), Some("7")));
     let tags = ["DELETE FROM pairs", "UPDATE pairs SET c = 1", "FLUSH", "OPTIMIZE TABLE pairs", "REPAIR TABLE pairs"];
     for (sql, tag) in tags.iter().zip(["DELETE", "UPDATE", "FLUSH", "OPTIMIZE TABLE", "REPAIR TABLE"]) {
         assert_eq!(plan(&world, sql).await.tag(), tag);

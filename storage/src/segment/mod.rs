@@ -2,6 +2,7 @@
 
 mod bloom;
 mod context;
+mod copy;
 mod dump;
 mod filter;
 mod find;
@@ -28,6 +29,7 @@ use shoal_kernel::{ColumnId, Error, ErrorCode, Planted, Result, SegmentId, Versi
 #[cfg(test)]
 pub(crate) use context::Identities;
 pub(crate) use context::{PageKeys, Reads, SegmentContext};
+pub use copy::SegmentReader;
 pub use dump::{ColumnDump, DictionaryDump, FilterDump, PageDump, SegmentDump};
 pub(crate) use format::PAGE_ROWS;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -4,6 +4,7 @@
 //! replaced), `writer` (commits one after another), `state` (what readers see; held for moments only), `tokens`.
 
 mod changes;
+mod checkpoint;
 mod commit;
 mod compaction;
 mod digest;
@@ -40,6 +41,7 @@ use crate::token::{TokenRecord, Tokens};
 use crate::wal::{Durability, LogFailure, Wal};
 
 pub use changes::{Changed, Changes};
+pub use checkpoint::{Checkpoint, CheckpointFile, CheckpointOutline};
 use compaction::Compaction;
 pub use compaction::{CompactionProgress, CompactionStep};
 pub use digest::{Digest, DigestBuckets};

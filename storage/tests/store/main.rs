@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails should say where, and stop")]
 
 mod changes;
+mod checkpoint;
 mod compaction;
 mod concurrency;
 mod crash;

@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 use crate::backend::NodeBackend;
 use crate::client::Client;
 use crate::command::Exit;
+use crate::objects::RealObjectStores;
 use crate::server::{Server, ServerOptions};
 
 /// How many nodes there are.
@@ -57,6 +58,7 @@ impl Cluster {
             let mut config = NodeConfig::new(directory.path().join(format!("node{number}")), address, http);
             // A demo must not refuse to run on a laptop that is nearly full.
             config.disk_reserve_bytes = 16 << 20;
+            config.object_stores = Some(Arc::new(RealObjectStores));
             config.join = first.into_iter().collect();
             first.get_or_insert(address);
             let mut member = Member { number, config, running: None };
