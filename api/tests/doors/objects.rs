@@ -138,7 +138,16 @@ async fn run(node: &Node, sql: &str) -> Result<Vec<arrow::array::RecordBatch>> {
 }
 
 async fn keys(node: &Node, table: &str) -> BTreeSet<i64> {
-    let batches = run(node, &format!("SELECT k FROM {table}")).await.unwrap();
+    // A partition that is split while it is read ends the query.
+    let until = Instant::now() + Duration::from_secs(60);
+    let batches = loop {
+        match run(node, &format!("SELECT k FROM {table}")).await {
+            Err(error) if error.retryable() && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            read => break read.unwrap(),
+        }
+    };
     let columns = batches.iter().filter(|batch| batch.num_rows() > 0).map(|batch| batch.column(0).clone());
     columns.flat_map(|column| column.as_primitive::<Int64Type>().values().to_vec()).collect()
 }
