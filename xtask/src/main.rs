@@ -220,11 +220,7 @@ fn test(seeds: u32) -> Result<(), String> {
     let mut steps = lint_steps();
     steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
     steps.push(step("examples in the docs", "test --workspace --doc --locked"));
-    carry_out(std::mem::take(&mut steps))?;
-    // Before the tests, which are built in the same place.
-    let earlier = earlier_build()?;
     steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
-    steps.push(upgrade_from(&earlier));
     steps.push(release());
     steps.push(simulate(1, seeds)?);
     steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}"))?);
