@@ -15,7 +15,7 @@ use shoal_kernel::NodeId;
 use shoal_kernel::env::real;
 
 use super::{DEFAULT_URL, Exit};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 
 /// Between two looks at how far a node has got.
 const LOOK: Duration = Duration::from_millis(500);
@@ -206,6 +206,17 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
     }
 }
 
+/// The answer of a node that may be busy, or just be restarted.
+fn patiently(ask: impl Fn() -> Result<Value, ClientError>) -> Result<Value, ClientError> {
+    for _ in 0..SILENT_MAX {
+        match ask() {
+            Err(error) if error.retryable() => std::thread::sleep(LOOK),
+            answer => return answer,
+        }
+    }
+    ask()
+}
+
 /// Shows how far a node has got with giving its replicas away, and what that waits for. Whoever interrupts this interrupts the
 /// waiting only.
 fn wait_until_empty(client: &Client, node: NodeNumber, wanted: Wanted) -> Result<(), Exit> {
@@ -214,19 +225,9 @@ fn wait_until_empty(client: &Client, node: NodeNumber, wanted: Wanted) -> Result
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} replicas gone");
     bar.set_style(style.map_err(Exit::failed)?);
     bar.set_message(format!("n{}", node.0));
-    let (mut most, mut least, mut still, mut silent) = (0, u64::MAX, 0u32, 0u32);
+    let (mut most, mut least, mut still) = (0, u64::MAX, 0u32);
     loop {
-        let cluster = match client.cluster() {
-            Ok(cluster) => cluster,
-            // It may be busy, or just be restarted.
-            Err(error) if error.retryable() && silent < SILENT_MAX => {
-                silent += 1;
-                std::thread::sleep(LOOK);
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        silent = 0;
+        let cluster = patiently(|| client.cluster())?;
         let found = array(&cluster["nodes"]).iter().find(|entry| entry["id"] == node.0);
         let state = found.and_then(|entry| entry["state"].as_str());
         match (state, wanted) {
@@ -262,18 +263,9 @@ fn wait_until_balanced(client: &Client) -> Result<(), Exit> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} moves done");
     bar.set_style(style.map_err(Exit::failed)?);
-    let (mut most, mut silent, mut quiet) = (0, 0u32, 0u32);
+    let (mut most, mut quiet) = (0, 0u32);
     loop {
-        let balance = match client.balance() {
-            Ok(balance) => balance,
-            Err(error) if error.retryable() && silent < SILENT_MAX => {
-                silent += 1;
-                std::thread::sleep(LOOK);
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        silent = 0;
+        let balance = patiently(|| client.balance())?;
         if balance["paused"] == true {
             bar.abandon();
             return Err(Exit::failed("balance is paused by somebody else's wish"));
