@@ -87,6 +87,7 @@ rare! {
     QueryReplanned = "a query was planned again because a partition had been split or dropped";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
+    QueryLeavesSilent = "a query began anew without a node that had fallen silent";
     // Placement.
     ReplicaMade = "a replica more was made of a partition";
     SplitBySize = "a partition that had outgrown its limits was split";

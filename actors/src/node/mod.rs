@@ -387,6 +387,8 @@ impl Node {
         if inner.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
+        // As long as the others believe that this node is there, their queries may end in peace.
+        inner.queries.drain().await;
         inner.context.swim.leave().await;
         inner.queries.shutdown().await;
         let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -487,7 +489,7 @@ impl Inner {
         let (context, queries) = (self.context.clone(), self.queries.clone());
         let mut members = context.swim.members();
         self.keep(self.context.env.spawn("member watcher", async move {
-            let (mut known, mut down) = (BTreeSet::new(), BTreeSet::new());
+            let (mut known, mut down, mut silent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             loop {
                 let now = members.borrow_and_update().clone();
                 for (node, member) in now.iter().filter(|(node, _)| **node != context.node) {
@@ -505,6 +507,11 @@ impl Inner {
                         queries.node_down(*node);
                     }
                 }
+                let suspected = context.liveness.suspected();
+                for node in suspected.difference(&silent) {
+                    queries.node_silent(*node);
+                }
+                silent = suspected;
                 if members.changed().await.is_err() {
                     return;
                 }

@@ -322,6 +322,6 @@ impl QueryNode {
     }
 }
 
-fn stopping() -> Error {
+pub(super) fn stopping() -> Error {
     Error::new(ErrorCode::NotReady, "the node is stopping")
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::coordinator::{Event, QueryActor, QueryMessage, QueryStart};
 use super::handler::{EdgeHandler, QueryHandler};
-use super::node::{QueryNode, Surroundings};
+use super::node::{QueryNode, Surroundings, stopping};
 use super::ports::{Engine, LocalReplicas, Placement, Replan};
 use super::tasks::TasksMessage;
 use crate::service::{NodeConfig, Progress, QueryStream};
@@ -21,6 +21,8 @@ use crate::transport::{Route, Transport};
 const CLIENT_BATCHES: usize = 4;
 /// How long a cancellation may take on its way to another coordinator.
 const CANCEL_TIMEOUT: Duration = Duration::from_millis(5_000);
+/// How long a stopping node leaves the queries of others the time to end by themselves.
+const DRAIN_WAIT: Duration = Duration::from_millis(5_000);
 /// How long a stopping node waits for its queries to end.
 const SHUTDOWN_WAIT: Duration = Duration::from_millis(5_000);
 /// How often it looks.
@@ -281,6 +283,13 @@ impl QueryService {
         }
     }
 
+    /// Membership suspects that a node is gone: queries that have not worked for long begin anew without it.
+    pub fn node_silent(&self, node: NodeId) {
+        for query in self.node.queries() {
+            let _ = query.send_message(QueryMessage::Event(Event::NodeSilent(node)));
+        }
+    }
+
     /// What queries hold on this node.
     pub fn stats(&self) -> QueryStats {
         let (queries, attempts) = self.node.counts();
@@ -294,21 +303,34 @@ impl QueryService {
         }
     }
 
-    /// Takes no more queries, ends those that run, and waits until nothing is left of them.
+    /// Takes no more queries and ends those that were asked here. Then waits, within bounds, until those of other nodes have got what
+    /// they need from this one; they start nothing here any more.
+    pub async fn drain(&self) {
+        self.node.stop_taking();
+        for query in self.node.queries() {
+            let _ = query.send_message(QueryMessage::Event(Event::Stopped(stopping())));
+        }
+        self.wait_until_idle(DRAIN_WAIT).await;
+    }
+
+    /// Ends everything that runs, and waits until nothing is left of it.
     pub async fn shutdown(&self) {
         self.node.stop_taking();
-        let stopping = || Error::new(ErrorCode::NotReady, "the node is stopping");
         for query in self.node.queries() {
             let _ = query.send_message(QueryMessage::Event(Event::Stopped(stopping())));
         }
         for tasks in self.node.tasks() {
             let _ = tasks.send_message(TasksMessage::Release(None));
         }
-        let end = self.node.env.monotonic().saturating_add(SHUTDOWN_WAIT);
+        self.wait_until_idle(SHUTDOWN_WAIT).await;
+        self.root.stop(None);
+        let _ = self.root.wait(None).await;
+    }
+
+    async fn wait_until_idle(&self, patience: Duration) {
+        let end = self.node.env.monotonic().saturating_add(patience);
         while self.stats().actors > 0 && self.node.env.monotonic() < end {
             self.node.env.sleep(SHUTDOWN_LOOK).await;
         }
-        self.root.stop(None);
-        let _ = self.root.wait(None).await;
     }
 }

@@ -90,6 +90,11 @@ impl LogStore {
         self.0.writer.try_lock().ok().and_then(|writer| writer.broken.clone())
     }
 
+    /// The index of the last entry, which is on disk.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.journal().last().map(|id| id.index)
+    }
+
     /// The first of a leader's entries at whose place another one has been agreed upon.
     pub(super) fn contradicted(&self, leader: &Vote, ids: impl IntoIterator<Item = LogId>) -> Option<LogId> {
         let journal = self.journal();

@@ -155,6 +155,11 @@ impl Machine {
         self.0.applied.subscribe()
     }
 
+    /// The last change of the membership that was applied.
+    pub(super) fn membership(&self) -> Membership {
+        self.state().membership.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

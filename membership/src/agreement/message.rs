@@ -39,6 +39,8 @@ pub(super) enum Request {
     ReadIndex {
         timeout_ms: u64,
     },
+    /// How far does the receiver's log go?
+    LogEnd,
 }
 
 /// A node that wants to take part, or that tells what has changed of it.
@@ -65,4 +67,6 @@ pub(super) enum Response {
     /// The sender is no member any more.
     Removed,
     Failed(Error),
+    /// The index of the last entry, agreed upon or not.
+    LogEnd(Option<u64>),
 }

@@ -15,6 +15,7 @@ mod machine;
 mod message;
 mod network;
 mod propose;
+mod read;
 mod recover;
 mod runtime;
 mod serve;
@@ -83,8 +84,8 @@ impl AgreementConfig {
             attributes,
             data_dir: data_dir.into(),
             heartbeat_ms: 200,
-            election_timeout_ms_min: 700,
-            election_timeout_ms_max: 1_400,
+            election_timeout_ms_min: 450,
+            election_timeout_ms_max: 700,
             snapshot_after_entries: 500,
             entries_kept: 200,
         }

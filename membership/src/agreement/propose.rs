@@ -1,12 +1,11 @@
-//! Proposals and reads that see everything, from any node.
+//! Proposals, from any node.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::LogIdOptionExt;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
-use shoal_catalog::{Catalog, Command, CommandOutcome};
+use shoal_catalog::{Command, CommandOutcome};
 use shoal_kernel::{Applied, Error, ErrorCode, NodeId, Rare, Result};
 
 use super::message::{Request, Response};
@@ -15,9 +14,6 @@ use super::{Agreement, Inner, PROPOSALS_MAX, no_quorum, stopped};
 
 /// Wait before the leader is looked for again, in milliseconds.
 const RETRY_MS: u64 = 50;
-
-/// How long one attempt to read may take, in milliseconds. The leader may have gone without a word, and another be there.
-const READ_MS_MAX: u64 = 1_000;
 
 /// How long one attempt to propose may take, in milliseconds. Asking again is harmless.
 const PROPOSE_MS_MAX: u64 = 3_000;
@@ -80,36 +76,7 @@ impl Agreement {
         Err(no_quorum(timeout).with_applied(applied))
     }
 
-    /// The catalog with everything in it that was agreed upon before the call. On any node.
-    ///
-    /// # Errors
-    /// This node belongs to no cluster yet, or no quorum was found in time.
-    pub async fn linearizable(&self, timeout: Duration) -> Result<Arc<Catalog>> {
-        let node = &self.0;
-        self.check_member()?;
-        let deadline = node.env.monotonic() + timeout;
-        let mut hint = None;
-        while !node.remaining(deadline).is_zero() {
-            if let Some(problem) = node.problem() {
-                return Err(problem);
-            }
-            match node.read_once(hint.take(), deadline).await {
-                Attempt::Done(index) => {
-                    let mut applied = node.machine.applied();
-                    let reached = applied.wait_for(|applied| *applied >= index);
-                    if matches!(node.env.timeout(node.remaining(deadline), reached).await, Ok(Ok(_))) {
-                        return Ok(self.catalog().borrow().clone());
-                    }
-                }
-                Attempt::Elsewhere(Some(leader)) => hint = Some(leader),
-                Attempt::Elsewhere(None) | Attempt::Failed(_) => {}
-            }
-            node.pause(deadline).await;
-        }
-        Err(no_quorum(timeout))
-    }
-
-    fn check_member(&self) -> Result<()> {
+    pub(super) fn check_member(&self) -> Result<()> {
         if self.is_member() {
             return Ok(());
         }
@@ -179,22 +146,6 @@ impl Inner {
             Ok(Ok(written)) => Attempt::Done(written.data),
             // Perhaps it stood in the log already when another leader took over, and may come back with a third.
             Ok(Err(_)) | Err(_) => Attempt::Failed(Applied::Unknown),
-        }
-    }
-
-    async fn read_once(&self, hint: Option<(NodeId, SocketAddr)>, deadline: Duration) -> Attempt<Option<u64>> {
-        let Some((leader, address)) = hint.or_else(|| self.leader()) else {
-            return Attempt::Elsewhere(None);
-        };
-        if leader == self.config.node {
-            return self.confirm(deadline).await;
-        }
-        let timeout = self.remaining(deadline).min(Duration::from_millis(READ_MS_MAX));
-        let request = Request::ReadIndex { timeout_ms: millis(timeout) };
-        match self.peers.call(Some(leader), address, request, timeout).await {
-            Ok(Response::ReadAt(index)) => Attempt::Done(index),
-            Ok(Response::NotLeader(hint)) => Attempt::Elsewhere(hint),
-            Ok(_) | Err(_) => Attempt::Failed(Applied::False),
         }
     }
 

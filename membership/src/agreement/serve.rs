@@ -61,6 +61,7 @@ impl Inner {
                 let deadline = self.deadline(timeout_ms);
                 self.respond(self.confirm(deadline).await, timeout_ms, Response::ReadAt)
             }
+            Request::LogEnd => Ok(Response::LogEnd(self.log_end())),
             Request::Join(newcomer) => self.admit(newcomer).await,
         }
     }

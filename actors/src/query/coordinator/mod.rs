@@ -20,7 +20,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Error, ErrorCode, FragmentKey, Hlc, NodeId, Planted, QueryId, Rare, Result};
 use shoal_planner::{FragmentGraph, Place};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub(crate) use message::QueryMessage;
 pub(crate) use state::Event;
@@ -40,6 +40,9 @@ use crate::service::{Moment, Progress, QueryEvent, QuerySummary};
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// How long a node may take to let go of an attempt before the query goes on without its answer.
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// A query that has worked for less than this begins anew elsewhere when a node of its falls silent. One that has worked longer waits
+/// until it is certain that the node is gone, which takes a fraction of that.
+const WORK_TO_REPEAT: Duration = Duration::from_millis(5_000);
 
 /// What everybody may know of a running query.
 #[derive(Debug, Clone)]
@@ -84,6 +87,12 @@ pub(crate) struct QueryState {
     permit: Option<Permit>,
     assignment: Assignment,
     gate: Arc<Gate>,
+    /// When the attempt began, in monotonic time.
+    started_at: Duration,
+    /// Nodes that have not started their tasks yet.
+    unstarted: usize,
+    /// Whether all have.
+    started: watch::Sender<bool>,
     rows: Arc<AtomicU64>,
     reports: BTreeMap<NodeId, Report>,
     view: Arc<Mutex<QueryView>>,
@@ -145,6 +154,9 @@ impl Actor for QueryActor {
             permit: None,
             assignment: Assignment::default(),
             gate: Arc::default(),
+            started_at: began,
+            unstarted: 0,
+            started: watch::Sender::new(false),
             rows: Arc::default(),
             reports: BTreeMap::new(),
             view,
@@ -176,7 +188,11 @@ impl Actor for QueryActor {
                 Ok(()) => state.place(),
                 Err(error) => Event::Placed(Err(error)),
             },
-            QueryMessage::Event(event) => event,
+            QueryMessage::Event(Event::NodeSilent(node)) if !state.does_without(node) => return Ok(()),
+            QueryMessage::Event(event) => {
+                state.count_start(&event);
+                event
+            }
             QueryMessage::Status { from, status } => match state.hear(from, status) {
                 Some(event) => event,
                 None => return Ok(()),
@@ -278,13 +294,19 @@ impl QueryState {
                 None
             }
             Effect::Seal => {
-                let rows_left = self.gate.seal();
+                let sent = self.gate.seal();
                 self.end_delivery();
-                Some(Event::Sealed { rows_left })
+                Some(Event::Sealed(sent))
             }
             Effect::Release(node) => {
                 let (owner, myself) = (self.node.clone(), myself.clone());
                 let (id, attempt) = (self.id, self.core.attempt());
+                if self.is_silent(node) {
+                    // It is told, and whether it hears that makes no difference: it asks by itself before long.
+                    let told = async move { drop(owner.release_on(node, id, attempt, RELEASE_TIMEOUT).await) };
+                    self.node.env.spawn("query release", told);
+                    return Some(Event::Released { attempt, node, failures: Vec::new() });
+                }
                 self.helpers.push(self.node.env.spawn("query release", async move {
                     let report = owner.release_on(node, id, attempt, RELEASE_TIMEOUT).await;
                     let _ = myself.send_message(QueryMessage::Released { attempt, node, report });
@@ -308,6 +330,37 @@ impl QueryState {
                 self.end_delivery();
                 myself.stop(None);
                 None
+            }
+        }
+    }
+
+    /// Whether a node has not answered lately, or not answered this query.
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.core.suspects().nodes.contains(&node) || self.node.placement.suspected().contains(&node)
+    }
+
+    /// Whether the query goes on without a node that has fallen silent: not if rows have left, which could not be taken back, and
+    /// not if the work of a long time would be lost with it, for the node may only have been slow.
+    fn does_without(&mut self, node: NodeId) -> bool {
+        if !self.core.runs_on(node) {
+            return true;
+        }
+        let worked = self.node.env.monotonic().saturating_sub(self.started_at);
+        let leaves = worked < WORK_TO_REPEAT && self.gate.seal_if_fresh();
+        if leaves {
+            self.node.env.reached(Rare::QueryLeavesSilent);
+        }
+        leaves
+    }
+
+    /// Rows may leave once all tasks of the attempt have started.
+    fn count_start(&mut self, event: &Event) {
+        if let Event::Started { attempt, result: Ok(()) } = event
+            && self.core.is_current(*attempt)
+        {
+            self.unstarted = self.unstarted.saturating_sub(1);
+            if self.unstarted == 0 {
+                self.started.send_replace(true);
             }
         }
     }
@@ -356,6 +409,9 @@ impl QueryState {
         self.reports.clear();
         self.gate = Arc::default();
         self.rows = Arc::default();
+        self.started_at = now;
+        self.unstarted = self.assignment.nodes().len();
+        self.started = watch::Sender::new(self.unstarted == 0);
         let left = self.deadline.saturating_sub(now);
         let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         self.node.env.trace(|| {
@@ -392,6 +448,7 @@ impl QueryState {
             root: FragmentKey { query: self.id, fragment: root.id, task: 0, attempt },
             schema: self.graph.schema.clone(),
             gate: self.gate.clone(),
+            started: self.started.subscribe(),
             rows: self.rows.clone(),
             client: self.events.clone().filter(|_| !self.options.analyze),
         };

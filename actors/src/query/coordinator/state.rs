@@ -42,11 +42,8 @@ pub(crate) enum Event {
         /// How.
         failure: Failure,
     },
-    /// The answer of the attempt was closed; whether rows of it have left for the client.
-    Sealed {
-        /// Whether rows have left.
-        rows_left: bool,
-    },
+    /// The answer of the attempt was closed.
+    Sealed(Sent),
     /// The whole answer has been handed to the client.
     Complete {
         /// By which attempt.
@@ -65,10 +62,23 @@ pub(crate) enum Event {
     Rested,
     /// A node is down.
     NodeDown(NodeId),
+    /// A node does not answer, and is not called down yet: others are to be asked instead. Only told if no row has left.
+    NodeSilent(NodeId),
     /// The deadline has passed.
     Expired,
     /// A client, an operator or the node's own end stops the query, with this error.
     Stopped(Error),
+}
+
+/// How much of an attempt's answer has left for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Not a row.
+    Nothing,
+    /// Some rows.
+    Some,
+    /// All of it: nothing that fails now can take anything from it.
+    All,
 }
 
 /// What is to be done.
@@ -154,7 +164,9 @@ impl QueryCore {
                 vec![Effect::Start]
             }
             // Nothing runs yet, so there is nothing to seal or to release.
-            Event::Placed(Err(error)) if self.phase == Phase::Placing => self.decide(&error, BTreeSet::new(), false),
+            Event::Placed(Err(error)) if self.phase == Phase::Placing => {
+                self.decide(&error, BTreeSet::new(), Sent::Nothing)
+            }
             Event::Started { attempt, result: Err(failure) } | Event::Failed { attempt, failure }
                 if self.is_current(attempt) =>
             {
@@ -167,20 +179,15 @@ impl QueryCore {
                 self.suspect(&failure);
                 Vec::new()
             }
-            Event::NodeDown(node) => match &self.phase {
-                Phase::Running { nodes } if nodes.contains(&node) => {
-                    self.seal(Failure::lost(node, &Error::new(ErrorCode::NodeLost, "it is down")), false)
-                }
-                Phase::Releasing { waiting, .. } if waiting.contains(&node) => self.released(node),
-                _ => Vec::new(),
-            },
-            Event::Sealed { rows_left } => match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Event::NodeDown(node) => self.lose(node, "it is down"),
+            Event::NodeSilent(node) => self.lose(node, "it does not answer"),
+            Event::Sealed(sent) => match std::mem::replace(&mut self.phase, Phase::Ended) {
                 Phase::Sealing { nodes, failure, last } => {
                     self.suspect(&failure);
-                    if last {
-                        self.conclude(failure.error, nodes)
-                    } else {
-                        self.decide(&failure.error, nodes, rows_left)
+                    match sent {
+                        Sent::All => self.release(nodes, Then::Complete),
+                        _ if last => self.conclude(failure.error, nodes),
+                        _ => self.decide(&failure.error, nodes, sent),
                     }
                 }
                 other => {
@@ -215,6 +222,18 @@ impl QueryCore {
         }
     }
 
+    /// Whether the attempt has tasks on a node that it still needs.
+    pub(crate) fn runs_on(&self, node: NodeId) -> bool {
+        matches!(&self.phase, Phase::Running { nodes } if nodes.contains(&node))
+    }
+
+    fn lose(&mut self, node: NodeId, why: &str) -> Vec<Effect> {
+        if self.runs_on(node) {
+            return self.seal(Failure::lost(node, &Error::new(ErrorCode::NodeLost, why)), false);
+        }
+        self.released(node)
+    }
+
     fn place(&mut self) -> Vec<Effect> {
         self.phase = Phase::Placing;
         vec![Effect::Place]
@@ -235,11 +254,11 @@ impl QueryCore {
     }
 
     /// After a failure: another attempt, or the end.
-    fn decide(&mut self, error: &Error, nodes: BTreeSet<NodeId>, rows_left: bool) -> Vec<Effect> {
+    fn decide(&mut self, error: &Error, nodes: BTreeSet<NodeId>, sent: Sent) -> Vec<Effect> {
         let attempts = self.attempt + 1;
         if !restartable(error.code()) {
             self.conclude(error.clone(), nodes)
-        } else if rows_left {
+        } else if sent != Sent::Nothing {
             let error = Error::new(
                 ErrorCode::NodeLost,
                 format!("the query failed after rows had been sent: {}", error.message()),
@@ -381,7 +400,7 @@ mod tests {
     fn a_lost_node_before_the_first_row_costs_time_and_not_the_query() {
         let mut core = running();
         assert_eq!(core.step(Event::NodeDown(B)), vec![Effect::Seal]);
-        assert_eq!(core.step(Event::Sealed { rows_left: false }), vec![Effect::Release(A), Effect::Release(B)]);
+        assert_eq!(core.step(Event::Sealed(Sent::Nothing)), vec![Effect::Release(A), Effect::Release(B)]);
         core.step(released(0, A));
         // The lost node answers no more; its being down counts as released.
         assert_eq!(core.step(Event::NodeDown(B)), vec![Effect::Rest(REST_MIN)]);
@@ -401,10 +420,34 @@ mod tests {
     fn after_rows_have_left_it_ends_in_one_typed_error() {
         let mut core = running();
         core.step(failed(0, ErrorCode::Corruption));
-        let effects = core.step(Event::Sealed { rows_left: true });
+        let effects = core.step(Event::Sealed(Sent::Some));
         assert_eq!(concluded(&effects), Some(Err(ErrorCode::NodeLost)));
         core.step(released(0, A));
         assert_eq!(core.step(released(0, B)), vec![Effect::Stop]);
+    }
+
+    #[test]
+    fn what_fails_after_the_whole_answer_has_left_takes_nothing_from_it() {
+        for event in [Event::NodeDown(B), failed(0, ErrorCode::Corruption), Event::Expired] {
+            let mut core = running();
+            assert_eq!(core.step(event), vec![Effect::Seal]);
+            assert_eq!(core.step(Event::Sealed(Sent::All)), vec![Effect::Release(A), Effect::Release(B)]);
+            assert!(core.step(Event::Complete { attempt: 0 }).is_empty());
+            core.step(released(0, A));
+            assert_eq!(core.step(released(0, B)), vec![Effect::Conclude(Ok(())), Effect::Stop]);
+        }
+    }
+
+    #[test]
+    fn a_silent_node_is_neither_waited_for_nor_asked_again() {
+        let mut core = running();
+        assert!(core.runs_on(B));
+        assert_eq!(core.step(Event::NodeSilent(B)), vec![Effect::Seal]);
+        assert!(!core.runs_on(B));
+        core.step(Event::Sealed(Sent::Nothing));
+        core.step(released(0, A));
+        assert_eq!(core.step(Event::NodeSilent(B)), vec![Effect::Rest(REST_MIN)]);
+        assert_eq!(core.suspects().nodes, BTreeSet::from([B]));
     }
 
     #[test]
@@ -412,7 +455,7 @@ mod tests {
         for code in [ErrorCode::Evaluation, ErrorCode::OutOfMemory, ErrorCode::Internal, ErrorCode::Unsupported] {
             let mut core = running();
             core.step(failed(0, code));
-            assert_eq!(concluded(&core.step(Event::Sealed { rows_left: false })), Some(Err(code)));
+            assert_eq!(concluded(&core.step(Event::Sealed(Sent::Nothing))), Some(Err(code)));
         }
     }
 
@@ -438,7 +481,7 @@ mod tests {
     fn reports_of_release_name_the_broken_replica() {
         let mut core = running();
         core.step(failed(0, ErrorCode::Corruption));
-        core.step(Event::Sealed { rows_left: false });
+        core.step(Event::Sealed(Sent::Nothing));
         let failures =
             vec![Failure { error: error(ErrorCode::Corruption), lost: Some(A), replica: Some((PartitionId(7), B)) }];
         core.step(Event::Released { attempt: 0, node: B, failures });
@@ -450,7 +493,7 @@ mod tests {
     fn a_failure_that_comes_second_is_remembered() {
         let mut core = running();
         core.step(failed(0, ErrorCode::NotReady));
-        core.step(Event::Sealed { rows_left: false });
+        core.step(Event::Sealed(Sent::Nothing));
         let refused = Failure { lost: Some(B), ..Failure::plain(error(ErrorCode::NotReady)) };
         assert!(core.step(Event::Started { attempt: 0, result: Err(refused) }).is_empty());
         assert_eq!(core.suspects().nodes, BTreeSet::from([B]));
@@ -468,14 +511,14 @@ mod tests {
 
         let mut core = running();
         assert_eq!(core.step(stop()), vec![Effect::Seal]);
-        assert_eq!(concluded(&core.step(Event::Sealed { rows_left: false })), cancelled);
+        assert_eq!(concluded(&core.step(Event::Sealed(Sent::Nothing))), cancelled);
         assert!(core.step(stop()).is_empty());
         core.step(released(0, A));
         assert_eq!(core.step(released(0, B)), vec![Effect::Stop]);
 
         let mut retrying = running();
         retrying.step(failed(0, ErrorCode::NodeLost));
-        retrying.step(Event::Sealed { rows_left: false });
+        retrying.step(Event::Sealed(Sent::Nothing));
         assert_eq!(concluded(&retrying.step(stop())), cancelled);
         retrying.step(released(0, A));
         assert_eq!(retrying.step(released(0, B)), vec![Effect::Stop]);
@@ -493,6 +536,6 @@ mod tests {
         assert_eq!(concluded(&core.step(Event::Expired)), Some(Err(ErrorCode::Overloaded)));
         let mut core = running();
         core.step(Event::Expired);
-        assert_eq!(concluded(&core.step(Event::Sealed { rows_left: true })), Some(Err(ErrorCode::Timeout)));
+        assert_eq!(concluded(&core.step(Event::Sealed(Sent::Some))), Some(Err(ErrorCode::Timeout)));
     }
 }

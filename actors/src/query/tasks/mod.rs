@@ -227,6 +227,7 @@ impl TasksState {
 /// # Errors
 /// A replica is not here or does not count, the attempt has ended already, or the node is stopping.
 pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTasks) -> Result<(), Failure> {
+    node.taking().map_err(|error| refused(node, error))?;
     let (query, attempt) = (start.query, start.attempt);
     let deadline = node.env.monotonic().saturating_add(Duration::from_millis(start.timeout_ms));
     let group = TaskGroup::new(node.clone(), query, attempt, start.coordinator);

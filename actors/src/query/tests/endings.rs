@@ -137,6 +137,21 @@ async fn a_stopping_node_ends_its_queries_and_takes_no_more() {
     cluster.is_empty(&[]).await;
 }
 
+/// A node that goes in good order lets others' queries end first, and they do not start anything more there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopping_node_lets_queries_of_others_end() {
+    let cluster = Cluster::start(QueryLimits::default()).await;
+    cluster.world.misbehave_everywhere(&cluster.partitions("t"), Fault::Repeat(40));
+    let options = RunOptions::new(Duration::from_secs(60));
+    let mut stream = cluster.start_query(1, "SELECT count(*) FROM t", options).await.unwrap();
+    working(&cluster).await;
+    cluster.nodes[0].service.drain().await;
+    cluster.nodes[0].service.shutdown().await;
+    assert_eq!(read(&mut stream).await.end.unwrap().restarts, 0);
+    cluster.check(1, "SELECT count(*) FROM u").await;
+    cluster.is_empty(&[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_that_runs_out_is_a_typed_error() {
     let cluster = Cluster::start(QueryLimits { query_memory_bytes_max: 50_000, ..QueryLimits::default() }).await;

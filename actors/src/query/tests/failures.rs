@@ -116,6 +116,24 @@ async fn membership_ends_what_connections_do_not_notice() {
     cluster.is_empty(&[]).await;
 }
 
+/// A node that is only suspected loses the queries that can be begun anew at little cost, and no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_begins_anew_when_a_node_falls_silent() {
+    let cluster = cluster().await;
+    third_node_never_ends(&cluster);
+    let options = || RunOptions::new(Duration::from_secs(30));
+    let mut counting = cluster.start_query(0, GROUPS, options()).await.unwrap();
+    let mut reading = cluster.start_query(0, "SELECT id FROM t", options()).await.unwrap();
+    while !matches!(reading.next().await, Some(QueryEvent::Batch(_))) {}
+    cluster.world.suspect(NodeId(3));
+    cluster.nodes[0].service.node_silent(NodeId(3));
+    assert!(read(&mut counting).await.end.unwrap().restarts >= 1);
+    // Rows of this one have left: it goes on where it is.
+    while !matches!(reading.next().await, Some(QueryEvent::Batch(_))) {}
+    drop(reading);
+    cluster.is_empty(&[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broken_replicas_are_passed_over() {
     for fault in [Fault::Missing, Fault::Corrupt] {
