@@ -137,8 +137,9 @@ fn upgrade() -> Result<(), String> {
 }
 
 fn upgrade_from(earlier: &Path) -> Step {
-    let test = "--package shoal --run-ignored only -E test(an_upgrade_fails_no_request)";
-    let mut run = step("a rolling upgrade", &format!("nextest run --locked {test}"));
+    // All packages, as the tests before: one alone would ask its dependencies for other features, and they would be compiled again.
+    let test = "--run-ignored only -E test(an_upgrade_fails_no_request)";
+    let mut run = step("a rolling upgrade", &format!("nextest run --workspace --locked {test}"));
     run.environment.push(("SHOAL_EARLIER", earlier.display().to_string()));
     run
 }
@@ -168,7 +169,7 @@ fn earlier_build() -> Result<PathBuf, String> {
     tool("the earlier commit", "git", &[&"-C", &repository, &"archive", &"--output", &archive, &commit])?;
     tool("its source", "tar", &[&"-xf", &archive, &"-C", &source])?;
     let manifest = source.join("Cargo.toml");
-    let build = ["build", "--locked", "--package", "shoal", "--bin", "shoal", "--manifest-path"];
+    let build = ["build", "--locked", "--workspace", "--bin", "shoal", "--manifest-path"];
     let build: Vec<&dyn AsRef<OsStr>> =
         build.iter().map(|word| word as &dyn AsRef<OsStr>).chain([&manifest as _]).collect();
     tool("the earlier build", "cargo", &build)?;
@@ -220,7 +221,11 @@ fn test(seeds: u32) -> Result<(), String> {
     let mut steps = lint_steps();
     steps.push(step("licences and bans", "deny --locked check licenses bans sources"));
     steps.push(step("examples in the docs", "test --workspace --doc --locked"));
+    carry_out(std::mem::take(&mut steps))?;
+    // Before the tests, which are built in the same place.
+    let earlier = earlier_build()?;
     steps.push(step("tests", "nextest run --workspace --locked --no-fail-fast"));
+    steps.push(upgrade_from(&earlier));
     steps.push(release());
     steps.push(simulate(1, seeds)?);
     steps.push(shoal_sim("the swarm", &format!("swarm --seed 1 --seeds {SWARM_SEEDS}"))?);
