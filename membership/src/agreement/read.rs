@@ -41,7 +41,9 @@ impl Agreement {
             }
             let membership = node.machine.membership();
             let read = match node.longest_log(&membership, deadline).await {
-                Some(end) => node.reach(end, deadline).await && node.machine.membership().log_id() == membership.log_id(),
+                Some(end) => {
+                    node.reach(end, deadline).await && node.machine.membership().log_id() == membership.log_id()
+                }
                 // An earlier build does not know that question, but its leader knows another one. So does who is told to follow those
                 // who have recovered the catalog: voters of before may not have heard of that.
                 None => match node.read_index(deadline).await {
