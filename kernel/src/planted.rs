@@ -127,6 +127,8 @@ planted! {
     StreamsLeftOpen = "streams-left-open";
     /// Nobody asks members that were down whether they are back.
     NoSecondChance = "no-second-chance";
+    /// What a task had put out is thrown away when it is ended, and its consumer takes that for the end.
+    EndedIsWhole = "ended-is-whole";
     // Reads at quorum.
     /// A read at quorum asks nobody but the replica that it reads.
     QuorumReadsOne = "quorum-reads-one";
@@ -135,6 +137,11 @@ planted! {
     DigestWithoutTombstones = "digest-without-tombstones";
     /// Replicas drop tombstones by their own clock, whatever their peers hold.
     PurgedEarly = "purged-early";
+    // Backups.
+    /// A replica is backed up as it is, whatever others hold.
+    BackupBehind = "backup-behind";
+    /// A backup names the first file of a replica only.
+    BackupGap = "backup-gap";
 }
 
 impl fmt::Display for Planted {

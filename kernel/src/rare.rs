@@ -111,6 +111,11 @@ rare! {
     // Repair and purge.
     TombstonesPurged = "a replica dropped tombstones that all replicas had";
     RowsRepaired = "a replica got rows from a peer that no log had told it of";
+    NodeStopped = "a node stopped in good order while clients were at work";
+    // Backups.
+    BackupRepeated = "a backup was begun anew, for partitions had been split or moved";
+    BackupElsewhere = "another replica was backed up than the first one asked";
+    BackupRestored = "a table was made of a backup";
 }
 
 impl fmt::Display for Rare {

@@ -228,9 +228,10 @@ fn among(planned: &PlannedFault, nodes: u16) -> Option<PlannedFault> {
         | Fault::Join { host }
         | Fault::Drain { host }
         | Fault::Decommission { host }
+        | Fault::Stop { host }
         | Fault::Disk { host, .. }
         | Fault::DiskFull { host, .. } => (*host < nodes).then(|| planned.fault.clone())?,
-        Fault::Blackout { .. } | Fault::Storm | Fault::PausedBalance => planned.fault.clone(),
+        Fault::Blackout { .. } | Fault::Storm | Fault::PausedBalance | Fault::Backup { .. } => planned.fault.clone(),
     };
     Some(PlannedFault { fault, ..planned.clone() })
 }

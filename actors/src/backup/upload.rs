@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::{ObjectStoreExt, UploadPart};
-use shoal_kernel::{Error, PartitionId, Result};
+use shoal_kernel::{Error, PartitionId, Planted, Result};
 use shoal_storage::{CheckpointFile, CheckpointOutline, SegmentReader};
 use tokio::sync::mpsc;
 
@@ -40,7 +40,10 @@ pub(crate) async fn upload(
     let _place = context.backups.place().await;
     let handle = directory.wait(&context.env, partition, PLACE_PATIENCE).await?;
     // From here on its store holds what a majority held after the backup had begun.
-    let (running, _) = quorum::snapshot(context, &handle, QUORUM_PATIENCE).await?;
+    let running = match context.config.has(Planted::BackupBehind) {
+        true => handle.running()?,
+        false => quorum::snapshot(context, &handle, QUORUM_PATIENCE).await?.0,
+    };
     let store = running.store.clone();
     let checkpoint = context.env.blocking(move || store.checkpoint()).await?;
     let checkpoint = checkpoint.inspect_err(|error| running.blame(error))?;

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use futures::stream::StreamExt;
 use shoal_catalog::{Catalog, Partition, PartitionBounds, Table};
 use shoal_kernel::env::BoxFuture;
-use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, QueryId, Result, wire};
+use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, QueryId, Rare, Result, wire};
 use shoal_planner::BackupPlace;
 use tokio::sync::mpsc;
 
@@ -181,6 +181,7 @@ impl Inner {
                         && attempt < ATTEMPTS_MAX =>
                 {
                     attempt += 1;
+                    self.context.env.reached(Rare::BackupRepeated);
                     self.context.env.sleep(ATTEMPT_PAUSE).await;
                 }
                 stored => break stored?,
@@ -279,6 +280,7 @@ impl Inner {
                 Ok(_) => return Err(Error::internal("a node answered another question than it was asked")),
                 Err(error) if error.retryable() && error.code() != ErrorCode::Moved => {
                     tracing::info!(%node, partition = %partition.id, %error, "another replica is to be backed up");
+                    self.context.env.reached(Rare::BackupElsewhere);
                     last = error.context(node);
                 }
                 Err(error) => return Err(error.context(node)),

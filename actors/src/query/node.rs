@@ -73,7 +73,8 @@ pub(super) struct Surroundings {
 impl QueryNode {
     pub(super) fn new(surroundings: Surroundings, root: ActorCell) -> Arc<Self> {
         let Surroundings { env, id, transport, engine, replicas, placement, limits, memory } = surroundings;
-        let bounded = limits.planted != Some(Planted::UnboundedQueue);
+        let planted = limits.planted;
+        let bounded = planted != Some(Planted::UnboundedQueue);
         let admission =
             Admission::new(limits.queries_max, if bounded { limits.queries_queued_max } else { usize::MAX });
         Arc::new(Self {
@@ -85,7 +86,7 @@ impl QueryNode {
             placement,
             limits,
             memory,
-            edges: EdgeTable::default(),
+            edges: EdgeTable::new(planted),
             admission,
             root,
             registry: Mutex::default(),
@@ -311,7 +312,7 @@ impl QueryNode {
     pub(crate) fn discard_edge(&self, producer: NodeId, edge: OpenEdge) {
         if producer == self.id {
             if let Some(output) = self.edges.get(edge.producer) {
-                output.discard(edge.slot);
+                output.give_back(edge.slot);
             }
             return;
         }

@@ -40,18 +40,18 @@ impl Agreement {
                 return Err(problem);
             }
             let membership = node.machine.membership();
-            let read = match node.longest_log(&membership, deadline).await {
-                Some(end) => {
-                    node.reach(end, deadline).await && node.machine.membership().log_id() == membership.log_id()
-                }
-                // An earlier build does not know that question, but its leader knows another one. So does who is told to follow those
-                // who have recovered the catalog: voters of before may not have heard of that.
-                None => match node.read_index(deadline).await {
-                    Attempt::Done(index) => node.reach(index, deadline).await,
-                    Attempt::Elsewhere(_) | Attempt::Failed(_) => false,
-                },
-            };
-            if read {
+            if let Some(end) = node.longest_log(&membership, deadline).await
+                && node.reach(end, deadline).await
+                && node.machine.membership().log_id() == membership.log_id()
+            {
+                return Ok(self.catalog().borrow().clone());
+            }
+            // A voter may have entries that only another leader will cut off; and an earlier build does not know the question. The leader
+            // knows another one. So it does for who follows those who have recovered the catalog: voters of before may not have heard
+            // of that.
+            if let Attempt::Done(index) = node.read_index(deadline).await
+                && node.reach(index, deadline).await
+            {
                 return Ok(self.catalog().borrow().clone());
             }
             node.pause(deadline).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use openraft::RaftLogId;
 use openraft::error::RaftError;
 use openraft::raft::AppendEntriesRequest;
-use shoal_kernel::{Error, NodeId, Result, wire};
+use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
 
 use super::message::{Request, Response};
 use super::propose::{Attempt, millis};
@@ -61,6 +61,10 @@ impl Inner {
                 let deadline = self.deadline(timeout_ms);
                 self.respond(self.confirm(deadline).await, timeout_ms, Response::ReadAt)
             }
+            Request::LogEnd if self.machine.is_held_back() => Err(Error::new(
+                ErrorCode::NotReady,
+                "this node has begun its catalog anew and has not got all of it yet",
+            )),
             Request::LogEnd => Ok(Response::LogEnd(self.log_end())),
             Request::Join(newcomer) => self.admit(newcomer).await,
         }

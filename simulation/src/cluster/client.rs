@@ -13,8 +13,9 @@ use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, ReadLe
 
 use super::answer;
 use super::desk::{Desk, Running};
-use super::history::{Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
+use super::history::{Backup, Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
 use super::ledger::Ledger;
+use super::objects::PLACE;
 use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Upkeep, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
@@ -233,6 +234,23 @@ impl Office {
             });
         })
         .await
+    }
+
+    /// Has a node stop in good order, and its process start again some time later.
+    pub(super) async fn stop(&self, env: &Env, node: u16, down: Duration) {
+        let shared = self.shared.clone();
+        let told =
+            self.call(env, node, "an operator: stop".to_owned(), move |running, reply: Reply<Result<(), Error>>| {
+                let Running { node: stopping, env } = running;
+                env.spawn("operator", async move {
+                    stopping.shutdown().await;
+                    shared.sometimes(Rare::NodeStopped);
+                    shared.end_process(HostId(node), down);
+                    drop(reply);
+                });
+            });
+        // The connection breaks when the process ends, if not before.
+        let _ = told.await;
     }
 
     /// Has a node lose one in so many rows behind the backs of its logs; says how many it has lost.
@@ -864,6 +882,36 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
             false
         }
     }
+}
+
+/// Makes a table of a backup, reads it and drops it. Nothing if any of that failed.
+pub(super) async fn restored(
+    office: &Office,
+    env: &Env,
+    node: u16,
+    backup: &Backup,
+    table: &str,
+) -> Option<Vec<(i64, i64)>> {
+    let columns = match backup.target {
+        Target::Upserts | Target::Deletes => "k, v",
+        Target::Events => "id, amount",
+    };
+    let (source, name) = (backup.target.table(), &backup.name);
+    let statements = [
+        format!("RESTORE TABLE {source} FROM '{PLACE}' AS {table} WITH (backup = '{name}')"),
+        format!("SELECT {columns} FROM {table}"),
+        format!("DROP TABLE {table}"),
+    ];
+    let mut answers = Vec::new();
+    for statement in statements {
+        let statement = SqlRequest { read_level: Some(ReadLevel::Quorum), ..SqlRequest::new(statement) };
+        answers.push(office.sql(env, node, statement).await.ok()?);
+    }
+    let row = |row: &Vec<Cell>| match row.as_slice() {
+        [Cell::Int(first), Cell::Int(second)] => Some((*first, *second)),
+        _ => None,
+    };
+    answers[1].rows.iter().map(row).collect()
 }
 
 /// Writes one row of the upsert table at a level, as a client that does nothing else. True if it was acknowledged.

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use shoal_actors::Node;
+use object_store::memory::InMemory;
 use shoal_actors::service::{NodeConfig, NodeEnd};
+use shoal_actors::{Node, ObjectStores};
 use shoal_kernel::{Env, NodeId};
 
+use super::objects::Stores;
 use crate::world::{HostId, Shared};
 
 /// Before a node that has ended, or does not start, is started again: the patience of whatever starts processes.
@@ -28,9 +30,16 @@ pub(super) struct Desk {
     /// The number of the node that runs on a host, or ran last.
     identities: Mutex<BTreeMap<u16, NodeId>>,
     client: Mutex<Option<Env>>,
+    /// What nodes have put into the store of objects.
+    objects: Arc<InMemory>,
 }
 
 impl Desk {
+    /// The way of a node to the store of objects.
+    fn objects(&self, env: &Env, failing_permille: u64) -> Arc<dyn ObjectStores> {
+        Arc::new(Stores { env: env.clone(), objects: self.objects.clone(), failing_permille })
+    }
+
     fn running(&self) -> MutexGuard<'_, BTreeMap<u16, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +101,15 @@ async fn begin_anew(env: &Env, data_dir: PathBuf) {
 }
 
 /// The program of a node's host. A node that fails ends its process, as the binary does.
-pub(super) async fn host(env: Env, host: u16, config: NodeConfig, desk: Arc<Desk>, shared: Arc<Shared>) {
+pub(super) async fn host(
+    env: Env,
+    host: u16,
+    mut config: NodeConfig,
+    objects_failing_permille: u64,
+    desk: Arc<Desk>,
+    shared: Arc<Shared>,
+) {
+    config.object_stores = Some(desk.objects(&env, objects_failing_permille));
     let place = Place { desk, host };
     match Node::start(env.clone(), config.clone()).await {
         Ok(node) => {

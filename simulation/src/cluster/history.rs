@@ -234,6 +234,21 @@ pub struct TableChange {
     pub done: Option<bool>,
 }
 
+/// A backup that was said to be whole.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Of which table.
+    pub target: Target,
+    /// Its name.
+    pub name: String,
+    /// When it was asked for, in microseconds of virtual time.
+    pub begun: u64,
+    /// When it was said to be done.
+    pub ended: u64,
+    /// The rows of the table that was made of it; nothing if none was.
+    pub restored: Option<Vec<(i64, i64)>>,
+}
+
 /// The column of notes was to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotesDropped {
@@ -267,6 +282,8 @@ pub struct Facts {
     pub tables: Vec<TableChange>,
     /// When the column of notes went, unless that was refused without effect.
     pub notes_dropped: Vec<NotesDropped>,
+    /// Backups, in the order of their end.
+    pub backups: Vec<Backup>,
     /// Writes of which two attempts at once were told different versions.
     pub disagreed: Vec<String>,
     /// Errors by which a node said that an invariant of its own is broken, or that a key was used for other rows.

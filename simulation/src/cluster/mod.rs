@@ -10,6 +10,7 @@ mod client;
 mod desk;
 mod history;
 mod ledger;
+mod objects;
 mod operation;
 mod operator;
 mod phases;
@@ -18,7 +19,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use history::{Cell, Facts, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, View, Write};
+pub use history::{Backup, Cell, Facts, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, View, Write};
 
 use crate::invariants::{self, Evidence};
 use crate::run::{RunOptions, RunReport, counts};

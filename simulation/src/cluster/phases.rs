@@ -46,6 +46,8 @@ const STORM_HASTE: u64 = 10;
 const LET_GO: Duration = Duration::from_secs(10);
 /// How often a read at the end is tried.
 const FINAL_ATTEMPTS: u64 = 5;
+/// Backups that are restored at the end of a run.
+const BACKUPS_RESTORED_MAX: usize = 3;
 /// Between two looks at the cluster.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -90,6 +92,7 @@ impl Phases<'_> {
         self.until_equal(deadline, "after the heal");
         self.lose_rows();
         self.final_reads();
+        self.restore_backups();
         self.let_go();
         if self.settings.ending == Ending::HealAll {
             self.blackout()?;
@@ -144,7 +147,8 @@ impl Phases<'_> {
             let (desk, mut config) = (self.office.desk.clone(), self.settings.node(host));
             config.observer = Some(self.office.ledger.clone());
             let shared = self.simulation.shared().clone();
-            let program = move |env| desk::host(env, host, config.clone(), desk.clone(), shared.clone());
+            let failing = self.settings.objects_failing_permille;
+            let program = move |env| desk::host(env, host, config.clone(), failing, desk.clone(), shared.clone());
             let id = self.simulation.add_host(Arc::new(move |env| Box::pin(program(env))));
             if self.settings.joins != Some(host) {
                 self.simulation.start(id)?;
@@ -498,6 +502,34 @@ impl Phases<'_> {
                 if read != Some(true) {
                     self.evidence.dead.push(format!("final {} through {}", question.word(), HostId(node)));
                 }
+            }
+        }
+    }
+
+    /// Makes a table of each of the last backups, and reads it.
+    fn restore_backups(&mut self) {
+        let core = self.core();
+        let backups = self.office.history.facts().backups.clone();
+        for (place, backup) in backups.iter().enumerate().rev().take(BACKUPS_RESTORED_MAX) {
+            let deadline = self.after(LIVE);
+            let mut restored = None;
+            for turn in 0u64.. {
+                let node = usize::try_from(turn).ok().and_then(|turn| core.get(turn % core.len())).copied();
+                let Some(node) = node.filter(|_| restored.is_none() && self.now() < deadline) else { break };
+                let backup = backup.clone();
+                let done = self.ask(deadline, |office, env| async move {
+                    let table = format!("restored_{place}_{turn}");
+                    client::restored(&office, &env, node, &backup, &table).await
+                });
+                restored = done.flatten();
+                self.pause_unless(restored.is_some(), deadline);
+            }
+            match restored {
+                Some(rows) => {
+                    self.simulation.shared().sometimes(Rare::BackupRestored);
+                    self.office.history.facts().backups[place].restored = Some(rows);
+                }
+                None => self.evidence.dead.push(format!("RESTORE of backup {}", backup.name)),
             }
         }
     }

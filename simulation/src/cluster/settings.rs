@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shoal_actors::service::NodeConfig;
 use shoal_kernel::{Fsync, Planted};
 
+use super::objects;
 use crate::faults::{FaultKind, FaultMenu, draw_kinds};
 use crate::random::Stream;
 use crate::run::RunOptions;
@@ -112,6 +113,8 @@ pub(super) struct Settings {
     repair_every_ms: u64,
     /// After how long deletions may be forgotten, in milliseconds.
     purge_after_ms: u64,
+    /// Requests to the store of objects that fail, in a thousand.
+    pub(super) objects_failing_permille: u64,
     /// A node loses one in so many of the rows that it has, once everything is equal: repair must find them.
     pub(super) loses_one_in: Option<u64>,
     planted: Option<Planted>,
@@ -243,6 +246,7 @@ impl Settings {
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,
             purge_after_ms: stream("purge after").pick(&PURGE_AFTER_MS).copied().unwrap_or(3_600_000),
+            objects_failing_permille: stream("objects").pick(&[0, 0, 20, 100]).copied().unwrap_or(0),
             loses_one_in,
             planted: options.planted,
         }
@@ -285,6 +289,7 @@ impl Settings {
         config.repair_every_ms = self.repair_every_ms;
         config.purge_after_ms = self.purge_after_ms;
         config.purge_tombstones_min = 1;
+        config.backup_urls = vec![objects::PLACE.to_owned()];
         config.planted = self.planted;
         config
     }

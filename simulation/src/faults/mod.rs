@@ -133,6 +133,16 @@ pub enum Fault {
     Storm,
     /// An operator has no replicas moved for balance, until the end.
     PausedBalance,
+    /// An operator stops a node in good order, and starts it again when it has been down for so long.
+    Stop {
+        /// The host.
+        host: u16,
+    },
+    /// An operator backs up a table, trying until the end. It is restored when everything has been read.
+    Backup {
+        /// Whether it is the table of events.
+        events: bool,
+    },
 }
 
 impl Fault {
@@ -184,6 +194,8 @@ impl Fault {
             // The clients and the operators know the plan.
             Self::Storm => shared.trace(Kind::Fault, format_args!("clients storm the nodes")),
             Self::PausedBalance => shared.trace(Kind::Fault, format_args!("balance is to be paused")),
+            Self::Backup { .. } => shared.trace(Kind::Fault, format_args!("a table is to be backed up")),
+            Self::Stop { host } => shared.trace(Kind::Fault, format_args!("{} is to stop", HostId(*host))),
             Self::Drain { host } => shared.trace(Kind::Fault, format_args!("{} is to be drained", HostId(*host))),
             Self::Decommission { host } => {
                 shared.trace(Kind::Fault, format_args!("{} is to leave the cluster", HostId(*host)));
@@ -241,6 +253,8 @@ impl Fault {
             | Self::Drain { .. }
             | Self::Decommission { .. }
             | Self::PausedBalance
+            | Self::Backup { .. }
+            | Self::Stop { .. }
             | Self::Storm => {}
         }
         Ok(())

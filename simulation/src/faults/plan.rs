@@ -77,11 +77,15 @@ pub enum FaultKind {
     Decommission,
     /// Replicas are not moved for balance.
     PausedBalance,
+    /// A table is backed up.
+    Backup,
+    /// Nodes stop in good order, one after the other, and come back.
+    OrderlyRestart,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Isolation,
         Self::Partition,
         Self::OneWay,
@@ -109,6 +113,8 @@ impl FaultKind {
         Self::Drain,
         Self::Decommission,
         Self::PausedBalance,
+        Self::Backup,
+        Self::OrderlyRestart,
     ];
 
     /// Whether it may destroy what a disk holds.
@@ -222,14 +228,9 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
             (0..times).map(flap).collect()
         }
         FaultKind::RollingRestart => {
-            let turn_ms = (for_ms / u64::from(menu.hosts)).max(2);
-            let restart = |host: u16| PlannedFault {
-                at_ms: at_ms + u64::from(host) * turn_ms,
-                for_ms: turn_ms / 2,
-                fault: Fault::Crash { host, how: CrashKind::Process },
-            };
-            (0..menu.hosts).map(restart).collect()
+            in_turn(menu.hosts, at_ms, for_ms, |host| Fault::Crash { host, how: CrashKind::Process })
         }
+        FaultKind::OrderlyRestart => in_turn(menu.hosts, at_ms, for_ms, |host| Fault::Stop { host }),
         FaultKind::StepBack => {
             let (host, down_ms) = (some_host(stream), stream.between(STEP_DOWN_MS.0, STEP_DOWN_MS.1));
             let offset_micros = stream.between(STEP_MICROS.0, STEP_MICROS.1).cast_signed();
@@ -266,6 +267,7 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
             vec![PlannedFault { at_ms, for_ms, fault: Fault::Decommission { host } }]
         }
         FaultKind::PausedBalance => vec![PlannedFault { at_ms, for_ms, fault: Fault::PausedBalance }],
+        FaultKind::Backup => vec![PlannedFault { at_ms, for_ms, fault: Fault::Backup { events: stream.chance(400) } }],
         // Short: what they leave to do takes longer than they last.
         FaultKind::Storm => vec![PlannedFault { at_ms, for_ms: for_ms.min(STORM_MS_MAX), fault: Fault::Storm }],
         kind => {
@@ -273,6 +275,14 @@ fn draw_faults(stream: &mut Stream, menu: &FaultMenu, at_ms: u64, for_ms: u64) -
             fault.map(|fault| PlannedFault { at_ms, for_ms, fault }).into_iter().collect()
         }
     }
+}
+
+/// The same for every host, one after the other.
+fn in_turn(hosts: u16, at_ms: u64, for_ms: u64, fault: impl Fn(u16) -> Fault) -> Vec<PlannedFault> {
+    let turn_ms = (for_ms / u64::from(hosts)).max(2);
+    let planned =
+        |host: u16| PlannedFault { at_ms: at_ms + u64::from(host) * turn_ms, for_ms: turn_ms / 2, fault: fault(host) };
+    (0..hosts).map(planned).collect()
 }
 
 fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<Fault> {
@@ -338,6 +348,8 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
         | FaultKind::Drain
         | FaultKind::Decommission
         | FaultKind::PausedBalance
+        | FaultKind::Backup
+        | FaultKind::OrderlyRestart
         | FaultKind::StepBack
         | FaultKind::Damage => return None,
     })

@@ -63,6 +63,7 @@ fn hindered(evidence: &Evidence, write: &Write, host: u16, until_micros: u64) ->
             Fault::Pause { host: one }
             | Fault::Crash { host: one, .. }
             | Fault::CrashInJob { host: one, .. }
+            | Fault::Stop { host: one }
             | Fault::Disk { host: one, .. }
             | Fault::DiskFull { host: one, .. } => *one == host,
             Fault::Blackout { .. } | Fault::Storm | Fault::PausedBalance => true,

@@ -1,6 +1,7 @@
 //! The promises, each with its name, its text, and the predicate that checks it against what clients saw.
 
 mod answers;
+mod backups;
 mod convergence;
 mod expiry;
 mod late;
@@ -175,6 +176,13 @@ pub const INVARIANTS: &[Invariant] = &[
                another log. None drops rows before their time, by the clock of most nodes. \
                No partition of a table that must be read is left out.",
         check: seen::answers_are_what_was_seen,
+    },
+    Invariant {
+        name: "backups_hold_what_was_acknowledged",
+        text: "A table that is made of a backup has every row that had been acknowledged at quorum or all before the backup was begun, or a \
+               newer one of its key, or the key was deleted; none that was deleted before it was begun, none that was written after its end, \
+               and none twice.",
+        check: backups::backups_hold_what_was_acknowledged,
     },
     Invariant {
         name: "replicas_equal_after_heal",

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Cutoff, Error, ErrorCode, Hlc, LogId, Result, SegmentId, TableSchema, wire};
+use shoal_kernel::{Cutoff, Error, ErrorCode, Hlc, LogId, Planted, Result, SegmentId, TableSchema, wire};
 
 use super::{Store, lock};
 use crate::damage::{corrupt, damaged};
@@ -83,7 +83,8 @@ impl Store {
             let as_of_flush =
                 SegmentView::new(view.segment.clone(), record.dead_rows()?, record.rows.clone(), 0, record.history);
             let rows = as_of_flush.visible_rows();
-            if rows == 0 {
+            let forgotten = self.has(Planted::BackupGap) && !segments.is_empty();
+            if rows == 0 || forgotten {
                 continue;
             }
             outline.rows += rows;

@@ -301,7 +301,7 @@ impl QueryState {
             Effect::Release(node) => {
                 let (owner, myself) = (self.node.clone(), myself.clone());
                 let (id, attempt) = (self.id, self.core.attempt());
-                if self.is_silent(node) {
+                if self.is_silent(node) && !(self.core.is_complete() && self.lacks_report(node)) {
                     // It is told, and whether it hears that makes no difference: it asks by itself before long.
                     let told = async move { drop(owner.release_on(node, id, attempt, RELEASE_TIMEOUT).await) };
                     self.node.env.spawn("query release", told);
@@ -339,14 +339,43 @@ impl QueryState {
         self.core.suspects().nodes.contains(&node) || self.node.placement.suspected().contains(&node)
     }
 
-    /// Whether the query goes on without a node that has fallen silent: not if rows have left, which could not be taken back, and
-    /// not if the work of a long time would be lost with it, for the node may only have been slow.
+    /// Whether it is not known what a node has read for the attempt.
+    fn lacks_report(&self, node: NodeId) -> bool {
+        let tasks = self.graph.fragments.iter().map(|fragment| self.assignment.tasks_on(fragment.id, node).len()).sum();
+        self.reports
+            .get(&node)
+            .is_none_or(|report| usize::try_from(report.tasks_done).is_ok_and(|done: usize| done < tasks))
+    }
+
+    /// Whether others can do what a node does for the attempt.
+    fn can_do_without(&self, node: NodeId) -> bool {
+        let (placement, failed) = (&self.node.placement, self.core.suspects());
+        let silent = placement.suspected();
+        let fit = |partition, other: &NodeId| {
+            *other != node
+                && !silent.contains(other)
+                && !failed.nodes.contains(other)
+                && !failed.replicas.contains(&(partition, *other))
+        };
+        self.graph.fragments.iter().all(|fragment| {
+            let mut tasks = fragment.tasks.iter().zip(self.assignment.of(fragment.id));
+            tasks.all(|(task, place)| match task.place {
+                Place::Replica(partition) if *place == node => {
+                    placement.candidates(partition).iter().any(|other| fit(partition, other))
+                }
+                _ => true,
+            })
+        })
+    }
+
+    /// Whether the query goes on without a node that has fallen silent: not if nobody else can do its part, not if rows have left, which
+    /// could not be taken back, and not if the work of a long time would be lost with it, for the node may only have been slow.
     fn does_without(&mut self, node: NodeId) -> bool {
         if !self.core.runs_on(node) {
-            return true;
+            return !(self.core.is_complete() && self.lacks_report(node));
         }
         let worked = self.node.env.monotonic().saturating_sub(self.started_at);
-        let leaves = worked < WORK_TO_REPEAT && self.gate.seal_if_fresh();
+        let leaves = worked < WORK_TO_REPEAT && self.can_do_without(node) && self.gate.seal_if_fresh();
         if leaves {
             self.node.env.reached(Rare::QueryLeavesSilent);
         }

@@ -227,6 +227,11 @@ impl QueryCore {
         matches!(&self.phase, Phase::Running { nodes } if nodes.contains(&node))
     }
 
+    /// Whether the whole answer has been handed to the client.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(&self.phase, Phase::Releasing { then: Then::Complete, .. })
+    }
+
     fn lose(&mut self, node: NodeId, why: &str) -> Vec<Effect> {
         if self.runs_on(node) {
             return self.seal(Failure::lost(node, &Error::new(ErrorCode::NodeLost, why)), false);

@@ -120,16 +120,34 @@ impl TaskOutput {
         }
     }
 
-    /// Nobody will read the slot: what is in it, and all that would come, is dropped.
-    pub(crate) fn discard(&self, slot: u32) {
+    /// Nobody will read the slot: what is in it, and all that would come, is dropped. Nothing happens if somebody reads it already.
+    pub(crate) fn give_back(&self, slot: u32) {
+        if locked(&self.shared).slots.is_unclaimed(slot as usize) {
+            self.discard(slot);
+        }
+    }
+
+    fn discard(&self, slot: u32) {
         let mut shared = locked(&self.shared);
         let dropped = shared.slots.discard(slot as usize);
         shared.memory.shrink(dropped);
         shared.wake_producer();
     }
 
-    /// Drops everything, for the end of a query.
-    pub(crate) fn discard_all(&self) {
+    /// Drops everything, for the end of a query. Whoever still reads gets the error, also where the task itself had ended well.
+    pub(crate) fn abort(&self, error: Error) {
+        let mut shared = locked(&self.shared);
+        let dropped = shared.slots.abort(error);
+        shared.memory.shrink(dropped);
+        shared.wake_producer();
+        for slot in 0..shared.consumers.len() {
+            shared.wake_consumer(slot);
+        }
+    }
+
+    /// As [`Planted::EndedIsWhole`](shoal_kernel::Planted) has it: what a task that has ended well had put out is taken for read.
+    pub(crate) fn forget(&self, error: Error) {
+        self.end(Err(error));
         let slots = locked(&self.shared).consumers.len();
         for slot in 0..slots {
             self.discard(slot as u32);
@@ -284,6 +302,20 @@ mod tests {
         assert!(futures::poll!(&mut unwanted).is_pending());
         output.discard(1);
         unwanted.await;
+        assert_eq!(memory.reserved(), 0);
+    }
+
+    /// A node that stops ends its tasks, also those that have ended well and of which a slow consumer has not taken everything.
+    #[tokio::test]
+    async fn what_is_thrown_away_is_never_taken_for_the_end() {
+        let (output, memory) = output(2, 4_000, 1 << 20);
+        let (mut reader, mut done) = (output.claim(0).unwrap(), output.claim(1).unwrap());
+        output.put(0, numbers(10)).await.unwrap();
+        output.end(Ok(()));
+        output.give_back(0);
+        assert!(done.next().await.is_none());
+        output.abort(Error::new(ErrorCode::NotReady, "it has ended"));
+        assert_eq!(reader.next().await.unwrap().unwrap_err().code(), ErrorCode::NotReady);
         assert_eq!(memory.reserved(), 0);
     }
 

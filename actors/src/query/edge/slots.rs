@@ -129,6 +129,18 @@ impl<T> Slots<T> {
         dropped
     }
 
+    /// The query is over for this task, also for a consumer that has not taken everything: it must not take what it has got for all
+    /// there was, even if the producer had said that it was all. Returns the bytes dropped.
+    pub(super) fn abort(&mut self, error: Error) -> usize {
+        self.end = Some(Err(error));
+        (0..self.slots.len()).map(|slot| self.discard(slot)).sum()
+    }
+
+    /// Whether nobody has asked for the slot yet.
+    pub(super) fn is_unclaimed(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| !slot.claimed)
+    }
+
     /// Whether any consumer is left.
     pub(super) fn wanted(&self) -> bool {
         self.slots.iter().any(|slot| slot.open)
@@ -199,6 +211,19 @@ mod tests {
         assert_eq!(slots.end(Err(Error::internal("broken"))), 3);
         assert_eq!(slots.take(0), Taken::Failed(Error::internal("broken")));
         assert_eq!(slots.take(0), Taken::Failed(Error::internal("broken")));
+    }
+
+    #[test]
+    fn what_was_not_taken_before_the_query_was_over_is_missed() {
+        let mut slots = Slots::new(2, 10);
+        slots.put(0, 'a', 3);
+        slots.put(1, 'b', 4);
+        slots.end(Ok(()));
+        assert_eq!(slots.take(1), Taken::Item('b', 4));
+        assert_eq!(slots.abort(Error::internal("over")), 3);
+        assert_eq!(slots.take(0), Taken::Failed(Error::internal("over")));
+        assert_eq!(slots.take(1), Taken::Failed(Error::internal("over")), "its consumer cannot know either");
+        assert!(!slots.wanted());
     }
 
     #[test]
