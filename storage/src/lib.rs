@@ -54,8 +54,8 @@ pub use size::{batch_bytes, check_values, rows_within, with_rows_before};
 pub use state::Snapshot;
 pub use store::{
     BucketRows, Changed, Changes, Checkpoint, CheckpointFile, CheckpointOutline, CompactionProgress, CompactionStep,
-    Digest, DigestBuckets, DigestMoment, ExpiryReport, FlushReport, NoSplitPoint, PullCursor, PullRound, Pulled,
-    Recovery, Split, SplitChild, SplitPoint, Store, StoreStatus,
+    CopyHead, Digest, DigestBuckets, DigestMoment, ExpiryReport, FlushReport, NoSplitPoint, Placing, PullCursor,
+    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreCopy, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

@@ -16,7 +16,7 @@ use super::{Store, lock};
 use crate::damage::{corrupt, damaged};
 use crate::head::{self, HEAD_BYTES};
 use crate::layout::Layout;
-use crate::manifest::SegmentRecord;
+use crate::manifest::{Manifest, SegmentRecord};
 use crate::memtable::MemView;
 use crate::options::StoreOptions;
 use crate::segment::{Segment, SegmentContext, SegmentReader, segment_file};
@@ -31,7 +31,7 @@ const CHECK_BYTES: usize = 1 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 struct Outline {
     /// Each with the name of its file.
-    segments: Vec<(String, SegmentRecord)>,
+    segments: Vec<NamedSegment>,
     /// Rows with a time below it are dead.
     cutoff: Option<Cutoff>,
     rows: u64,
@@ -65,38 +65,66 @@ impl Store {
     /// # Errors
     /// As of [`Store::flush`].
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        self.flush()?;
-        let (state, manifest) = {
-            let maintenance = lock(&self.maintenance);
-            let writer = lock(&self.writer);
-            writer.check_sound()?;
-            let state = lock(&self.state).clone();
-            state.check_whole()?;
-            let manifest = self.manifest_of(&state, &writer.deaths, maintenance.next_segment)?;
-            (state, manifest)
-        };
+        let FlushedMoment { state, manifest } = self.flushed_moment()?;
         let schema_version = state.layout.schema.version;
-        let mut outline = Outline { segments: Vec::new(), cutoff: state.cutoff, rows: 0, schema_version };
-        let mut segments = Vec::new();
-        for mut record in manifest.segments {
-            let Some(view) = state.segments.get(&record.id) else { continue };
-            let as_of_flush =
-                SegmentView::new(view.segment.clone(), record.dead_rows()?, record.rows.clone(), 0, record.history);
-            let rows = as_of_flush.visible_rows();
-            let forgotten = self.has(Planted::BackupGap) && !segments.is_empty();
-            if rows == 0 || forgotten {
-                continue;
+        let mut rows = 0;
+        let (segments, named) = held_segments(&state, manifest.segments, |view| {
+            let forgotten = self.has(Planted::BackupGap) && rows > 0;
+            let held = view.visible_rows() > 0 && !forgotten;
+            if held {
+                rows += view.visible_rows();
             }
-            outline.rows += rows;
-            record.deaths.clear();
-            outline.segments.push((view.segment.reader()?.name().to_owned(), record));
-            segments.push(view.segment.clone());
-        }
+            held
+        })?;
+        let outline = Outline { segments: named, cutoff: state.cutoff, rows, schema_version };
         let mut bytes = head::head(MAGIC, VERSION);
         bytes.extend_from_slice(&wire::seal(&outline)?);
-        Ok(Checkpoint { segments, outline: bytes, rows: outline.rows, schema_version })
+        Ok(Checkpoint { segments, outline: bytes, rows, schema_version })
+    }
+
+    /// Flushes, and says what is there then, on disk and for readers.
+    pub(super) fn flushed_moment(&self) -> Result<FlushedMoment> {
+        self.flush()?;
+        let maintenance = lock(&self.maintenance);
+        let writer = lock(&self.writer);
+        writer.check_sound()?;
+        let state = lock(&self.state).clone();
+        state.check_whole()?;
+        let manifest = self.manifest_of(&state, &writer.deaths, maintenance.next_segment)?;
+        Ok(FlushedMoment { state, manifest })
     }
 }
+
+/// A store at one moment, and the manifest that says what of it is flushed.
+pub(super) struct FlushedMoment {
+    pub(super) state: State,
+    pub(super) manifest: Manifest,
+}
+
+/// Of the segments that a manifest names those that are wanted as they were at the flush, without what readers of changes need;
+/// each record with the name that its file has by its content.
+pub(super) fn held_segments(
+    state: &State,
+    records: Vec<SegmentRecord>,
+    mut is_wanted: impl FnMut(&SegmentView) -> bool,
+) -> Result<(Vec<Arc<Segment>>, Vec<NamedSegment>)> {
+    let (mut segments, mut named) = (Vec::new(), Vec::new());
+    for mut record in records {
+        let Some(view) = state.segments.get(&record.id) else { continue };
+        let as_of_flush =
+            SegmentView::new(view.segment.clone(), record.dead_rows()?, record.rows.clone(), 0, record.history);
+        if !is_wanted(&as_of_flush) {
+            continue;
+        }
+        record.deaths.clear();
+        named.push((view.segment.reader()?.name().to_owned(), record));
+        segments.push(view.segment.clone());
+    }
+    Ok((segments, named))
+}
+
+/// A segment, with the name that its file has by its content.
+pub(super) type NamedSegment = (String, SegmentRecord);
 
 impl Checkpoint {
     /// What says which rows of which files belong to it; to be kept beside the files.
@@ -130,6 +158,15 @@ impl Checkpoint {
         let nothing = || Error::new(ErrorCode::InvalidRequest, format!("the checkpoint has no file {place}"));
         self.segments.get(place).ok_or_else(nothing)?.reader()
     }
+}
+
+/// Reads each byte of a copy of a segment's file, and checks that it is the one of that name.
+pub(super) fn check_copy(disk: &Arc<dyn Disk>, path: &Path, id: SegmentId, name: &str) -> Result<()> {
+    let mut reader = SegmentReader::of_copy(disk, path, id)?;
+    if reader.name() != name {
+        return Err(damaged(corrupt(format!("it is {}, not {name}", reader.name())), segment_file(id), None));
+    }
+    reader.check_all(CHECK_BYTES)
 }
 
 /// What was written down of a checkpoint, read back.
@@ -194,12 +231,7 @@ impl CheckpointOutline {
         let mut views = BTreeMap::new();
         for (name, record) in segments {
             let file = segment_file(record.id);
-            let path = dir.join(&file);
-            let mut reader = SegmentReader::of_copy(&disk, &path, record.id)?;
-            if reader.name() != name {
-                return Err(damaged(corrupt(format!("it is {}, not {name}", reader.name())), file, None));
-            }
-            reader.check_all(CHECK_BYTES)?;
+            check_copy(&disk, &dir.join(&file), record.id, name)?;
             let segment = Segment::open(&context, dir, record.id, record.bytes)?;
             let dead = record.dead_rows()?;
             if record.rows.end > segment.rows() || dead.max().is_some_and(|row| row >= segment.rows()) {

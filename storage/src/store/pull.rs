@@ -82,6 +82,11 @@ impl Store {
         state.past.iter().find(|past| past.log_id == log_id).map(|past| position.min(past.common))
     }
 
+    /// Logs that the present one has gone on from: places in them can be translated.
+    pub fn past_logs(&self) -> Vec<LogId> {
+        lock(&self.state).past.iter().map(|past| past.log_id).collect()
+    }
+
     /// Whether everything is here that was synced of that log.
     pub fn has_synced_of(&self, log_id: LogId) -> bool {
         let state = lock(&self.state);

@@ -19,6 +19,8 @@ struct World {
     inodes: Vec<Inode>,
     entries: BTreeMap<PathBuf, usize>,
     durable_entries: BTreeMap<PathBuf, usize>,
+    /// Directories that were renamed, until the one that they are in is synced.
+    moved: Vec<(PathBuf, PathBuf)>,
     operations: u64,
     power_cut_at: Option<u64>,
     failing_syncs: bool,
@@ -126,9 +128,16 @@ impl MemoryDisk {
             Loss::Everything | Loss::Torn(_) => world.durable_entries.clone(),
         };
         if matches!(loss, Loss::Torn(_)) {
-            for (path, inode) in &world.entries {
+            let in_place = |path: &Path| !world.moved.iter().any(|(_, to)| path.starts_with(to));
+            for (path, inode) in world.entries.iter().filter(|(path, _)| in_place(path)) {
                 if random(2) == 0 {
                     entries.insert(path.clone(), *inode);
+                }
+            }
+            // A directory is under the one name or under the other, as a whole.
+            for (from, to) in &world.moved {
+                if random(2) == 0 {
+                    move_all(&mut entries, from, to);
                 }
             }
         }
@@ -165,8 +174,10 @@ impl MemoryDisk {
         let mut survive = survive;
         let inodes = world.inodes.iter().map(&mut survive).map(|bytes| Inode { now: bytes.clone(), durable: bytes });
         let inodes = inodes.collect();
+        // One that was renamed may have its old name again.
+        let named = entries.keys().filter_map(|path| path.parent()).map(Path::to_owned);
         Self(Arc::new(Mutex::new(World {
-            directories: world.directories.clone(),
+            directories: world.directories.iter().cloned().chain(named).collect(),
             inodes,
             durable_entries: entries.clone(),
             entries,
@@ -182,6 +193,13 @@ impl MemoryDisk {
         }
         work(&mut world)
     }
+}
+
+/// Gives everything in a directory another directory, in the place of what was there.
+fn move_all(entries: &mut BTreeMap<PathBuf, usize>, from: &Path, to: &Path) {
+    entries.retain(|path, _| !path.starts_with(to));
+    let moved: Vec<(PathBuf, usize)> = entries.extract_if(.., |path, _| path.starts_with(from)).collect();
+    entries.extend(moved.into_iter().map(|(path, inode)| (to.join(path.strip_prefix(from).unwrap()), inode)));
 }
 
 impl World {
@@ -231,6 +249,16 @@ impl Disk for MemoryDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.run(|world| {
+            if world.directories.contains(from) {
+                if world.entries.keys().any(|path| path.starts_with(to)) {
+                    return Err(io::ErrorKind::DirectoryNotEmpty.into());
+                }
+                world.directories.remove(from);
+                world.directories.insert(to.to_owned());
+                move_all(&mut world.entries, from, to);
+                world.moved.push((from.to_owned(), to.to_owned()));
+                return Ok(());
+            }
             let inode = world.inode(from)?;
             world.entries.remove(from);
             world.entries.insert(to.to_owned(), inode);
@@ -266,6 +294,9 @@ impl Disk for MemoryDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.run(|world| {
+            for (from, to) in world.moved.extract_if(.., |(_, to)| to.parent() == Some(path)) {
+                move_all(&mut world.durable_entries, &from, &to);
+            }
             world.durable_entries.retain(|file, _| file.parent() != Some(path));
             let inside = world.entries.iter().filter(|(file, _)| file.parent() == Some(path));
             world.durable_entries.extend(inside.map(|(file, inode)| (file.clone(), *inode)));

@@ -5,6 +5,7 @@ mod changes;
 mod checkpoint;
 mod compaction;
 mod concurrency;
+mod copy;
 mod crash;
 mod damage;
 mod digest;
