@@ -23,6 +23,8 @@ struct Witness;
 
 impl Observer for Witness {
     fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}
+    fn copied(&self, _at: Moment, _from: Moment) {}
+
     fn stands(&self, _at: Moment, _sealed: Epoch, _whole: bool) {}
     fn handed_over(&self, _at: Moment, _voters: &[NodeId]) {}
     fn acknowledged(&self, _at: Moment, _epoch: Epoch) {}

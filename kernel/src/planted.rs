@@ -142,6 +142,9 @@ planted! {
     BackupBehind = "backup-behind";
     /// A backup names the first file of a replica only.
     BackupGap = "backup-gap";
+    // Filling by files.
+    /// A replica that was filled by files goes on behind what its peers had accepted when the last file had come.
+    FilledTooFar = "filled-too-far";
 }
 
 impl fmt::Display for Planted {

@@ -116,6 +116,11 @@ rare! {
     BackupRepeated = "a backup was begun anew, for partitions had been split or moved";
     BackupElsewhere = "another replica was backed up than the first one asked";
     BackupRestored = "a table was made of a backup";
+    // Filling by files.
+    FilledByFiles = "a replica was filled by whole segments";
+    FileKept = "a replica that was filled by files had one of them already";
+    FillBrokenOff = "a replica that was being filled by files lost its peer on the way";
+    PeerKnownByLineage = "a replica knew a peer's log by the one that it had gone on from";
 }
 
 impl fmt::Display for Rare {

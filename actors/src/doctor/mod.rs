@@ -21,7 +21,7 @@ pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, St
 
 use crate::node::clock::{CLOCK_FILE, NodeClock};
 use crate::node::identity::{self, LOCK_FILE, NODE_FILE};
-use crate::replica::open::{GONE, LOST, REFILLING};
+use crate::replica::open::{FILLING, GONE, LOST, REFILLING};
 
 const CATALOG_DIR: &str = "catalog";
 const REPLICAS_DIR: &str = "replicas";
@@ -202,6 +202,11 @@ impl<'a> DataDir<'a> {
                     &file,
                     "this replica began empty and does not count until it has what its peers have",
                     "it fills itself while its peers can be reached",
+                ),
+                _ if path.extension().is_some_and(|extension| extension == FILLING) => self.note(
+                    &file,
+                    "files of a peer by which a replica is being filled",
+                    "the next start goes on from there if the replica holds nothing yet, and removes them otherwise",
                 ),
                 _ if path.extension().is_some_and(|extension| extension == GONE) => self.note(
                     &file,

@@ -140,6 +140,12 @@ impl NodeClock {
         }
     }
 
+    /// A replica of this node is about to hold versions that may reach up to there. The clock does not follow.
+    pub(crate) fn hold_up_to(&self, stamp: Hlc) {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        core.held = core.held.max(stamp);
+    }
+
     async fn extend(&self, past: Hlc) -> Result<()> {
         let _turn = self.persist.lock().await;
         if self.core.lock().unwrap_or_else(PoisonError::into_inner).bound > Hlc(past.0 + STAMPS_PER_TICK) {

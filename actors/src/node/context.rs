@@ -32,6 +32,10 @@ pub(crate) struct NodeContext {
     pub(crate) compaction: Arc<Pace>,
     /// What replicas may take that are being filled from their peers.
     pub(crate) filling: Arc<Pace>,
+    /// A place for each replica that is being filled by files.
+    pub(crate) fetching: Semaphore,
+    /// A place for each copy of a replica that is held for a peer.
+    pub(crate) lending: Arc<Semaphore>,
     /// What backups and restores may take.
     pub(crate) backups: Arc<Pace>,
     /// A place for each thread that helps replicas with the replay of their logs.

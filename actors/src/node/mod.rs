@@ -159,6 +159,8 @@ impl Node {
             pool,
             compaction,
             filling,
+            fetching: tokio::sync::Semaphore::new(crate::replica::fill::FETCHES_MAX),
+            lending: Arc::new(tokio::sync::Semaphore::new(crate::replica::lend::LENT_MAX)),
             backups,
             replay_helpers,
             repairs: tokio::sync::Semaphore::new(crate::replica::repair::PULLING_MAX),
@@ -235,7 +237,8 @@ impl Node {
             .directory
             .all()
             .iter()
-            .filter(|handle| handle.store().is_err() && !handle.is_given_up())
+            // One that is being filled answers nobody anyway.
+            .filter(|handle| handle.store().is_err() && !handle.is_given_up() && handle.fetching().is_none())
             .map(|handle| match handle.replaying() {
                 Some(how_far) => format!("{} ({how_far})", handle.partition),
                 None => handle.partition.to_string(),

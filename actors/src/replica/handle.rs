@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ractor::ActorRef;
-use shoal_kernel::{Epoch, Error, ErrorCode, LogId, PartitionId, Result, ScanSpec, Version};
+use shoal_kernel::{Epoch, Error, ErrorCode, LogId, NodeId, PartitionId, Result, ScanSpec, Version};
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, SemaphorePermit, oneshot};
 
@@ -37,6 +37,15 @@ impl Running {
     }
 }
 
+/// How far a replica is that is being filled by files.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fetching {
+    /// Others are before it.
+    Waits,
+    /// Bytes that have come of a peer's files, and all that are to.
+    From(NodeId, u64, u64),
+}
+
 /// A replica's place on this node.
 pub(crate) struct ReplicaHandle {
     pub(crate) partition: PartitionId,
@@ -53,6 +62,8 @@ pub(crate) struct ReplicaHandle {
     problem: Mutex<Option<Error>>,
     /// Bytes of its log that have been read back, and of all that are to be, while its store is being opened.
     replaying: Mutex<Option<(u64, u64)>>,
+    /// It is being filled by files.
+    fetching: Mutex<Option<Fetching>>,
     admission: Arc<Semaphore>,
     maintenance: Semaphore,
     /// Read by whoever asks a peer for rows, from the question to the commit; written by whoever must be alone.
@@ -74,6 +85,7 @@ impl ReplicaHandle {
             lag: Mutex::new(None),
             problem: Mutex::new(None),
             replaying: Mutex::new(None),
+            fetching: Mutex::new(None),
             admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
             pulls: RwLock::new(()),
@@ -170,6 +182,20 @@ impl ReplicaHandle {
     pub(crate) fn replaying(&self) -> Option<String> {
         let (done, total) = (*lock(&self.replaying))?;
         Some(format!("replaying its log: {} of {} MiB", done >> 20, total >> 20))
+    }
+
+    pub(super) fn set_fetching(&self, fetching: Option<Fetching>) {
+        *lock(&self.fetching) = fetching;
+    }
+
+    /// How far it has been filled by files, in words, while it is.
+    pub(crate) fn fetching(&self) -> Option<String> {
+        Some(match (*lock(&self.fetching))? {
+            Fetching::Waits => "waiting to be filled by files of a peer".to_owned(),
+            Fetching::From(peer, done, total) => {
+                format!("being filled by files of {peer}: {} of {} KiB", done >> 10, total >> 10)
+            }
+        })
     }
 
     /// The store, whether or not the replica counts: peers may always pull.

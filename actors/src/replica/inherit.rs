@@ -16,7 +16,7 @@ use shoal_storage::{SplitChild, Store};
 
 use super::Durable;
 use super::handle::ReplicaHandle;
-use super::open::{self, Form, LOST, Opened, REFILLING};
+use super::open::{self, FILLING, Form, LOST, Opened, REFILLING};
 use super::state::{Lacks, Meta};
 use crate::node::context::NodeContext;
 
@@ -180,7 +180,7 @@ pub(super) fn on_disk(disk: &dyn Disk, replicas: &Path) -> Result<BTreeSet<Parti
     }
     for entry in disk.list(replicas)? {
         let (name, beside) = entry.name.split_once('.').unwrap_or((&entry.name, ""));
-        if !["", LOST, REFILLING].contains(&beside) {
+        if !["", LOST, REFILLING, FILLING].contains(&beside) {
             continue;
         }
         found.extend(partition_of(name));

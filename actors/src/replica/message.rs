@@ -55,6 +55,8 @@ pub(crate) enum ReplicaCall {
     Repair { partition: PartitionId, patience_ms: u64 },
     /// How much is on your disk, and how much more may be?
     Load,
+    /// Which logs has yours gone on from?
+    Lineage { partition: PartitionId },
 }
 
 /// What a replica can be asked to do for its files.
@@ -145,6 +147,7 @@ pub(crate) enum ReplicaAnswer {
         room: u64,
         bytes: Vec<(PartitionId, u64)>,
     },
+    Lineage(Vec<LogId>),
 }
 
 /// A write is on this replica's disk.

@@ -11,9 +11,11 @@
 
 mod compactor;
 pub(crate) mod directory;
+pub(crate) mod fill;
 pub(crate) mod handle;
 pub(crate) mod inherit;
 mod late_sync;
+pub(crate) mod lend;
 pub(crate) mod maintainer;
 pub(crate) mod message;
 pub(crate) mod open;
@@ -153,7 +155,11 @@ impl Actor for ReplicaActor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let ReplicaArguments { context, handle, partition, schema, fsync } = arguments;
-        let opened = open::open(&context, &partition, open::Form { schema, fsync }, &handle).await?;
+        let form = open::Form { schema, fsync };
+        let mut opened = open::open(&context, &partition, form.clone(), &handle).await?;
+        if fill::by_files(&context, &partition, &form, &handle, &opened).await? {
+            opened = open::open(&context, &partition, form, &handle).await?;
+        }
         let mut durable = opened.durable.unwrap_or_default();
         let meta = opened.known.then(|| durable.core.clone());
         let core = ReplicaCore::new(context.node, partition.clone(), meta, opened.emptied, opened.in_doubt);

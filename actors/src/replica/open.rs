@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Epoch, Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
+use shoal_kernel::{Env, Epoch, Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Replay, Store, StoreOptions};
 
 use super::handle::ReplicaHandle;
@@ -16,6 +16,8 @@ use crate::node::context::NodeContext;
 pub(crate) const LOST: &str = "lost";
 /// Beside a replica's directory: it began empty and has not counted since.
 pub(crate) const REFILLING: &str = "refilling";
+/// Beside a replica's directory: files of a peer, and once they are whole, the replica's store.
+pub(crate) const FILLING: &str = "filling";
 /// In the place of a replica's directory: what is left of one that was taken from this node.
 pub(crate) const GONE: &str = "gone";
 
@@ -75,14 +77,9 @@ pub(super) async fn open(
     }
 }
 
-async fn try_open(
-    context: &Arc<NodeContext>,
-    partition: &Partition,
-    form: Form,
-    handle: &ReplicaHandle,
-) -> Result<Opened> {
-    let (env, dir) = (context.env.clone(), context.replica_dir(partition.id));
-    let options = StoreOptions {
+/// How a replica's store is opened.
+pub(super) fn options(context: &NodeContext, form: &Form) -> StoreOptions {
+    StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
         segments_overdue_max: context.config.segments_overdue_max,
@@ -90,10 +87,25 @@ async fn try_open(
         sync_commits: form.fsync == Fsync::Always,
         planted: context.config.planted,
         ..StoreOptions::default()
-    };
-    let new_log_id = LogId(env.random("log id"));
+    }
+}
+
+/// A name for an accept log that begins, and the secret of its files.
+pub(super) fn new_log(env: &Env) -> (LogId, u128) {
+    let log_id = LogId(env.random("log id"));
     let half = || u128::from(env.random("log secret"));
-    let log_secret = (half() << 64) | half();
+    (log_id, (half() << 64) | half())
+}
+
+async fn try_open(
+    context: &Arc<NodeContext>,
+    partition: &Partition,
+    form: Form,
+    handle: &ReplicaHandle,
+) -> Result<Opened> {
+    let (env, dir) = (context.env.clone(), context.replica_dir(partition.id));
+    let options = options(context, &form);
+    let (new_log_id, log_secret) = new_log(&env);
     let label = partition.id;
     let (disk, alone) = (env.disk(), !has_peers(context, partition));
     let watched = env.clone();
@@ -108,6 +120,7 @@ async fn try_open(
             }
             disk.rename(&lost, &refilling)?;
         }
+        Store::take_over(&*disk, &dir.with_extension(FILLING), &dir)?;
         disk.create_dir_all(&dir)?;
         let (store, recovery) =
             Store::open_watched(disk.clone(), &dir, form.schema, options, new_log_id, log_secret, &watch)?;
@@ -181,9 +194,11 @@ pub(super) fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
 /// Removes everything of a replica that the catalog has taken from this node. The directory is first given a name under which
 /// nobody would open what a crash leaves of it.
 pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    let gone = dir.with_extension(GONE);
-    if disk.exists(&gone)? {
-        disk.remove_dir_all(&gone)?;
+    let (gone, filling) = (dir.with_extension(GONE), dir.with_extension(FILLING));
+    for left in [&gone, &filling] {
+        if disk.exists(left)? {
+            disk.remove_dir_all(left)?;
+        }
     }
     if disk.exists(dir)? {
         disk.rename(dir, &gone)?;

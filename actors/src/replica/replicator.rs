@@ -280,6 +280,10 @@ impl Feed {
         let ReplicaAnswer::Recent(answer) = answer else {
             return Err(serve::unexpected());
         };
+        let answer = match answer.log_id != known.log_id && answer.after == 0 && answer.position > 0 {
+            true => self.ask_by_lineage(peer).await.unwrap_or(answer),
+            false => answer,
+        };
         let RecentAnswer { log_id, after, position, sealed, counts, settled, in_doubt, accepts } = answer;
         if self.context.config.has(Planted::NoCatchUp) {
             self.peers().behind.insert(peer, 0);
@@ -317,6 +321,35 @@ impl Feed {
         }
         self.peers().cursors.insert(peer, cursor);
         Ok(Some(Heard { sealed, counts, settled, in_doubt, pulled: pulls > 0 }))
+    }
+
+    /// Asks a peer of whose log nothing is known by a place in one that its log has gone on from: one of which this replica holds
+    /// something, or its own. A peer that was filled by files has what it got from there.
+    async fn ask_by_lineage(&self, peer: NodeId) -> Option<RecentAnswer> {
+        let partition = self.partition;
+        let lineage = self.call(peer, &ReplicaCall::Lineage { partition }).await;
+        // A peer of an earlier build does not know; then it hands out everything.
+        let Ok(ReplicaAnswer::Lineage(past)) = lineage else { return None };
+        let own = self.handle.store().ok()?.status();
+        let mut places: BTreeMap<_, _> =
+            self.peers().cursors.values().map(|cursor| (cursor.log_id, cursor.position)).collect();
+        places.insert(own.log_id, own.position);
+        // The last one is nearest.
+        let (log_id, after) = past.iter().rev().find_map(|log_id| Some((*log_id, *places.get(log_id)?)))?;
+        match self.call(peer, &ReplicaCall::Recent { partition, log_id, after }).await {
+            Ok(ReplicaAnswer::Recent(answer)) => {
+                if answer.after > 0 {
+                    self.context.env.reached(Rare::PeerKnownByLineage);
+                }
+                Some(answer)
+            }
+            _ => None,
+        }
+    }
+
+    /// How far each peer's log has been pulled: everything up to there is in the store.
+    pub(super) fn cursors(&self) -> BTreeMap<NodeId, PullCursor> {
+        self.peers().cursors.clone()
     }
 
     /// Pulls at the pace of a node's replicas that do not serve yet.

@@ -16,11 +16,11 @@ use super::message::{
     BucketsAnswer, DigestAnswer, PartOfWrite, PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage,
     ReplicaReport, ReserveCall, WriteCall, Written,
 };
-use super::repair;
+use super::{lend, repair};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::placement::splits;
-use crate::transport::{Handler, Route};
+use crate::transport::{Handler, Route, StreamSender};
 
 /// How long a request waits for a replica that the catalog has placed here just now.
 const PLACE_PATIENCE: Duration = Duration::from_secs(2);
@@ -161,6 +161,9 @@ impl ReplicaService {
                 }
                 Ok(ReplicaAnswer::Holds(holds))
             }
+            ReplicaCall::Lineage { partition } => {
+                Ok(ReplicaAnswer::Lineage(self.replica(partition).await?.store()?.past_logs()))
+            }
             ReplicaCall::Repair { partition, patience_ms } => {
                 let handle = self.replica(partition).await?;
                 let patience = Duration::from_millis(patience_ms);
@@ -207,6 +210,11 @@ impl ReplicaService {
             && self.context.agreement.catalog().borrow().ancestors.contains_key(&partition)
         {
             return Err(Error::new(ErrorCode::Moved, format!("{partition} has been split")));
+        }
+        if let Some(how_far) = self.directory.get(partition).ok().and_then(|handle| handle.fetching()) {
+            // It may take long, and who waits keeps rows in hand.
+            let message = format!("the replica of {partition} is {how_far}");
+            return Err(Error::new(ErrorCode::PartitionUnavailable, message));
         }
         self.directory.wait(&self.context.env, partition, PLACE_PATIENCE).await
     }
@@ -267,6 +275,7 @@ impl ReplicaService {
             restarts: handle.restarts(),
             problem: problem
                 .or_else(|| handle.replaying())
+                .or_else(|| handle.fetching())
                 .or_else(|| damage.map(|problem| problem.to_string()))
                 .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }
@@ -285,6 +294,11 @@ impl Handler for ReplicaService {
             let call: ReplicaCall = wire::decode(&message)?;
             Ok(wire::encode(&service.answer(call).await?)?.into())
         })
+    }
+
+    fn open(&self, from: NodeId, header: Bytes, out: StreamSender) -> BoxFuture<'static, ()> {
+        let (context, directory) = (self.context.clone(), self.directory.clone());
+        Box::pin(async move { lend::lend(&context, &directory, from, &header, out).await })
     }
 }
 

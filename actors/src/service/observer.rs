@@ -28,6 +28,10 @@ pub trait Observer: Debug + Send + Sync {
     /// latest of its ancestors was that somebody has heard of there, with the keys of its range.
     fn opened(&self, at: Moment, ancestors: &[PartitionId], range: &KeyRange);
 
+    /// A replica that holds nothing is about to begin a log, at this place, with everything that a peer held at that one. If it is never
+    /// opened with it, nothing has come of that.
+    fn copied(&self, at: Moment, from: Moment);
+
     /// A replica stands so, durably: it takes nothing of epochs before the one that it has sealed; and it is whole, or else lacks
     /// what it must hold to answer anybody.
     fn stands(&self, at: Moment, sealed: Epoch, whole: bool);

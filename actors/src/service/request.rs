@@ -51,6 +51,8 @@ pub struct NodeConfig {
     /// Bytes that all replicas together which are being filled may pull in a second; 0 is no limit. One that serves and has only been
     /// away for a moment is not held back.
     pub fill_bytes_per_second: u64,
+    /// A replica that begins empty is filled by whole segment files from a peer with at least so many bytes of them; else row by row.
+    pub fill_files_bytes_min: u64,
     /// Bytes that backups and restores may read of this node's disk, or write to it, in a second; 0 is no limit.
     pub backup_bytes_per_second: u64,
     /// Prefixes of the URLs that backups may be at.
@@ -106,6 +108,7 @@ impl NodeConfig {
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
             fill_bytes_per_second: 64 << 20,
+            fill_files_bytes_min: 16 << 20,
             backup_bytes_per_second: 64 << 20,
             backup_urls: vec!["s3://".into(), "file://".into()],
             object_stores: None,

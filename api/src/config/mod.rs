@@ -143,6 +143,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.size("compactions_max", 1, &mut node.compactions_max)?;
     values.number("compaction_bytes_per_second", 0, &mut node.compaction_bytes_per_second)?;
     values.number("fill_bytes_per_second", 0, &mut node.fill_bytes_per_second)?;
+    values.number("fill_files_bytes_min", 0, &mut node.fill_files_bytes_min)?;
     values.number("backup_bytes_per_second", 0, &mut node.backup_bytes_per_second)?;
     if let Some(urls) = values.text("backup_urls") {
         let parts = urls.value.split(',').map(str::trim).filter(|part| !part.is_empty());

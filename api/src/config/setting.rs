@@ -47,6 +47,7 @@ settings! {
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";
     "compaction_bytes_per_second", "67108864", "bytes that compaction reads and writes; 0 is no limit; OPTIMIZE TABLE is not held back";
     "fill_bytes_per_second", "67108864", "bytes that replicas pull which are new or were emptied; 0 is no limit";
+    "fill_files_bytes_min", "16777216", "a replica that is new or was emptied gets whole files from a peer that has so many bytes, or else rows";
     "backup_bytes_per_second", "67108864", "bytes of the node's disk that backups and restores read or write; 0 is no limit";
     "backup_urls", "s3://,file://", "beginnings of the URLs that backups may be at, separated by commas; nothing allows none";
     "replica_failures_max", "7", "failures of a replica in a row after which another node is to have one in its place";

@@ -66,6 +66,8 @@ struct Books {
     logs: BTreeMap<(Replica, LogId), Log>,
     /// The log that each replica has now.
     current: BTreeMap<Replica, LogId>,
+    /// Where logs go on that begin with what a peer held, if they ever do.
+    copied: BTreeMap<(Replica, LogId), (Replica, LogId, u64)>,
     under_way: BTreeMap<Replica, Group>,
     /// The keys of each partition.
     ranges: BTreeMap<PartitionId, KeyRange>,
@@ -221,6 +223,7 @@ impl Observer for Ledger {
             None => {
                 let before = before.map(|before| (replica, before)).or(inherited);
                 let goes_on = before.filter(|_| there > 0).map(|(replica, before)| (replica, before, there));
+                let goes_on = books.copied.remove(&(replica, log_id)).or(goes_on);
                 books.logs.insert(
                     (replica, log_id),
                     Log { goes_on, entries: Vec::new(), known: there, stood: false, lacking: Vec::new() },
@@ -237,6 +240,11 @@ impl Observer for Ledger {
             }
             Some(_) => {}
         }
+    }
+
+    fn copied(&self, at: Moment, from: Moment) {
+        let lent = ((from.partition, from.node), from.log_id, from.position);
+        self.books().copied.insert(((at.partition, at.node), at.log_id), lent);
     }
 
     fn stands(&self, at: Moment, sealed: Epoch, whole: bool) {
@@ -402,6 +410,28 @@ mod tests {
             let shown = ledger.contents(&[at(1, u64::from(survived))]).unwrap();
             assert_eq!(shown.len(), usize::from(survived));
         }
+    }
+
+    #[test]
+    fn what_was_filled_by_files_shows_what_its_peer_held() {
+        let ledger = Ledger::default();
+        ledger.opens(at(1, 0));
+        ledger.writing(at(1, 0), &[write(5, &[(1, 10)]), write(6, &[(2, 30)])]);
+        ledger.written(at(1, 0), &[Some(1), Some(2)]);
+        let filled = |log, position| Moment { node: NodeId(2), ..at(log, position) };
+        // The replica had another log before, and a copy of which nothing has come.
+        ledger.opens(filled(2, 0));
+        ledger.writing(filled(2, 0), &[write(4, &[(9, 90)])]);
+        ledger.written(filled(2, 0), &[Some(1)]);
+        ledger.copied(filled(3, 2), at(1, 2));
+        ledger.copied(filled(4, 1), at(1, 1));
+        ledger.opens(filled(4, 1));
+        let shown = |moment| ledger.contents(&[moment]).map(|rows| rows.into_keys().collect::<Vec<_>>());
+        assert_eq!(shown(filled(4, 1)), Some(vec![1]));
+        ledger.writing(filled(4, 1), &[write(7, &[(3, 40)])]);
+        ledger.written(filled(4, 1), &[Some(2)]);
+        assert_eq!(shown(filled(4, 2)), Some(vec![1, 3]));
+        assert!(ledger.shortened().is_empty());
     }
 
     #[test]

@@ -30,6 +30,9 @@ const REPAIR_EVERY_MS: [u64; 3] = [600_000, 600_000, 4_000];
 /// Half of the time deletions are forgotten while clients work.
 const PURGE_AFTER_MS: [u64; 4] = [3_600_000, 3_600_000, 4_000, 10_000];
 
+/// Of what size on replicas are filled by files, and not by rows.
+const FILL_FILES_BYTES_MIN: [u64; 4] = [0, 0, 4 << 10, 16 << 20];
+
 /// Mostly all nodes are in one.
 const ZONES: [u16; 5] = [1, 1, 1, 2, 3];
 
@@ -99,6 +102,8 @@ pub(super) struct Settings {
     compaction_bytes_per_second: u64,
     /// So slow at times that reads come while replicas are being filled.
     fill_bytes_per_second: u64,
+    /// Mostly so few that whatever a peer has is enough for a replica to be filled by files.
+    fill_files_bytes_min: u64,
     /// Failures in a row after which others get a replica.
     replica_failures_max: u32,
     /// Rows for which a scan gets one more task.
@@ -237,6 +242,7 @@ impl Settings {
             page_pool_bytes_max: stream("page pool").pick(&[0, 64 << 10, 64 << 20]).copied().unwrap_or(0),
             compaction_bytes_per_second: stream("compaction").pick(&[0, 2 << 10, 64 << 20]).copied().unwrap_or(0),
             fill_bytes_per_second: stream("filling").pick(&[0, 0, 32 << 10]).copied().unwrap_or(0),
+            fill_files_bytes_min: stream("filling by files").pick(&FILL_FILES_BYTES_MIN).copied().unwrap_or(0),
             replica_failures_max: stream("failures").pick(&[2, 3, 7]).copied().unwrap_or(7),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             tight: options
@@ -276,6 +282,7 @@ impl Settings {
         config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;
         config.fill_bytes_per_second = self.fill_bytes_per_second;
+        config.fill_files_bytes_min = self.fill_files_bytes_min;
         config.replica_failures_max = self.replica_failures_max;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
