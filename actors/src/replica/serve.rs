@@ -258,7 +258,7 @@ impl ReplicaService {
             None => None,
         };
         let status = running.map(|running| running.store.status());
-        let problem = handle.problem().map(|error| error.to_string());
+        let problem = handle.fetching().or_else(|| Some(handle.problem()?.to_string()));
         let damage = status.as_ref().and_then(|status| status.problems.first());
         ReplicaReport {
             partition: handle.partition,
@@ -275,7 +275,6 @@ impl ReplicaService {
             restarts: handle.restarts(),
             problem: problem
                 .or_else(|| handle.replaying())
-                .or_else(|| handle.fetching())
                 .or_else(|| damage.map(|problem| problem.to_string()))
                 .or_else(|| core.and_then(|core| core.problem).map(str::to_owned)),
         }

@@ -324,6 +324,20 @@ fn every_damaged_byte_is_found() {
     assert!(place(&head, &disk, &small_options()).is_err(), "files are gone");
 }
 
+/// A log that is synced late is not taken for one that was not closed in good order.
+#[test]
+fn a_copy_goes_on_with_a_log_that_is_synced_late() {
+    let options = || StoreOptions { sync_commits: false, ..small_options() };
+    let disk = MemoryDisk::default();
+    let head = fetch(&lender().copy().unwrap(), &disk, 1 << 20).unwrap();
+    place(&head, &disk, &options()).unwrap();
+    assert!(Store::take_over(&disk, Path::new(BESIDE), Path::new(DIR)).unwrap());
+    let disk = disk.restart(Loss::Everything);
+    let (store, recovery) = open_with(&disk.shared(), &upsert_schema(), options(), 99).unwrap();
+    assert!(!recovery.unclean && !recovery.in_doubt && !recovery.created, "{recovery:?}");
+    assert_eq!(store.snapshot().position(), (OWN, 4));
+}
+
 /// Files of an older copy are of use for a later one, and what is of none goes.
 #[test]
 fn files_that_have_come_are_not_fetched_again() {
