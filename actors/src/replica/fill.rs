@@ -47,6 +47,8 @@ const ITEM_TIMEOUT: Duration = Duration::from_secs(20);
 const WINDOW_BYTES: u32 = 4 * PIECE_BYTES as u32;
 /// Bytes of what comes beside the files: some 16 for each row that has lost, and about a hundred for each token.
 const HEAD_BYTES_MAX: u64 = 1 << 30;
+/// How long the last file takes with [`Planted::FilledTooFar`].
+const PLANTED_PAUSE: Duration = Duration::from_secs(2);
 /// What a file is called until it has come whole, behind its name.
 const PART: &str = "part";
 
@@ -335,6 +337,8 @@ impl Filling<'_> {
 
     /// What [`Planted::FilledTooFar`] makes of cursors.
     async fn present_places(&self, cursors: BTreeMap<NodeId, PullCursor>) -> BTreeMap<NodeId, PullCursor> {
+        // In a simulation files are small, and here before anybody has written.
+        self.context.env.sleep(PLANTED_PAUSE).await;
         let mut present = BTreeMap::new();
         for (peer, cursor) in cursors {
             let PullCursor { log_id, position: after, .. } = cursor;
