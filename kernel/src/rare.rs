@@ -104,6 +104,7 @@ rare! {
     CatalogTailCut = "a torn end of the catalog's log was cut off";
     CameBack = "a node heard that it was taken for down, and came back under a new generation";
     SuspicionLifted = "a suspect objected in time";
+    NodeStopped = "a node stopped in good order while clients were at work";
     // Reads at quorum.
     QuorumPulled = "a read at quorum pulled what its replica lacked";
     QuorumShort = "a read at quorum found too few replicas that count";
@@ -111,7 +112,6 @@ rare! {
     // Repair and purge.
     TombstonesPurged = "a replica dropped tombstones that all replicas had";
     RowsRepaired = "a replica got rows from a peer that no log had told it of";
-    NodeStopped = "a node stopped in good order while clients were at work";
     // Backups.
     BackupRepeated = "a backup was begun anew, for partitions had been split or moved";
     BackupElsewhere = "another replica was backed up than the first one asked";
