@@ -391,7 +391,9 @@ impl Node {
             return;
         }
         // As long as the others believe that this node is there, their queries may end in peace.
-        inner.queries.drain().await;
+        if !inner.context.config.has(Planted::EndedIsWhole) {
+            inner.queries.drain().await;
+        }
         inner.context.swim.leave().await;
         inner.queries.shutdown().await;
         let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));

@@ -15,12 +15,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shoal_catalog::{Partition, ReplicaState as Role};
 use shoal_kernel::env::{Disk, DiskFile, OpenMode};
-use shoal_kernel::{Error, ErrorCode, NodeId, Planted, Rare, Result, wire};
+use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, Planted, Rare, Result, wire};
 use shoal_storage::{CheckpointFile, CopyHead, Placing, PullCursor, Store};
+use tokio::sync::SemaphorePermit;
 
 use super::Durable;
 use super::handle::{Fetching, ReplicaHandle};
@@ -35,7 +37,7 @@ use crate::transport::{Route, StreamReceiver};
 
 /// Replicas of a node that are filled by files at once.
 pub(crate) const FETCHES_MAX: usize = 4;
-/// How often a copy is asked for, of one peer after the other.
+/// How often in a row a copy is asked for in vain, of one peer after the other.
 const ATTEMPTS_MAX: usize = 6;
 /// The pause after the first attempt that failed; doubled after each.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(250);
@@ -64,7 +66,7 @@ pub(super) async fn by_files(
     opened: &Opened,
 ) -> Result<bool> {
     let dir = context.replica_dir(partition.id).with_extension(FILLING);
-    let filling = Filling { context, partition, form, handle, opened, dir: &dir };
+    let filling = Filling { context, partition, form, handle, opened, dir: &dir, came: AtomicUsize::new(0) };
     let filled = filling.is_wanted() && filling.fetch_from_any().await;
     handle.set_fetching(None);
     // A copy whose last write failed may have become a store all the same. What becomes of it must be certain before the replica
@@ -86,6 +88,8 @@ struct Filling<'a> {
     opened: &'a Opened,
     /// Where the files come to.
     dir: &'a Path,
+    /// Files that have come whole.
+    came: AtomicUsize,
 }
 
 /// A file that is being written, and up to where.
@@ -125,6 +129,16 @@ impl Filling<'_> {
         }
     }
 
+    /// Whether no deletions were agreed to be forgotten since the copy was made that it may not know of.
+    fn check_is_young(&self, head: &CopyHead) -> Result<()> {
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        let purged = catalog.partitions.get(&self.partition.id).map_or_else(Hlc::default, |place| place.purged);
+        match purged <= head.purged() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorCode::Moved, "deletions have been forgotten since the copy was made")),
+        }
+    }
+
     async fn fetch_from_any(&self) -> bool {
         let lenders = self.lenders().await;
         if lenders.is_empty() {
@@ -132,9 +146,10 @@ impl Filling<'_> {
         }
         let id = self.partition.id;
         self.handle.set_fetching(Some(Fetching::Waits));
-        let Ok(_place) = self.context.fetching.acquire().await else { return false };
-        let mut pause = ATTEMPT_PAUSE;
-        for peer in lenders.iter().copied().cycle().take(ATTEMPTS_MAX) {
+        let Some(_place) = self.turn().await else { return false };
+        let (mut pause, mut failures) = (ATTEMPT_PAUSE, 0);
+        for peer in lenders.iter().copied().cycle() {
+            let before = self.came.load(Ordering::Relaxed);
             match self.fetch_from(peer).await {
                 Ok(files) => {
                     self.context.env.reached(Rare::FilledByFiles);
@@ -149,12 +164,34 @@ impl Filling<'_> {
                     if is_over || error.code() == ErrorCode::DiskFull {
                         return false;
                     }
+                    // Whoever gets on, a file at a time, is not far from the end.
+                    if self.came.load(Ordering::Relaxed) > before {
+                        (pause, failures) = (ATTEMPT_PAUSE, 0);
+                    }
+                    failures += 1;
+                    if failures == ATTEMPTS_MAX {
+                        return false;
+                    }
                 }
             }
             self.context.env.sleep(pause).await;
             pause *= 2;
         }
         false
+    }
+
+    /// Waits until few enough replicas of the node are being filled, as long as this one is wanted.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let mut catalog = self.context.agreement.catalog();
+        let mut turn = std::pin::pin!(self.context.fetching.acquire());
+        while self.check_is_wanted().is_ok() {
+            tokio::select! {
+                biased;
+                place = &mut turn => return place.ok(),
+                changed = catalog.changed() => changed.ok()?,
+            }
+        }
+        None
     }
 
     /// Peers that are worth asking, in the order in which they are asked: not all newcomers ask the same one.
@@ -190,19 +227,18 @@ impl Filling<'_> {
         let Some(LentItem::Begins(lent)) = self.next(&mut stream).await? else { return Err(serve::unexpected()) };
         let head = self.head(&mut stream, lent.head_bytes).await?;
         let files: Vec<CheckpointFile> = head.files().collect();
-        let kept = files.iter().filter(|file| have.contains(&file.name));
-        let (kept, kept_bytes) = kept.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.bytes));
-        if kept > 0 {
+        let total = files.iter().try_fold(0u64, |total, file| total.checked_add(file.bytes));
+        let total = total.ok_or_else(|| Error::new(ErrorCode::Corruption, "a copy has more bytes than there are"))?;
+        let missing: BTreeMap<String, CheckpointFile> =
+            files.into_iter().filter(|file| !have.contains(&file.name)).map(|file| (file.name.clone(), file)).collect();
+        let kept_bytes = total - missing.values().map(|file| file.bytes).sum::<u64>();
+        if kept_bytes > 0 {
             self.context.env.reached(Rare::FileKept);
         }
-        let total = files.iter().map(|file| file.bytes).sum();
         self.make_sure_of_room(total - kept_bytes).await?;
         self.handle.set_fetching(Some(Fetching::From(peer, kept_bytes, total)));
-        let came = self.files(peer, &mut stream, &files, (kept_bytes, total)).await;
+        let came = self.files(peer, &mut stream, missing, (kept_bytes, total)).await;
         let came = came.inspect_err(|_| self.context.env.reached(Rare::FillBrokenOff))?;
-        if came + kept != files.len() {
-            return Err(Error::new(ErrorCode::NodeLost, "the stream of a copy ended before all files had come"));
-        }
         self.place(peer, head, lent).await?;
         Ok(came)
     }
@@ -228,12 +264,12 @@ impl Filling<'_> {
         self.context.env.blocking(move || CopyHead::parse(&bytes)).await?
     }
 
-    /// Brings files to the disk, whole and for good. Gives their number.
+    /// Brings all files that are missing to the disk, whole and for good. Gives their number.
     async fn files(
         &self,
         peer: NodeId,
         stream: &mut StreamReceiver,
-        wanted: &[CheckpointFile],
+        mut missing: BTreeMap<String, CheckpointFile>,
         (mut done, total): (u64, u64),
     ) -> Result<usize> {
         let mut part: Option<Part> = None;
@@ -255,13 +291,24 @@ impl Filling<'_> {
                 }
                 (Some(LentItem::File(name)), _) => {
                     came += self.finish(part.take()).await?;
-                    let file = wanted.iter().find(|file| file.name == name).ok_or_else(serve::unexpected)?;
+                    let file = missing.remove(&name).ok_or_else(serve::unexpected)?;
+                    // Others take room meanwhile.
+                    self.make_sure_of_room(total.saturating_sub(done)).await?;
                     let path = self.dir.join(&file.local_name).with_extension(PART);
                     let (disk, opened) = (self.context.env.disk(), path.clone());
                     let file = self.context.env.blocking(move || disk.open(&opened, OpenMode::CreateNew)).await??;
                     part = Some(Part { name, path, file, bytes: 0 });
                 }
-                (None, _) => return Ok(came + self.finish(part.take()).await?),
+                (None, _) => {
+                    came += self.finish(part.take()).await?;
+                    if missing.is_empty() {
+                        return Ok(came);
+                    }
+                    return Err(Error::new(
+                        ErrorCode::NodeLost,
+                        "the stream of a copy ended before all files had come",
+                    ));
+                }
                 _ => return Err(serve::unexpected()),
             }
         }
@@ -281,6 +328,7 @@ impl Filling<'_> {
         });
         finished.await??;
         metrics::counter!("shoal_fill_files_total").increment(1);
+        self.came.fetch_add(1, Ordering::Relaxed);
         Ok(1)
     }
 
@@ -322,11 +370,14 @@ impl Filling<'_> {
             let at = Moment { partition: self.partition.id, node, log_id, position, cutoff_micros: None };
             observer.copied(at, Moment { node: peer, log_id: lent_log, ..at });
         }
-        // Whoever reads here and writes above what was read must hear of them.
+        // Whoever reads here and writes above what was read must hear of them. A clock of which nothing is on the disk would be taken for that
+        // of a node without rows at the next start.
+        context.clock.tick().await?;
         context.clock.hold_up_to(lent.ceiling);
         // From here on nobody asks whether the replica has gone: it is opened next, and then hears of it.
         self.check_is_wanted()?;
         self.check_is_peer(peer)?;
+        self.check_is_young(&head)?;
         let (disk, dir, range) = (context.env.disk(), self.dir.to_owned(), self.opened.store.range().clone());
         let (schema, options) = (self.form.schema.clone(), open::options(context, self.form));
         let placed = context.env.blocking(move || {

@@ -200,11 +200,15 @@ pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
             disk.remove_dir_all(left)?;
         }
     }
-    if disk.exists(dir)? {
+    let is_there = disk.exists(dir)?;
+    if is_there {
         disk.rename(dir, &gone)?;
-        if let Some(above) = dir.parent() {
-            disk.sync_dir(above)?;
-        }
+    }
+    // Also for a copy that was removed: what a loss of power brought back would be taken for one of the replica's next life here.
+    if let Some(above) = dir.parent().filter(|above| disk.exists(above).unwrap_or(true)) {
+        disk.sync_dir(above)?;
+    }
+    if is_there {
         disk.remove_dir_all(&gone)?;
     }
     // What they say of the directory has to outlive it.
@@ -212,6 +216,24 @@ pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
         let path = dir.with_extension(beside);
         if disk.exists(&path)? {
             disk.remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes copies that an earlier life of the node had fetched for replicas. They may be of a replica that was taken from this node since and
+/// has come again: what was deleted in between, and is forgotten, would be back. One without a directory of its replica is in the
+/// middle of taking its place.
+pub(super) fn discard_copies(disk: &dyn Disk, replicas: &Path) -> Result<()> {
+    if !disk.exists(replicas)? {
+        return Ok(());
+    }
+    for entry in disk.list(replicas)? {
+        let path = replicas.join(&entry.name);
+        let is_copy = entry.is_dir && path.extension().is_some_and(|extension| extension == FILLING);
+        if is_copy && disk.exists(&path.with_extension(""))? {
+            disk.remove_dir_all(&path)?;
+            disk.sync_dir(replicas)?;
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::{Partition, ReplicaState as Role};
 use shoal_kernel::level::quorum;
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, VERSION_COLUMN};
-use shoal_kernel::{Epoch, Error, ErrorCode, Hlc, NodeId, PartitionId, Planted, Rare, Result, Version};
+use shoal_kernel::{Epoch, Error, ErrorCode, Hlc, LogId, NodeId, PartitionId, Planted, Rare, Result, Version};
 use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
@@ -86,6 +86,9 @@ pub(super) struct Feed {
 #[derive(Default)]
 struct Peers {
     cursors: BTreeMap<NodeId, PullCursor>,
+    /// Where a peer's log had been pulled to its end: everything up to there is here, or what it has lost against. Further back that
+    /// is not so, for a row that has lost against a later one is not handed out, and the later one may not have come yet.
+    complete: BTreeMap<NodeId, (LogId, u64)>,
     /// Accepts that a peer which is up had more than its cursor, when last asked.
     behind: BTreeMap<NodeId, u64>,
     rounds: BTreeMap<NodeId, Rounds<Result<Option<Heard>>>>,
@@ -304,7 +307,13 @@ impl Feed {
                 cursor = PullCursor { log_id, position: covered, ..PullCursor::default() };
             }
         }
-        self.peers().behind.insert(peer, position.saturating_sub(cursor.position));
+        {
+            let mut peers = self.peers();
+            peers.behind.insert(peer, position.saturating_sub(cursor.position));
+            if cursor.position >= position {
+                peers.complete.insert(peer, (log_id, cursor.position));
+            }
+        }
         let mut pulls = 0;
         while cursor.position < position {
             if pulls == PULLS_PER_TURN {
@@ -331,8 +340,7 @@ impl Feed {
         // A peer of an earlier build does not know; then it hands out everything.
         let Ok(ReplicaAnswer::Lineage(past)) = lineage else { return None };
         let own = self.handle.store().ok()?.status();
-        let mut places: BTreeMap<_, _> =
-            self.peers().cursors.values().map(|cursor| (cursor.log_id, cursor.position)).collect();
+        let mut places: BTreeMap<LogId, u64> = self.peers().complete.values().copied().collect();
         places.insert(own.log_id, own.position);
         // The last one is nearest.
         let (log_id, after) = past.iter().rev().find_map(|log_id| Some((*log_id, *places.get(log_id)?)))?;

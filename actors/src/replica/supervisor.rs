@@ -111,6 +111,7 @@ impl Actor for ReplicaSupervisor {
             if let Err(error) = super::open::sweep(&*disk, &replicas) {
                 tracing::warn!(%error, "what is left of removed replicas could not be removed");
             }
+            super::open::discard_copies(&*disk, &replicas)?;
             inherit::on_disk(&*disk, &replicas)
         });
         // Without it nobody knows whether a replica has something to inherit, so none is started.

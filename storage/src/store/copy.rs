@@ -181,6 +181,11 @@ impl CopyHead {
         (self.0.log_id, self.0.position)
     }
 
+    /// Tombstones below that time may be gone from it.
+    pub fn purged(&self) -> Hlc {
+        self.0.purged
+    }
+
     /// The files that it needs, by the names under which [`CopyHead::place_in`] looks for them.
     pub fn files(&self) -> impl Iterator<Item = CheckpointFile> + '_ {
         self.0.segments.iter().map(|(name, record)| CheckpointFile {
