@@ -39,6 +39,8 @@ use crate::transport::{Route, StreamReceiver};
 pub(crate) const FETCHES_MAX: usize = 4;
 /// How often in a row a copy is asked for in vain, of one peer after the other.
 const ATTEMPTS_MAX: usize = 6;
+/// How often in all, if each time a file comes whole: a lender that merges all the time has other files each time.
+const ATTEMPTS_IN_ALL_MAX: usize = 64;
 /// The pause after the first attempt that failed; doubled after each.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a peer may take to say how much it has.
@@ -148,7 +150,7 @@ impl Filling<'_> {
         self.handle.set_fetching(Some(Fetching::Waits));
         let Some(_place) = self.turn().await else { return false };
         let (mut pause, mut failures) = (ATTEMPT_PAUSE, 0);
-        for peer in lenders.iter().copied().cycle() {
+        for peer in lenders.iter().copied().cycle().take(ATTEMPTS_IN_ALL_MAX) {
             let before = self.came.load(Ordering::Relaxed);
             match self.fetch_from(peer).await {
                 Ok(files) => {

@@ -88,6 +88,13 @@ impl Cluster {
         self.nodes[node].kill();
     }
 
+    /// As a service manager stops it.
+    pub fn terminate(&mut self, node: usize) {
+        self.nodes[node].signal("TERM");
+        let end = self.nodes[node].child.wait().unwrap();
+        assert!(end.success(), "place {} ended with {end}", node + 1);
+    }
+
     pub fn again(&mut self, node: usize) {
         self.nodes[node].again();
     }

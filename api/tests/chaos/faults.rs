@@ -33,6 +33,8 @@ const DETECTED_WITHIN: Duration = Duration::from_millis(1_500);
 pub enum Fault {
     /// `kill -9`, and later a start.
     Kill,
+    /// `SIGTERM`, and a start some time after it has ended in good order.
+    Terminate,
     /// `SIGSTOP`, and later `SIGCONT`.
     Stop,
     /// Nothing reaches it or leaves it.
@@ -55,6 +57,7 @@ impl Fault {
     fn name(self) -> String {
         match self {
             Self::Kill => "kill -9".into(),
+            Self::Terminate => "SIGTERM".into(),
             Self::Stop => "SIGSTOP".into(),
             Self::CutOff => "cut off".into(),
             Self::CutOffFromNodes => "cut off from nodes".into(),
@@ -67,19 +70,19 @@ impl Fault {
     }
 
     fn needs_links(self) -> bool {
-        !matches!(self, Self::Kill | Self::Stop | Self::Wipe)
+        !matches!(self, Self::Kill | Self::Terminate | Self::Stop | Self::Wipe)
     }
 
     /// Whether it is the failure of one node, which the goals are for, and all others are to notice it.
     fn is_of_one_node(self) -> bool {
-        matches!(self, Self::Kill | Self::Stop | Self::CutOff | Self::CutOffFromNodes | Self::Wipe)
+        !matches!(self, Self::Mute | Self::Deaf | Self::OneWay { .. } | Self::Minority { .. })
     }
 
     /// The ways that are cut.
     fn ways(self, node: usize) -> Vec<Way> {
         let others = (0..NODES).filter(|other| *other != node);
         match self {
-            Self::Kill | Self::Stop | Self::Wipe => Vec::new(),
+            Self::Kill | Self::Terminate | Self::Stop | Self::Wipe => Vec::new(),
             Self::Mute => others.map(|other| Way::between(node, other)).collect(),
             Self::Deaf => others.map(|other| Way::between(other, node)).collect(),
             Self::OneWay { to } => vec![Way::between(node, to)],
@@ -129,6 +132,7 @@ impl Schedule {
         let all = [
             Fault::Kill,
             Fault::CutOff,
+            Fault::Terminate,
             Fault::Stop,
             Fault::Minority { with },
             Fault::OneWay { to },
@@ -157,7 +161,14 @@ impl Iterator for Schedule {
     fn next(&mut self) -> Option<Planned> {
         if self.round.is_empty() {
             let (to, with) = (0, 0);
-            let twice = [Fault::Kill, Fault::Stop, Fault::CutOff, Fault::OneWay { to }, Fault::Minority { with }];
+            let twice = [
+                Fault::Kill,
+                Fault::Terminate,
+                Fault::Stop,
+                Fault::CutOff,
+                Fault::OneWay { to },
+                Fault::Minority { with },
+            ];
             let once = [Fault::CutOffFromNodes, Fault::Mute, Fault::Deaf, Fault::Wipe];
             let all = twice.into_iter().chain(twice).chain(once);
             self.round = all.filter(|fault| self.links || !fault.needs_links()).collect();
@@ -252,12 +263,13 @@ pub fn carry_out(planned: Planned, cluster: &mut Cluster, load: &Load) -> Cost {
     let began = Instant::now();
     match fault {
         Fault::Kill | Fault::Wipe => cluster.kill(node),
+        Fault::Terminate => cluster.terminate(node),
         Fault::Stop => cluster.signal(node, "STOP"),
         _ => cluster.net.cut(&ways),
     }
     let detected = watch(cluster, fault, node, number, began, lasts);
     match fault {
-        Fault::Kill => cluster.again(node),
+        Fault::Kill | Fault::Terminate => cluster.again(node),
         Fault::Wipe => cluster.replace(node),
         Fault::Stop => cluster.signal(node, "CONT"),
         _ => cluster.net.mend(&ways),

