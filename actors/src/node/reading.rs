@@ -11,12 +11,12 @@ use shoal_kernel::{
     Error, ErrorCode, FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Planted, Rare, Result, ScanSpec, TableId,
     TableSchema,
 };
-use shoal_storage::Snapshot;
+use shoal_storage::{Snapshot, batch_bytes};
 
 use super::context::NodeContext;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
-use crate::replica::handle::Running;
+use crate::replica::handle::{Asked, Running};
 use crate::replica::quorum;
 use crate::service::Moment;
 
@@ -63,11 +63,13 @@ impl LocalReplicas for Replicas {
         if let Some(shown) = self.stale(partition) {
             return Ok(shown);
         }
-        let found = self.directory.get(partition).and_then(|handle| handle.snapshot());
+        let handle = self.directory.get(partition);
+        let found = handle.and_then(|handle| Ok((handle.snapshot()?, handle.asked.clone())));
         if found.is_err() && self.silent {
             return Ok(Arc::new(Nothing));
         }
-        let shown = pinned(found?, &self.context);
+        let (snapshot, asked) = found?;
+        let shown = pinned(snapshot, asked, &self.context);
         if let Some(stale) = &self.stale {
             stale.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, (0, shown.clone()));
         }
@@ -81,17 +83,25 @@ impl LocalReplicas for Replicas {
     ) -> BoxFuture<'static, Result<Arc<dyn PartitionSnapshot>>> {
         let (found, context, silent) = (self.directory.get(partition), self.context.clone(), self.silent);
         Box::pin(async move {
-            let found = async { quorum::snapshot(&context, &*found?, timeout).await };
+            let found = async {
+                let handle = found?;
+                let snapshot = quorum::snapshot(&context, &handle, timeout).await?;
+                Ok(pinned(snapshot, handle.asked.clone(), &context))
+            };
             match found.await {
                 Err(_) if silent => Ok(Arc::new(Nothing) as Arc<dyn PartitionSnapshot>),
-                found => Ok(pinned(found?, &context)),
+                found => found,
             }
         })
     }
 }
 
-fn pinned((replica, snapshot): (Running, Snapshot), context: &Arc<NodeContext>) -> Arc<dyn PartitionSnapshot> {
-    Arc::new(Pinned { replica, snapshot, context: context.clone() })
+fn pinned(
+    (replica, snapshot): (Running, Snapshot),
+    asked: Arc<Asked>,
+    context: &Arc<NodeContext>,
+) -> Arc<dyn PartitionSnapshot> {
+    Arc::new(Pinned { replica, snapshot, asked, context: context.clone() })
 }
 
 /// What [`Planted::SilentPartial`] shows of a partition that cannot be read.
@@ -107,10 +117,11 @@ impl PartitionSnapshot for Nothing {
     }
 }
 
-/// A snapshot that tells its replica of damage.
+/// A snapshot that tells its replica of damage, and how much is read.
 struct Pinned {
     replica: Running,
     snapshot: Snapshot,
+    asked: Arc<Asked>,
     context: Arc<NodeContext>,
 }
 
@@ -121,20 +132,31 @@ impl PartitionSnapshot for Pinned {
             Some(frontier) => scan.following(frontier),
             None => scan,
         };
-        let replica = self.replica.clone();
-        Ok(Box::new(scan.map(move |batch| batch.inspect_err(|error| replica.blame(error)))))
+        let (replica, asked, env) = (self.replica.clone(), self.asked.clone(), self.context.env.clone());
+        let told = move |batch: Result<RecordBatch>| match &batch {
+            Ok(rows) => {
+                asked.add(batch_bytes(rows) as u64, env.monotonic());
+                batch
+            }
+            Err(error) => {
+                replica.blame(error);
+                batch
+            }
+        };
+        Ok(Box::new(scan.map(told)))
     }
 
     fn behind(&self, table: TableId, schema_version: u32) -> Option<Reached> {
         if self.snapshot.schema_version() >= schema_version {
             return None;
         }
-        let (replica, snapshot, context) = (self.replica.clone(), self.snapshot.clone(), self.context.clone());
+        let (replica, snapshot) = (self.replica.clone(), self.snapshot.clone());
+        let (asked, context) = (self.asked.clone(), self.context.clone());
         Some(Box::pin(async move {
             context.env.reached(Rare::SchemaAwaited);
             let schema = known_schema(&context, table, schema_version).await?;
             let snapshot = snapshot.under(schema)?;
-            Ok(Arc::new(Self { replica, snapshot, context }) as Arc<dyn PartitionSnapshot>)
+            Ok(Arc::new(Self { replica, snapshot, asked, context }) as Arc<dyn PartitionSnapshot>)
         }))
     }
 
@@ -145,7 +167,9 @@ impl PartitionSnapshot for Pinned {
     }
 
     fn fetch(&self, spec: &FetchSpec, addresses: &[u64]) -> Result<RecordBatch> {
-        self.snapshot.fetch(spec, addresses).inspect_err(|error| self.replica.blame(error))
+        let fetched = self.snapshot.fetch(spec, addresses).inspect_err(|error| self.replica.blame(error))?;
+        self.asked.add(batch_bytes(&fetched) as u64, self.context.env.monotonic());
+        Ok(fetched)
     }
 }
 

@@ -9,6 +9,7 @@ use shoal_kernel::{Epoch, Error, ErrorCode, LogId, NodeId, PartitionId, Result, 
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, SemaphorePermit, oneshot};
 
+pub(crate) use super::asked::Asked;
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
 use super::replicator::Feed;
@@ -70,6 +71,7 @@ pub(crate) struct ReplicaHandle {
     pub(super) pulls: RwLock<()>,
     /// One repair at a time.
     pub(super) repairing: Semaphore,
+    pub(crate) asked: Arc<Asked>,
 }
 
 impl ReplicaHandle {
@@ -90,6 +92,7 @@ impl ReplicaHandle {
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
             pulls: RwLock::new(()),
             repairing: Semaphore::new(1),
+            asked: Arc::default(),
         }
     }
 

@@ -57,6 +57,8 @@ pub(crate) enum ReplicaCall {
     Load,
     /// Which logs has yours gone on from?
     Lineage { partition: PartitionId },
+    /// How much have queries read of your replicas lately?
+    Asked,
 }
 
 /// What a replica can be asked to do for its files.
@@ -148,6 +150,8 @@ pub(crate) enum ReplicaAnswer {
         bytes: Vec<(PartitionId, u64)>,
     },
     Lineage(Vec<LogId>),
+    /// Bytes that queries have read of replicas within some minutes.
+    Asked(Vec<(PartitionId, u64)>),
 }
 
 /// A write is on this replica's disk.

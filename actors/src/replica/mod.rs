@@ -9,6 +9,7 @@
 //!   epoch; whether it counts; how far it has pulled from each peer. Lost and harmless: the memory of recent accepts, and
 //!   writes not yet acknowledged.
 
+mod asked;
 mod compactor;
 pub(crate) mod directory;
 pub(crate) mod fill;

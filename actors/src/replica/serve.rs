@@ -122,6 +122,11 @@ impl ReplicaService {
                 let room = free.saturating_sub(self.context.config.disk_reserve_bytes);
                 Ok(ReplicaAnswer::Load { room, bytes: bytes.collect() })
             }
+            ReplicaCall::Asked => {
+                let now = self.context.env.monotonic();
+                let asked = self.directory.all().into_iter().map(|handle| (handle.partition, handle.asked.bytes(now)));
+                Ok(ReplicaAnswer::Asked(asked.filter(|(_, bytes)| *bytes > 0).collect()))
+            }
             ReplicaCall::Maintain { partitions, task } => {
                 let mut failures = Vec::new();
                 for partitions in partitions.chunks(MAINTAINED_AT_ONCE) {

@@ -5,8 +5,9 @@
 //! acceptor -> answer  magic, version u16, verdict u8 | node u32, cluster u64, nonce [32], mac [32]
 //! dialler  -> proof   mac [32]
 //! ```
-//! All little endian. What stands before the bar never changes, so that any two versions can refuse each other by name. A
-//! mac is HMAC-SHA256 with the secret over a label of the role and everything said before: neither side can be made to
+//! All little endian. What stands before the bar never changes, so that any two versions can refuse each other by name. Who
+//! is refused is told the newest version of the other side, and dials again in that one if it speaks it: so builds of
+//! which the windows of versions overlap talk in the newest that both know, whoever dials. A mac is HMAC-SHA256 with the secret over a label of the role and everything said before: neither side can be made to
 //! answer for the other, and an old answer fits no new nonce. Frames afterwards are not signed; privacy and integrity
 //! against an attacker on the path are TLS's part, below this one.
 
@@ -17,8 +18,32 @@ use shoal_kernel::env::BoxStream;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// The only version this build speaks.
-pub(super) const PROTOCOL_VERSION: u16 = 11;
+/// The versions of the protocol between nodes that a build speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Versions {
+    pub(super) oldest: u16,
+    pub(super) newest: u16,
+}
+
+/// Those of this build. A change that an older build would misread makes a newer one, which stands beside the older one for a
+/// release at least: nodes of both are in one cluster while it is upgraded.
+pub(super) const VERSIONS: Versions = Versions { oldest: 11, newest: 11 };
+
+impl Versions {
+    fn contains(self, version: u16) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+
+    fn lacks(self, theirs: u16) -> Error {
+        let Self { oldest, newest } = self;
+        let ours =
+            if oldest == newest { format!("version {newest}") } else { format!("versions {oldest} to {newest}") };
+        Error::new(
+            ErrorCode::IncompatibleVersion,
+            format!("the peer speaks version {theirs} of the protocol between nodes, this build speaks {ours}"),
+        )
+    }
+}
 
 pub(super) const MAGIC: [u8; 8] = *b"SHOAL\0n2";
 const PREFIX_BYTES: usize = 10;
@@ -49,6 +74,16 @@ pub(super) struct Identity<'a> {
     pub(super) secret: &'a str,
     /// Fresh and random for every handshake.
     pub(super) nonce: [u8; 32],
+    pub(super) versions: Versions,
+}
+
+/// What came of a dialled connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Dialled {
+    /// This node answered.
+    Welcome(NodeId),
+    /// The peer does not speak the version that it was dialled in, but this one, which this build speaks, too.
+    Speaks(u16),
 }
 
 /// What a dialler says.
@@ -84,13 +119,6 @@ fn same_cluster(ours: u64, theirs: u64) -> Result<()> {
     Ok(())
 }
 
-fn other_version(theirs: u16) -> Error {
-    Error::new(
-        ErrorCode::IncompatibleVersion,
-        format!("the peer speaks version {theirs} of the protocol between nodes, this build speaks {PROTOCOL_VERSION}"),
-    )
-}
-
 fn check_prefix(mut prefix: &[u8]) -> Result<u16> {
     if prefix[..MAGIC.len()] != MAGIC {
         return Err(Error::new(
@@ -106,15 +134,21 @@ fn broken(error: std::io::Error) -> Error {
     Error::new(ErrorCode::NodeLost, format!("the connection broke during the handshake: {error}"))
 }
 
-/// The dialler's part. Returns the node that answered.
+/// The dialler's part, in one of the versions that it speaks.
 ///
 /// # Errors
 /// `Forbidden` (secret, cluster), `IncompatibleVersion`, `Overloaded`, `InvalidRequest` (not a node), `NodeLost` (the
 /// connection broke, or another node lives there now).
-pub(super) async fn dial(stream: &mut BoxStream, me: Identity<'_>, lane: Lane, expected: NodeId) -> Result<NodeId> {
+pub(super) async fn dial(
+    stream: &mut BoxStream,
+    me: Identity<'_>,
+    spoken: u16,
+    lane: Lane,
+    expected: NodeId,
+) -> Result<Dialled> {
     let mut said = Vec::with_capacity(256);
     said.put_slice(&MAGIC);
-    said.put_u16_le(PROTOCOL_VERSION);
+    said.put_u16_le(spoken);
     said.put_u8(lane as u8);
     said.put_u32_le(me.node.0);
     said.put_u32_le(expected.0);
@@ -127,9 +161,10 @@ pub(super) async fn dial(stream: &mut BoxStream, me: Identity<'_>, lane: Lane, e
     stream.read_exact(&mut prefix).await.map_err(broken)?;
     let version = check_prefix(&prefix)?;
     match prefix[PREFIX_BYTES] {
-        VERDICT_WELCOME if version == PROTOCOL_VERSION => {}
+        VERDICT_WELCOME if version == spoken => {}
         VERDICT_BUSY => return Err(Error::new(ErrorCode::Overloaded, "the peer accepts no more connections")),
-        _ => return Err(other_version(version)),
+        VERDICT_VERSION if version < spoken && me.versions.contains(version) => return Ok(Dialled::Speaks(version)),
+        _ => return Err(me.versions.lacks(version)),
     }
     let mut answer = [0; ANSWER_BYTES];
     stream.read_exact(&mut answer).await.map_err(broken)?;
@@ -155,7 +190,7 @@ pub(super) async fn dial(stream: &mut BoxStream, me: Identity<'_>, lane: Lane, e
     let proof = mac(me.secret, b"dialler", &said)?.finalize().into_bytes();
     stream.write_all(&proof).await.map_err(broken)?;
     stream.flush().await.map_err(broken)?;
-    Ok(node)
+    Ok(Dialled::Welcome(node))
 }
 
 /// The acceptor's part.
@@ -168,9 +203,10 @@ pub(super) async fn accept(stream: &mut BoxStream, me: Identity<'_>, busy: bool)
     let version = check_prefix(&said)?;
     let mut answer = Vec::with_capacity(128);
     answer.put_slice(&MAGIC);
-    answer.put_u16_le(PROTOCOL_VERSION);
-    let refusal = if version != PROTOCOL_VERSION {
-        Some((VERDICT_VERSION, other_version(version)))
+    let is_spoken = me.versions.contains(version);
+    answer.put_u16_le(if is_spoken { version } else { me.versions.newest });
+    let refusal = if !is_spoken {
+        Some((VERDICT_VERSION, me.versions.lacks(version)))
     } else if busy {
         Some((VERDICT_BUSY, Error::new(ErrorCode::Overloaded, "accepted_max connections are open")))
     } else {
@@ -219,7 +255,7 @@ mod tests {
     use super::*;
 
     fn me(node: u32, cluster: u64, secret: &str) -> Identity<'_> {
-        Identity { node: NodeId(node), cluster, secret, nonce: [node as u8; 32] }
+        Identity { node: NodeId(node), cluster, secret, nonce: [node as u8; 32], versions: VERSIONS }
     }
 
     async fn meet(
@@ -227,10 +263,11 @@ mod tests {
         expected: u32,
         acceptor: Identity<'_>,
         busy: bool,
-    ) -> (Result<NodeId>, Result<Hello>) {
+    ) -> (Result<Dialled>, Result<Hello>) {
         let (left, right) = tokio::io::duplex(1024);
         let (mut left, mut right): (BoxStream, BoxStream) = (Box::new(left), Box::new(right));
-        tokio::join!(async move { dial(&mut left, dialler, Lane::Bulk, NodeId(expected)).await }, async move {
+        let newest = dialler.versions.newest;
+        tokio::join!(async move { dial(&mut left, dialler, newest, Lane::Bulk, NodeId(expected)).await }, async move {
             accept(&mut right, acceptor, busy).await
         })
     }
@@ -238,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn friends_meet() {
         let (node, hello) = meet(me(1, 0, "s"), 2, me(2, 7, "s"), false).await;
-        assert_eq!(node, Ok(NodeId(2)));
+        assert_eq!(node, Ok(Dialled::Welcome(NodeId(2))));
         assert_eq!(hello, Ok(Hello { lane: Lane::Bulk, node: NodeId(1), expected: NodeId(2), cluster: 0 }));
     }
 
@@ -258,12 +295,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn builds_with_a_version_in_common_meet_in_the_newest_of_them() {
+        let speaks = |node, oldest, newest| Identity { versions: Versions { oldest, newest }, ..me(node, 7, "s") };
+        for (dialler, acceptor, first) in [
+            ((3, 5), (4, 6), Ok(Dialled::Welcome(NodeId(2)))),
+            ((4, 6), (3, 5), Ok(Dialled::Speaks(5))),
+            ((3, 3), (3, 6), Ok(Dialled::Welcome(NodeId(2)))),
+            ((3, 6), (3, 3), Ok(Dialled::Speaks(3))),
+            ((3, 4), (5, 6), Err(ErrorCode::IncompatibleVersion)),
+            ((5, 6), (3, 4), Err(ErrorCode::IncompatibleVersion)),
+        ] {
+            let (one, two) = (speaks(1, dialler.0, dialler.1), speaks(2, acceptor.0, acceptor.1));
+            let (node, hello) = meet(one, 2, two, false).await;
+            assert_eq!(node.as_ref().map_err(Error::code), first.as_ref().map_err(|code| *code));
+            match node {
+                Ok(Dialled::Speaks(common)) => {
+                    assert_eq!(hello.unwrap_err().code(), ErrorCode::IncompatibleVersion);
+                    let again = speaks(1, common, common);
+                    assert_eq!(meet(again, 2, two, false).await.0, Ok(Dialled::Welcome(NodeId(2))));
+                }
+                Ok(Dialled::Welcome(_)) => assert!(hello.is_ok()),
+                Err(error) => assert!(error.message().contains(&acceptor.1.to_string()), "{error}"),
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn the_acceptor_does_not_take_a_proof_without_the_secret() {
         let (left, right) = tokio::io::duplex(1024);
         let (mut left, mut right): (BoxStream, BoxStream) = (Box::new(left), Box::new(right));
         let stranger = async move {
             let mut hello = Vec::from(MAGIC);
-            hello.put_u16_le(PROTOCOL_VERSION);
+            hello.put_u16_le(VERSIONS.newest);
             hello.put_u8(1);
             hello.put_bytes(9, HELLO_BYTES - 1);
             left.write_all(&hello).await.unwrap();

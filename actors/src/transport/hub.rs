@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::config::TransportConfig;
 use super::connection::{self, Connection, Role, lost};
-use super::handshake::{self, Identity, Lane};
+use super::handshake::{self, Dialled, Identity, Lane};
 use super::lock;
 use super::route::{Handler, Route};
 use super::stats::{Counters, TransportStats, add};
@@ -123,6 +123,7 @@ impl Hub {
             cluster: self.cluster.load(Ordering::Relaxed),
             secret: &self.config.secret,
             nonce,
+            versions: handshake::VERSIONS,
         }
     }
 
@@ -200,11 +201,17 @@ impl Hub {
     }
 
     async fn dial(&self, address: SocketAddr, lane: Lane, expected: NodeId) -> Result<(NodeId, BoxStream)> {
-        let stream = self.env.network().connect(address).await;
-        let mut stream =
-            stream.map_err(|error| Error::new(ErrorCode::NodeLost, format!("cannot connect to {address}: {error}")))?;
-        let node = handshake::dial(&mut stream, self.identity(), lane, expected).await?;
-        Ok((node, stream))
+        // Once in the newest version, and in the peer's if that is an older one.
+        let mut spoken = handshake::VERSIONS.newest;
+        loop {
+            let stream = self.env.network().connect(address).await;
+            let mut stream = stream
+                .map_err(|error| Error::new(ErrorCode::NodeLost, format!("cannot connect to {address}: {error}")))?;
+            match handshake::dial(&mut stream, self.identity(), spoken, lane, expected).await? {
+                Dialled::Welcome(node) => return Ok((node, stream)),
+                Dialled::Speaks(older) => spoken = older,
+            }
+        }
     }
 
     /// Notes that a dialled connection is gone, and when the next may be tried.

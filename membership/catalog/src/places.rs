@@ -9,9 +9,12 @@ use crate::state::{Catalog, Partition, Replica, ReplicaState};
 /// What a replica weighs beside its bytes on disk: its actors, its log, its files.
 const REPLICA_BYTES: u64 = 16 << 20;
 
-/// A replica with more than [`REPLICA_BYTES`] is moved for balance only if the heavier node carries a so-manieth more than the other:
+/// A replica that weighs more than twice [`REPLICA_BYTES`] is moved for balance only if the heavier node carries a so-manieth more than the other:
 /// partitions grow and shrink all the time.
 const UNEVEN: u64 = 8;
+
+/// However much is asked of a replica, it weighs at most so many times more for it: disks are to be level, too.
+const ASKED_MAX: u64 = 3;
 
 /// A node gets nothing for balance that has less room than a so-manieth of what it carries.
 const TIGHT: u64 = 8;
@@ -43,11 +46,13 @@ impl Held {
     }
 }
 
-/// What nodes say of their disks.
+/// What nodes say of their replicas and disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Load {
     /// Bytes on disk of partitions, each of its largest replica. What is not here counts as empty.
     pub bytes: BTreeMap<PartitionId, u64>,
+    /// Bytes that queries have read of a partition's replicas lately, divided by their number. What is not here was not asked.
+    pub asked: BTreeMap<PartitionId, u64>,
     /// Bytes that nodes can take before they refuse writes. What is not here takes anything.
     pub room: BTreeMap<NodeId, u64>,
 }
@@ -57,8 +62,11 @@ impl Load {
         self.bytes.get(&partition).copied().unwrap_or(0)
     }
 
+    /// What a replica is to a node: what it holds, and what that is asked for.
     fn weight(&self, partition: PartitionId) -> u64 {
-        REPLICA_BYTES + self.bytes(partition)
+        let held = REPLICA_BYTES.saturating_add(self.bytes(partition));
+        let asked = self.asked.get(&partition).copied().unwrap_or(0);
+        held.saturating_add(asked.min(held.saturating_mul(ASKED_MAX)))
     }
 }
 
@@ -94,16 +102,17 @@ impl<'a> Places<'a> {
     pub(crate) fn of(catalog: &Catalog, held: &BTreeMap<NodeId, usize>, load: &'a Load) -> Self {
         let names: BTreeSet<&str> = catalog.active_nodes().map(|node| node.attributes.zone.as_str()).collect();
         let numbers: BTreeMap<&str, usize> = names.into_iter().zip(0..).collect();
-        let mut bytes: BTreeMap<NodeId, u64> = BTreeMap::new();
+        // Beyond what every replica weighs.
+        let mut more: BTreeMap<NodeId, u64> = BTreeMap::new();
         // What replicas that join are still to take.
         let mut awaited: BTreeMap<NodeId, u64> = BTreeMap::new();
-        if !load.bytes.is_empty() {
+        if !load.bytes.is_empty() || !load.asked.is_empty() {
             for partition in catalog.partitions.values() {
-                let of_each = load.bytes(partition.id);
+                let of_each = load.weight(partition.id) - REPLICA_BYTES;
                 for replica in &partition.replicas {
-                    *bytes.entry(replica.node).or_default() += of_each;
+                    *more.entry(replica.node).or_default() += of_each;
                     if replica.state == ReplicaState::Joining {
-                        *awaited.entry(replica.node).or_default() += of_each;
+                        *awaited.entry(replica.node).or_default() += load.bytes(partition.id);
                     }
                 }
             }
@@ -112,7 +121,7 @@ impl<'a> Places<'a> {
         for node in catalog.active_nodes() {
             let zone = numbers[node.attributes.zone.as_str()];
             let held = held.get(&node.id).map_or(0, |held| *held as u64);
-            let weight = held * REPLICA_BYTES + bytes.get(&node.id).copied().unwrap_or(0);
+            let weight = held * REPLICA_BYTES + more.get(&node.id).copied().unwrap_or(0);
             let said = load.room.get(&node.id).copied().unwrap_or(u64::MAX);
             let room = said.saturating_sub(awaited.get(&node.id).copied().unwrap_or(0));
             places.nodes.insert(node.id, Place { zone, weight, room, is_full: said == 0 });
@@ -258,7 +267,7 @@ impl<'a> Places<'a> {
     }
 
     /// A move from a node that carries much to one that carries less, and does so after it, too; it leaves the partition in as many
-    /// zones: between the most unequal nodes first, the largest replica first.
+    /// zones: between the most unequal nodes first, the replica that weighs most first.
     pub(crate) fn level<'p, P: Iterator<Item = &'p Partition>>(
         &self,
         partitions: impl Fn() -> P,
@@ -280,11 +289,11 @@ impl<'a> Places<'a> {
             let uneven = (most - least).saturating_mul(UNEVEN) >= most;
             let helps = |partition: &&Partition| {
                 self.load.weight(partition.id).saturating_mul(2) <= most - least
-                    && (uneven || self.load.bytes(partition.id) <= REPLICA_BYTES)
+                    && (uneven || self.load.weight(partition.id) <= 2 * REPLICA_BYTES)
                     && self.can_move(partition, from, to)
             };
             let largest = partitions().filter(helps).map(|partition| partition.id);
-            let partition = largest.max_by_key(|id| (self.load.bytes(*id), std::cmp::Reverse(*id)))?;
+            let partition = largest.max_by_key(|id| (self.load.weight(*id), std::cmp::Reverse(*id)))?;
             Some(Move { partition, from, to })
         })
     }

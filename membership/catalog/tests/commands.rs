@@ -294,10 +294,10 @@ proptest! {
         prop_assert!(*most <= least + 1, "not balanced: {:?}", held);
     }
 
-    /// Of few large partitions and many small ones, moved or not, all nodes carry about the same in the end.
+    /// Of few large partitions and many small ones, asked much or little, moved or not, all nodes carry about the same in the end.
     #[test]
-    fn replicas_are_balanced_by_their_bytes(
-        nodes in 1..7u32, factor in 1..4u32, sizes in vec(0..11u32, 1..24), late in 1..4u32,
+    fn replicas_are_balanced_by_their_bytes_and_by_what_they_are_asked(
+        nodes in 1..7u32, factor in 1..4u32, sizes in vec((0..11u32, 0..14u32), 1..24), late in 1..4u32,
     ) {
         let mut catalog = cluster(nodes);
         catalog.apply(Command::CreateTable(hashed("t", sizes.len() as u32, factor))).unwrap();
@@ -305,11 +305,17 @@ proptest! {
             catalog.apply(add_node(id)).unwrap();
         }
         let all = catalog.nodes.keys().map(|node| node.0).collect::<Vec<_>>();
-        let bytes = catalog.partitions.keys().copied().zip(sizes.iter().map(|size| (1u64 << size) << 20)).collect();
-        let outlook = Outlook { load: Load { bytes, ..Load::default() }, ..outlook(&all, &[]) };
+        let mib = |size: &u32| (1u64 << size) << 20;
+        let of_each = || catalog.partitions.keys().copied().zip(&sizes);
+        let bytes = of_each().map(|(id, (size, _))| (id, mib(size))).collect();
+        let asked = of_each().filter(|(_, (_, asked))| *asked > 3).map(|(id, (_, asked))| (id, mib(asked))).collect();
+        let outlook = Outlook { load: Load { bytes, asked, ..Load::default() }, ..outlook(&all, &[]) };
         carry_out(&mut catalog, &outlook)?;
         prop_assert_eq!(catalog.wanted_moves(&outlook), []);
-        let of = |partition: &Partition| outlook.load.bytes[&partition.id] + (16 << 20);
+        let of = |partition: &Partition| {
+            let held = outlook.load.bytes[&partition.id] + (16 << 20);
+            held + outlook.load.asked.get(&partition.id).copied().unwrap_or(0).min(3 * held)
+        };
         let mut carried: BTreeMap<NodeId, u64> = catalog.nodes.keys().map(|node| (*node, 0)).collect();
         for partition in catalog.partitions.values() {
             prop_assert_eq!(partition.replicas.len(), factor.min(nodes + late) as usize);
@@ -480,7 +486,11 @@ fn who_has_no_room_gets_nothing_and_gives_away() {
         ids.iter().copied().filter(|id| catalog.partitions[id].replica(NodeId(node)).is_some()).collect::<Vec<_>>()
     };
     let with_room = |rooms: &[(u32, u64)]| Outlook {
-        load: Load { bytes: bytes.clone(), room: rooms.iter().map(|(node, room)| (NodeId(*node), *room)).collect() },
+        load: Load {
+            bytes: bytes.clone(),
+            room: rooms.iter().map(|(node, room)| (NodeId(*node), *room)).collect(),
+            ..Load::default()
+        },
         ..outlook(&[1, 2, 3, 4], &[])
     };
     // A node is full: the larger of its replicas goes, but not to one without room for it and its merges.

@@ -5,17 +5,17 @@ use shoal_kernel::env::{BoxListener, BoxStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::frame::{self, Decoded};
-use super::super::handshake::{self, Identity, MAGIC, PROTOCOL_VERSION};
+use super::super::handshake::{self, Identity, MAGIC, VERSIONS};
 use super::*;
 
 fn identity(node: u32) -> Identity<'static> {
-    Identity { node: NodeId(node), cluster: 0, secret: "secret", nonce: [5; 32] }
+    Identity { node: NodeId(node), cluster: 0, secret: "secret", nonce: [5; 32], versions: VERSIONS }
 }
 
 /// A connection made by hand that has passed the handshake as node 66.
 async fn dial(env: &Env, to: &Transport, lane: Lane) -> BoxStream {
     let mut stream = env.network().connect(to.local_address()).await.unwrap();
-    handshake::dial(&mut stream, identity(66), lane, to.node()).await.unwrap();
+    handshake::dial(&mut stream, identity(66), VERSIONS.newest, lane, to.node()).await.unwrap();
     stream
 }
 
@@ -99,7 +99,7 @@ async fn other_versions_are_refused_by_name_in_both_directions() {
     let mut answer = [0; MAGIC.len() + 3];
     stream.read_exact(&mut answer).await.unwrap();
     let mut expected = MAGIC.to_vec();
-    expected.put_u16_le(PROTOCOL_VERSION);
+    expected.put_u16_le(VERSIONS.newest);
     expected.put_u8(1);
     assert_eq!(answer[..], expected);
     assert!(is_closed(&env, &mut stream).await);
