@@ -39,6 +39,8 @@ planted! {
     ReplacedRowsStay = "replaced-rows-stay";
     /// The older version wins.
     WrongTieBreak = "wrong-tie-break";
+    /// Of versions of the same ten milliseconds the one that comes last wins.
+    NoTieBreak = "no-tie-break";
     /// A compaction leaves out its last page.
     CompactionDropsPage = "compaction-drops-page";
     /// A compaction leaves out tombstones, whatever older rows of their keys lie elsewhere.
@@ -112,6 +114,8 @@ planted! {
     BatchLost = "batch-lost";
     /// A query that was cancelled keeps its place among those that run.
     SlotLeaked = "slot-leaked";
+    /// The actor of a query stays when the query has ended.
+    ActorLeaked = "actor-leaked";
     /// Any number of queries may wait.
     UnboundedQueue = "unbounded-queue";
     // Whole nodes.
@@ -123,6 +127,8 @@ planted! {
     ClockBoundForgotten = "clock-bound-forgotten";
     /// Checksums of frames between nodes are not looked at.
     NoFrameChecksum = "no-frame-checksum";
+    /// Who takes the items of a stream gives no credit for more.
+    CreditLeaked = "credit-leaked";
     /// A node that stops leaves its streams open.
     StreamsLeftOpen = "streams-left-open";
     /// Nobody asks members that were down whether they are back.

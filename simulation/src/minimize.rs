@@ -1,4 +1,4 @@
-//! Makes a failing run small: fewer faults, then fewer operations, then fewer nodes, then shorter, as long as the same promise
+//! Makes a failing run small: fewer faults, then fewer operations, then fewer nodes, rows and keys, then shorter, as long as the same promise
 //! is broken.
 //!
 //! Source: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002): lists shrink by delta debugging.
@@ -7,8 +7,10 @@
 #![allow(clippy::disallowed_methods, reason = "tries out runs against the real clock; nothing here is simulated")]
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::apart::{EVERY_RUN_ENDS, RUN_TIME_MAX};
 use crate::faults::{Fault, PlannedFault};
 use crate::run::{RunOptions, RunReport};
 
@@ -26,19 +28,21 @@ pub struct Minimized {
     pub report: RunReport,
     /// Runs tried.
     pub tried: u64,
-    /// Nothing smaller was left to try; otherwise the time was over.
+    /// Nothing smaller was left to try; otherwise the time was over, or an end was asked for.
     pub exhausted: bool,
 }
 
-/// Makes a run smaller that broke a promise. `attempt` carries a run out, on as many threads at once as `jobs`.
+/// Makes a run smaller that broke a promise and came to its end. `attempt` carries a run out that may take so much wall time,
+/// on as many threads at once as `jobs`. If there is no time to try anything, the run is given as it is, with its faults spelled
+/// out.
 ///
 /// # Errors
 /// The run, with its faults and operations spelled out, breaks none of its promises any more: gives what it reported.
 pub fn minimize(
     run: &RunOptions,
     report: &RunReport,
-    limits: Limits,
-    attempt: impl Fn(&RunOptions) -> RunReport + Sync,
+    limits: Limits<'_>,
+    attempt: impl Fn(&RunOptions, Duration) -> RunReport + Sync,
     mut tell: impl FnMut(&RunOptions, u64),
 ) -> Result<Minimized, Box<RunReport>> {
     let promises = report.violations.iter().map(|violation| violation.invariant.to_string()).collect();
@@ -50,43 +54,62 @@ pub fn minimize(
     };
     let mut search = Search {
         promises,
-        until: Instant::now() + limits.time,
-        jobs: limits.jobs,
+        limits,
         attempt: &attempt,
         tell: &mut tell,
         run: spelled_out.clone(),
         report: RunReport::default(),
         tried: 0,
     };
-    match search.first_that_fails(vec![spelled_out]) {
-        Some(_) => {}
-        None => return Err(Box::new(search.report)),
+    if search.first_that_fails(vec![spelled_out]).is_none() {
+        let cut_off = search.report.violations.iter().any(|violation| violation.invariant == EVERY_RUN_ENDS);
+        if search.tried > 0 && !cut_off {
+            return Err(Box::new(search.report));
+        }
+        let run = RunOptions { faults: Some(report.plan.clone()), ..run.clone() };
+        return Ok(Minimized { run, report: report.clone(), tried: search.tried, exhausted: false });
     }
     let mut exhausted = false;
-    while !search.out_of_time() && !exhausted {
+    while !search.limits.are_reached() && !exhausted {
         let before = search.run.clone();
         search.fewer_faults();
         search.fewer_operations();
         search.fewer_nodes();
+        search.narrower();
         search.shorter();
-        exhausted = search.run == before && !search.out_of_time();
+        exhausted = search.run == before && !search.limits.are_reached();
     }
     Ok(Minimized { run: search.run, report: search.report, tried: search.tried, exhausted })
 }
 
 /// What a search may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Wall time.
-    pub time: Duration,
+pub struct Limits<'a> {
+    /// No run begins after this.
+    pub until: Instant,
+    /// Wall time of an ordinary run: one that begins in time is not killed for coming to its end after it.
+    pub ordinary: Duration,
     /// Runs at once.
     pub jobs: NonZeroUsize,
+    /// Set by whoever asks for an end: no run begins any more.
+    pub stop: &'a AtomicBool,
+}
+
+impl Limits<'_> {
+    fn are_reached(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || Instant::now() >= self.until
+    }
+
+    /// Wall time that a run may take which begins now.
+    pub fn time_of_a_run(&self) -> Duration {
+        let left = self.until.saturating_duration_since(Instant::now());
+        left.saturating_add(self.ordinary).min(RUN_TIME_MAX)
+    }
 }
 
 struct Search<'a, A> {
     promises: Vec<String>,
-    until: Instant,
-    jobs: NonZeroUsize,
+    limits: Limits<'a>,
     attempt: &'a A,
     tell: &'a mut dyn FnMut(&RunOptions, u64),
     /// The smallest so far.
@@ -95,11 +118,7 @@ struct Search<'a, A> {
     tried: u64,
 }
 
-impl<A: Fn(&RunOptions) -> RunReport + Sync> Search<'_, A> {
-    fn out_of_time(&self) -> bool {
-        Instant::now() >= self.until
-    }
-
+impl<A: Fn(&RunOptions, Duration) -> RunReport + Sync> Search<'_, A> {
     fn is_wanted(&self, report: &RunReport) -> bool {
         report.failure.is_none()
             && report.violations.iter().any(|violation| self.promises.iter().any(|name| *name == violation.invariant))
@@ -107,13 +126,13 @@ impl<A: Fn(&RunOptions) -> RunReport + Sync> Search<'_, A> {
 
     /// Tries the candidates in order, several at a time; takes the first that still fails.
     fn first_that_fails(&mut self, candidates: Vec<RunOptions>) -> Option<usize> {
-        for (round, some) in candidates.chunks(self.jobs.get()).enumerate() {
-            if self.out_of_time() {
+        for (round, some) in candidates.chunks(self.limits.jobs.get()).enumerate() {
+            if self.limits.are_reached() {
                 return None;
             }
-            let attempt = self.attempt;
+            let (attempt, time) = (self.attempt, self.limits.time_of_a_run());
             let reports: Vec<RunReport> = std::thread::scope(|scope| {
-                let running: Vec<_> = some.iter().map(|run| scope.spawn(move || attempt(run))).collect();
+                let running: Vec<_> = some.iter().map(|run| scope.spawn(move || attempt(run, time))).collect();
                 let ended = running.into_iter().map(|thread| thread.join().unwrap_or_default());
                 ended.collect()
             });
@@ -123,7 +142,7 @@ impl<A: Fn(&RunOptions) -> RunReport + Sync> Search<'_, A> {
                     self.run = some[place].clone();
                     self.report = report;
                     (self.tell)(&self.run, self.tried);
-                    return Some(round * self.jobs.get() + place);
+                    return Some(round * self.limits.jobs.get() + place);
                 }
                 if self.report.hash.is_empty() {
                     self.report = report;
@@ -156,7 +175,7 @@ impl<A: Fn(&RunOptions) -> RunReport + Sync> Search<'_, A> {
         let mut parts = 1;
         loop {
             let whole = list(&self.run);
-            if whole.is_empty() || self.out_of_time() {
+            if whole.is_empty() || self.limits.are_reached() {
                 return;
             }
             parts = parts.min(whole.len());
@@ -183,6 +202,16 @@ impl<A: Fn(&RunOptions) -> RunReport + Sync> Search<'_, A> {
             ..self.run.clone()
         });
         let candidates = smaller.collect();
+        self.first_that_fails(candidates);
+    }
+
+    /// Fewer rows in each write, and fewer keys.
+    fn narrower(&mut self) {
+        let rows = [1, 2].into_iter().map(|rows| RunOptions { rows_max: Some(rows), ..self.run.clone() });
+        let candidates = rows.collect();
+        self.first_that_fails(candidates);
+        let keys = [1, 2, 4, 8].into_iter().map(|keys| RunOptions { keys_max: Some(keys), ..self.run.clone() });
+        let candidates = keys.collect();
         self.first_that_fails(candidates);
     }
 
@@ -249,7 +278,7 @@ mod tests {
     }
 
     /// Fails if node 1 pauses, and client 2 does its operations 7 and 30.
-    fn attempt(run: &RunOptions) -> RunReport {
+    fn attempt(run: &RunOptions, _time: Duration) -> RunReport {
         let faults = run.faults.clone().unwrap_or_default();
         let operations = run.operations.clone().unwrap_or_default();
         let does = |number| operations.contains(&OperationId { client: 2, number });
@@ -263,18 +292,24 @@ mod tests {
         report
     }
 
-    fn limits() -> Limits {
-        Limits { time: Duration::from_secs(60), jobs: NonZeroUsize::MIN }
+    fn limits(stop: &AtomicBool) -> Limits<'_> {
+        let until = Instant::now() + Duration::from_secs(60);
+        Limits { until, ordinary: Duration::from_secs(1), jobs: NonZeroUsize::MIN, stop }
+    }
+
+    /// Twenty faults and two hundred operations.
+    fn failing() -> (RunOptions, RunReport) {
+        let plan = (0..20).map(|n| pause(n % 4, u64::from(n) * 1_000)).collect();
+        let begun = (0..200).map(|n| OperationId { client: n % 4, number: n / 4 }).collect();
+        let violations = vec![Violation { invariant: Cow::Borrowed("wanted"), evidence: String::new() }];
+        let report = RunReport { hash: "1".to_owned(), plan, begun, violations, ..RunReport::default() };
+        (RunOptions { nodes: Some(4), seconds: Some(60), ..RunOptions::default() }, report)
     }
 
     #[test]
     fn only_what_matters_is_left() {
-        let mut report =
-            RunReport { plan: (0..20).map(|n| pause(n % 4, u64::from(n) * 1_000)).collect(), ..RunReport::default() };
-        report.begun = (0..200).map(|n| OperationId { client: n % 4, number: n / 4 }).collect();
-        report.violations.push(Violation { invariant: Cow::Borrowed("wanted"), evidence: String::new() });
-        let run = RunOptions { nodes: Some(4), seconds: Some(60), ..RunOptions::default() };
-        let small = minimize(&run, &report, limits(), attempt, |_, _| {}).unwrap();
+        let (run, report) = failing();
+        let small = minimize(&run, &report, limits(&AtomicBool::new(false)), attempt, |_, _| {}).unwrap();
         assert!(small.exhausted);
         let faults = small.run.faults.clone().unwrap();
         assert_eq!(faults.iter().map(|planned| &planned.fault).collect::<Vec<_>>(), [&Fault::Pause { host: 1 }]);
@@ -290,6 +325,43 @@ mod tests {
         let mut report = RunReport::default();
         report.violations.push(Violation { invariant: Cow::Borrowed("wanted"), evidence: String::new() });
         let run = RunOptions::default();
-        assert!(minimize(&run, &report, limits(), attempt, |_, _| {}).unwrap_err().violations.is_empty());
+        let stop = AtomicBool::new(false);
+        assert!(minimize(&run, &report, limits(&stop), attempt, |_, _| {}).unwrap_err().violations.is_empty());
+    }
+
+    #[test]
+    fn whoever_asks_for_an_end_gets_the_smallest_so_far() {
+        let (run, report) = failing();
+        let stop = AtomicBool::new(false);
+        let told = |_: &RunOptions, tried| stop.store(tried >= 4, Ordering::Relaxed);
+        let small = minimize(&run, &report, limits(&stop), attempt, told).unwrap();
+        assert!(!small.exhausted);
+        assert!((4..20).contains(&small.tried), "{}", small.tried);
+        assert!(small.run.faults.is_some_and(|faults| faults.len() < 20));
+    }
+
+    #[test]
+    fn without_time_the_run_is_given_as_it_is() {
+        let (run, report) = failing();
+        let stop = AtomicBool::new(true);
+        let small = minimize(&run, &report, limits(&stop), attempt, |_, _| {}).unwrap();
+        assert_eq!((small.tried, small.exhausted, &small.report.hash), (0, false, &report.hash));
+        assert_eq!(small.run, RunOptions { faults: Some(report.plan.clone()), ..run.clone() });
+        // The same if the first attempt is cut off.
+        let cut_off = |_: &RunOptions, _| {
+            let violation = Violation { invariant: EVERY_RUN_ENDS.into(), evidence: String::new() };
+            RunReport { violations: vec![violation], ..RunReport::default() }
+        };
+        let small = minimize(&run, &report, limits(&AtomicBool::new(false)), cut_off, |_, _| {}).unwrap();
+        assert_eq!((small.tried, small.run.operations), (1, None));
+    }
+
+    #[test]
+    fn a_run_gets_what_is_left_and_an_ordinary_one_more() {
+        let stop = AtomicBool::new(false);
+        let over = Limits { until: Instant::now(), ..limits(&stop) };
+        assert_eq!(over.time_of_a_run(), over.ordinary);
+        let long = Limits { until: Instant::now() + 2 * RUN_TIME_MAX, ..limits(&stop) };
+        assert_eq!(long.time_of_a_run(), RUN_TIME_MAX);
     }
 }

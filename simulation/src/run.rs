@@ -8,7 +8,7 @@ use std::io::Write;
 use serde::{Deserialize, Serialize};
 use shoal_kernel::Planted;
 
-use crate::cluster::{Ending, OperationId};
+use crate::cluster::{Ending, Mix, OperationId};
 use crate::entropy;
 use crate::faults::{FaultKind, PlannedFault};
 use crate::panics;
@@ -61,10 +61,22 @@ pub struct RunOptions {
     /// Whether nodes take two queries at once, and let two wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tight_limits: Option<bool>,
+    /// What clients do, and how often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
+    /// Rows that a write has at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_max: Option<usize>,
+    /// Keys of the upsert table that clients name at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_max: Option<i64>,
+    /// How long clients wait for an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience_ms: Option<u64>,
     /// How the run ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
-    /// Kinds of faults that may be drawn.
+    /// Kinds of faults that may be drawn; one that is named twice is drawn twice as often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Vec<FaultKind>>,
     /// A bug to switch on.
@@ -94,6 +106,8 @@ impl RunOptions {
             kinds: Some(FaultKind::ALL.to_vec()),
             late_join: Some(false),
             tight_limits: Some(false),
+            mix: Some(Mix::default()),
+            patience_ms: Some(5_000),
             ..Self::default()
         }
     }

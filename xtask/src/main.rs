@@ -240,6 +240,12 @@ fn carry_out(steps: Vec<Step>) -> Result<(), String> {
         let started = Instant::now();
         let mut command = Command::new(&step.program);
         command.args(&step.arguments).envs(step.environment);
+        // Cargo tells a program that it runs about the program's package. Build scripts of dependencies that look at the same
+        // variables would be run anew whenever a build comes from here or from elsewhere, with all that hangs on them.
+        let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+            command.env_remove(name);
+        }
         let status = command.status().map_err(|error| format!("{} could not be started: {error}", step.name))?;
         if !status.success() {
             let (name, program, arguments) = (step.name, step.program.display(), step.arguments.join(" "));

@@ -116,6 +116,7 @@ impl Node {
         let clock = Arc::new(NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms).await?);
         let mut transport_config = TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone());
         transport_config.checks_frames = !config.has(Planted::NoFrameChecksum);
+        transport_config.grants_credit = !config.has(Planted::CreditLeaked);
         let transport = Transport::start(&env, transport_config).await?;
         let rpc = Arc::new(AgreementOut(transport.clone()));
         let attributes = NodeAttributes {

@@ -31,6 +31,7 @@ use shoal_membership::agreement::VOTERS_MAX;
 use crate::later::later;
 use crate::node::context::NodeContext;
 use crate::replica::directory::ReplicaDirectory;
+use crate::replica::handle::ReplicaHandle;
 
 const TURN: Duration = Duration::from_secs(1);
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,6 +101,7 @@ impl Actor for Placement {
             state.passed_over.clear();
             state.asks_at = Duration::ZERO;
         }
+        gauge(&state.directory);
         report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
@@ -146,6 +148,17 @@ impl State {
             }
         }
     }
+}
+
+/// Figures of this node's replicas, for whoever watches it.
+fn gauge(directory: &ReplicaDirectory) {
+    let all = directory.all();
+    let count = |is: fn(&ReplicaHandle) -> bool| all.iter().filter(|handle| is(handle)).count() as f64;
+    metrics::gauge!("shoal_replicas").set(count(|_| true));
+    metrics::gauge!("shoal_replicas_serving").set(count(ReplicaHandle::serves));
+    metrics::gauge!("shoal_replicas_failed").set(count(ReplicaHandle::is_given_up));
+    let lag = all.iter().filter_map(|handle| handle.lag()).max().unwrap_or(0);
+    metrics::gauge!("shoal_replica_lag_max").set(lag as f64);
 }
 
 /// Tells the catalog which replicas of this node have been given up, and which run again.

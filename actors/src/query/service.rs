@@ -55,9 +55,9 @@ impl QueryLimits {
             queries_max: config.queries_max,
             queries_queued_max: config.queries_queued_max,
             timeout: Duration::from_millis(config.request_timeout_ms),
+            edge_window_bytes: config.edge_window_bytes,
             planted: config.planted,
             observed: config.observer.is_some(),
-            ..Self::default()
         }
     }
 }

@@ -75,6 +75,8 @@ pub struct NodeConfig {
     pub scan_slices_max: usize,
     /// Rows that make such a task worth its while.
     pub scan_slice_rows_min: u64,
+    /// Bytes that a task of a query may be ahead of whoever takes its rows.
+    pub edge_window_bytes: u32,
     /// The deadline of a request that names none, in milliseconds.
     pub request_timeout_ms: u64,
     /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
@@ -121,6 +123,7 @@ impl NodeConfig {
             queries_queued_max: 256,
             scan_slices_max: 2,
             scan_slice_rows_min: 128 << 10,
+            edge_window_bytes: 2 << 20,
             request_timeout_ms: 300_000,
             planted: None,
             observer: None,

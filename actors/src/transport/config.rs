@@ -41,6 +41,8 @@ pub struct TransportConfig {
     pub half_open_max: usize,
     /// Whether checksums of frames are looked at. Always, but where a simulation wants to see what happens otherwise.
     pub checks_frames: bool,
+    /// Whoever takes items of a stream lets more of them come. Switched off for tests alone.
+    pub grants_credit: bool,
 }
 
 impl TransportConfig {
@@ -63,6 +65,7 @@ impl TransportConfig {
             accepted_max: 4096,
             half_open_max: 64,
             checks_frames: true,
+            grants_credit: true,
         }
     }
 

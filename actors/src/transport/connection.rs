@@ -65,6 +65,7 @@ pub(super) struct Connection {
     counters: Arc<Counters>,
     frame_bytes_max: usize,
     checks_frames: bool,
+    pub(super) grants_credit: bool,
     streams_max: usize,
     calls_max: usize,
     // Counts reads that brought bytes.
@@ -102,6 +103,7 @@ impl Connection {
             counters: counters.clone(),
             frame_bytes_max: config.frame_bytes_max,
             checks_frames: config.checks_frames,
+            grants_credit: config.grants_credit,
             streams_max: config.streams_max,
             calls_max: config.calls_max,
             heard: AtomicU64::new(0),

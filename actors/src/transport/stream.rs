@@ -242,7 +242,10 @@ impl StreamReceiver {
             Source::Local(outlet) => {
                 let _ = outlet.grant(due);
             }
-            Source::Remote { connection, id } => connection.say(Frame::number(Kind::Credit, *id, due)),
+            Source::Remote { connection, id } if connection.grants_credit => {
+                connection.say(Frame::number(Kind::Credit, *id, due));
+            }
+            Source::Remote { .. } => {}
         }
     }
 }

@@ -163,6 +163,9 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     node.scan_slices_max = cores.clamp(1, 32);
     values.size("scan_slices_max", 1, &mut node.scan_slices_max)?;
     values.number("scan_slice_rows_min", 1, &mut node.scan_slice_rows_min)?;
+    let mut window = u64::from(node.edge_window_bytes);
+    values.number("edge_window_bytes", 1024, &mut window)?;
+    node.edge_window_bytes = u32::try_from(window).unwrap_or(u32::MAX);
     values.number("request_timeout_ms", 1, &mut node.request_timeout_ms)?;
 
     let mut server = ServerOptions::new(http);

@@ -57,6 +57,7 @@ settings! {
     "queries_queued_max", "256", "queries that may wait; further ones are refused";
     "scan_slices_max", "the cores, 1 to 32", "tasks that share the scan of one partition";
     "scan_slice_rows_min", "131072", "rows that make such a task worth its while";
+    "edge_window_bytes", "2097152", "bytes that a task of a query may be ahead of each that takes its rows";
     "request_timeout_ms", "300000", "the deadline of a request that names none";
     "http_workers", "the cores, 2 to 8", "threads that serve clients";
     "http_connections_max", "4096", "connections of clients";

@@ -16,7 +16,7 @@ use super::desk::{Desk, Running};
 use super::history::{Backup, Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
 use super::ledger::Ledger;
 use super::objects::PLACE;
-use super::operation::{self, Altering, KEYS, Manner, Operation, OperationId, Upkeep, Work};
+use super::operation::{self, Altering, Frame, KEYS, Manner, Operation, OperationId, Upkeep, Work};
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
@@ -60,6 +60,11 @@ pub(super) struct Office {
     pub(super) event_times: bool,
     /// How long events are kept, in microseconds.
     pub(super) events_ttl: Option<u64>,
+    /// The setting of every table that says how many replicas it gets, if it is not the default.
+    pub(super) copies: Option<String>,
+    /// What clients do, and how long they wait for it.
+    pub(super) frame: Frame,
+    pub(super) patience: Duration,
     /// The operations that are carried out, if not all.
     pub(super) only: Option<Arc<BTreeSet<OperationId>>>,
     pub(super) seed: u64,
@@ -164,8 +169,14 @@ impl Office {
         }
     }
 
+    /// What every statement that makes a table ends with.
+    pub(super) fn copies(&self) -> String {
+        self.copies.as_ref().map_or_else(String::new, |copies| format!(" WITH ({copies})"))
+    }
+
     /// Runs a statement and reads its whole answer.
-    pub(super) async fn sql(&self, env: &Env, node: u16, statement: SqlRequest) -> Result<Answered, Failed> {
+    pub(super) async fn sql(&self, env: &Env, node: u16, mut statement: SqlRequest) -> Result<Answered, Failed> {
+        statement.timeout = Some(NODE_TIMEOUT);
         self.sql_in(env, node, "an observer".to_owned(), statement, Manner::Whole).await
     }
 
@@ -178,7 +189,7 @@ impl Office {
         mut statement: SqlRequest,
         manner: Manner,
     ) -> Result<Answered, Failed> {
-        statement.timeout = Some(NODE_TIMEOUT);
+        statement.timeout.get_or_insert(self.patience);
         let (shared, history, host) = (self.shared.clone(), self.history.clone(), HostId(node));
         let (bound, memory_max) = (self.queries_max, self.query_memory_bytes_max);
         let answered = self.call(env, node, label, move |running, reply| {
@@ -266,7 +277,7 @@ impl Office {
 
     /// Writes rows through a node's own door for rows.
     async fn write(&self, env: &Env, node: u16, label: String, mut rows: WriteRequest) -> Result<WriteReport, Failed> {
-        rows.timeout = Some(NODE_TIMEOUT);
+        rows.timeout = Some(self.patience);
         self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
             env.spawn("client write", async move {
@@ -395,8 +406,7 @@ impl Client {
     pub(super) async fn work(self, times: Range<u64>) {
         let (mut begins_micros, until_micros) = (times.start, times.end);
         for number in 0..OPERATIONS_PER_CLIENT_MAX {
-            let operation =
-                operation::draw(self.office.seed, OperationId { client: self.number, number }, self.office.nodes);
+            let operation = operation::draw(&self.office.frame, OperationId { client: self.number, number });
             begins_micros += operation.think_ms * 1_000 / self.haste;
             if begins_micros >= until_micros {
                 return;
@@ -721,13 +731,28 @@ impl Client {
         }
     }
 
+    /// Asks another node, at quorum, about a table that has been dropped.
+    async fn miss(&self, id: OperationId, dropped_by: u16, name: &str) {
+        let other = (dropped_by + 1) % self.office.nodes;
+        let read_level = Some(ReadLevel::Quorum);
+        let request = SqlRequest { read_level, ..SqlRequest::new(format!("SELECT count(*) FROM {name}")) };
+        let answer = self.office.sql_in(&self.env, other, label(id), request, Manner::Whole).await;
+        if let Ok(Answered { rows, .. }) = answer {
+            let (by, other) = (HostId(dropped_by), HostId(other));
+            let seen = format!("operation {id}: {name} had been dropped through {by}, and {other} counts {rows:?}");
+            self.office.history.facts().unseen.push(seen);
+        }
+    }
+
     /// Writes a row that needs a window of its own to a table which all may have known for long, and asks another node for it.
     async fn new_window(&self, id: OperationId, node: u16) {
         let name = format!("win_{}", id.client);
         let key = id.number * WINDOW;
         let other = (node + 1) % self.office.nodes;
-        let create =
-            format!("CREATE TABLE IF NOT EXISTS {name} (a BIGINT PRIMARY KEY) WITH (partition_size_hint = {WINDOW})");
+        let copies = self.office.copies.as_ref().map_or_else(String::new, |copies| format!(", {copies}"));
+        let create = format!(
+            "CREATE TABLE IF NOT EXISTS {name} (a BIGINT PRIMARY KEY) WITH (partition_size_hint = {WINDOW}{copies})"
+        );
         let write_level = Some(WriteLevel::Quorum);
         let insert = SqlRequest { write_level, ..SqlRequest::new(format!("INSERT INTO {name} VALUES ({key})")) };
         for request in [SqlRequest::new(create), insert] {
@@ -752,8 +777,9 @@ impl Client {
 
     async fn table(&self, id: OperationId, node: u16, dropping: bool) {
         let name = format!("tmp_{}_{}", id.client, id.number);
+        let copies = self.office.copies();
         let statements = [
-            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT)")),
+            (true, format!("CREATE TABLE {name} (a BIGINT PRIMARY KEY, b BIGINT){copies}")),
             (false, format!("DROP TABLE {name}")),
         ];
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
@@ -781,6 +807,8 @@ impl Client {
             }
             if created {
                 self.see(id, node, &name).await;
+            } else {
+                self.miss(id, node, &name).await;
             }
         }
     }

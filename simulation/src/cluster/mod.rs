@@ -1,7 +1,7 @@
 //! Whole nodes under a workload and faults, and then the checks.
 //!
 //! Phases: *boot* (every node up, tables made), *load* (clients work, nothing fails), *faults* (clients work while the plan
-//! runs), *heal* (everything is repaired; or, for some seeds, one node never comes back), *drain* (clients stop, replicas
+//! runs), *heal* (everything is repaired; or, for some seeds, some nodes never come back), *drain* (clients stop, replicas
 //! become equal), *final reads* through every node, and for runs that healed everything a loss of power of all nodes
 //! and the same reads again. What was seen goes to [`crate::invariants`].
 
@@ -29,7 +29,8 @@ use client::Office;
 use desk::Desk;
 use history::History;
 pub(crate) use ledger::{Ledger, Shown};
-pub use operation::{Manner, OperationId};
+use operation::Frame;
+pub use operation::{Manner, Mix, OperationId};
 use phases::Phases;
 pub use settings::Ending;
 use settings::Settings;
@@ -59,6 +60,15 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         query_memory_bytes_max: settings.query_memory_bytes_max(),
         event_times: settings.event_times,
         events_ttl: settings.events_ttl,
+        copies: settings.copies.clone(),
+        frame: Frame {
+            seed: options.seed,
+            nodes: settings.nodes,
+            mix: settings.mix,
+            rows_max: options.rows_max,
+            keys_max: options.keys_max,
+        },
+        patience: settings.patience,
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,
     };
@@ -71,7 +81,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         upserts_fsync: settings.upserts_fsync,
         events_fsync: settings.events_fsync,
         events_ttl: settings.events_ttl,
-        ending: settings.ending,
+        ending: settings.ending.clone(),
         ..Evidence::default()
     };
     let driven = Phases {

@@ -21,6 +21,118 @@ const VALUES: i64 = 10;
 /// Operations that a client may number.
 const OPERATIONS_MAX: i64 = 1_000_000;
 
+/// How many of so many operations are of each kind: of a hundred, usually.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mix {
+    /// Rows are upserted.
+    pub upserts: u64,
+    /// A row is updated.
+    pub updates: u64,
+    /// Rows are deleted.
+    pub deletes: u64,
+    /// Events are inserted.
+    pub events: u64,
+    /// Replicas are flushed, merged, repaired.
+    pub upkeep: u64,
+    /// A partition is split.
+    pub splits: u64,
+    /// Something is asked.
+    pub questions: u64,
+    /// A table is made or dropped.
+    pub tables: u64,
+    /// A column comes, widens or goes.
+    pub columns: u64,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self {
+            upserts: 28,
+            updates: 7,
+            deletes: 9,
+            events: 14,
+            upkeep: 1,
+            splits: 1,
+            questions: 37,
+            tables: 2,
+            columns: 1,
+        }
+    }
+}
+
+impl Mix {
+    /// The usual one for half of the seeds; for others a few kinds are left out and a few come much oftener.
+    pub(super) fn draw(stream: &mut Stream) -> Self {
+        let mut mix = Self::default();
+        if stream.chance(500) {
+            return mix;
+        }
+        for share in mix.shares() {
+            *share *= stream.pick(&[0, 1, 1, 1, 5]).copied().unwrap_or(1);
+        }
+        // Something is written, and somebody looks.
+        mix.upserts = mix.upserts.max(7);
+        mix.questions = mix.questions.max(10);
+        mix
+    }
+
+    /// In the order in which operations are drawn.
+    fn shares(&mut self) -> [&mut u64; 9] {
+        let Self { upserts, updates, deletes, events, upkeep, splits, questions, tables, columns } = self;
+        [upserts, updates, deletes, events, upkeep, splits, questions, tables, columns]
+    }
+
+    /// The place of a kind among [`Self::shares`].
+    fn pick(mut self, stream: &mut Stream) -> usize {
+        let shares = self.shares().map(|share| *share);
+        let mut place = stream.below(shares.iter().sum::<u64>().max(1));
+        let chosen = shares.iter().position(|share| {
+            let here = place < *share;
+            place = place.saturating_sub(*share);
+            here
+        });
+        chosen.unwrap_or(0)
+    }
+}
+
+/// What all operations of a run have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame {
+    pub(super) seed: u64,
+    pub(super) nodes: u16,
+    pub(super) mix: Mix,
+    /// Bounds that are put on what was drawn, so that nothing else is drawn because of them.
+    pub(super) rows_max: Option<usize>,
+    pub(super) keys_max: Option<i64>,
+}
+
+impl Frame {
+    fn bound(&self, work: &mut Work) {
+        let (rows_max, keys) =
+            (self.rows_max.unwrap_or(usize::MAX).max(1), self.keys_max.unwrap_or(KEYS).clamp(1, KEYS));
+        let range = |low: &mut i64, high: &mut i64| {
+            let wide = *high - *low;
+            *low %= keys;
+            *high = (*low + wide).min(keys - 1);
+        };
+        match work {
+            Work::Write { target, rows, .. } => {
+                rows.truncate(rows_max);
+                if *target == Target::Upserts {
+                    rows.iter_mut().for_each(|(key, _)| *key %= keys);
+                }
+            }
+            Work::Delete { low, high, .. }
+            | Work::Ask { question: Question::Range { low, high } | Question::Notes { low, high }, .. } => {
+                range(low, high)
+            }
+            Work::Ask { question: Question::Point { key }, .. } => *key %= keys,
+            _ => {}
+        }
+    }
+}
+
 /// Names an operation: which client's, and its place among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "(u64, u64)", from = "(u64, u64)")]
@@ -143,15 +255,16 @@ pub enum Manner {
 }
 
 /// Draws an operation.
-pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
+pub(super) fn draw(frame: &Frame, id: OperationId) -> Operation {
+    let Frame { seed, nodes, mix, .. } = *frame;
     let place = (id.client << 32) | id.number;
     let mut stream = Stream::new(seed, "operation", place);
     let think_ms = stream.between(THINK_MS.0, THINK_MS.1);
     let node = pick_node(&mut stream, nodes);
     let number = i64::try_from(id.number).unwrap_or(i64::MAX) % OPERATIONS_MAX;
     let first_value = (i64::try_from(id.client).unwrap_or(0) * OPERATIONS_MAX + number) * VALUES + 1;
-    let work = match stream.below(100) {
-        0..=27 => {
+    let mut work = match mix.pick(&mut stream) {
+        0 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
             let (level, tokened) = (level(&mut stream), stream.chance(500));
@@ -160,18 +273,18 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let target = Target::Upserts;
             Work::Write { target, rows, level, tokened, as_rows, updates: false, note, again_after_ms }
         }
-        28..=34 => {
+        1 => {
             let rows = vec![(key(&mut stream), first_value)];
             let (target, level) = (Target::Upserts, level(&mut stream));
             let (note, again_after_ms) = (Note::Kept, None);
             Work::Write { target, rows, level, tokened: false, as_rows: false, updates: true, note, again_after_ms }
         }
-        35..=43 => {
+        2 => {
             let low = key(&mut stream);
             let more = if stream.chance(700) { 0 } else { stream.below(DELETED_MAX).cast_signed() };
             Work::Delete { low, high: (low + more).min(KEYS - 1), level: level(&mut stream) }
         }
-        44..=57 => {
+        3 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (first_value + row, key(&mut stream))).collect();
             let level = level(&mut stream);
@@ -180,12 +293,12 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             let note = Note::None;
             Work::Write { target, rows, level, tokened: true, as_rows, updates: false, note, again_after_ms }
         }
-        58 => Work::Upkeep(match stream.below(5) {
+        4 => Work::Upkeep(match stream.below(5) {
             0 | 1 => Upkeep::Merges,
             2 | 3 => Upkeep::Flushes,
             _ => Upkeep::Repairs,
         }),
-        59 => {
+        5 => {
             let (target, at) = match stream.below(4) {
                 0 => (Target::Upserts, Some(key(&mut stream))),
                 1 | 2 => (Target::Upserts, None),
@@ -193,18 +306,19 @@ pub(super) fn draw(seed: u64, id: OperationId, nodes: u16) -> Operation {
             };
             Work::Split { target, at }
         }
-        60..=96 => {
+        6 => {
             let (question, manner) = (question(&mut stream), manner(&mut stream));
             let level = if stream.chance(QUORUM_PERMILLE) { ReadLevel::Quorum } else { ReadLevel::One };
             Work::Ask { question, manner, level }
         }
-        97 | 98 => Work::Table { dropping: stream.chance(500) },
+        7 => Work::Table { dropping: stream.chance(500) },
         _ => Work::Alter(match stream.below(4) {
             0 | 1 => Altering::Adds,
             2 => Altering::Widens,
             _ => Altering::Drops,
         }),
     };
+    frame.bound(&mut work);
     Operation { id, think_ms, node, work, later: Stream::new(seed, "retries", place) }
 }
 
@@ -268,18 +382,38 @@ mod tests {
 
     #[test]
     fn values_are_unique_and_operations_repeat() {
+        let frame = Frame { seed: 3, nodes: 3, mix: Mix::default(), rows_max: None, keys_max: None };
         let mut seen = BTreeSet::new();
         for client in 0..5 {
             for number in 0..500 {
                 let id = OperationId { client, number };
-                let operation = draw(3, id, 3);
-                assert_eq!(format!("{operation:?}"), format!("{:?}", draw(3, id, 3)));
+                let operation = draw(&frame, id);
+                assert_eq!(format!("{operation:?}"), format!("{:?}", draw(&frame, id)));
                 if let Work::Write { target, rows, .. } = operation.work {
                     for (first, second) in rows {
                         let value = if target == Target::Events { first } else { second };
                         assert!(seen.insert(value), "{value} of {id}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_change_nothing_else() {
+        let whole = Frame { seed: 3, nodes: 3, mix: Mix::default(), rows_max: None, keys_max: None };
+        let bounded = Frame { rows_max: Some(1), keys_max: Some(2), ..whole };
+        for number in 0..500 {
+            let id = OperationId { client: 1, number };
+            let (one, other) = (draw(&whole, id), draw(&bounded, id));
+            assert_eq!((one.think_ms, one.node), (other.think_ms, other.node));
+            assert_eq!(std::mem::discriminant(&one.work), std::mem::discriminant(&other.work));
+            match other.work {
+                Work::Write { target, rows, .. } => {
+                    assert!(rows.len() == 1 && (target == Target::Events || rows[0].0 < 2), "{rows:?}");
+                }
+                Work::Delete { low, high, .. } => assert!(low <= high && high < 2, "{low} to {high}"),
+                _ => {}
             }
         }
     }

@@ -111,12 +111,12 @@ impl Phases<'_> {
 
     /// Nodes that are meant to run.
     fn core(&self) -> Vec<u16> {
-        let lost = match self.settings.ending {
-            Ending::LoseOne { node } if self.evidence.healed_at > 0 => Some(node),
-            _ => None,
+        let lost: &[u16] = match &self.settings.ending {
+            Ending::Lose { nodes, .. } if self.evidence.healed_at > 0 => nodes,
+            _ => &[],
         };
         let not_yet = self.settings.joins.filter(|_| self.evidence.healed_at == 0);
-        (0..self.office.nodes).filter(|node| Some(*node) != lost && Some(*node) != not_yet).collect()
+        (0..self.office.nodes).filter(|node| !lost.contains(node) && Some(*node) != not_yet).collect()
     }
 
     /// Runs a client's future and lets time pass until it is done, but not beyond the deadline.
@@ -249,16 +249,26 @@ impl Phases<'_> {
     }
 
     fn heal(&mut self) -> io::Result<()> {
-        let lost = match self.settings.ending {
-            Ending::HealAll | Ending::ReplaceOne { .. } => None,
-            Ending::LoseOne { node } => Some(HostId(node)),
+        let (lost, cut_off): (&[u16], bool) = match &self.settings.ending {
+            Ending::HealAll | Ending::ReplaceOne { .. } => (&[], false),
+            Ending::Lose { nodes, cut_off } => (nodes, *cut_off),
         };
-        if let Some(lost) = lost {
-            self.simulation.crash(lost, CrashKind::Power);
+        if cut_off {
+            heal_everything(self.simulation, &[])?;
+            Fault::Partition { group: lost.to_vec() }.begin(self.simulation, Duration::ZERO);
+        } else {
+            self.turn_off(lost);
+            heal_everything(self.simulation, lost)?;
         }
-        heal_everything(self.simulation, lost)?;
         self.evidence.healed_at = self.now();
         Ok(())
+    }
+
+    /// The power of these nodes goes, and does not come back.
+    fn turn_off(&mut self, nodes: &[u16]) {
+        for node in nodes {
+            self.simulation.crash(HostId(*node), CrashKind::Power);
+        }
     }
 
     /// What every node of the core says, or nothing if one does not answer.
@@ -445,6 +455,7 @@ impl Phases<'_> {
                     self.evidence.dead.push(format!("writes, {target:?}, through {}", HostId(node)));
                 }
             }
+            self.probe_statements(node, deadline_micros);
             for question in questions {
                 let mut succeeded = false;
                 while !succeeded && self.now() < deadline_micros {
@@ -461,6 +472,41 @@ impl Phases<'_> {
                 if !succeeded {
                     self.evidence.dead.push(format!("{} through {}", question.word(), HostId(node)));
                 }
+            }
+        }
+    }
+
+    /// A table is made through the node, altered, written, tended and dropped.
+    fn probe_statements(&mut self, node: u16, deadline_micros: u64) {
+        // These say so if a replica cannot be reached.
+        let of_all = ["FLUSH", "OPTIMIZE TABLE probe", "REPAIR TABLE probe"];
+        let reach_all = !matches!(self.settings.ending, Ending::Lose { .. });
+        let create =
+            format!("CREATE TABLE IF NOT EXISTS probe (k BIGINT PRIMARY KEY, v BIGINT){}", self.office.copies());
+        for statement in [
+            create.as_str(),
+            "ALTER TABLE probe ADD COLUMN IF NOT EXISTS w BIGINT",
+            "INSERT INTO probe VALUES (1, 1, 1)",
+            "UPDATE probe SET w = 2 WHERE k = 1",
+        ]
+        .into_iter()
+        .chain(of_all.into_iter().filter(|_| reach_all))
+        .chain(["DELETE FROM probe WHERE k = 1", "DROP TABLE IF EXISTS probe"])
+        {
+            let mut last = None;
+            let mut succeeded = false;
+            while !succeeded && self.now() < deadline_micros {
+                let request = SqlRequest::new(statement);
+                let done =
+                    self.ask(deadline_micros, |office, env| async move { office.sql(&env, node, request).await });
+                succeeded = matches!(done, Some(Ok(_)));
+                if let Some(Err(failed)) = done {
+                    last = Some(failed);
+                }
+                self.pause_unless(succeeded, deadline_micros);
+            }
+            if !succeeded {
+                self.evidence.dead.push(format!("{statement} through {}: {last:?}", HostId(node)));
             }
         }
     }
@@ -552,6 +598,9 @@ impl Phases<'_> {
 
     /// Nodes stop in good order; what they leave behind is counted.
     fn stop(&mut self) {
+        if let Ending::Lose { nodes, cut_off: true } = &self.settings.ending {
+            self.turn_off(nodes);
+        }
         for node in self.core() {
             if let Some(running) = self.office.desk.node(node) {
                 let env = running.env.clone();

@@ -7,6 +7,7 @@ use shoal_actors::service::NodeConfig;
 use shoal_kernel::{Fsync, Planted};
 
 use super::objects;
+use super::operation::Mix;
 use crate::faults::{FaultKind, FaultMenu, draw_kinds};
 use crate::random::Stream;
 use crate::run::RunOptions;
@@ -33,20 +34,26 @@ const PURGE_AFTER_MS: [u64; 4] = [3_600_000, 3_600_000, 4_000, 10_000];
 /// Of what size on replicas are filled by files, and not by rows.
 const FILL_FILES_BYTES_MIN: [u64; 4] = [0, 0, 4 << 10, 16 << 20];
 
+/// Mostly clients wait for as long as anything takes that ends at all.
+const PATIENCE_MS: [u64; 6] = [300, 1_000, 5_000, 5_000, 5_000, 5_000];
+
 /// Mostly all nodes are in one.
 const ZONES: [u16; 5] = [1, 1, 1, 2, 3];
 
 /// How a run ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Ending {
     /// Everything is healed: nothing may be lost, and everything must be equal.
     #[default]
     HealAll,
-    /// One node never comes back: what was acknowledged by a majority must be there.
-    LoseOne {
+    /// Some nodes never come back, no more than a majority of replicas bears: what it had acknowledged must be there.
+    Lose {
         /// Which.
-        node: u16,
+        nodes: Vec<u16>,
+        /// They run on, and reach clients, but none of the other nodes.
+        #[serde(default)]
+        cut_off: bool,
     },
     /// One node loses its disk under faults, and another one comes in its place: what was acknowledged by a majority must be there.
     ReplaceOne {
@@ -56,11 +63,12 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The host whose copies are destroyed.
-    pub fn destroyed(self) -> Option<u16> {
+    /// The hosts whose copies are destroyed.
+    pub fn destroyed(&self) -> &[u16] {
         match self {
-            Self::HealAll => None,
-            Self::LoseOne { node } | Self::ReplaceOne { node } => Some(node),
+            Self::HealAll => &[],
+            Self::Lose { nodes, .. } => nodes,
+            Self::ReplaceOne { node } => std::slice::from_ref(node),
         }
     }
 }
@@ -108,6 +116,13 @@ pub(super) struct Settings {
     replica_failures_max: u32,
     /// Rows for which a scan gets one more task.
     scan_slice_rows_min: u64,
+    /// So few at times that a task of a query waits after every few rows.
+    edge_window_bytes: u32,
+    /// The setting of tables that says how many replicas they get.
+    pub(super) copies: Option<String>,
+    /// What clients do, and how long they wait for it.
+    pub(super) mix: Mix,
+    pub(super) patience: Duration,
     /// Hardly any queries at once.
     tight: bool,
     /// Racks that the nodes stand in.
@@ -144,8 +159,8 @@ impl Settings {
             }
         };
         let nodes = options.nodes();
-        // Mostly the default, which needs no clause.
-        let factors = [3, 3, 3, 3, 3, 3, 1, 2, 4, 5];
+        // Mostly the default, which needs no clause. Five bear the loss of two.
+        let factors = [3, 3, 3, 3, if nodes < 5 { 3 } else { 5 }, 3, 1, 2, 4, 5];
         let drawn = stream("replication").pick(&factors).copied();
         let factor = options.replication_factor.or(drawn).unwrap_or(3);
         let replicas = factor.min(nodes);
@@ -169,28 +184,36 @@ impl Settings {
         let late = options.late_join.unwrap_or_else(|| stream("late join").chance(120));
         let joins = nodes.checked_sub(1).filter(|last| late && *last > 0);
         // Fewer than three replicas have no majority left when one is lost, and nobody knows when a newcomer has caught up.
-        let lose_one = replicas >= 3 && joins.is_none() && stream("ending").chance(300);
+        let loses = replicas >= 3 && joins.is_none() && stream("ending").chance(300);
         let node = u16::try_from(stream("lost node").below(u64::from(nodes))).unwrap_or(0);
-        let drawn = match lose_one {
+        let lost = stream("how many are lost").between(1, u64::from((replicas - 1) / 2).max(1));
+        let drawn = match loses {
             true if node > 0 && stream("how it is lost").chance(500) => Ending::ReplaceOne { node },
-            true => Ending::LoseOne { node },
+            true => Ending::Lose {
+                nodes: (node..nodes).chain(0..node).take(usize::try_from(lost).unwrap_or(1)).collect(),
+                cut_off: stream("how they are away").chance(400),
+            },
             false => Ending::HealAll,
         };
-        let ending = options.ending.unwrap_or(drawn);
+        let mut ending = options.ending.clone().unwrap_or(drawn);
+        if let Ending::Lose { nodes: lost, .. } = &mut ending {
+            lost.retain(|node| *node < nodes);
+        }
         // A replica that may have lost the end of its log waits for N-W+1 others, of which one would be gone for good.
-        let drawn = |purpose| match ending {
+        let drawn = |purpose| match &ending {
             Ending::HealAll => draw_fsync(&mut stream(purpose)),
-            Ending::LoseOne { .. } | Ending::ReplaceOne { .. } => Fsync::Always,
+            Ending::Lose { .. } | Ending::ReplaceOne { .. } => Fsync::Always,
         };
         let (upserts_fsync, events_fsync) = (drawn("upsert fsync"), drawn("event fsync"));
-        let flips = ending.destroyed().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
+        let destroyed = ending.destroyed();
+        let flips = destroyed.first().copied().or_else(|| Some(node).filter(|_| replicas >= 2 && joins.is_none()));
         let kinds = options.kinds.clone().unwrap_or_else(|| draw_kinds(options.seed));
         let storms = kinds.contains(&FaultKind::Storm);
-        // Two nodes stay where one may lose what it holds; and three, which agree on the catalog, where one is lost for good.
-        let stay = match ending.destroyed() {
-            Some(_) => 3,
-            None if kinds.iter().any(|kind| kind.destroys()) => 2,
-            None => 0,
+        // Two nodes stay where one may lose what it holds; and those that agree on the catalog where some are lost for good.
+        let stay = match destroyed.len() {
+            0 if kinds.iter().any(|kind| kind.destroys()) => 2,
+            0 => 0,
+            lost => 2 * lost + 1,
         };
         let mut drained: Vec<u16> = (0..nodes).collect();
         let first = usize::try_from(stream("drained").below(u64::from(nodes))).unwrap_or(0);
@@ -204,7 +227,6 @@ impl Settings {
             nodes,
             seconds: options.seconds(),
             replicas,
-            ending,
             upserts_windows: ["partition_size_hint", "VALUE"].iter().any(|word| upserts_parts.contains(word)),
             events_windows: windows.is_some(),
             event_times: options.event_times.unwrap_or_else(|| stream("event times").chance(500)),
@@ -214,11 +236,11 @@ impl Settings {
                 hosts: nodes,
                 kinds,
                 flips,
-                flips_are_final: matches!(ending, Ending::LoseOne { .. }),
+                flips_are_final: matches!(ending, Ending::Lose { .. }),
                 joins,
                 wiped: match ending {
                     Ending::ReplaceOne { node } => Some(node),
-                    Ending::HealAll | Ending::LoseOne { .. } => None,
+                    Ending::HealAll | Ending::Lose { .. } => None,
                 },
                 drained,
             },
@@ -245,6 +267,16 @@ impl Settings {
             fill_files_bytes_min: stream("filling by files").pick(&FILL_FILES_BYTES_MIN).copied().unwrap_or(0),
             replica_failures_max: stream("failures").pick(&[2, 3, 7]).copied().unwrap_or(7),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
+            edge_window_bytes: stream("edge window")
+                .pick(&[256, 2 << 10, 2 << 20, 2 << 20])
+                .copied()
+                .unwrap_or(2 << 20),
+            copies,
+            mix: options.mix.unwrap_or_else(|| Mix::draw(&mut stream("mix"))),
+            patience: match options.patience_ms {
+                Some(millis) => Duration::from_millis(millis),
+                None => Duration::from_millis(stream("patience").pick(&PATIENCE_MS).copied().unwrap_or(5_000)),
+            },
             tight: options
                 .tight_limits
                 .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
@@ -255,6 +287,7 @@ impl Settings {
             objects_failing_permille: stream("objects").pick(&[0, 0, 20, 100]).copied().unwrap_or(0),
             loses_one_in,
             planted: options.planted,
+            ending,
         }
     }
 
@@ -286,6 +319,7 @@ impl Settings {
         config.replica_failures_max = self.replica_failures_max;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
+        config.edge_window_bytes = self.edge_window_bytes;
         config.disk_reserve_bytes = 1 << 20;
         config.query_memory_bytes_max = 64 << 20;
         config.request_timeout_ms = 5_000;

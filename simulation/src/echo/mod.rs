@@ -58,7 +58,7 @@ fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunRepo
     let plan = options.faults.clone().unwrap_or_else(drawn);
     run_plan(simulation, &plan, until_ms * 1_000)?;
     report.plan = plan;
-    heal_everything(simulation, None)?;
+    heal_everything(simulation, &[])?;
     let healed = simulation.shared().now_micros();
     board.forget_heard();
     let pairs = usize::from(nodes) * usize::from(nodes.saturating_sub(1));

@@ -320,11 +320,11 @@ pub fn run_plan(simulation: &mut Simulation, plan: &[PlannedFault], until_micros
     Ok(())
 }
 
-/// Takes every fault away and starts every host that is down, except one that is lost for good.
+/// Takes every fault away and starts every host that is down, except those that are lost for good.
 ///
 /// # Errors
 /// As [`Fault::end`].
-pub fn heal_everything(simulation: &mut Simulation, lost: Option<HostId>) -> std::io::Result<()> {
+pub fn heal_everything(simulation: &mut Simulation, lost: &[u16]) -> std::io::Result<()> {
     simulation.shared().heal_network();
     for host in simulation.hosts() {
         if let Some(disk) = simulation.disk(host) {
@@ -332,7 +332,7 @@ pub fn heal_everything(simulation: &mut Simulation, lost: Option<HostId>) -> std
             disk.set_faults(DiskFaults::default());
         }
         simulation.shared().set_wall_offset_micros(host, 0);
-        if lost != Some(host) {
+        if !lost.contains(&host.0) {
             simulation.start(host)?;
         }
     }

@@ -110,7 +110,7 @@ pub const INVARIANTS: &[Invariant] = &[
         name: "no_acknowledged_write_lost",
         text: "After the heal, and after a later loss of power of all nodes, every acknowledged row is there, or a newer one of \
                its key, or the key was deleted. Of a table that is synced late, unless as many nodes lost their power before \
-               they had synced the row as its level asks for. If one node is lost for good, or one disk returns flipped bits, this holds for what a majority had \
+               they had synced the row as its level asks for. If no more nodes are lost for good than a majority bears, or one disk returns flipped bits, this holds for what a majority had \
                acknowledged.",
         check: writes::no_acknowledged_write_lost,
     },
@@ -186,8 +186,8 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "replicas_equal_after_heal",
-        text: "Within 60 s after the heal every replica has pulled everything, digests agree, and every node gives the same \
-               rows.",
+        text: "Within 60 s after the heal and the end of the last client's operation every replica has pulled everything, digests agree, \
+               and every node gives the same rows.",
         check: convergence::replicas_equal_after_heal,
     },
     Invariant {
@@ -224,7 +224,8 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "created_tables_are_seen",
-        text: "A node that is asked about a table after it was created knows it, or says that it cannot ask.",
+        text: "A node that is asked about a table after it was created knows it, or says that it cannot ask; one that is asked at quorum \
+               after it was dropped gives no answer.",
         check: convergence::created_tables_are_seen,
     },
     Invariant {

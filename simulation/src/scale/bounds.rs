@@ -10,6 +10,10 @@ pub const QUIET_GROWTH_MAX: f64 = 1.5;
 /// Bytes that a quiet node may send in a second, on average.
 pub const QUIET_BYTES_MAX: f64 = 600.0;
 
+/// Bytes that a quiet node may send and receive in a second, all but one in a hundred: as much as it sends it receives, and some
+/// are asked more often than others. What a single node does among thousands is measured and not bounded.
+pub const QUIET_BUSY_BYTES_MAX: f64 = 2.5 * QUIET_BYTES_MAX;
+
 /// From the first start of a storm until everybody sees everybody alive, in virtual microseconds.
 pub const STORM_MICROS_MAX: u64 = 15 * SECOND;
 
@@ -59,6 +63,13 @@ pub fn broken_bounds(gossip: &[GossipReport], catalog: Option<&CatalogReport>) -
         hold(
             bytes <= QUIET_BYTES_MAX,
             format!("{nodes} nodes: a quiet node sends {QUIET_BYTES_MAX} B/s at most, not {bytes:.0}"),
+        );
+        let bytes = quiet.rates.busy_bytes;
+        hold(
+            bytes <= QUIET_BUSY_BYTES_MAX,
+            format!(
+                "{nodes} nodes: quiet, all but one in a hundred send and receive {QUIET_BUSY_BYTES_MAX} B/s at most, not {bytes:.0}"
+            ),
         );
         hold(
             quiet.called_down + crash.called_down == 0,

@@ -30,8 +30,10 @@ pub struct CatalogReport {
     pub tables: usize,
     /// Bytes of a snapshot, as a node that was away for long fetches it.
     pub snapshot_bytes: usize,
-    /// Bytes that moving one replica adds to the log: six entries (it is added and promoted, the old one retires and goes,
-    /// and twice the voters have settled).
+    /// Entries that moving one replica adds to the log: it is added and promoted, the old one retires and goes, and twice the
+    /// voters have settled.
+    pub move_entries: usize,
+    /// Bytes of these.
     pub move_bytes: usize,
     /// To make all tables.
     pub made_in: Duration,
@@ -109,7 +111,7 @@ pub fn catalog(nodes: usize, partitions: u64, seed: u64, meter: &mut dyn Meter) 
 
     let ids: Vec<PartitionId> = catalog.partitions.keys().copied().collect();
     let nodes_of: Vec<NodeId> = catalog.nodes.keys().copied().collect();
-    let (mut applied_in, mut commands, mut move_bytes) = (Duration::ZERO, 0, 0);
+    let (mut applied_in, mut commands, mut move_bytes, mut move_entries) = (Duration::ZERO, 0, 0, 0);
     for _ in 0..MOVES {
         let moved = stream.pick(&ids).and_then(|id| catalog.partitions.get(id));
         let (Some(partition), Some(to)) = (moved, stream.pick(&nodes_of).copied()) else { break };
@@ -127,7 +129,7 @@ pub fn catalog(nodes: usize, partitions: u64, seed: u64, meter: &mut dyn Meter) 
             Command::SettlePartition { partition, epoch: third },
             Command::RemoveReplica { partition, node: from, epoch: third },
         ];
-        move_bytes = 0;
+        (move_bytes, move_entries) = (0, steps.len());
         for command in steps {
             move_bytes += agreement::log_bytes(&command)?;
             let start = meter.elapsed();
@@ -157,6 +159,7 @@ pub fn catalog(nodes: usize, partitions: u64, seed: u64, meter: &mut dyn Meter) 
         partitions: decoded.partitions.len(),
         tables: decoded.tables.len(),
         snapshot_bytes: bytes.len(),
+        move_entries,
         move_bytes,
         made_in,
         last_made_in,

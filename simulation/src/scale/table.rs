@@ -42,6 +42,7 @@ pub fn gossip_table(reports: &[GossipReport]) -> String {
     row("bytes sent per node and second", &|it| bytes(&it.quiet.rates));
     row("datagrams sent per node and second", &|it| format!("{:.1}", it.quiet.rates.sent_datagrams));
     row("busiest node, bytes sent and received per second", &|it| format!("{:.0}", it.quiet.rates.busiest_bytes));
+    row("all nodes but one in a hundred, at most", &|it| format!("{:.0}", it.quiet.rates.busy_bytes));
     row("nodes falsely suspected", &|it| it.quiet.suspected.to_string());
     row("nodes falsely down", &|it| it.quiet.called_down.to_string());
     row("**Join** of one more: it sees all", &|it| seconds(it.join.newcomer_micros));
@@ -76,7 +77,8 @@ pub fn catalog_table(report: &CatalogReport) -> String {
     row("partitions of three replicas", report.partitions.to_string());
     row("a snapshot, as a node fetches it", format!("{} bytes", report.snapshot_bytes));
     row("for each partition", format!("{:.1} bytes", report.bytes_per_partition()));
-    row("the move of one replica, in the log (three entries)", format!("{} bytes", report.move_bytes));
+    let entries = report.move_entries;
+    row(&format!("the move of one replica, in the log ({entries} entries)"), format!("{} bytes", report.move_bytes));
     row("in memory", format!("{} MiB", report.resident_bytes >> 20));
     row("to make all tables", format!("{:.2?}", report.made_in));
     row("to make the last one", format!("{:.2?}", report.last_made_in));

@@ -47,13 +47,15 @@ fn broken_bounds_are_told() {
     large.quiet.rates.sent_bytes *= 1.6;
     large.crash.last_micros = None;
     large.quiet.called_down = 1;
+    large.quiet.rates.busy_bytes *= 2.0;
     // A quiet node that sends so much more sends more than any may, too.
-    assert_eq!(broken_bounds(&[small, large], None).len(), 4);
+    assert_eq!(broken_bounds(&[small, large], None).len(), 5);
 }
 
 #[test]
 fn the_map_of_partitions_is_as_small_as_promised() {
     let report = catalog(50, 3_000, 1, &mut Blind).unwrap();
-    assert_eq!((report.partitions, report.tables), (3_000, 3));
+    assert_eq!((report.partitions, report.tables, report.move_entries), (3_000, 3, 6));
+    assert!(catalog_table(&report).contains("in the log (6 entries)"));
     assert_eq!(broken_bounds(&[], Some(&report)), Vec::<String>::new());
 }

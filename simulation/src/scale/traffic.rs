@@ -1,5 +1,7 @@
 //! Datagrams and bytes, by node.
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 
 /// What went over the network since the last reset.
@@ -15,6 +17,12 @@ struct Load {
     received_bytes: u64,
 }
 
+impl Load {
+    fn total_bytes(&self) -> u64 {
+        self.sent_bytes + self.received_bytes
+    }
+}
+
 /// Traffic of one node in one second, with the seal of the datagrams and without headers of UDP and IP (28 bytes each).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rates {
@@ -24,6 +32,10 @@ pub struct Rates {
     pub sent_datagrams: f64,
     /// Bytes that the busiest node sends and receives.
     pub busiest_bytes: f64,
+    /// Those of them that it sends.
+    pub busiest_sent_bytes: f64,
+    /// Bytes that all nodes but one in a hundred send and receive, at most. Among less than a hundred it is the busiest.
+    pub busy_bytes: f64,
 }
 
 impl Traffic {
@@ -51,18 +63,43 @@ impl Traffic {
 
     /// Bytes that a node has sent and received.
     pub(super) fn of(&self, node: usize) -> u64 {
-        self.nodes.get(node).map_or(0, |load| load.sent_bytes + load.received_bytes)
+        self.nodes.get(node).map_or(0, Load::total_bytes)
     }
 
     /// Over so many nodes that were up for so many microseconds.
     pub(super) fn rates(&self, nodes: usize, micros: u64) -> Rates {
         let seconds = (micros as f64 / 1e6).max(1e-6);
         let per_node = seconds * nodes.max(1) as f64;
-        let busiest = self.nodes.iter().map(|load| load.sent_bytes + load.received_bytes).max().unwrap_or_default();
+        let mut busiest: Vec<&Load> = self.nodes.iter().collect();
+        busiest.sort_unstable_by_key(|load| Reverse(load.total_bytes()));
+        let (first, busy) = (busiest.first(), busiest.get(nodes / 100));
+        let rate = |bytes: Option<u64>| bytes.unwrap_or_default() as f64 / seconds;
         Rates {
             sent_bytes: self.sent_bytes as f64 / per_node,
             sent_datagrams: self.sent as f64 / per_node,
-            busiest_bytes: busiest as f64 / seconds,
+            busiest_bytes: rate(first.map(|load| load.total_bytes())),
+            busiest_sent_bytes: rate(first.map(|load| load.sent_bytes)),
+            busy_bytes: rate(busy.map(|load| load.total_bytes())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_busy_node_among_hundreds_does_not_stand_for_the_others() {
+        let mut traffic = Traffic::new(300);
+        for node in 0..200 {
+            traffic.sent(node, 100);
+            traffic.received(node, 50);
+        }
+        traffic.sent(7, 10_000);
+        traffic.sent(8, 1_000);
+        let rates = traffic.rates(200, 2_000_000);
+        assert_eq!((rates.busiest_bytes, rates.busiest_sent_bytes, rates.busy_bytes), (5_075.0, 5_050.0, 75.0));
+        // Among few every node counts.
+        assert_eq!(traffic.rates(99, 2_000_000).busy_bytes, 5_075.0);
     }
 }

@@ -193,6 +193,10 @@ impl Store {
     /// Whether the new row beats the old one. Equal versions are the same row, and nothing happens. Of an event that
     /// arrived twice the first version stays, so that replicas agree on it whatever the order of arrival.
     fn beats(&self, new: Version, old: Version) -> bool {
+        let tick = |version: Version| version.time().micros() / 10_000;
+        if self.has(Planted::NoTieBreak) && self.is_upsert && tick(new) == tick(old) {
+            return new != old;
+        }
         let newest_wins = self.is_upsert != self.has(Planted::WrongTieBreak);
         if newest_wins { new > old } else { new < old }
     }

@@ -328,7 +328,9 @@ impl QueryState {
             }
             Effect::Stop => {
                 self.end_delivery();
-                myself.stop(None);
+                if self.node.limits.planted != Some(Planted::ActorLeaked) {
+                    myself.stop(None);
+                }
                 None
             }
         }

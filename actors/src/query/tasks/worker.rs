@@ -151,7 +151,7 @@ async fn pump(start: TaskStart) -> Result<()> {
             continue;
         }
         for (slot, part) in router.route(batch)? {
-            for piece in cut(part, BATCH_BYTES_TARGET, usize::MAX) {
+            for piece in cut(part, BATCH_BYTES_TARGET.min(node.limits.edge_window_bytes as usize), usize::MAX) {
                 meter.rows += piece.num_rows() as u64;
                 meter.bytes += batch_bytes(&piece) as u64;
                 let before = node.env.monotonic();

@@ -31,9 +31,23 @@ pub struct OneArguments {
     /// Switches on a bug, to see that it is found; `shoal-sim bugs --list` names them.
     #[arg(long, value_name = "BUG", value_parser = planted)]
     planted: Option<Planted>,
+    #[command(flatten)]
+    jobs: JobsArguments,
+}
+
+/// How many runs at once.
+#[derive(Args)]
+pub struct JobsArguments {
     /// Runs so many at a time; by default as many as there are cores.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
+}
+
+impl JobsArguments {
+    pub fn get(&self) -> NonZeroUsize {
+        let given = self.jobs.and_then(|jobs| NonZeroUsize::new(usize::from(jobs)));
+        given.unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+    }
 }
 
 /// Many runs.
@@ -103,14 +117,8 @@ impl OneArguments {
     }
 
     pub fn jobs(&self) -> NonZeroUsize {
-        let given = self.jobs.and_then(|jobs| NonZeroUsize::new(usize::from(jobs)));
-        given.unwrap_or_else(cores)
+        self.jobs.get()
     }
-}
-
-/// Runs at once unless told otherwise.
-pub fn cores() -> NonZeroUsize {
-    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A planted bug by its name.

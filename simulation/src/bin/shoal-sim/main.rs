@@ -91,7 +91,7 @@ struct Recording {
 impl Recording {
     /// What is needed to run exactly this again.
     fn of(options: &RunOptions, report: &RunReport) -> Self {
-        Self { hash: report.hash.clone(), run: RunOptions { faults: Some(report.plan.clone()), ..options.clone() } }
+        Self { hash: report.hash.clone(), run: with_its_faults(options, report) }
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
@@ -103,6 +103,12 @@ impl Recording {
         let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
         toml::from_str(&text).map_err(|error| wrong(&error))
     }
+}
+
+/// The run with its faults spelled out, if they are known: one that did not come to its end has reported none.
+fn with_its_faults(options: &RunOptions, report: &RunReport) -> RunOptions {
+    let plan = Some(&report.plan).filter(|_| !report.hash.is_empty()).cloned();
+    RunOptions { faults: plan.or_else(|| options.faults.clone()), ..options.clone() }
 }
 
 fn main() -> ExitCode {

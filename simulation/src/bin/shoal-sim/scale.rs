@@ -5,19 +5,22 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use shoal_simulation::scale::{Meter, Weather, broken_bounds, catalog, catalog_table, gossip, gossip_table};
+use serde::Serialize;
+use shoal_simulation::scale::{
+    CatalogReport, GossipReport, Meter, Weather, broken_bounds, catalog, catalog_table, gossip, gossip_table,
+};
 
 use crate::Outcome;
 
-/// Nodes of the catalog.
-const CATALOG_NODES: usize = 1_000;
+/// Nodes of the catalog, at least.
+const CATALOG_NODES_MIN: usize = 1_000;
 
 #[derive(Args)]
 pub struct ScaleArguments {
     /// Numbers of nodes, each taken through all scenes. 5000 nodes take about 9 GiB and half an hour.
     #[arg(long, value_name = "N", default_values_t = [100, 1_000, 5_000], value_parser = nodes)]
     nodes: Vec<usize>,
-    /// Partitions of the catalog, over 1000 nodes; 0 leaves the catalog out.
+    /// Partitions of the catalog, over as many nodes as the largest `--nodes`, and over 1000 at least; 0 leaves the catalog out.
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     partitions: u64,
     /// Virtual seconds of quiet.
@@ -32,6 +35,17 @@ pub struct ScaleArguments {
     /// Writes the tables there, too, as Markdown.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Writes the figures and the bounds that do not hold, as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// The form of `--report`.
+#[derive(Serialize)]
+struct Report<'a> {
+    gossip: &'a [GossipReport],
+    catalog: Option<&'a CatalogReport>,
+    broken: &'a [String],
 }
 
 /// Below, nobody is left to ask others about a node; above, numbers do not fit into the addresses of the simulated network.
@@ -75,7 +89,10 @@ pub fn run(arguments: &ScaleArguments) -> io::Result<Outcome> {
     // The catalog comes first: what a large world has given back would hide how much memory it takes.
     let map = match arguments.partitions {
         0 => None,
-        partitions => Some(catalog(CATALOG_NODES, partitions, arguments.seed, &mut watch).map_err(io::Error::other)?),
+        partitions => {
+            let nodes = arguments.nodes.iter().copied().fold(CATALOG_NODES_MIN, usize::max);
+            Some(catalog(nodes, partitions, arguments.seed, &mut watch).map_err(io::Error::other)?)
+        }
     };
     let mut reports = Vec::new();
     for nodes in &arguments.nodes {
@@ -90,6 +107,10 @@ pub fn run(arguments: &ScaleArguments) -> io::Result<Outcome> {
         std::fs::write(path, &text)?;
     }
     let broken = broken_bounds(&reports, map.as_ref());
+    if let Some(path) = &arguments.report {
+        let report = Report { gossip: &reports, catalog: map.as_ref(), broken: &broken };
+        serde_json::to_writer_pretty(std::fs::File::create(path)?, &report)?;
+    }
     writeln!(out)?;
     for bound in &broken {
         writeln!(out, "broken: {bound}")?;

@@ -52,7 +52,8 @@ fn run_seed(program: &Path, arguments: &RunArguments, base: &RunOptions, seed: u
     let options = RunOptions { seed, ..base.clone() };
     let mut report = apart::run(program, &options, arguments.trace.as_deref());
     let other = arguments.against.as_deref().or(arguments.twice.then_some(program));
-    if let Some(other) = other.filter(|_| report.failure.is_none()) {
+    // One that had to be killed has no hash.
+    if let Some(other) = other.filter(|_| report.failure.is_none() && !report.hash.is_empty()) {
         let again = apart::run(other, &options, None);
         if again.hash != report.hash {
             report.failure = Some(differs(program, other, &options, &again));
@@ -64,7 +65,9 @@ fn run_seed(program: &Path, arguments: &RunArguments, base: &RunOptions, seed: u
 /// Two runs of one seed were not the same: the event at which they part says which code looks at something that is not
 /// simulated.
 fn differs(program: &Path, other: &Path, options: &RunOptions, again: &RunReport) -> String {
-    let hash = again.failure.as_deref().unwrap_or(&again.hash);
+    let killed =
+        again.violations.first().filter(|_| again.hash.is_empty()).map(|violation| violation.evidence.as_str());
+    let hash = again.failure.as_deref().or(killed).unwrap_or(&again.hash);
     let place = match apart::first_difference(program, other, options) {
         Ok(Some(difference)) => difference,
         Ok(None) => "two further runs were the same".to_owned(),
@@ -98,7 +101,7 @@ fn tell_in_order(
                 text = tell::line(turn, &report);
             }
             if !report.passed() {
-                let again = tell::again(&options, arguments.one.scenario.as_deref());
+                let again = tell::again(&options, &report, arguments.one.scenario.as_deref());
                 text = format!("{text}\n{}", tell::what_broke(&report, &again));
             }
             if !text.is_empty() {

@@ -32,8 +32,8 @@ pub fn what_broke(report: &RunReport, again: &str) -> String {
     text
 }
 
-/// The commands that run a seed again, and make it small.
-pub fn again(options: &RunOptions, scenario: Option<&Path>) -> String {
+/// The commands that run a seed again, and make it small if it came to an end.
+pub fn again(options: &RunOptions, report: &RunReport, scenario: Option<&Path>) -> String {
     let file = scenario.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
     let (command, usual) = if options.kinds.is_none() { ("swarm", "") } else { ("run", " --usual") };
     let nodes = options.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
@@ -42,7 +42,7 @@ pub fn again(options: &RunOptions, scenario: Option<&Path>) -> String {
     let minutes = options.seconds() as f64 / 60.0;
     let run = format!("--seed {} --minutes {minutes}{file}{nodes}{subject}{planted}", options.seed);
     let again = format!("shoal-sim {command} {run} --trace trace.txt");
-    if options.subject == Subject::Echo {
+    if options.subject == Subject::Echo || report.hash.is_empty() {
         return again;
     }
     format!("{again}\n    shoal-sim explain trace.txt\n\n  to make it small:\n    shoal-sim minimize{usual} {run}")
