@@ -133,8 +133,6 @@ planted! {
     StreamsLeftOpen = "streams-left-open";
     /// Nobody asks members that were down whether they are back.
     NoSecondChance = "no-second-chance";
-    /// A node that stops throws away what its tasks had put out, and their consumers take that for the end.
-    EndedIsWhole = "ended-is-whole";
     // Reads at quorum.
     /// A read at quorum asks nobody but the replica that it reads.
     QuorumReadsOne = "quorum-reads-one";

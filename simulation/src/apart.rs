@@ -42,7 +42,7 @@ pub fn run(program: &Path, options: &RunOptions, trace: Option<&Path>) -> RunRep
     run_within(program, options, trace, RUN_TIME_MAX)
 }
 
-/// As [`run`], for so much wall time at most. A run that is not over by then is killed, and has broken [`EVERY_RUN_ENDS`].
+/// As [`run()`], for so much wall time at most. A run that is not over by then is killed, and has broken [`EVERY_RUN_ENDS`].
 pub fn run_within(program: &Path, options: &RunOptions, trace: Option<&Path>, time: Duration) -> RunReport {
     let order = Order { run: options.clone(), trace: trace.map(Path::to_path_buf) };
     let report = carried_out(program, &order, time);

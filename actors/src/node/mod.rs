@@ -392,9 +392,7 @@ impl Node {
             return;
         }
         // As long as the others believe that this node is there, their queries may end in peace.
-        if !inner.context.config.has(Planted::EndedIsWhole) {
-            inner.queries.drain().await;
-        }
+        inner.queries.drain().await;
         inner.context.swim.leave().await;
         inner.queries.shutdown().await;
         let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));

@@ -86,7 +86,7 @@ impl QueryNode {
             placement,
             limits,
             memory,
-            edges: EdgeTable::new(planted),
+            edges: EdgeTable::default(),
             admission,
             root,
             registry: Mutex::default(),

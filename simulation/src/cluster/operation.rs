@@ -71,6 +71,8 @@ impl Mix {
         for share in mix.shares() {
             *share *= stream.pick(&[0, 1, 1, 1, 5]).copied().unwrap_or(1);
         }
+        // Every table is partitions that have to move when nodes come and go.
+        mix.tables = mix.tables.min(3);
         // Something is written, and somebody looks.
         mix.upserts = mix.upserts.max(7);
         mix.questions = mix.questions.max(10);

@@ -145,15 +145,6 @@ impl TaskOutput {
         }
     }
 
-    /// As [`Planted::EndedIsWhole`](shoal_kernel::Planted) has it: what a task that has ended well had put out is taken for read.
-    pub(crate) fn forget(&self, error: Error) {
-        self.end(Err(error));
-        let slots = locked(&self.shared).consumers.len();
-        for slot in 0..slots {
-            self.discard(slot as u32);
-        }
-    }
-
     /// Starts reading a slot.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shoal_kernel::{Env, Error, ErrorCode, FragmentKey, Planted, QueryId, Result};
+use shoal_kernel::{Env, Error, ErrorCode, FragmentKey, QueryId, Result};
 use tokio::sync::Notify;
 
 use super::TaskOutput;
@@ -18,8 +18,6 @@ const ENDED_MAX: usize = 4_096;
 pub(crate) struct EdgeTable {
     state: Mutex<State>,
     changed: Notify,
-    // As `Planted::EndedIsWhole` has it.
-    forgets: bool,
 }
 
 #[derive(Default)]
@@ -30,10 +28,6 @@ struct State {
 }
 
 impl EdgeTable {
-    pub(crate) fn new(planted: Option<Planted>) -> Self {
-        Self { forgets: planted == Some(Planted::EndedIsWhole), ..Self::default() }
-    }
-
     /// Makes outputs known.
     ///
     /// # Errors
@@ -107,7 +101,7 @@ impl EdgeTable {
         drop(state);
         for output in outputs {
             let error = over(query, attempt);
-            if self.forgets { output.forget(error) } else { output.abort(error) }
+            output.abort(error);
         }
         self.changed.notify_waiters();
     }
