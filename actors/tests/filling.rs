@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use shoal_actors::Node;
-use shoal_actors::service::{Moment, NodeConfig, Observer, SqlRequest, WriteRequest};
+use shoal_actors::service::{CatalogObserver, Moment, NodeConfig, Observer, SqlRequest, WriteRequest};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Epoch, Error, KeyRange, NodeId, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
@@ -20,6 +20,10 @@ use common::{PATIENCE, eventually, free_address, numbers};
 /// Notes which replicas have begun with a copy, and of whom.
 #[derive(Debug, Default)]
 struct Copies(Mutex<Vec<(Moment, Moment)>>);
+
+impl CatalogObserver for Copies {
+    fn applied(&self, _node: NodeId, _catalog: &shoal_catalog::Catalog) {}
+}
 
 impl Observer for Copies {
     fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}

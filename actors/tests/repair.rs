@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use shoal_actors::Node;
-use shoal_actors::service::{Moment, NodeConfig, Observer, SqlRequest};
+use shoal_actors::service::{CatalogObserver, Moment, NodeConfig, Observer, SqlRequest};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Epoch, Error, ErrorCode, KeyRange, NodeId, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
@@ -20,6 +20,10 @@ use common::{eventually, free_address};
 /// Only observed nodes lose rows.
 #[derive(Debug)]
 struct Witness;
+
+impl CatalogObserver for Witness {
+    fn applied(&self, _node: NodeId, _catalog: &shoal_catalog::Catalog) {}
+}
 
 impl Observer for Witness {
     fn opened(&self, _at: Moment, _ancestors: &[PartitionId], _range: &KeyRange) {}

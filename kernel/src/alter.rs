@@ -70,7 +70,10 @@ impl TableSchema {
             }
             SchemaChange::Drop(id) => {
                 let Some(place) = self.index_of(*id) else {
-                    return if *id < self.next_column { Ok(next) } else { Err(ChangeRefused::Stale) };
+                    // It has gone, unless it has a wider form now.
+                    let is_wider = self.retired.iter().any(|old| old.id == *id && old.into.is_some());
+                    let is_gone = *id < self.next_column && !is_wider;
+                    return if is_gone { Ok(next) } else { Err(ChangeRefused::Stale) };
                 };
                 self.check_not_key(place, "dropped")?;
                 next.retire(place, None);
@@ -229,6 +232,17 @@ mod tests {
         let dropped = schema.changed(&SchemaChange::Drop(ColumnId(5))).unwrap();
         assert_eq!(dropped.root(ColumnId(4)), ColumnId(1));
         assert!(dropped.retired.iter().all(|old| old.into.is_none()));
+    }
+
+    #[test]
+    fn a_column_that_was_widened_meanwhile_is_not_taken_for_dropped() {
+        for schema in [upsert(), event()] {
+            let next = schema.next_column.0;
+            let wider = schema.changed(&widen(1, next, DataType::Float64)).unwrap();
+            assert_eq!(wider.changed(&SchemaChange::Drop(ColumnId(1))), Err(ChangeRefused::Stale));
+            let dropped = wider.changed(&SchemaChange::Drop(ColumnId(next))).unwrap();
+            assert_eq!(dropped.changed(&SchemaChange::Drop(ColumnId(1))), Ok(dropped));
+        }
     }
 
     #[test]

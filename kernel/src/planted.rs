@@ -86,6 +86,8 @@ planted! {
     EpochIgnored = "epoch-ignored";
     /// A replica that is to leave goes at once, with whatever it alone holds.
     LeavesEarly = "leaves-early";
+    /// Any number of writes may wait for a replica.
+    UnboundedMailbox = "unbounded-mailbox";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
     // Gateways.
@@ -118,6 +120,13 @@ planted! {
     ActorLeaked = "actor-leaked";
     /// Any number of queries may wait.
     UnboundedQueue = "unbounded-queue";
+    // The catalog.
+    /// A change of a partition's replicas keeps its epoch.
+    TwoOwners = "two-owners";
+    /// What is agreed upon about the catalog is told before it is on the disk.
+    CatalogSkipFsync = "catalog-skip-fsync";
+    /// A node that starts has forgotten whom it has voted for.
+    VoteForgotten = "vote-forgotten";
     // Whole nodes.
     /// DROP TABLE says that it is done and does nothing.
     DropForgotten = "drop-forgotten";

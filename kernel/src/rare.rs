@@ -79,6 +79,7 @@ rare! {
     Settled = "the voters of a partition held what had been acknowledged before they were";
     ReplicaSplit = "a replica that ran was split";
     ReplicaSplitAtStart = "a replica was split when its node started";
+    LeftReplicaRemoved = "what was left of a replica that had been taken from a node was removed";
     TokenElsewhere = "a replica knew an idempotency key from a peer";
     // Queries.
     SchemaAwaited = "a query waited for a node to hear of a table's schema";

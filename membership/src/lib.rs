@@ -10,5 +10,5 @@
 pub mod agreement;
 pub mod swim;
 
-pub use agreement::{Agreement, AgreementConfig, AgreementStatus, JoinError, PeerRpc};
+pub use agreement::{Agreement, AgreementConfig, AgreementStatus, CatalogObserver, JoinError, PeerRpc};
 pub use swim::{Member, MemberState, Members, Swim, SwimConfig, SwimStats};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::Array;
+use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -16,6 +16,7 @@ use shoal_kernel::{Error, ErrorCode, Result, TableKind, suggest};
 use sqlparser::ast::{self, SetExpr, Spanned, TableObject};
 
 use crate::error::error_from_datafusion;
+use crate::literals;
 use crate::planner::{logical_plan, physical_plan};
 use crate::session::running;
 use crate::sql::{at, normalised, table_name};
@@ -36,7 +37,10 @@ pub(crate) async fn plan(state: &SessionState, catalog: &Catalog, statement: ast
     let absent = absent_columns(table, insert)?;
     let source = match insert.source.as_ref().map(|source| source.body.as_ref()) {
         Some(SetExpr::Values(list)) => {
-            let found = values(state, catalog, statement.clone(), table, &absent).await;
+            let found = match literals::columns(table, insert, &absent) {
+                Some(columns) => rows_of(table, &absent, vec![columns]),
+                None => values(state, catalog, statement.clone(), table, &absent).await,
+            };
             let rows = match found {
                 Ok(rows) => rows,
                 Err(error) => return Err(name_row(state, catalog, &statement, table, &absent, list, error).await),
@@ -178,23 +182,29 @@ async fn values(
     let physical = state.create_physical_plan(&rows).await.map_err(error_from_datafusion)?;
     let context = running(None, state.config().clone(), Arc::clone(state.runtime_env()));
     let batches = collect(physical, Arc::new(context)).await.map_err(error_from_datafusion)?;
+    rows_of(table, absent, batches.into_iter().map(|batch| batch.columns().to_vec()).collect())
+}
+
+/// Rows of the table, but for some of its columns.
+fn rows_of(table: &Table, absent: &[&str], batches: Vec<Vec<ArrayRef>>) -> Result<Vec<RecordBatch>> {
     let columns = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
     let fields: Vec<_> =
         columns.map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable)).collect();
     let schema = Arc::new(Schema::new(fields));
     let mut before = 0;
     let mut out = Vec::new();
-    for batch in batches {
-        for (field, array) in schema.fields().iter().zip(batch.columns()) {
+    for columns in batches {
+        for (field, array) in schema.fields().iter().zip(&columns) {
             let null = (0..array.len()).find(|row| !field.is_nullable() && array.is_null(*row));
             if let Some(row) = null {
                 let message = format!("row {}: column '{}' is NOT NULL", before + row + 1, field.name());
                 return Err(Error::new(ErrorCode::InvalidRows, message));
             }
         }
-        before += batch.num_rows();
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), batch.columns().to_vec(), &options)
+        let rows = columns.first().map_or(0, |column| column.len());
+        before += rows;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options)
             .map_err(|error| error_from_datafusion(error.into()))?;
         out.push(batch);
     }

@@ -20,6 +20,7 @@ mod graph;
 mod groups;
 mod insert;
 mod late;
+mod literals;
 mod node;
 mod order;
 mod planner;

@@ -10,13 +10,16 @@ use shoal_kernel::Planted;
 
 use crate::cluster::{Ending, Mix, OperationId};
 use crate::entropy;
-use crate::faults::{FaultKind, PlannedFault};
+use crate::faults::{FaultKind, GAP_MS, PlannedFault};
 use crate::panics;
 use crate::random::Stream;
 use crate::world::Shared;
 
 /// Stack of the thread of a run: debug builds of query planners recurse deep.
 const STACK_BYTES: usize = 64 << 20;
+
+/// What a run breaks in which something panicked, whatever became of that.
+pub const NOTHING_PANICS: &str = "nothing_panics";
 
 /// What is simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct RunOptions {
     /// Kinds of faults that may be drawn; one that is named twice is drawn twice as often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Vec<FaultKind>>,
+    /// Shortest and longest wait between the beginnings of two faults, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault_gap_ms: Option<(u64, u64)>,
     /// A bug to switch on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub planted: Option<Planted>,
@@ -104,6 +110,7 @@ impl RunOptions {
             seconds: Some(SECONDS),
             replication_factor: Some(3),
             kinds: Some(FaultKind::ALL.to_vec()),
+            fault_gap_ms: Some(GAP_MS),
             late_join: Some(false),
             tight_limits: Some(false),
             mix: Some(Mix::default()),
@@ -114,7 +121,7 @@ impl RunOptions {
 
     /// Nodes, as given or drawn: mostly three.
     pub fn nodes(&self) -> u16 {
-        let drawn = [3, 3, 3, 3, 1, 2, 4, 5, 7, 9];
+        let drawn = [3, 3, 3, 3, 3, 3, 3, 3, 1, 2, 4, 5, 6, 7, 8, 9];
         self.nodes.or_else(|| Stream::new(self.seed, "nodes", 0).pick(&drawn).copied()).unwrap_or(3)
     }
 
@@ -183,7 +190,7 @@ impl RunReport {
             self.failure = Some(format!("the trace could not be written: {error}"));
         }
         for panic in panics::take().into_iter().filter(|panic| !panic.contains(panics::PLANNED)) {
-            self.violations.push(Violation { invariant: "nothing_panics".into(), evidence: panic });
+            self.violations.push(Violation { invariant: NOTHING_PANICS.into(), evidence: panic });
         }
         if shared.stray_threads() > 0 {
             self.failure = Some(format!("{} threads were started outside the simulation", shared.stray_threads()));

@@ -36,11 +36,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long this node may take to hear of the table.
 const TABLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Where files lie while they are read, below the data directory. Emptied when the node starts.
-const DIRECTORY: &str = "restore";
+pub(crate) const RESTORE_DIR: &str = "restore";
 
 /// Removes what a restore that was cut short has left. Blocks.
 pub(crate) fn clean(env: &Env, data_dir: &Path) -> Result<()> {
-    let (disk, dir) = (env.disk(), data_dir.join(DIRECTORY));
+    let (disk, dir) = (env.disk(), data_dir.join(RESTORE_DIR));
     match disk.exists(&dir)? {
         true => Ok(disk.remove_dir_all(&dir)?),
         false => Ok(()),
@@ -56,7 +56,7 @@ struct Temporary {
 impl Temporary {
     async fn make(context: &NodeContext) -> Result<Self> {
         let env = context.env.clone();
-        let dir = context.config.data_dir.join(DIRECTORY).join(format!("{:016x}", env.random("restore")));
+        let dir = context.config.data_dir.join(RESTORE_DIR).join(format!("{:016x}", env.random("restore")));
         let (disk, made) = (env.disk(), dir.clone());
         env.blocking(move || disk.create_dir_all(&made)).await??;
         Ok(Self { env, dir })

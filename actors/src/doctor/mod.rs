@@ -19,6 +19,7 @@ use shoal_membership::{agreement, swim};
 pub use report::{CatalogSummary, Examined, ReplicaExamined};
 pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, StoreReport};
 
+use crate::backup::fetch::RESTORE_DIR;
 use crate::node::clock::{CLOCK_FILE, NodeClock};
 use crate::node::identity::{self, LOCK_FILE, NODE_FILE};
 use crate::replica::open::{FILLING, GONE, LOST, REFILLING};
@@ -144,7 +145,11 @@ impl<'a> DataDir<'a> {
             Err(error) => self.examined.findings.push(Finding::of(&error, swim::GENERATION_FILE)),
             Ok(_) => {}
         }
-        let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR, swim::GENERATION_FILE];
+        let restores = self.dir.join(RESTORE_DIR);
+        if self.disk.exists(&restores)? && !self.disk.list(&restores)?.is_empty() {
+            self.note(RESTORE_DIR, "files of a backup that was being restored", "the next start removes them");
+        }
+        let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR, RESTORE_DIR, swim::GENERATION_FILE];
         for name in names.iter().filter(|name| !known.contains(&name.as_str())) {
             let (what, remedy) = match name.ends_with(".new") {
                 true => ("the next content of a file, which was not put in its place", "the next write replaces it"),

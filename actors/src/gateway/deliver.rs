@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::reserve::{Home, conflict};
 use super::route::{self, Part, Piece};
-use super::{HeldToken, PERMIT_BYTES, dropped, expired, not_enough};
+use super::{HeldToken, PERMIT_BYTES, dropped, expired, inflight_permits_max, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::replica::message::{PartOfWrite, ReplicaAnswer, ReplicaCall, WriteCall, Written};
@@ -122,11 +122,13 @@ impl Delivery {
     async fn send(self, parcel: &Parcel, inflight: &Arc<Semaphore>) -> Result<Option<Outcome>> {
         let Parcel { part, token, version, fingerprint } = parcel;
         let rows = batch::encode(&part.rows)?;
-        let permits = u32::try_from(rows.len().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        let room = inflight.clone().try_acquire_many_owned(permits).map_err(|_| {
-            Error::new(ErrorCode::Overloaded, "this node has too many rows under way (INFLIGHT_BYTES_MAX)")
-                .with_retry_after_ms(200)
-        })?;
+        // One that is larger than all that may be under way is sent alone.
+        let permits = rows.len().div_ceil(PERMIT_BYTES).min(inflight_permits_max(&self.context.config));
+        let room =
+            inflight.clone().try_acquire_many_owned(u32::try_from(permits).unwrap_or(u32::MAX)).map_err(|_| {
+                Error::new(ErrorCode::Overloaded, "this node has too many rows under way (inflight_bytes_max)")
+                    .with_retry_after_ms(200)
+            })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let of_whole = |ordinals: Vec<u32>| PartOfWrite { ordinals, fingerprint: fingerprint.unwrap_or_default() };
         let mut sending = Sending {

@@ -26,10 +26,8 @@ use self::reserve::Reservation;
 use self::route::Stamp;
 use crate::node::clock::STAMPS_PER_TICK;
 use crate::node::context::NodeContext;
-use crate::service::{WriteReport, WriteRequest};
+use crate::service::{NodeConfig, WriteReport, WriteRequest};
 
-/// Bytes of rows under way from this node, replicas that are slow to answer included.
-const INFLIGHT_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a client's idempotency key: what the pieces add to it must find room.
 const CLIENT_TOKEN_BYTES_MAX: usize = TOKEN_BYTES_MAX - 16;
 /// How long a write may wait for replicas that are missing, whatever the request's own deadline.
@@ -66,13 +64,8 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) fn new(context: Arc<NodeContext>) -> Self {
-        Self {
-            context,
-            inflight: Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX / PERMIT_BYTES)),
-            tokens: Arc::default(),
-            making_ahead: Arc::default(),
-            making: Arc::default(),
-        }
+        let inflight = Arc::new(Semaphore::new(inflight_permits_max(&context.config)));
+        Self { context, inflight, tokens: Arc::default(), making_ahead: Arc::default(), making: Arc::default() }
     }
 
     /// Writes rows; see the module.
@@ -233,8 +226,14 @@ impl Gateway {
 
     /// Bytes of rows under way.
     pub(crate) fn inflight_bytes(&self) -> usize {
-        INFLIGHT_BYTES_MAX - self.inflight.available_permits() * PERMIT_BYTES
+        let free = self.inflight.available_permits();
+        inflight_permits_max(&self.context.config).saturating_sub(free) * PERMIT_BYTES
     }
+}
+
+/// Permits for all rows that may be under way.
+fn inflight_permits_max(config: &NodeConfig) -> usize {
+    config.inflight_bytes_max.div_ceil(PERMIT_BYTES)
 }
 
 fn dropped(table: &Table) -> Error {

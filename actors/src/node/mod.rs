@@ -33,7 +33,7 @@ use ractor::{Actor, ActorRef};
 use shoal_catalog::{Catalog, Command, NodeAttributes, Table};
 use shoal_kernel::env::TaskHandle;
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result};
-use shoal_membership::{Agreement, AgreementConfig, Swim, SwimConfig};
+use shoal_membership::{Agreement, AgreementConfig, CatalogObserver, Swim, SwimConfig};
 use shoal_planner::Planner;
 use shoal_storage::PagePool;
 
@@ -124,8 +124,12 @@ impl Node {
             http_address: config.http_address,
             zone: config.zone.clone(),
         };
-        let agreement =
-            Agreement::open(&env, AgreementConfig::new(node, attributes, config.data_dir.clone()), rpc).await?;
+        let agreed = AgreementConfig {
+            planted: config.planted,
+            observer: config.observer.clone().map(|observer| observer as Arc<dyn CatalogObserver>),
+            ..AgreementConfig::new(node, attributes, config.data_dir.clone())
+        };
+        let agreement = Agreement::open(&env, agreed, rpc).await?;
         transport.register(Route::Agreement, Arc::new(AgreementIn(agreement.clone())));
         let known = agreement.catalog().borrow().clone();
         let mut swim_config =
@@ -333,11 +337,20 @@ impl Node {
     /// What is in hand: all zero on a node at rest.
     pub fn in_hand(&self) -> InHand {
         let transport = self.0.context.transport.stats();
+        let handles = self.0.directory.all();
         InHand {
             queries: self.0.queries.stats(),
             write_bytes: self.0.gateway.inflight_bytes(),
+            queued_bytes: handles.iter().map(|handle| handle.queued_bytes()).sum(),
+            queued_bytes_most: handles.iter().map(|handle| handle.queued_bytes()).max().unwrap_or(0),
             streams: transport.streams_receiving + transport.streams_sending,
         }
+    }
+
+    /// Bytes of memory that rows of one replica take which are not flushed: the most that one has.
+    pub fn memtables_bytes_most(&self) -> u64 {
+        let handles = self.0.directory.all();
+        handles.iter().filter_map(|handle| handle.store().ok()).map(|store| store.memtable_bytes()).max().unwrap_or(0)
     }
 
     /// For tests: every replica of this node that has peers loses one in so many of its rows and tombstones, behind the back of its
@@ -431,6 +444,10 @@ pub struct InHand {
     pub queries: QueryStats,
     /// Bytes of rows on their way to replicas.
     pub write_bytes: usize,
+    /// Bytes of writes that wait for replicas of this node, or are being committed by them.
+    pub queued_bytes: u64,
+    /// Of one replica, the most.
+    pub queued_bytes_most: u64,
     /// Streams open to and from other nodes.
     pub streams: u64,
 }

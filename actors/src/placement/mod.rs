@@ -159,6 +159,10 @@ fn gauge(directory: &ReplicaDirectory) {
     metrics::gauge!("shoal_replicas_failed").set(count(ReplicaHandle::is_given_up));
     let lag = all.iter().filter_map(|handle| handle.lag()).max().unwrap_or(0);
     metrics::gauge!("shoal_replica_lag_max").set(lag as f64);
+    metrics::gauge!("shoal_replica_queued_bytes")
+        .set(all.iter().map(|handle| handle.queued_bytes()).sum::<u64>() as f64);
+    let stores = all.iter().filter_map(|handle| handle.store().ok());
+    metrics::gauge!("shoal_memtable_bytes").set(stores.map(|store| store.memtable_bytes()).sum::<u64>() as f64);
 }
 
 /// Tells the catalog which replicas of this node have been given up, and which run again.

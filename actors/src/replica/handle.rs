@@ -1,11 +1,11 @@
 //! A replica as the rest of its node sees it: one handle for the life of the replica's place on the node, whatever happens
 //! to the actor behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ractor::ActorRef;
-use shoal_kernel::{Epoch, Error, ErrorCode, LogId, NodeId, PartitionId, Result, ScanSpec, Version};
+use shoal_kernel::{Epoch, Error, ErrorCode, LogId, NodeId, PartitionId, Planted, Result, ScanSpec, Version};
 use shoal_storage::{Snapshot, Store};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, SemaphorePermit, oneshot};
 
@@ -13,7 +13,7 @@ pub(crate) use super::asked::Asked;
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
 use super::replicator::Feed;
-use super::state::QUEUE_BYTES_MAX;
+use crate::service::NodeConfig;
 
 /// Tasks that one replica may have been asked for and not have carried out.
 const MAINTENANCE_WAITING_MAX: usize = 16;
@@ -66,6 +66,10 @@ pub(crate) struct ReplicaHandle {
     /// It is being filled by files.
     fetching: Mutex<Option<Fetching>>,
     admission: Arc<Semaphore>,
+    queue_bytes_max: u64,
+    /// A bug planted on purpose: there is no such bound.
+    unbounded: bool,
+    queued_bytes: AtomicU64,
     maintenance: Semaphore,
     /// Read by whoever asks a peer for rows, from the question to the commit; written by whoever must be alone.
     pub(super) pulls: RwLock<()>,
@@ -75,7 +79,8 @@ pub(crate) struct ReplicaHandle {
 }
 
 impl ReplicaHandle {
-    pub(crate) fn new(partition: PartitionId) -> Self {
+    pub(crate) fn new(partition: PartitionId, config: &NodeConfig) -> Self {
+        let permits = usize::try_from(config.replica_queue_bytes_max.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
         Self {
             partition,
             running: Mutex::new(None),
@@ -88,7 +93,10 @@ impl ReplicaHandle {
             problem: Mutex::new(None),
             replaying: Mutex::new(None),
             fetching: Mutex::new(None),
-            admission: Arc::new(Semaphore::new(usize::try_from(QUEUE_BYTES_MAX / PERMIT_BYTES).unwrap_or(usize::MAX))),
+            admission: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            queue_bytes_max: config.replica_queue_bytes_max,
+            unbounded: config.has(Planted::UnboundedMailbox),
+            queued_bytes: AtomicU64::new(0),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
             pulls: RwLock::new(()),
             repairing: Semaphore::new(1),
@@ -227,6 +235,7 @@ impl ReplicaHandle {
     /// Waits for room, then hands a gateway's write to the actor and waits for its commit.
     pub(crate) async fn write(&self, epoch: Epoch, bytes: u64, write: shoal_storage::Write) -> Result<Written> {
         let _room = self.admit(bytes)?;
+        let _counted = Counted::new(&self.queued_bytes, bytes);
         self.ask(|answer| ReplicaMessage::Write { epoch, bytes, write, answer }).await?
     }
 
@@ -242,6 +251,7 @@ impl ReplicaHandle {
 
     /// Has a version accepted for a token, and waits for its commit.
     pub(crate) async fn reserve(&self, epoch: Epoch, token: String, reserved: Reserved) -> Result<Written> {
+        let _room = self.admit(token.len() as u64)?;
         self.ask(|answer| ReplicaMessage::Reserve { epoch, token, reserved, answer }).await?
     }
 
@@ -285,11 +295,19 @@ impl ReplicaHandle {
         answered.await.map_err(|_| self.unavailable("failed meanwhile").with_applied(shoal_kernel::Applied::Unknown))
     }
 
+    /// Bytes of writes that wait for it, or are being committed.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
     fn admit(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        self.admission.clone().try_acquire_many_owned(permits.max(1)).map_err(|_| {
-            Error::new(ErrorCode::Overloaded, format!("the replica of {} has too much to write", self.partition))
-                .with_retry_after_ms(100)
+        // One that is larger than all that may wait is let in alone.
+        let bytes = if self.unbounded { 0 } else { bytes.min(self.queue_bytes_max) };
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let permits = if self.unbounded { 0 } else { permits.max(1) };
+        self.admission.clone().try_acquire_many_owned(permits).map_err(|_| {
+            let message = format!("the replica of {} has too much to write (replica_queue_bytes_max)", self.partition);
+            Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(100)
         })
     }
 
@@ -300,6 +318,25 @@ impl ReplicaHandle {
     fn unavailable(&self, why: &str) -> Error {
         let problem = self.problem().map(|error| format!(": {}", error.message())).unwrap_or_default();
         Error::new(ErrorCode::PartitionUnavailable, format!("the replica of {} {why}{problem}", self.partition))
+    }
+}
+
+/// Bytes that are counted for as long as it lives.
+struct Counted<'a> {
+    counter: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicU64, bytes: u64) -> Self {
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        Self { counter, bytes }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -122,7 +122,7 @@ impl Estate {
         if heirs.is_empty() {
             return Ok(self.heirs().collect());
         }
-        let handle = ReplicaHandle::new(self.partition.id);
+        let handle = ReplicaHandle::new(self.partition.id, &context.config);
         let opened = open::open(context, &self.partition, self.form.clone(), &handle).await?;
         let store = opened.store.clone();
         if let Some(observer) = &context.config.observer {

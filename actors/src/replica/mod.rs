@@ -127,6 +127,8 @@ pub(crate) struct ReplicaShell {
     store: Arc<Store>,
     core: ReplicaCore,
     durable: Durable,
+    /// It began empty, and has not counted since.
+    refilling: bool,
     /// A write of `durable` is under way. Only one is, or an older one could end last.
     writing: Option<Told>,
     /// `durable` has changed since that write began.
@@ -161,6 +163,7 @@ impl Actor for ReplicaActor {
         if fill::by_files(&context, &partition, &form, &handle, &opened).await? {
             opened = open::open(&context, &partition, form, &handle).await?;
         }
+        let (in_doubt, refilling) = (opened.in_doubt, opened.emptied);
         let mut durable = opened.durable.unwrap_or_default();
         let meta = opened.known.then(|| durable.core.clone());
         let core = ReplicaCore::new(context.node, partition.clone(), meta, opened.emptied, opened.in_doubt);
@@ -227,6 +230,7 @@ impl Actor for ReplicaActor {
             fence_kept: Hlc::default(),
             fencing: Vec::new(),
             durable,
+            refilling,
             writing: None,
             to_write: None,
             recent: Recent::default(),
@@ -239,6 +243,10 @@ impl Actor for ReplicaActor {
         };
         let effects = shell.core.start();
         shell.perform(&myself, effects)?;
+        if in_doubt && shell.core.meta().counts {
+            // There is nobody whom it could ask, so this is what it holds. When it has peers, that is not to be doubted again.
+            shell.persist(&myself, Told::Nobody);
+        }
         Ok(shell)
     }
 
@@ -333,6 +341,10 @@ impl Actor for ReplicaActor {
                 shell.tell_fenced();
                 if let Some(observer) = &shell.context.config.observer {
                     observer.stands(shell.moment(), meta.sealed, meta.counts);
+                }
+                if meta.counts && shell.refilling {
+                    shell.refilling = false;
+                    open::refilled(&shell.context, shell.handle.partition).await;
                 }
                 match shell.persisted(&myself) {
                     Told::Core => Event::Persisted(meta),

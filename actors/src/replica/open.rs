@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_catalog::Partition;
 use shoal_kernel::env::Disk;
-use shoal_kernel::{Env, Epoch, Error, ErrorCode, Fsync, LogId, Rare, Result, TableSchema, wire};
+use shoal_kernel::{Env, Epoch, Error, ErrorCode, Fsync, LogId, PartitionId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Replay, Store, StoreOptions};
 
 use super::handle::ReplicaHandle;
@@ -81,6 +81,7 @@ pub(super) async fn open(
 pub(super) fn options(context: &NodeContext, form: &Form) -> StoreOptions {
     StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
+        memtables_bytes_max: context.config.memtables_bytes_max(),
         disk_reserve_bytes: context.config.disk_reserve_bytes,
         segments_overdue_max: context.config.segments_overdue_max,
         pool: context.pool.clone(),
@@ -143,7 +144,6 @@ async fn try_open(
         let mut emptied = disk.exists(&refilling)?;
         if emptied && counted {
             disk.remove_file(&refilling)?;
-            watched.reached(Rare::ReplicaRefilled);
             emptied = false;
         }
         Ok(Opened {
@@ -184,6 +184,19 @@ pub(super) async fn condemn(context: &Arc<NodeContext>, partition: &Partition, e
             Ok(())
         })
         .await?
+}
+
+/// A replica that began empty counts again, and remembers that: nothing need say any more that it began so. If the mark stays after all,
+/// the next start removes it.
+pub(super) async fn refilled(context: &NodeContext, partition: PartitionId) {
+    context.env.reached(Rare::ReplicaRefilled);
+    let (disk, mark) = (context.env.disk(), context.replica_dir(partition).with_extension(REFILLING));
+    let removed = context.env.blocking(move || if disk.exists(&mark)? { disk.remove_file(&mark) } else { Ok(()) });
+    match removed.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%partition, %error, "the mark of a replica that was filled anew stays"),
+        Err(error) => tracing::debug!(%partition, %error, "the mark of a replica that was filled anew stays"),
+    }
 }
 
 /// Whether others could fill this replica again.

@@ -19,8 +19,6 @@ use shoal_catalog::{Command, Partition, ReplicaState as Role};
 use shoal_kernel::level::{quorum, seal_quorum};
 use shoal_kernel::{Epoch, Error, ErrorCode, NodeId};
 
-/// Bytes of writes that may wait for the commit in flight; beyond, writers are told to come back.
-pub(crate) const QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes that one group commit takes at most (always at least one write).
 pub(crate) const COMMIT_BYTES_MAX: u64 = 16 << 20;
 
@@ -115,7 +113,6 @@ pub(crate) struct ReplicaCore {
     partition: Partition,
     meta: Meta,
     queue: VecDeque<Queued>,
-    queue_bytes: u64,
     committing: bool,
     persisting: bool,
     proposing: bool,
@@ -153,7 +150,6 @@ impl ReplicaCore {
             partition,
             meta,
             queue: VecDeque::new(),
-            queue_bytes: 0,
             committing: false,
             persisting: false,
             proposing: false,
@@ -242,13 +238,11 @@ impl ReplicaCore {
             Event::Write { ticket, epoch, bytes } => {
                 if epoch != self.partition.epoch || self.role() == Some(Role::Leaving) {
                     effects.push(Effect::Reject(ticket, self.moved(epoch)));
-                } else if self.queue_bytes + bytes > QUEUE_BYTES_MAX && !self.queue.is_empty() {
-                    effects.push(Effect::Reject(ticket, overloaded()));
                 } else {
-                    self.enqueue(Queued { ticket, bytes, epoch: Some(epoch) });
+                    self.queue.push_back(Queued { ticket, bytes, epoch: Some(epoch) });
                 }
             }
-            Event::Pulled { ticket, bytes } => self.enqueue(Queued { ticket, bytes, epoch: None }),
+            Event::Pulled { ticket, bytes } => self.queue.push_back(Queued { ticket, bytes, epoch: None }),
             Event::Committed => self.committing = false,
             Event::Catalog(partition) => {
                 // Views arrive in the catalog's order; an older one than we hold can only be a late message.
@@ -294,11 +288,6 @@ impl ReplicaCore {
         self.partition.replica(self.node).map(|replica| replica.state)
     }
 
-    fn enqueue(&mut self, queued: Queued) {
-        self.queue_bytes += queued.bytes;
-        self.queue.push_back(queued);
-    }
-
     /// Does whatever the state now allows; every step ends here, so that no order of events can leave work undone.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
         self.reject_older_epochs(effects);
@@ -333,7 +322,6 @@ impl ReplicaCore {
         for queued in std::mem::take(&mut self.queue) {
             match queued.epoch {
                 Some(epoch) if epoch != current => {
-                    self.queue_bytes -= queued.bytes;
                     effects.push(Effect::Reject(queued.ticket, self.moved(epoch)));
                 }
                 _ => self.queue.push_back(queued),
@@ -354,7 +342,6 @@ impl ReplicaCore {
             tickets.push(next.ticket);
             self.queue.pop_front();
         }
-        self.queue_bytes -= bytes;
         self.committing = true;
         effects.push(Effect::Commit(tickets));
     }
@@ -452,11 +439,6 @@ impl ReplicaCore {
 
 fn is_voting(replica: &shoal_catalog::Replica) -> bool {
     replica.state == Role::Voting
-}
-
-fn overloaded() -> Error {
-    Error::new(ErrorCode::Overloaded, "the replica has more writes waiting than it may hold (QUEUE_BYTES_MAX)")
-        .with_retry_after_ms(100)
 }
 
 #[cfg(test)]
@@ -766,14 +748,5 @@ mod tests {
         assert!(
             matches!(&effects[..], [Effect::Propose(command)] if matches!(**command, Command::RemoveReplica { node: ME, epoch: Epoch(2), .. }))
         );
-    }
-
-    #[test]
-    fn a_full_queue_says_come_back() {
-        let mut core = settled(partition(1, &[1], &[], &[]));
-        core.step(Event::Write { ticket: 1, epoch: Epoch(1), bytes: 1 });
-        core.step(Event::Write { ticket: 2, epoch: Epoch(1), bytes: QUEUE_BYTES_MAX });
-        let effects = core.step(Event::Write { ticket: 3, epoch: Epoch(1), bytes: 1 });
-        assert_eq!(rejected(&effects), [(3, ErrorCode::Overloaded)]);
     }
 }

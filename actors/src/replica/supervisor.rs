@@ -28,6 +28,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// How long a dropped replica may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// After the start, what is left of replicas that are not here any more is looked for.
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
+/// How long the newest catalog may take, and when it is asked for again.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(5);
+const SWEEP_AGAIN: Duration = Duration::from_secs(2);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
 /// Failures in a row that a simulation should have seen.
@@ -43,6 +48,10 @@ pub(crate) struct Arguments {
 pub(crate) enum SupervisorMessage {
     /// The catalog has changed.
     Catalog(Arc<Catalog>),
+    /// It is time to look for what earlier lives of the node have left.
+    Sweep,
+    /// So: the newest version of the catalog that had been agreed upon when that was asked for, if it could be.
+    UpToDate(Result<u64, Error>),
     /// A replica's back-off has passed.
     Start(PartitionId),
     /// A replica's store has been opened, or could not be.
@@ -102,10 +111,11 @@ impl Actor for ReplicaSupervisor {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let Arguments { context, directory } = arguments;
+        later(&context.env, "replica sweep", &myself, SWEEP_AFTER, SupervisorMessage::Sweep);
         let (disk, replicas) = (context.env.disk(), context.replicas_dir());
         let looked = context.env.blocking(move || {
             if let Err(error) = super::open::sweep(&*disk, &replicas) {
@@ -136,6 +146,12 @@ impl Actor for ReplicaSupervisor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
+            SupervisorMessage::Sweep => state.ask_for_sweep(&myself),
+            SupervisorMessage::UpToDate(Ok(version)) if state.catalog.version >= version => state.sweep().await,
+            SupervisorMessage::UpToDate(known) => {
+                tracing::debug!(?known, "what earlier lives of the node have left stays for now");
+                later(&state.context.env, "replica sweep", &myself, SWEEP_AGAIN, SupervisorMessage::Sweep);
+            }
             SupervisorMessage::Start(partition) => state.start(&myself, partition).await,
             SupervisorMessage::Opened(partition, opened) => state.opened(&myself, partition, opened).await,
             SupervisorMessage::Parted(partition, parted) => state.parted(&myself, partition, parted).await,
@@ -234,7 +250,7 @@ impl State {
                     }
                 }
                 None => {
-                    let handle = Arc::new(ReplicaHandle::new(partition.id));
+                    let handle = Arc::new(ReplicaHandle::new(partition.id, &self.context.config));
                     self.directory.insert(handle.clone());
                     self.on_disk.insert(partition.id);
                     self.children.insert(
@@ -469,6 +485,39 @@ impl State {
         metrics::counter!("shoal_replica_restarts_total").increment(1);
         child.handle.failed(error);
         later(&self.context.env, "replica back-off", myself, backoff(child.failures), SupervisorMessage::Start(id));
+    }
+
+    /// Has the newest catalog asked for: what this node knows may be older than what lies on its disk.
+    fn ask_for_sweep(&self, myself: &ActorRef<SupervisorMessage>) {
+        if self.on_disk.iter().all(|id| self.children.contains_key(id)) {
+            return;
+        }
+        let (context, myself) = (self.context.clone(), myself.clone());
+        self.context.env.spawn("replica sweep", async move {
+            let newest = context.agreement.linearizable(SWEEP_PATIENCE).await;
+            let _ = myself.cast(SupervisorMessage::UpToDate(newest.map(|catalog| catalog.version)));
+        });
+    }
+
+    /// Removes what is left of replicas that were taken from this node shortly before it went down. After a recovery of the catalog nobody
+    /// knows whether it is that, or all that there is of something: then it stays.
+    async fn sweep(&mut self) {
+        let node = self.context.node;
+        if self.catalog.is_recovered() || !self.catalog.nodes.contains_key(&node) {
+            return;
+        }
+        let is_left = |id: &PartitionId| {
+            let known = self.catalog.partitions.get(id).is_some_and(|partition| partition.replica(node).is_some());
+            let in_use = self.children.contains_key(id) || self.parting.contains_key(id);
+            !known && !in_use && !self.catalog.ancestors.contains_key(id)
+        };
+        let left: Vec<PartitionId> = self.on_disk.iter().filter(|id| is_left(id)).copied().collect();
+        for partition in left {
+            tracing::info!(%partition, "files of a replica are removed that this node has no more");
+            self.context.env.reached(Rare::LeftReplicaRemoved);
+            self.context.env.trace(|| format!("{partition} is not here any more, and its files go"));
+            self.remove(partition).await;
+        }
     }
 
     /// The catalog has taken the partition from this node: stop it and free its disk.

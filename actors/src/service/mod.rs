@@ -10,6 +10,7 @@ pub use request::{
     CommandDone, Evolution, NodeConfig, Progress, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteReport,
     WriteRequest,
 };
+pub use shoal_membership::CatalogObserver;
 pub use status::{
     BalanceStatus, ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SwimState,
     WantedMove,

@@ -1,9 +1,8 @@
 //! For tests: what replicas hold, and what queries saw of it, told to somebody outside.
 
-use std::fmt::Debug;
-
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{Epoch, KeyRange, LogId, NodeId, PartitionId};
+use shoal_membership::CatalogObserver;
 use shoal_storage::Write;
 
 /// A replica as of a place in its accept log: it shows what was accepted up to there.
@@ -21,8 +20,9 @@ pub struct Moment {
     pub cutoff_micros: Option<i64>,
 }
 
-/// Hears of everything that replicas accept. Called in the order of things, and never for two groups of one replica at once.
-pub trait Observer: Debug + Send + Sync {
+/// Hears of everything that replicas accept and that becomes of the catalog. Called in the order of things, and never for two groups of
+/// one replica at once.
+pub trait Observer: CatalogObserver {
     /// A replica was opened. A log that nobody has heard of goes on, at this position, where the replica's log before it was; an
     /// emptied replica begins at 0. One of a partition that came of a split, of which nobody has heard on that node, goes on where the
     /// latest of its ancestors was that somebody has heard of there, with the keys of its range.

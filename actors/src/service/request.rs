@@ -77,6 +77,10 @@ pub struct NodeConfig {
     pub scan_slice_rows_min: u64,
     /// Bytes that a task of a query may be ahead of whoever takes its rows.
     pub edge_window_bytes: u32,
+    /// Bytes of rows under way from this node to replicas, those that are slow to answer included; beyond it writes are refused.
+    pub inflight_bytes_max: usize,
+    /// Bytes of writes that may wait for one replica of this node; beyond it they are refused, but for one alone.
+    pub replica_queue_bytes_max: u64,
     /// The deadline of a request that names none, in milliseconds.
     pub request_timeout_ms: u64,
     /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
@@ -89,6 +93,11 @@ impl NodeConfig {
     /// Whether that bug was planted.
     pub(crate) fn has(&self, planted: Planted) -> bool {
         self.planted == Some(planted)
+    }
+
+    /// Bytes of memory that rows of one replica may take which are not flushed: beyond it writes are refused.
+    pub fn memtables_bytes_max(&self) -> u64 {
+        self.memtable_bytes_max.saturating_mul(MEMTABLES_MAX)
     }
 
     /// A node with every setting at its default.
@@ -124,12 +133,17 @@ impl NodeConfig {
             scan_slices_max: 2,
             scan_slice_rows_min: 128 << 10,
             edge_window_bytes: 2 << 20,
+            inflight_bytes_max: 256 << 20,
+            replica_queue_bytes_max: 64 << 20,
             request_timeout_ms: 300_000,
             planted: None,
             observer: None,
         }
     }
 }
+
+/// Memtables of one replica that may be full, and not flushed.
+const MEMTABLES_MAX: u64 = 4;
 
 /// A change of a table that rows ask for.
 #[derive(Debug, Clone)]

@@ -122,9 +122,14 @@ impl Catalog {
         if staying.len() < wanted {
             let ample = places.best(&staying, |node| fits(node) && places.has_room(node, id));
             let tight = || places.best(&staying, |node| fits(node) && places.has_some_room(node, id));
-            let node = ample.or_else(tight)?;
-            places.add(node, id);
-            return Some(Command::AddReplica { partition: id, node });
+            if let Some(node) = ample.or_else(tight) {
+                places.add(node, id);
+                return Some(Command::AddReplica { partition: id, node });
+            }
+            // Nobody is left who could have one. Votes of lost nodes beyond what the table asks for make a majority harder to find.
+            if staying.len() + going.len() <= wanted {
+                return None;
+            }
         }
         let is_leaving = |replica: &Replica| {
             replica.state == ReplicaState::Leaving && !replica.failed && outlook.alive.contains(&replica.node)

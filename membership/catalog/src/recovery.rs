@@ -17,6 +17,11 @@ impl Partition {
 }
 
 impl Catalog {
+    /// Whether it was recovered: nodes may hold replicas of which it knows nothing. Says so, too, when it has seen a million changes.
+    pub fn is_recovered(&self) -> bool {
+        self.version > u64::from(FREE)
+    }
+
     /// The voters of all partitions stay as they are, and settled if they were.
     pub(crate) fn leave_numbers_free(&mut self) -> Vec<Effect> {
         self.version += u64::from(FREE);

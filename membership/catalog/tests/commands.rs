@@ -607,6 +607,30 @@ fn a_joiner_on_a_dead_node_gives_way_only_to_another() {
 }
 
 #[test]
+fn lost_nodes_vote_no_more_than_a_table_asks_for() {
+    let mut catalog = cluster(6);
+    catalog.apply(Command::CreateTable(hashed("t", 1, 5))).unwrap();
+    let partition = *catalog.partitions.keys().next().unwrap();
+    let voters = |catalog: &Catalog| catalog.partitions[&partition].voters().collect::<Vec<_>>();
+    let lost = voters(&catalog)[..2].to_vec();
+    let outlook = Outlook {
+        alive: catalog.nodes.keys().copied().filter(|node| !lost.contains(node)).collect(),
+        lost: lost.iter().copied().collect(),
+        load: Load::default(),
+    };
+    let [Command::AddReplica { node, .. }] = catalog.wanted_changes(&outlook)[..] else { panic!("nobody comes") };
+    catalog.apply(Command::AddReplica { partition, node }).unwrap();
+    catalog.apply(Command::PromoteReplica { partition, node, epoch: Epoch(1) }).unwrap();
+    catalog.apply(Command::SettlePartition { partition, epoch: Epoch(2) }).unwrap();
+    assert_eq!(voters(&catalog).len(), 6);
+    let retire = Command::RetireReplica { partition, node: lost[0], epoch: Epoch(2) };
+    assert_eq!(catalog.wanted_changes(&outlook), vec![retire.clone()], "a majority of five is found sooner");
+    catalog.apply(retire).unwrap();
+    catalog.apply(Command::SettlePartition { partition, epoch: Epoch(3) }).unwrap();
+    assert_eq!(catalog.wanted_changes(&outlook), vec![], "and nobody could come for the other");
+}
+
+#[test]
 fn a_voter_goes_in_steps_each_of_them_fenced() {
     let mut catalog = cluster(2);
     catalog.apply(Command::CreateTable(hashed("t", 1, 2))).unwrap();

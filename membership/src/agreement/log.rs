@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AnyError, OptionalSend, StorageIOError};
 use shoal_kernel::env::{DiskFile, OpenMode};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, Rare, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, Rare, Result, wire};
 
+use super::AgreementConfig;
 use super::journal::{Frame, Journal, encode};
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 
@@ -34,6 +35,7 @@ struct Inner {
     env: Env,
     node: NodeId,
     path: PathBuf,
+    planted: Option<Planted>,
     journal: Mutex<Journal>,
     // Held over each write, so that frames follow one another.
     writer: tokio::sync::Mutex<Writer>,
@@ -50,8 +52,8 @@ struct Writer {
 
 impl LogStore {
     /// Opens or creates the log in a directory that exists.
-    pub(super) async fn open(env: &Env, dir: PathBuf, node: NodeId) -> Result<Self> {
-        let path = dir.join(FILE);
+    pub(super) async fn open(env: &Env, dir: PathBuf, config: &AgreementConfig) -> Result<Self> {
+        let (path, node) = (dir.join(FILE), config.node);
         let (disk, at, watched) = (env.disk(), path.clone(), env.clone());
         let (journal, file, length) = env
             .blocking(move || -> Result<_> {
@@ -80,6 +82,7 @@ impl LogStore {
             env: env.clone(),
             node,
             path,
+            planted: config.planted,
             journal: Mutex::new(journal),
             writer: tokio::sync::Mutex::new(writer),
         })))
@@ -122,11 +125,12 @@ impl LogStore {
     async fn append(&self, writer: &mut Writer, frame: Frame) -> Result<()> {
         let bytes = encode(&frame)?;
         let (file, at, length) = (writer.file.clone(), writer.length, bytes.len() as u64);
+        let synced = self.0.planted != Some(Planted::CatalogSkipFsync);
         self.0
             .env
             .blocking(move || -> io::Result<()> {
                 file.write_all_at(&bytes, at)?;
-                file.sync()
+                if synced { file.sync() } else { Ok(()) }
             })
             .await??;
         writer.length += length;
@@ -195,6 +199,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        if self.0.planted == Some(Planted::VoteForgotten) {
+            return Ok(());
+        }
         let written = self.write(Frame::Vote(*vote)).await;
         written.map_err(|error| StorageIOError::write_vote(AnyError::new(&error)).into())
     }

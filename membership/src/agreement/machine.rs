@@ -10,12 +10,13 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{AnyError, EntryPayload, OptionalSend, StorageIOError};
 use serde::{Deserialize, Serialize};
 use shoal_catalog::{Catalog, Command, CommandOutcome};
-use shoal_kernel::{Env, Error, ErrorCode, Rare, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, Planted, Rare, Result, wire};
 use tokio::sync::watch;
 
 use super::journal::{Journal, REMEDY};
 use super::recover;
 use super::types::{Entry, LogId, Membership, Outcome, Peer, Proposal, SnapshotMeta, StorageError, TypeConfig};
+use super::{AgreementConfig, CatalogObserver};
 use shoal_kernel::NodeId;
 
 /// Name of the snapshot file.
@@ -92,6 +93,9 @@ pub(super) struct Machine(Arc<Inner>);
 struct Inner {
     env: Env,
     path: PathBuf,
+    node: NodeId,
+    observer: Option<Arc<dyn CatalogObserver>>,
+    planted: Option<Planted>,
     state: Mutex<State>,
     snapshot: Mutex<Option<Saved>>,
     // Held while the snapshot file is written: a snapshot that is built and one that arrives must not overtake each other.
@@ -112,7 +116,7 @@ struct Saved {
 
 impl Machine {
     /// Opens the last snapshot in a directory that exists, or starts empty.
-    pub(super) async fn open(env: &Env, dir: PathBuf) -> Result<Self> {
+    pub(super) async fn open(env: &Env, dir: PathBuf, config: &AgreementConfig) -> Result<Self> {
         let path = dir.join(FILE);
         let (disk, at) = (env.disk(), path.clone());
         let read = move || -> Result<_> {
@@ -134,6 +138,9 @@ impl Machine {
         let machine = Self(Arc::new(Inner {
             env: env.clone(),
             path,
+            node: config.node,
+            observer: config.observer.clone(),
+            planted: config.planted,
             catalog: watch::Sender::new(Arc::new(if held_back { Catalog::default() } else { state.catalog.clone() })),
             applied: watch::Sender::new(state.applied.map(|id| id.index)),
             state: Mutex::new(state),
@@ -142,6 +149,7 @@ impl Machine {
             held_back: AtomicBool::new(held_back),
             diverged: watch::Sender::new(None),
         }));
+        machine.tell();
         Ok(machine)
     }
 
@@ -218,6 +226,27 @@ impl Machine {
             self.0.catalog.send_replace(catalog);
         }
         self.0.applied.send_replace(applied);
+    }
+
+    /// Tells whoever observes this node what its catalog is now.
+    fn tell(&self) {
+        if let Some(observer) = &self.0.observer {
+            observer.applied(self.0.node, &self.state().catalog);
+        }
+    }
+
+    /// Applies the next entry.
+    fn apply_one(&self, entry: Entry) -> Outcome {
+        let mut state = self.state();
+        let keeps_epochs = self.0.planted == Some(Planted::TwoOwners);
+        let before = keeps_epochs.then(|| state.catalog.partitions.clone());
+        let outcome = state.apply(entry);
+        for (id, known) in before.into_iter().flatten() {
+            if let Some(partition) = state.catalog.partitions.get_mut(&id) {
+                partition.epoch = known.epoch;
+            }
+        }
+        outcome
     }
 
     /// Writes a snapshot file and makes it the current one, unless a newer one is there.
@@ -328,7 +357,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut outcomes = Vec::new();
         for entry in entries {
             let id = entry.log_id;
-            let outcome = self.state().apply(entry);
+            let outcome = self.apply_one(entry);
+            self.tell();
             self.0.env.trace(|| format!("catalog applied {id}: {outcome:?}"));
             outcomes.push(outcome);
         }
@@ -363,6 +393,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         // First on disk, then in memory: what is shown must survive a restart.
         self.save(saved).await.map_err(|error| snapshot_error(meta, &error))?;
         *self.state() = state;
+        self.tell();
         self.publish();
         Ok(())
     }

@@ -32,7 +32,7 @@ use std::time::Duration;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use shoal_catalog::{Catalog, NodeAttributes, VoterSwap};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, Result};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, Result};
 use tokio::sync::{Semaphore, watch};
 
 pub use examine::{CatalogReport, examine};
@@ -55,6 +55,12 @@ pub const PROPOSALS_MAX: usize = 64;
 /// Proposals that the leader works on at once; further ones wait, within their deadline.
 const LEADING_MAX: usize = 128;
 
+/// For tests: hears of every state of the catalog that a node comes to.
+pub trait CatalogObserver: fmt::Debug + Send + Sync {
+    /// A node has applied the next change, or taken over what others had agreed upon: from now on it may show this.
+    fn applied(&self, node: NodeId, catalog: &Catalog);
+}
+
 /// How a node takes part.
 #[derive(Debug, Clone)]
 pub struct AgreementConfig {
@@ -74,6 +80,10 @@ pub struct AgreementConfig {
     pub snapshot_after_entries: u64,
     /// Entries kept behind a snapshot, for followers that are not far behind.
     pub entries_kept: u64,
+    /// A bug planted on purpose; none outside tests.
+    pub planted: Option<Planted>,
+    /// Hears what the catalog becomes; none outside tests.
+    pub observer: Option<Arc<dyn CatalogObserver>>,
 }
 
 impl AgreementConfig {
@@ -88,6 +98,8 @@ impl AgreementConfig {
             election_timeout_ms_max: 700,
             snapshot_after_entries: 500,
             entries_kept: 200,
+            planted: None,
+            observer: None,
         }
     }
 
@@ -170,8 +182,8 @@ impl Agreement {
         let dir = config.data_dir.join("catalog");
         let (disk, made) = (env.disk(), dir.clone());
         env.blocking(move || disk.create_dir_all(&made)).await??;
-        let machine = Machine::open(env, dir.clone()).await?;
-        let log = LogStore::open(env, dir, config.node).await?;
+        let machine = Machine::open(env, dir.clone(), &config).await?;
+        let log = LogStore::open(env, dir, &config).await?;
         let peers = Peers::new(rpc, config.node, config.attributes.cluster_address);
         let opening = Raft::new(config.node, config.raft()?, peers.clone(), log.clone(), machine.clone());
         let raft = runtime::seeded(env, opening).await.map_err(|error| stopped(&error))?;

@@ -364,3 +364,77 @@ async fn failures_while_running_keep_their_type() {
     assert_eq!(code("SELECT CAST(origin AS INT) FROM flights").await, ErrorCode::Evaluation);
     assert_eq!(code("SELECT (SELECT iata FROM airports) FROM flights").await, ErrorCode::Evaluation);
 }
+
+/// Constants of an INSERT are read without a plan; in parentheses they are not.
+#[tokio::test]
+async fn constants_are_what_planning_finds() {
+    let mut world = World::new().await;
+    let types = [
+        "BOOLEAN",
+        "SMALLINT",
+        "INT",
+        "BIGINT",
+        "REAL",
+        "DOUBLE",
+        "DECIMAL(10, 2)",
+        "VARCHAR",
+        "BYTEA",
+        "DATE",
+        "TIMESTAMP",
+        "TIMESTAMP WITH TIME ZONE",
+    ];
+    let constants = [
+        "NULL",
+        "true",
+        "0",
+        "-7",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "9223372036854775808",
+        "70000",
+        "1.5",
+        "-1e3",
+        "''",
+        "'x'",
+        "'42'",
+        "' 42'",
+        "'1.25'",
+        "'true'",
+        "'2026-01-02'",
+        "'2026-01-02 03:04:05.678901234'",
+        "'2026-01-02T03:04:05+02:00'",
+        "X'00ff'",
+    ];
+    let columns: Vec<String> = types.iter().enumerate().map(|(place, name)| format!("c{place} {name}")).collect();
+    let Statement::CreateTable(table) =
+        plan(&world, &format!("CREATE TABLE kinds (k INT PRIMARY KEY, {})", columns.join(", "))).await
+    else {
+        panic!("not a table")
+    };
+    let mut catalog = (*world.catalog).clone();
+    catalog.apply(shoal_catalog::Command::CreateTable(table)).unwrap();
+    world.catalog = std::sync::Arc::new(catalog);
+    let rows = async |sql: String| match world.planner.plan(&sql, &world.catalog, &PlanOptions::default()).await {
+        Ok(Statement::Insert { source: InsertSource::Rows(rows), .. }) => Ok(rows),
+        Ok(other) => panic!("{sql}: {other:?}"),
+        Err(error) => Err(error.code()),
+    };
+    let mut read = 0;
+    for place in 0..types.len() {
+        for one in constants {
+            for other in [one, "NULL", "1", "'1'"] {
+                let sql = |open: &str, close: &str| {
+                    format!(
+                        "INSERT INTO kinds (c{place}, k) VALUES ({open}{one}{close}, 1), ({open}{other}{close}, -2)"
+                    )
+                };
+                let (plain, planned) = (rows(sql("", "")).await, rows(sql("(", ")")).await);
+                assert_eq!(plain, planned, "{}", sql("", ""));
+                read += usize::from(plain.is_ok());
+            }
+        }
+    }
+    assert!(read > 300, "{read}");
+    let short = rows("INSERT INTO kinds VALUES (1, true)".to_owned()).await;
+    assert_eq!(short, Err(ErrorCode::InvalidStatement));
+}

@@ -13,10 +13,14 @@ use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, QueryId, Rare, ReadLe
 
 use super::answer;
 use super::desk::{Desk, Running};
-use super::history::{Backup, Cell, History, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, Write};
+use super::history::{
+    Backup, Cell, History, Note, NotesChange, NotesDropped, Outcome, Question, Read, TableChange, Target, Write,
+};
 use super::ledger::Ledger;
+use super::limits::Limits;
 use super::objects::PLACE;
 use super::operation::{self, Altering, Frame, KEYS, Manner, Operation, OperationId, Upkeep, Work};
+use super::states::States;
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
 use crate::random::Stream;
@@ -52,10 +56,7 @@ pub(super) struct Office {
     pub(super) ledger: Arc<Ledger>,
     pub(super) host: HostId,
     pub(super) nodes: u16,
-    /// Queries that a node may have in hand, running and waiting.
-    pub(super) queries_max: usize,
-    /// Memory that they may use together.
-    pub(super) query_memory_bytes_max: usize,
+    pub(super) limits: Limits,
     /// Events bring their own time.
     pub(super) event_times: bool,
     /// How long events are kept, in microseconds.
@@ -145,10 +146,12 @@ impl Office {
         label: String,
         job: impl FnOnce(Running, Reply<Result<T, Error>>) + Send + 'static,
     ) -> Result<T, Failed> {
-        let desk = self.desk.clone();
+        let (desk, history, limits) = (self.desk.clone(), self.history.clone(), self.limits);
         let answer = request(&self.shared, self.host, HostId(node), label, move |reply| {
             // A node that is still starting takes nothing; dropping the reply says that it broke off.
             if let Some(running) = desk.node(node) {
+                let beyond = limits.broken_by(&running.node);
+                history.facts().overfull.extend(beyond.map(|what| format!("{} has {what}", HostId(node))));
                 job(running, reply);
             } else {
                 reply.send(Err(Error::new(ErrorCode::NotReady, "the node has not started yet")));
@@ -190,18 +193,9 @@ impl Office {
         manner: Manner,
     ) -> Result<Answered, Failed> {
         statement.timeout.get_or_insert(self.patience);
-        let (shared, history, host) = (self.shared.clone(), self.history.clone(), HostId(node));
-        let (bound, memory_max) = (self.queries_max, self.query_memory_bytes_max);
+        let shared = self.shared.clone();
         let answered = self.call(env, node, label, move |running, reply| {
             let Running { node, env } = running;
-            let in_hand = node.in_hand().queries;
-            let (queries, bytes) = (in_hand.queries, in_hand.memory_bytes);
-            if queries > bound {
-                history.facts().overfull.push(format!("{host} has {queries} queries in hand, {bound} are its limit"));
-            }
-            if bytes > memory_max {
-                history.facts().overfull.push(format!("{host} has {bytes} B in hand, {memory_max} B are its limit"));
-            }
             let tasks = env.clone();
             tasks.spawn("client statement", async move {
                 reply.send(run(&node, &env, statement, manner, &shared).await);
@@ -521,7 +515,8 @@ impl Client {
                 break;
             }
             self.env.sleep(Duration::from_millis(later.between(50, 1_000))).await;
-            write.node = operation::pick_node(&mut later, self.office.nodes);
+            let drawn = operation::pick_node(&mut later, self.office.nodes);
+            write.node = self.through.unwrap_or(drawn);
         }
         let word = match write.outcome {
             Outcome::Acknowledged { .. } if door == Door::Update => "updates acknowledged",
@@ -694,6 +689,7 @@ impl Client {
             Altering::Drops => "DROP COLUMN IF EXISTS note",
         };
         let begun = self.office.shared.now_micros();
+        let from_catalog = self.office.ledger.catalog(States::newest);
         // Written down before it is sent: a read that ends before the answer arrives may already miss the notes.
         let place = (altering == Altering::Drops).then(|| {
             let mut facts = self.office.history.facts();
@@ -706,6 +702,11 @@ impl Client {
         let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
         self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
         self.office.history.count(if outcome.is_ok() { "columns altered" } else { "columns not altered" });
+        if outcome.is_ok() {
+            let to_catalog = self.office.ledger.catalog(States::newest);
+            let change = NotesChange { id, altering, from_catalog, to_catalog };
+            self.office.history.facts().notes_changed.push(change);
+        }
         let Some(place) = place else { return };
         let ended = match &outcome {
             Ok(_) => self.office.shared.now_micros(),
@@ -783,8 +784,8 @@ impl Client {
             (false, format!("DROP TABLE {name}")),
         ];
         for (created, statement) in statements.into_iter().take(if dropping { 2 } else { 1 }) {
-            let change =
-                TableChange { name: name.clone(), created, begun: self.office.shared.now_micros(), done: None };
+            let from_catalog = self.office.ledger.catalog(States::newest);
+            let change = TableChange { name: name.clone(), created, from_catalog, to_catalog: u64::MAX, done: None };
             let place = {
                 let mut facts = self.office.history.facts();
                 facts.tables.push(change);
@@ -801,7 +802,11 @@ impl Client {
             let word = outcome.as_ref().map_or_else(Failed::word, |_| "done".to_owned());
             self.office.trace(id, format_args!("is told by {}: {word}", HostId(node)));
             self.office.history.count(if done == Some(true) { "table changes" } else { "table changes failed" });
-            self.office.history.facts().tables[place].done = done;
+            {
+                let to_catalog = self.office.ledger.catalog(States::newest);
+                let change = &mut self.office.history.facts().tables[place];
+                (change.to_catalog, change.done) = (to_catalog, done);
+            }
             if done != Some(true) {
                 return;
             }
@@ -945,7 +950,7 @@ pub(super) async fn restored(
 /// Writes one row of the upsert table at a level, as a client that does nothing else. True if it was acknowledged.
 pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target, number: i64) -> bool {
     let id = OperationId { client: PROBES, number: number.unsigned_abs() };
-    let client = Client::new(office.clone(), env.clone(), id.client, 1, None);
+    let client = Client::new(office.clone(), env.clone(), id.client, 1, Some(node));
     let value = 1_000_000_000 + number;
     let (row, door) = match target {
         Target::Upserts if number % 2 == 0 => ((number % KEYS, value), Door::Rows),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use shoal_actors::service::{ClusterStatus, Moment};
 use shoal_kernel::{Hlc, ReadLevel, Version, WriteLevel};
 
-use super::operation::OperationId;
+use super::operation::{Altering, OperationId};
 use crate::entropy::EPOCH_MICROS;
 
 /// What a client knows of a write.
@@ -228,10 +228,25 @@ pub struct TableChange {
     pub name: String,
     /// True for CREATE, false for DROP.
     pub created: bool,
-    /// When it was asked for.
-    pub begun: u64,
+    /// The newest catalog that any node had come to when it was asked for.
+    pub from_catalog: u64,
+    /// And when it was told what had come of it.
+    pub to_catalog: u64,
     /// Whether it was carried out; `None` if nobody knows.
     pub done: Option<bool>,
+}
+
+/// A change of the column of notes that was told to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotesChange {
+    /// The operation.
+    pub id: OperationId,
+    /// What was asked for.
+    pub altering: Altering,
+    /// As of [`TableChange::from_catalog`].
+    pub from_catalog: u64,
+    /// As of [`TableChange::to_catalog`].
+    pub to_catalog: u64,
 }
 
 /// A backup that was said to be whole.
@@ -280,6 +295,8 @@ pub struct Facts {
     pub reads: Vec<Read>,
     /// Tables that came or went, in the order of their beginning.
     pub tables: Vec<TableChange>,
+    /// Changes of the column of notes.
+    pub notes_changed: Vec<NotesChange>,
     /// When the column of notes went, unless that was refused without effect.
     pub notes_dropped: Vec<NotesDropped>,
     /// Backups, in the order of their end.

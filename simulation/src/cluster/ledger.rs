@@ -6,10 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use shoal_actors::service::{Moment, Observer};
+use shoal_catalog::Catalog;
 use shoal_kernel::level::quorum;
 use shoal_kernel::schema::{TOMBSTONE_COLUMN, TS_COLUMN, VERSION_COLUMN};
 use shoal_kernel::{Datum, Epoch, KeyRange, LogId, NodeId, PartitionId};
+use shoal_membership::CatalogObserver;
 use shoal_storage::{Rows, Write};
+
+use super::states::States;
 
 /// A row of the tables that are written under faults: the key, or the id of an event, and the value; none of a key that was
 /// deleted.
@@ -79,6 +83,7 @@ struct Books {
     late: BTreeSet<String>,
     /// Replicas that have left with rows that no majority of the voters had.
     deserted: BTreeSet<String>,
+    catalog: States,
 }
 
 /// The books of a run, shared by its nodes.
@@ -148,6 +153,11 @@ impl Ledger {
         self.books().deserted.iter().cloned().collect()
     }
 
+    /// What became of the catalog.
+    pub(crate) fn catalog<T>(&self, look: impl FnOnce(&States) -> T) -> T {
+        look(&self.books().catalog)
+    }
+
     /// Logs of which something was missing that had been accepted, and no new log begun.
     pub(crate) fn shortened(&self) -> Vec<String> {
         self.books().shortened.iter().cloned().collect()
@@ -196,6 +206,12 @@ impl Books {
             }
         }
         Some(())
+    }
+}
+
+impl CatalogObserver for Ledger {
+    fn applied(&self, node: NodeId, catalog: &Catalog) {
+        self.books().catalog.note(node, catalog);
     }
 }
 

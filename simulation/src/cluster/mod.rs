@@ -10,16 +10,19 @@ mod client;
 mod desk;
 mod history;
 mod ledger;
+mod limits;
 mod objects;
 mod operation;
 mod operator;
 mod phases;
 mod settings;
+mod states;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use history::{Backup, Cell, Facts, Note, NotesDropped, Outcome, Question, Read, TableChange, Target, View, Write};
+pub use history::{
+    Backup, Cell, Facts, Note, NotesChange, NotesDropped, Outcome, Question, Read, TableChange, Target, View, Write,
+};
 
 use crate::invariants::{self, Evidence};
 use crate::run::{RunOptions, RunReport, counts};
@@ -29,11 +32,13 @@ use client::Office;
 use desk::Desk;
 use history::History;
 pub(crate) use ledger::{Ledger, Shown};
+use limits::Limits;
 use operation::Frame;
-pub use operation::{Manner, Mix, OperationId};
+pub use operation::{Altering, Manner, Mix, OperationId};
 use phases::Phases;
 pub use settings::Ending;
 use settings::Settings;
+pub(crate) use states::Column;
 
 /// Keys of the upsert table, for those who judge answers.
 pub const KEYS: i64 = operation::KEYS;
@@ -56,8 +61,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         ledger: Arc::default(),
         host: HostId(settings.nodes),
         nodes: settings.nodes,
-        queries_max: settings.queries_max(),
-        query_memory_bytes_max: settings.query_memory_bytes_max(),
+        limits: Limits::of(&settings.node(0)),
         event_times: settings.event_times,
         events_ttl: settings.events_ttl,
         copies: settings.copies.clone(),
@@ -90,7 +94,6 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
         settings: &settings,
         evidence: &mut evidence,
         working: Arc::default(),
-        owners: BTreeMap::new(),
         final_reads: 0,
     };
     if let Err(error) = driven.run(options) {

@@ -230,7 +230,7 @@ pub(super) enum Upkeep {
 
 /// What becomes of the column of notes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Altering {
+pub enum Altering {
     /// It comes, unless it is there.
     Adds,
     /// Its notes become decimals.

@@ -1,23 +1,23 @@
 //! The phases of a run, in order. Each works on the world from outside and lets time pass.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use shoal_actors::doctor::{self, Finding, Severity};
 use shoal_actors::service::{SqlRequest, SwimState};
-use shoal_catalog::ReplicaState;
-use shoal_kernel::{Env, Epoch, NodeId, PartitionId, Rare, ReadLevel, WriteLevel};
+use shoal_kernel::{Env, Rare, ReadLevel, WriteLevel};
 
 use super::client::{self, Asked, Client, NAMES, Office};
 use super::desk;
 use super::history::{Question, Target, View};
 use super::operation::{KEYS, Manner, OperationId};
 use super::operator::Operator;
-use super::settings::{Ending, Settings};
+use super::settings::{DATA_DIR, Ending, Settings};
 use crate::faults::{Fault, PlannedFault, draw_plan, heal_everything, run_plan};
 use crate::invariants::{self, Evidence};
 use crate::random::Stream;
@@ -42,6 +42,8 @@ const STORM_FIRST: u64 = 50;
 const STORM_END: u64 = 98;
 const STORM_CLIENTS: usize = 8;
 const STORM_HASTE: u64 = 10;
+/// After a start, nodes have removed what their earlier lives had left.
+const TIDY: Duration = Duration::from_secs(3);
 /// After the last answer, nodes have let go of everything.
 const LET_GO: Duration = Duration::from_secs(10);
 /// How often a read at the end is tried.
@@ -58,8 +60,6 @@ pub(super) struct Phases<'a> {
     pub(super) evidence: &'a mut Evidence,
     /// Clients that have not finished.
     pub(super) working: Arc<AtomicU64>,
-    /// Replicas by partition and epoch, as nodes have named them.
-    pub(super) owners: BTreeMap<(PartitionId, Epoch), Vec<NodeId>>,
     /// Numbers given to reads at the end.
     pub(super) final_reads: u64,
 }
@@ -277,24 +277,7 @@ impl Phases<'_> {
         for node in self.core() {
             views.push(self.ask(deadline_micros, |office, env| async move { office.view(&env, node).await })??);
         }
-        self.compare_owners(&views);
         Some(views)
-    }
-
-    /// Nodes may lag behind one another, but for one epoch they name the same replicas.
-    fn compare_owners(&mut self, views: &[View]) {
-        for (view, partition) in views.iter().flat_map(|view| view.status.partitions.iter().map(move |at| (view, at))) {
-            let voters = partition.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting);
-            let replicas: Vec<NodeId> = voters.map(|replica| replica.node).collect();
-            let place = (partition.id, partition.epoch);
-            let known = self.owners.entry(place).or_insert_with(|| replicas.clone());
-            if *known != replicas {
-                let (id, epoch, host) = (partition.id, partition.epoch, HostId(view.node));
-                let conflict =
-                    format!("{id} at {epoch} is held by {replicas:?} to {host}, and by {known:?} to another");
-                self.evidence.owners_in_conflict.push(conflict);
-            }
-        }
     }
 
     /// Waits until no node has anything in hand.
@@ -303,6 +286,14 @@ impl Phases<'_> {
         loop {
             let mut holding = Vec::new();
             for node in self.core() {
+                let partitions = self.evidence.views.iter().map(|view| view.status.partitions.len()).max().unwrap_or(0);
+                let tasks = self.simulation.shared().tasks(HostId(node)).into_iter();
+                let lasting_max = 16 + 8 * u64::from(self.office.nodes) + 2 * partitions as u64;
+                let left = tasks.filter(|(name, count)| *count > if is_of_request(name) { 0 } else { lasting_max });
+                holding.extend(left.map(|(name, count)| {
+                    let (host, seconds) = (HostId(node), LET_GO.as_secs());
+                    format!("{host} has {count} tasks '{name}' {seconds} s after the last client")
+                }));
                 let in_hand = self.office.desk.node(node).map(|running| running.node.in_hand());
                 if let Some(in_hand) = in_hand.filter(|in_hand| *in_hand != Default::default()) {
                     let (host, seconds) = (HostId(node), LET_GO.as_secs());
@@ -601,6 +592,8 @@ impl Phases<'_> {
         if let Ending::Lose { nodes, cut_off: true } = &self.settings.ending {
             self.turn_off(nodes);
         }
+        let tidy = self.after(TIDY);
+        self.simulation.run_until(tidy);
         for node in self.core() {
             if let Some(running) = self.office.desk.node(node) {
                 let env = running.env.clone();
@@ -612,5 +605,39 @@ impl Phases<'_> {
         let settled = self.after(Duration::from_secs(10));
         self.simulation.run_until(settled);
         self.evidence.connections_left = self.simulation.shared().open_connections();
+        self.examine_disks();
     }
+
+    /// What lies on the disks of nodes that were stopped in good order: all that is named, and nothing else.
+    fn examine_disks(&mut self) {
+        for host in self.core() {
+            // Whatever still runs there would hold its directory.
+            self.simulation.crash(HostId(host), CrashKind::Process);
+            let Some(disk) = self.simulation.disk(HostId(host)) else { continue };
+            let damaged = self
+                .evidence
+                .plan
+                .iter()
+                .any(|planned| matches!(planned.fault, Fault::Damage { host: damaged, .. } if damaged == host));
+            match doctor::examine(&disk.removed(), Path::new(DATA_DIR), false) {
+                Ok(examined) => {
+                    // What nobody reads stays damaged.
+                    let expected = |finding: &Finding| damaged && finding.severity == Severity::Damage;
+                    let found = examined.all_findings().filter(|(_, finding)| !expected(finding));
+                    self.evidence.on_disk.extend(found.map(|(replica, finding)| {
+                        let replica = replica.map_or_else(String::new, |replica| format!("{}: ", replica.name));
+                        format!("{}: {replica}{}", HostId(host), finding.problem)
+                    }));
+                }
+                Err(error) => self.evidence.on_disk.push(format!("{}: {error}", HostId(host))),
+            }
+        }
+    }
+}
+
+/// Whether a task of that name ends with the request that it is for.
+fn is_of_request(name: &str) -> bool {
+    ["query", "scan", "fetch", "replica write", "transport.stream", "transport.produce"]
+        .iter()
+        .any(|of_requests| name.starts_with(of_requests))
 }

@@ -8,7 +8,7 @@ use shoal_kernel::{Fsync, Planted};
 
 use super::objects;
 use super::operation::Mix;
-use crate::faults::{FaultKind, FaultMenu, draw_kinds};
+use crate::faults::{FaultKind, FaultMenu, draw_gap_ms, draw_kinds};
 use crate::random::Stream;
 use crate::run::RunOptions;
 use crate::world::HostId;
@@ -39,6 +39,9 @@ const PATIENCE_MS: [u64; 6] = [300, 1_000, 5_000, 5_000, 5_000, 5_000];
 
 /// Mostly all nodes are in one.
 const ZONES: [u16; 5] = [1, 1, 1, 2, 3];
+
+/// The data directory of every node.
+pub(super) const DATA_DIR: &str = "/data";
 
 /// How a run ends.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -125,6 +128,9 @@ pub(super) struct Settings {
     pub(super) patience: Duration,
     /// Hardly any queries at once.
     tight: bool,
+    /// And so few bytes of rows at times that a storm is refused.
+    inflight_bytes_max: usize,
+    replica_queue_bytes_max: u64,
     /// Racks that the nodes stand in.
     zones: u16,
     /// After how long other nodes take the place of one that is down, in milliseconds.
@@ -235,6 +241,7 @@ impl Settings {
             menu: FaultMenu {
                 hosts: nodes,
                 kinds,
+                gap_ms: options.fault_gap_ms.unwrap_or_else(|| draw_gap_ms(options.seed)),
                 flips,
                 flips_are_final: matches!(ending, Ending::Lose { .. }),
                 joins,
@@ -280,6 +287,8 @@ impl Settings {
             tight: options
                 .tight_limits
                 .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
+            inflight_bytes_max: stream("rows under way").pick(&[32 << 10, 256 << 20]).copied().unwrap_or(256 << 20),
+            replica_queue_bytes_max: stream("queues").pick(&[4 << 10, 64 << 20]).copied().unwrap_or(64 << 20),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,
@@ -291,21 +300,10 @@ impl Settings {
         }
     }
 
-    /// Queries that a node may have in hand, running and waiting.
-    pub(super) fn queries_max(&self) -> usize {
-        let config = self.node(0);
-        config.queries_max + config.queries_queued_max
-    }
-
-    /// Memory that they may use together.
-    pub(super) fn query_memory_bytes_max(&self) -> usize {
-        self.node(0).query_memory_bytes_max
-    }
-
     /// How a node is set up.
     pub(super) fn node(&self, host: u16) -> NodeConfig {
         let address = |host: u16, port| HostId(host).address(port);
-        let mut config = NodeConfig::new("/data", address(host, CLUSTER_PORT), address(host, HTTP_PORT));
+        let mut config = NodeConfig::new(DATA_DIR, address(host, CLUSTER_PORT), address(host, HTTP_PORT));
         if host > 0 {
             config.join =
                 (0..self.nodes).filter(|other| *other != host).map(|other| address(other, CLUSTER_PORT)).collect();
@@ -326,6 +324,8 @@ impl Settings {
         if self.tight {
             (config.queries_max, config.queries_queued_max) = (2, 2);
         }
+        config.inflight_bytes_max = self.inflight_bytes_max;
+        config.replica_queue_bytes_max = self.replica_queue_bytes_max;
         config.replace_after_ms = self.replace_after_ms;
         config.repair_every_ms = self.repair_every_ms;
         config.purge_after_ms = self.purge_after_ms;

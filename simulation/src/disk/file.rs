@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::random::Stream;
@@ -29,11 +30,25 @@ struct Content {
 
 /// A file, whatever its names.
 #[derive(Default)]
-pub(super) struct FileNode(Mutex<Content>);
+pub(super) struct FileNode {
+    content: Mutex<Content>,
+    /// It has had more than one.
+    named_again: AtomicBool,
+}
 
 impl FileNode {
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It gets another name.
+    pub(super) fn name_again(&self) {
+        self.named_again.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it may be there still when a name of it is gone.
+    pub(super) fn may_have_other_names(&self) -> bool {
+        self.named_again.load(Ordering::Relaxed)
     }
 
     pub(super) fn len(&self) -> u64 {

@@ -64,6 +64,9 @@ impl Default for DiskFaults {
     }
 }
 
+/// The life of whoever examines the disk of a host that is down.
+const EXAMINER: u64 = u64::MAX;
+
 struct State {
     tree: Tree,
     faults: DiskFaults,
@@ -77,6 +80,19 @@ struct State {
     chances: Stream,
     syncs: Stream,
     survival: Stream,
+}
+
+impl State {
+    /// What was there has a name less.
+    fn lost_name(&mut self, entry: Option<Entry>) {
+        match entry {
+            Some(Entry::File(file)) if !file.may_have_other_names() => {
+                self.used_bytes = self.used_bytes.saturating_sub(file.len());
+            }
+            Some(_) => self.used_bytes = self.tree.bytes(),
+            None => {}
+        }
+    }
 }
 
 /// A host's disk. Outlives the host's crashes.
@@ -198,6 +214,12 @@ impl SimDisk {
         true
     }
 
+    /// The disk in the hands of somebody who examines it, while its host is down.
+    pub fn removed(self: &Arc<Self>) -> Arc<dyn Disk> {
+        self.open_life(EXAMINER);
+        self.of_life(EXAMINER)
+    }
+
     pub(crate) fn take_cost_micros(&self) -> u64 {
         std::mem::take(&mut self.state().cost_micros)
     }
@@ -282,8 +304,9 @@ impl Disk for LifeDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.disk.begin(self.life, OPEN_MICROS)?;
+        let replaced = state.tree.find(to).filter(|_| from != to);
         state.tree.rename(from, to)?;
-        state.used_bytes = state.tree.bytes();
+        state.lost_name(replaced);
         self.disk.trace(format_args!("rename {} to {}", from.display(), to.display()));
         self.disk.changed(&mut state);
         Ok(())
@@ -299,8 +322,9 @@ impl Disk for LifeDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.disk.begin(self.life, OPEN_MICROS)?;
+        let removed = state.tree.find(path);
         state.tree.remove_file(path)?;
-        state.used_bytes = state.tree.bytes();
+        state.lost_name(removed);
         self.disk.trace(format_args!("remove {}", path.display()));
         self.disk.changed(&mut state);
         Ok(())

@@ -137,7 +137,10 @@ impl Tree {
 
     pub(super) fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let entry = match self.find(from) {
-            Some(entry @ Entry::File(_)) => entry,
+            Some(Entry::File(file)) => {
+                file.name_again();
+                Entry::File(file)
+            }
             Some(Entry::Dir(_)) => return Err(io::ErrorKind::PermissionDenied.into()),
             None => return Err(io::ErrorKind::NotFound.into()),
         };

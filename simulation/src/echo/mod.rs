@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use shoal_kernel::Env;
 
-use crate::faults::{FaultKind, FaultMenu, draw_plan, heal_everything, run_plan};
+use crate::faults::{FaultKind, FaultMenu, GAP_MS, draw_plan, heal_everything, run_plan};
 use crate::run::{RunOptions, RunReport, Violation, counts};
 use crate::world::{HostId, Simulation};
 use worker::{Board, PORT};
@@ -48,6 +48,7 @@ fn drive(options: &RunOptions, simulation: &mut Simulation, report: &mut RunRepo
     let menu = FaultMenu {
         hosts: nodes,
         kinds,
+        gap_ms: options.fault_gap_ms.unwrap_or(GAP_MS),
         flips: None,
         flips_are_final: false,
         joins: None,

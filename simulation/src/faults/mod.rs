@@ -11,7 +11,7 @@ use crate::network::LinkFaults;
 use crate::trace::Kind;
 use crate::world::{CrashKind, HostId, Simulation};
 
-pub use plan::{FaultKind, FaultMenu, PlannedFault, draw_kinds, draw_plan};
+pub use plan::{FaultKind, FaultMenu, GAP_MS, PlannedFault, draw_gap_ms, draw_kinds, draw_plan};
 
 /// A fault. Hosts are numbers from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -133,8 +133,10 @@ impl FaultKind {
 pub struct FaultMenu {
     /// Hosts that faults happen to: 0 to below this.
     pub hosts: u16,
-    /// The kinds, each as likely as the other.
+    /// The kinds, each as likely as the other; one that is there twice is twice as likely.
     pub kinds: Vec<FaultKind>,
+    /// Shortest and longest wait between the beginnings of two faults, in milliseconds.
+    pub gap_ms: (u64, u64),
     /// The one host whose disk may return flipped bits: a replica that reads damage empties itself, and no more of them may
     /// do so than the write levels cover.
     pub flips: Option<u16>,
@@ -148,16 +150,28 @@ pub struct FaultMenu {
     pub drained: Vec<u16>,
 }
 
-/// Some of the kinds, by the seed: rare combinations occur because others are left out.
+/// Some of the kinds, by the seed, and some of these several times: rare combinations occur because others are left out.
 /// Source: Groce et al., "Swarm Testing" (ISSTA 2012).
 pub fn draw_kinds(seed: u64) -> Vec<FaultKind> {
     let mut stream = Stream::new(seed, "fault kinds", 0);
-    let some: Vec<FaultKind> = FaultKind::ALL.into_iter().filter(|_| stream.chance(600)).collect();
+    let mut rates = Stream::new(seed, "fault rates", 0);
+    let some = FaultKind::ALL.into_iter().filter(|_| stream.chance(600));
+    let some: Vec<FaultKind> =
+        some.flat_map(|kind| std::iter::repeat_n(kind, if rates.chance(200) { OFTENER } else { 1 })).collect();
     if some.is_empty() { FaultKind::ALL.to_vec() } else { some }
 }
 
-/// Shortest and longest wait between the beginnings of two faults.
-const GAP_MS: (u64, u64) = (300, 6_000);
+/// Shortest and longest wait between the beginnings of two faults, usually.
+pub const GAP_MS: (u64, u64) = (300, 6_000);
+/// And in some seeds: one fault upon the other, or hardly any.
+const GAPS_MS: [(u64, u64); 6] = [GAP_MS, GAP_MS, GAP_MS, GAP_MS, (50, 1_500), (3_000, 15_000)];
+/// How much oftener some kinds are drawn in a seed.
+const OFTENER: usize = 4;
+/// How closely faults follow each other, by the seed.
+pub fn draw_gap_ms(seed: u64) -> (u64, u64) {
+    Stream::new(seed, "fault gaps", 0).pick(&GAPS_MS).copied().unwrap_or(GAP_MS)
+}
+
 /// Shortest and longest fault.
 const LENGTH_MS: (u64, u64) = (500, 9_000);
 /// A node may stand still for longer.
@@ -192,7 +206,7 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
         plan.push(PlannedFault { at_ms: stream.between(from_ms + 1, last_ms), for_ms, fault: Fault::Wipe { host } });
     }
     for number in 0.. {
-        at_ms += times.between(GAP_MS.0, GAP_MS.1);
+        at_ms += times.between(menu.gap_ms.0, menu.gap_ms.1);
         let for_ms = times.between(LENGTH_MS.0, LENGTH_MS.1);
         if at_ms + for_ms >= until_ms || menu.hosts == 0 {
             break;
@@ -364,6 +378,7 @@ mod tests {
         FaultMenu {
             hosts: 3,
             kinds,
+            gap_ms: GAP_MS,
             flips: Some(1),
             flips_are_final: false,
             joins: None,

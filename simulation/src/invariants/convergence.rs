@@ -103,54 +103,12 @@ pub(super) fn membership_converges(evidence: &Evidence) -> Vec<String> {
     vec![format!("not converged 15 s after the heal, when {last}")]
 }
 
-pub(super) fn catalog_agrees(evidence: &Evidence) -> Vec<String> {
-    let mut found = Vec::new();
-    let versions: BTreeMap<u64, Vec<u16>> = evidence.views.iter().fold(BTreeMap::new(), |mut versions, view| {
-        versions.entry(view.status.catalog_version).or_insert_with(Vec::new).push(view.node);
-        versions
-    });
-    if versions.len() > 1 {
-        found.push(format!("catalog versions differ, by node: {versions:?}"));
-    }
-    let mut known: BTreeMap<&str, Option<bool>> = BTreeMap::new();
-    for change in &evidence.facts.tables {
-        // A later change whose outcome nobody knows leaves both possible; a refused one changes nothing.
-        match change.done {
-            Some(true) => known.insert(&change.name, Some(change.created)),
-            Some(false) => known
-                .get(change.name.as_str())
-                .copied()
-                .is_none()
-                .then(|| known.insert(&change.name, Some(false)))
-                .flatten(),
-            None => known.insert(&change.name, None),
-        };
-    }
-    for view in &evidence.views {
-        for (name, wanted) in &known {
-            let Some(there) = view.tables.get(*name) else { continue };
-            if wanted.is_some_and(|wanted| wanted != *there) {
-                found.push(format!("table {name} on {}: known {there}, wanted {wanted:?}", HostId(view.node)));
-            }
-        }
-    }
-    found
-}
-
 pub(super) fn liveness_after_heal(evidence: &Evidence) -> Vec<String> {
     evidence.dead.iter().map(|what| format!("did not succeed: {what}")).collect()
 }
 
-pub(super) fn one_owner_set_per_epoch(evidence: &Evidence) -> Vec<String> {
-    evidence.owners_in_conflict.iter().cloned().chain(evidence.ledger.late()).collect()
-}
-
 pub(super) fn who_leaves_hands_over(evidence: &Evidence) -> Vec<String> {
     evidence.ledger.deserted()
-}
-
-pub(super) fn created_tables_are_seen(evidence: &Evidence) -> Vec<String> {
-    evidence.facts.unseen.clone()
 }
 
 pub(super) fn queues_under_limits(evidence: &Evidence) -> Vec<String> {
@@ -167,4 +125,8 @@ pub(super) fn nothing_left_over(evidence: &Evidence) -> Vec<String> {
         found.push(format!("{} streams are open 10 s after every node was stopped", evidence.connections_left));
     }
     found
+}
+
+pub(super) fn disks_are_in_order(evidence: &Evidence) -> Vec<String> {
+    evidence.on_disk.clone()
 }

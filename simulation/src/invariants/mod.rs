@@ -2,6 +2,7 @@
 
 mod answers;
 mod backups;
+mod catalog;
 mod convergence;
 mod expiry;
 mod late;
@@ -14,9 +15,10 @@ use std::sync::Arc;
 
 use shoal_kernel::Fsync;
 
+use crate::apart::EVERY_RUN_ENDS;
 use crate::cluster::{Ending, Facts, Ledger, Target, View};
 use crate::faults::{Fault, PlannedFault};
-use crate::run::Violation;
+use crate::run::{NOTHING_PANICS, Violation};
 
 pub use convergence::unequal;
 
@@ -66,12 +68,12 @@ pub struct Evidence {
     pub unequal: Vec<String>,
     /// Operations that did not succeed in time after the heal.
     pub dead: Vec<String>,
-    /// Two sets of replicas that nodes named for one epoch of a partition.
-    pub owners_in_conflict: Vec<String>,
     /// What nodes still had in hand some time after the last client had finished.
     pub in_hand: Vec<String>,
     /// Streams between nodes that were open after every node had been stopped.
     pub connections_left: usize,
+    /// What was not in order on the disks of nodes that had been stopped.
+    pub on_disk: Vec<String>,
 }
 
 impl Evidence {
@@ -203,7 +205,14 @@ pub const INVARIANTS: &[Invariant] = &[
     Invariant {
         name: "catalog_agrees",
         text: "After the heal all nodes have the same catalog, with every table that was created and none that was dropped.",
-        check: convergence::catalog_agrees,
+        check: catalog::catalog_agrees,
+    },
+    Invariant {
+        name: "catalog_is_linearisable",
+        text: "No two nodes ever come to different catalogs of one version. A statement on tables that is acknowledged has its effect in a \
+               version between the newest one that anybody had come to when it was sent and when it was acknowledged; one that is \
+               refused has none.",
+        check: catalog::catalog_is_linearisable,
     },
     Invariant {
         name: "answers_come_from_whole_replicas",
@@ -218,19 +227,20 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "one_owner_set_per_epoch",
-        text: "No two nodes ever name different replicas for the same epoch of a partition, and no replica acknowledges writes of an \
-               epoch when it has sealed a later one.",
-        check: convergence::one_owner_set_per_epoch,
+        text: "No two states of the catalog name different voters for the same epoch of a partition, and no replica acknowledges writes of \
+               an epoch when it has sealed a later one.",
+        check: catalog::one_owner_set_per_epoch,
     },
     Invariant {
         name: "created_tables_are_seen",
         text: "A node that is asked about a table after it was created knows it, or says that it cannot ask; one that is asked at quorum \
                after it was dropped gives no answer.",
-        check: convergence::created_tables_are_seen,
+        check: catalog::created_tables_are_seen,
     },
     Invariant {
         name: "queues_under_limits",
-        text: "No node has more queries in hand than it may run and let wait, and they use no more memory than it may give them.",
+        text: "No node has more queries in hand than it may run and let wait, and they use no more memory than it may give them; no more \
+               rows are under way from it, wait for one of its replicas or have not been flushed by one than may be.",
         check: convergence::queues_under_limits,
     },
     Invariant {
@@ -255,7 +265,28 @@ pub const INVARIANTS: &[Invariant] = &[
                been stopped leave no stream open.",
         check: convergence::nothing_left_over,
     },
+    Invariant {
+        name: "disks_are_in_order",
+        text: "On the disks of nodes that have been stopped in good order everything is as it was written, and there is nothing that no \
+               manifest and no catalog names.",
+        check: convergence::disks_are_in_order,
+    },
+    Invariant {
+        name: NOTHING_PANICS,
+        text: "Nothing panics, even where a supervisor would have caught it.",
+        check: seen_from_outside,
+    },
+    Invariant {
+        name: EVERY_RUN_ENDS,
+        text: "A run is over within ten minutes of wall time: nothing goes round in circles.",
+        check: seen_from_outside,
+    },
 ];
+
+/// What whoever drives the runs sees.
+fn seen_from_outside(_evidence: &Evidence) -> Vec<String> {
+    Vec::new()
+}
 
 /// Checks everything.
 pub fn check(evidence: &Evidence) -> Vec<Violation> {

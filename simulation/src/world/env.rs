@@ -10,7 +10,7 @@ use shoal_kernel::env::{BlockingJob, BlockingLost, BoxFuture, Disk, Network, Tas
 use tokio::runtime::Handle;
 
 use super::HostId;
-use super::state::Shared;
+use super::state::{Counted, Shared};
 use crate::disk::SimDisk;
 use crate::entropy::EPOCH_MICROS;
 use crate::network::SimNetwork;
@@ -60,8 +60,12 @@ impl World for SimWorld {
         random::draw(seed, stream, u64::from(self.host.0), *ordinal)
     }
 
-    fn spawn(&self, _name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle {
-        TaskHandle::new(self.runtime.spawn(task))
+    fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>) -> TaskHandle {
+        let counted = Counted::new(&self.shared, self.host, self.life, name);
+        TaskHandle::new(self.runtime.spawn(async move {
+            let _counted = counted;
+            task.await;
+        }))
     }
 
     fn blocking(&self, job: BlockingJob) -> BoxFuture<'static, Result<Box<dyn Any + Send>, BlockingLost>> {

@@ -64,6 +64,7 @@ impl Host {
             let state = &mut core.hosts[self.id.index()];
             state.life += 1;
             (state.up, state.machine_up, state.doomed, state.starts_again_at) = (true, true, None, None);
+            state.tasks.clear();
             (state.life, seed)
         };
         let place = |purpose| random::draw(seed, purpose, u64::from(self.id.0), number);

@@ -54,6 +54,8 @@ pub(crate) struct HostState {
     drifts_since_micros: u64,
     /// Seeds given, by stream.
     pub(crate) seeds: BTreeMap<&'static str, u64>,
+    /// Tasks of its present life that have not ended, by name.
+    pub(super) tasks: BTreeMap<&'static str, u64>,
 }
 
 /// The shared state behind its lock.
@@ -75,6 +77,35 @@ impl HostState {
         let seconds = now_micros.saturating_sub(self.drifts_since_micros) as f64 / 1e6;
         // The cast saturates; a drift of some percent over a run is far below that.
         self.wall_offset_micros + (self.wall_drift as f64 * seconds) as i64
+    }
+}
+
+/// A task of a host, counted for as long as it has not ended.
+pub(super) struct Counted {
+    shared: Arc<Shared>,
+    host: HostId,
+    life: u64,
+    name: &'static str,
+}
+
+impl Counted {
+    pub(super) fn new(shared: &Arc<Shared>, host: HostId, life: u64, name: &'static str) -> Self {
+        let mut core = shared.core();
+        if core.lives(host, life) {
+            *core.hosts[host.index()].tasks.entry(name).or_default() += 1;
+        }
+        Self { shared: shared.clone(), host, life, name }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut core = self.shared.core();
+        if core.lives(self.host, self.life)
+            && let Some(count) = core.hosts[self.host.index()].tasks.get_mut(self.name)
+        {
+            *count -= 1;
+        }
     }
 }
 
@@ -137,6 +168,13 @@ impl Shared {
             power_losses: Vec::new(),
             stray_threads: 0,
         }))
+    }
+
+    /// Tasks of a host that have not ended, by name; nothing if it is down.
+    pub fn tasks(&self, host: HostId) -> BTreeMap<&'static str, u64> {
+        let core = self.core();
+        let tasks = core.hosts.get(host.index()).filter(|state| state.up).map(|state| state.tasks.clone());
+        tasks.unwrap_or_default()
     }
 
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {

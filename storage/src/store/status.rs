@@ -48,6 +48,11 @@ pub struct StoreStatus {
 }
 
 impl Store {
+    /// Bytes of memory that hold rows which are not flushed.
+    pub fn memtable_bytes(&self) -> u64 {
+        lock(&self.state).memtable_bytes()
+    }
+
     /// How the store is doing. Reads no file, and does not wait for commits.
     pub fn status(&self) -> StoreStatus {
         let state = lock(&self.state).clone();

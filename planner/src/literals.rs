@@ -1,0 +1,106 @@
+//! Rows of a VALUES list that are all plain constants. DataFusion would take a plan and some rules to find the same: most of what an
+//! INSERT costs.
+
+use arrow::array::{Array, ArrayRef, new_null_array};
+use arrow::compute::cast_with_options;
+use datafusion::common::ScalarValue;
+use datafusion::common::format::DEFAULT_CAST_OPTIONS;
+use shoal_catalog::Table;
+use sqlparser::ast::{self, Expr, SetExpr, UnaryOperator, Value};
+
+use crate::sql::normalised;
+
+/// The columns that a list gives, with the types of the table, in the table's order; those that it leaves out are NULL, but for the ones
+/// named `absent`. Nothing if anything in it is more than a constant, or wrong: then it is to be planned, which says what is wrong.
+pub(crate) fn columns(table: &Table, insert: &ast::Insert, absent: &[&str]) -> Option<Vec<ArrayRef>> {
+    let source = insert.source.as_ref()?;
+    let SetExpr::Values(list) = source.body.as_ref() else { return None };
+    if !is_bare(source) {
+        return None;
+    }
+    let names: Vec<String> = if insert.columns.is_empty() {
+        table.schema.columns.iter().map(|column| column.name.clone()).collect()
+    } else {
+        let given = insert.columns.iter().map(|name| name.0.last()?.as_ident().map(normalised));
+        given.collect::<Option<_>>()?
+    };
+    let has_each_once = names.iter().enumerate().all(|(place, name)| !names[..place].contains(name));
+    let fits = list.rows.iter().all(|row| row.content.len() == names.len());
+    if !has_each_once || !fits || list.rows.is_empty() {
+        return None;
+    }
+    let wanted = table.schema.columns.iter().filter(|column| !absent.contains(&column.name.as_str()));
+    let arrays = wanted.map(|column| {
+        let Some(place) = names.iter().position(|name| *name == column.name) else {
+            return Some(new_null_array(&column.data_type, list.rows.len()));
+        };
+        let values = list.rows.iter().map(|row| constant(&row.content[place])).collect::<Option<Vec<_>>>()?;
+        let array = array(values, list.rows.len())?;
+        if array.data_type() == &column.data_type {
+            return Some(array);
+        }
+        cast_with_options(&array, &column.data_type, &DEFAULT_CAST_OPTIONS).ok()
+    });
+    arrays.collect()
+}
+
+/// Nothing but the list.
+fn is_bare(query: &ast::Query) -> bool {
+    let ast::Query {
+        with,
+        body: _,
+        order_by,
+        limit_clause,
+        fetch,
+        locks,
+        for_clause,
+        settings,
+        format_clause,
+        pipe_operators,
+    } = query;
+    with.is_none()
+        && order_by.is_none()
+        && limit_clause.is_none()
+        && fetch.is_none()
+        && locks.is_empty()
+        && for_clause.is_none()
+        && settings.is_none()
+        && format_clause.is_none()
+        && pipe_operators.is_empty()
+}
+
+/// A constant as DataFusion would have it.
+fn constant(expr: &Expr) -> Option<ScalarValue> {
+    let whole = |digits: &str| digits.parse().ok().map(|number| ScalarValue::Int64(Some(number)));
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Null => Some(ScalarValue::Null),
+            Value::Boolean(value) => Some(ScalarValue::Boolean(Some(*value))),
+            Value::SingleQuotedString(text) => Some(ScalarValue::Utf8(Some(text.clone()))),
+            Value::Number(digits, false) => whole(digits),
+            _ => None,
+        },
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } => match expr.as_ref() {
+            Expr::Value(value) => match &value.value {
+                Value::Number(digits, false) => whole(&format!("-{digits}")),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Constants of one type, beside NULLs.
+fn array(mut values: Vec<ScalarValue>, rows: usize) -> Option<ArrayRef> {
+    let first = values.iter().find(|value| !value.is_null()).map(ScalarValue::data_type);
+    let Some(data_type) = first else { return Some(new_null_array(&arrow::datatypes::DataType::Null, rows)) };
+    for value in &mut values {
+        if value.is_null() {
+            *value = ScalarValue::try_from(&data_type).ok()?;
+        } else if value.data_type() != data_type {
+            return None;
+        }
+    }
+    ScalarValue::iter_to_array(values).ok()
+}
