@@ -88,6 +88,8 @@ planted! {
     LeavesEarly = "leaves-early";
     /// Any number of writes may wait for a replica.
     UnboundedMailbox = "unbounded-mailbox";
+    /// A replica that was emptied, or may have lost the end of its log, counts at once.
+    CountsAtOnce = "counts-at-once";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
     // Gateways.

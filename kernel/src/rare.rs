@@ -75,6 +75,7 @@ rare! {
     DiedWhileMerged = "rows were replaced while their segments were merged";
     RowsExpired = "a replica dropped rows that had had their time";
     SegmentExpired = "a replica dropped a whole segment that had had its time";
+    JoinerDiffered = "a replica that joined had to be compared again";
     HandedOver = "a replica that was to leave had handed over what it held";
     Settled = "the voters of a partition held what had been acknowledged before they were";
     ReplicaSplit = "a replica that ran was split";

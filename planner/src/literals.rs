@@ -13,7 +13,7 @@ use crate::sql::normalised;
 /// The columns that a list gives, with the types of the table, in the table's order; those that it leaves out are NULL, but for the ones
 /// named `absent`. Nothing if anything in it is more than a constant, or wrong: then it is to be planned, which says what is wrong.
 pub(crate) fn columns(table: &Table, insert: &ast::Insert, absent: &[&str]) -> Option<Vec<ArrayRef>> {
-    let source = insert.source.as_ref()?;
+    let source = bare_source(insert)?;
     let SetExpr::Values(list) = source.body.as_ref() else { return None };
     if !is_bare(source) {
         return None;
@@ -21,7 +21,10 @@ pub(crate) fn columns(table: &Table, insert: &ast::Insert, absent: &[&str]) -> O
     let names: Vec<String> = if insert.columns.is_empty() {
         table.schema.columns.iter().map(|column| column.name.clone()).collect()
     } else {
-        let given = insert.columns.iter().map(|name| name.0.last()?.as_ident().map(normalised));
+        let given = insert.columns.iter().map(|name| match name.0.as_slice() {
+            [name] => name.as_ident().map(normalised),
+            _ => None,
+        });
         given.collect::<Option<_>>()?
     };
     let has_each_once = names.iter().enumerate().all(|(place, name)| !names[..place].contains(name));
@@ -42,6 +45,59 @@ pub(crate) fn columns(table: &Table, insert: &ast::Insert, absent: &[&str]) -> O
         cast_with_options(&array, &column.data_type, &DEFAULT_CAST_OPTIONS).ok()
     });
     arrays.collect()
+}
+
+/// What an INSERT writes that has no clauses but a table, columns and that.
+fn bare_source(insert: &ast::Insert) -> Option<&ast::Query> {
+    let ast::Insert {
+        insert_token: _,
+        optimizer_hints,
+        or,
+        ignore,
+        into: _,
+        table: _,
+        table_alias,
+        columns: _,
+        overwrite,
+        source,
+        assignments,
+        partitioned,
+        after_columns,
+        has_table_keyword: _,
+        on,
+        returning,
+        output,
+        replace_into,
+        priority,
+        insert_alias,
+        settings,
+        format_clause,
+        multi_table_insert_type,
+        multi_table_into_clauses,
+        multi_table_when_clauses,
+        multi_table_else_clause,
+    } = insert;
+    let is_bare = optimizer_hints.is_empty()
+        && or.is_none()
+        && !ignore
+        && table_alias.is_none()
+        && !overwrite
+        && assignments.is_empty()
+        && partitioned.is_none()
+        && after_columns.is_empty()
+        && on.is_none()
+        && returning.is_none()
+        && output.is_none()
+        && !replace_into
+        && priority.is_none()
+        && insert_alias.is_none()
+        && settings.is_none()
+        && format_clause.is_none()
+        && multi_table_insert_type.is_none()
+        && multi_table_into_clauses.is_empty()
+        && multi_table_when_clauses.is_empty()
+        && multi_table_else_clause.is_none();
+    source.as_deref().filter(|_| is_bare)
 }
 
 /// Nothing but the list.

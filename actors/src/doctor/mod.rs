@@ -22,7 +22,7 @@ pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, St
 use crate::backup::fetch::RESTORE_DIR;
 use crate::node::clock::{CLOCK_FILE, NodeClock};
 use crate::node::identity::{self, LOCK_FILE, NODE_FILE};
-use crate::replica::open::{FILLING, GONE, LOST, REFILLING};
+use crate::replica::open::{CLUSTER, FILLING, GONE, LOST, REFILLING};
 
 const CATALOG_DIR: &str = "catalog";
 const REPLICAS_DIR: &str = "replicas";
@@ -189,7 +189,7 @@ impl<'a> DataDir<'a> {
         let dir = self.dir.join(REPLICAS_DIR);
         let entries = if self.disk.exists(&dir)? { self.disk.list(&dir)? } else { Vec::new() };
         let mut seen: BTreeSet<PartitionId> = BTreeSet::new();
-        for entry in &entries {
+        for entry in entries.iter().filter(|entry| entry.name != CLUSTER) {
             let file = format!("{REPLICAS_DIR}/{}", entry.name);
             let path = dir.join(&entry.name);
             match replica::partition_of(&path) {

@@ -9,7 +9,7 @@ mod reserve;
 mod route;
 mod windows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -174,27 +174,36 @@ impl Gateway {
             Some(_) if !fresh => delivery.known(&parcels).await.map_err(in_doubt)?,
             _ => vec![None; parcels.len()],
         };
-        let mut waiting = parcels.into_iter().zip(known);
+        let parts = parcels.len();
+        let mut waiting: VecDeque<_> = parcels.into_iter().zip(known).collect();
         let mut under_way = FuturesUnordered::new();
+        let mut at_once = PIECES_AT_ONCE;
         let (mut outcomes, mut failures) = (Vec::new(), Vec::<Error>::new());
         loop {
-            while under_way.len() < PIECES_AT_ONCE && failures.is_empty() {
-                let Some((parcel, known)) = waiting.next() else { break };
+            while under_way.len() < at_once && failures.is_empty() {
+                let Some((parcel, known)) = waiting.pop_front() else { break };
+                let again = parcel.clone();
                 let parcel = Parcel { version: known.unwrap_or(parcel.version), ..parcel };
                 let sent = delivery.clone().run(parcel, self.inflight.clone());
-                under_way.push(async move {
-                    let outcome = sent.await?;
-                    Ok(Outcome { duplicate: outcome.duplicate || known.is_some(), ..outcome })
-                });
+                under_way.push(async move { (sent.await, again, known) });
             }
             match under_way.next().await {
-                Some(Ok(outcome)) => outcomes.push(outcome),
-                Some(Err(error)) => failures.push(error),
+                Some((Ok(outcome), _, known)) => {
+                    outcomes.push(Outcome { duplicate: outcome.duplicate || known.is_some(), ..outcome });
+                }
+                // The other parts of this request have taken the room, and will leave it.
+                Some((Err(error), again, known)) if is_crowded(&error) && !under_way.is_empty() => {
+                    at_once = under_way.len();
+                    waiting.push_front((again, known));
+                }
+                Some((Err(error), ..)) => failures.push(error),
                 None => break,
             }
         }
-        let untouched = outcomes.is_empty() && failures.iter().all(|error| error.applied() == Applied::False);
-        match failures.into_iter().next() {
+        let doubted = failures.iter().filter(|error| error.applied() != Applied::False).count();
+        let untouched = outcomes.is_empty() && doubted == 0;
+        let told = told_of(parts, outcomes.len(), doubted);
+        match failures.into_iter().next().map(|error| told.iter().fold(error, |error, told| error.context(told))) {
             None => Ok(WriteReport {
                 rows,
                 level,
@@ -229,6 +238,17 @@ impl Gateway {
         let free = self.inflight.available_permits();
         inflight_permits_max(&self.context.config).saturating_sub(free) * PERMIT_BYTES
     }
+}
+
+/// Whether there was no room to send it.
+fn is_crowded(error: &Error) -> bool {
+    error.code() == ErrorCode::Overloaded && error.applied() == Applied::False
+}
+
+/// What became of the parts of a request that failed, if it has several.
+fn told_of(parts: usize, written: usize, doubted: usize) -> Option<String> {
+    let left = parts.saturating_sub(written + doubted);
+    (parts > 1).then(|| format!("of {parts} parts of the rows {written} are written, {doubted} may be, {left} are not"))
 }
 
 /// Permits for all rows that may be under way.

@@ -68,6 +68,8 @@ const RESERVATION_BYTES: usize = 128;
 const SCHEMA_PAUSE: Duration = Duration::from_secs(1);
 /// How long to wait before it is proposed again.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(500);
+/// Before a joining replica is compared again with those who did not agree.
+const COMPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The owner's blob in the store.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -162,6 +164,9 @@ impl Actor for ReplicaActor {
         let mut opened = open::open(&context, &partition, form.clone(), &handle).await?;
         if fill::by_files(&context, &partition, &form, &handle, &opened).await? {
             opened = open::open(&context, &partition, form, &handle).await?;
+        }
+        if context.config.has(Planted::CountsAtOnce) {
+            (opened.in_doubt, opened.emptied) = (false, false);
         }
         let (in_doubt, refilling) = (opened.in_doubt, opened.emptied);
         let mut durable = opened.durable.unwrap_or_default();
@@ -483,6 +488,7 @@ impl ReplicaShell {
                 Effect::CatchUp => {
                     let _ = self.replicator.cast(ReplicatorMessage::Now);
                 }
+                Effect::Compare(enough) => self.compare(myself, enough),
                 Effect::Propose(command) => self.propose(myself, *command),
             }
         }
@@ -649,6 +655,21 @@ impl ReplicaShell {
             self.persist(myself, next);
         }
         told
+    }
+
+    /// Compares with the voters of the partition, and says whether so many of them agree.
+    fn compare(&self, myself: &ActorRef<ReplicaMessage>, enough: usize) {
+        let (context, handle, myself) = (self.context.clone(), self.handle.clone(), myself.clone());
+        let (epoch, voters) = (self.core.partition().epoch, self.core.partition().voters().collect::<Vec<_>>());
+        self.context.env.spawn("replica comparison", async move {
+            let agrees = repair::agrees(&context, &handle, &voters, enough).await;
+            context.env.trace(|| format!("{} is joining; enough voters agree: {agrees}", handle.partition));
+            if !agrees {
+                context.env.reached(Rare::JoinerDiffered);
+                context.env.sleep(COMPARE_PAUSE).await;
+            }
+            let _ = myself.cast(ReplicaMessage::Event(Event::Compared(epoch, agrees)));
+        });
     }
 
     fn propose(&self, myself: &ActorRef<ReplicaMessage>, command: shoal_catalog::Command) {

@@ -21,6 +21,10 @@ pub(crate) const FILLING: &str = "filling";
 /// In the place of a replica's directory: what is left of one that was taken from this node.
 pub(crate) const GONE: &str = "gone";
 
+/// Among the replicas' directories: the number of the cluster that they are of. One that is not named there, because an earlier build made
+/// it, may be anything.
+pub(crate) const CLUSTER: &str = "cluster";
+
 pub(super) struct Opened {
     pub(super) store: Arc<Store>,
     pub(super) durable: Option<Durable>,
@@ -81,7 +85,7 @@ pub(super) async fn open(
 pub(super) fn options(context: &NodeContext, form: &Form) -> StoreOptions {
     StoreOptions {
         memtable_bytes_max: context.config.memtable_bytes_max,
-        memtables_bytes_max: context.config.memtables_bytes_max(),
+        memtables_bytes_max: context.config.memtables_bytes_max,
         disk_reserve_bytes: context.config.disk_reserve_bytes,
         segments_overdue_max: context.config.segments_overdue_max,
         pool: context.pool.clone(),
@@ -250,6 +254,22 @@ pub(super) fn discard_copies(disk: &dyn Disk, replicas: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The cluster that the replicas of a node are of, if that was written down when the first of them was made.
+pub(super) fn cluster_of(disk: &Arc<dyn Disk>, replicas: &Path) -> Result<Option<u64>> {
+    let path = replicas.join(CLUSTER);
+    if !disk.exists(&path)? {
+        return Ok(None);
+    }
+    let bytes = disk.read(&path)?;
+    Ok(std::str::from_utf8(&bytes).ok().and_then(|text| u64::from_str_radix(text.trim(), 16).ok()))
+}
+
+/// Writes down which cluster the replicas that are to be made are of.
+pub(super) fn belong_to(disk: &Arc<dyn Disk>, replicas: &Path, cluster_id: u64) -> Result<()> {
+    disk.create_dir_all(replicas)?;
+    Ok(disk.replace(&replicas.join(CLUSTER), format!("{cluster_id:016x}\n").as_bytes())?)
 }
 
 /// Removes what a crash has left of replicas that were being removed.

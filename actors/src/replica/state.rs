@@ -67,6 +67,8 @@ pub(crate) enum Event {
     Drained(Epoch),
     /// Every peer has been asked once since the start; those that did not answer may be gone.
     RoundDone,
+    /// [`Effect::Compare`] has ended: whether the digests of enough voters of that epoch agree with this replica's.
+    Compared(Epoch, bool),
     /// The catalog has not taken a proposal within its time.
     ProposalEnded,
 }
@@ -82,6 +84,8 @@ pub(crate) enum Effect {
     Persist(Meta),
     /// Ask the peers now instead of at the next turn.
     CatchUp,
+    /// Compare digests with so many voters at least and pull what is missing, then say [`Event::Compared`].
+    Compare(usize),
     /// Propose to the catalog, then say [`Event::ProposalEnded`].
     Propose(Box<Command>),
 }
@@ -116,6 +120,9 @@ pub(crate) struct ReplicaCore {
     committing: bool,
     persisting: bool,
     proposing: bool,
+    comparing: bool,
+    /// The epoch in which enough voters were seen to hold what this joining replica holds.
+    agreed: Option<Epoch>,
     heard: BTreeMap<NodeId, Heard>,
     /// The epoch of which it may have acknowledged writes that it does not hold any more.
     lapsed: Option<Epoch>,
@@ -153,6 +160,8 @@ impl ReplicaCore {
             committing: false,
             persisting: false,
             proposing: false,
+            comparing: false,
+            agreed: None,
             heard: BTreeMap::new(),
             lapsed,
             drained: false,
@@ -278,6 +287,10 @@ impl ReplicaCore {
             }
             Event::Drained(epoch) => self.drained |= epoch == self.partition.epoch,
             Event::RoundDone => self.round_done = true,
+            Event::Compared(epoch, agrees) => {
+                self.comparing = false;
+                self.agreed = Some(epoch).filter(|_| agrees);
+            }
             Event::ProposalEnded => self.proposing = false,
         }
         self.settle(&mut effects);
@@ -303,6 +316,10 @@ impl ReplicaCore {
                 self.persisting = true;
                 let sealed = self.meta.sealed;
                 effects.push(Effect::Persist(Meta { sealed, counts: true, lacks: Lacks::Nothing }));
+            }
+            if !self.comparing && self.agreed != Some(self.partition.epoch) && self.has_caught_up() {
+                self.comparing = true;
+                effects.push(Effect::Compare(seal_quorum(self.voters().len())));
             }
             if !self.proposing
                 && let Some(command) = self.wanted()
@@ -355,7 +372,7 @@ impl ReplicaCore {
         let Partition { id: partition, epoch, settled, .. } = self.partition;
         let node = self.node;
         match self.role()? {
-            Role::Joining if settled && self.may_be_promoted() => {
+            Role::Joining if self.has_caught_up() && self.agreed == Some(epoch) => {
                 Some(Command::PromoteReplica { partition, node, epoch })
             }
             Role::Voting if !settled && self.majority_is_settled() => {
@@ -417,8 +434,12 @@ impl ReplicaCore {
         self.is_settled() && self.heard_of(&voters, |heard| heard.settled) + 1 >= quorum(voters.len())
     }
 
-    /// Whether this joining replica holds what enough *counting* voters hold.
-    fn may_be_promoted(&self) -> bool {
+    /// Whether this joining replica holds what the logs of enough *counting* voters have told it of. Their digests must agree as well
+    /// before it votes: a log that somebody has forgotten the end of tells nothing of that.
+    fn has_caught_up(&self) -> bool {
+        if self.role() != Some(Role::Joining) || !self.partition.settled {
+            return false;
+        }
         let voters = self.voters();
         self.heard_of(&voters, |heard| heard.counts) >= seal_quorum(voters.len())
     }
@@ -570,7 +591,10 @@ mod tests {
         );
         let enough = Event::Heard { peer: NodeId(3), sealed: Epoch(4), counts: true, settled: false, in_doubt: false };
         assert_eq!(core.step(enough), [], "the voters have not settled");
-        let effects = core.step(Event::Catalog(Box::new(Partition { settled: true, ..before })));
+        let settled = Partition { settled: true, ..before };
+        assert_eq!(core.step(Event::Catalog(Box::new(settled))), [Effect::Compare(2)]);
+        assert_eq!(core.step(Event::Compared(Epoch(4), false)), [Effect::Compare(2)], "it is compared again");
+        let effects = core.step(Event::Compared(Epoch(4), true));
         assert!(
             matches!(&effects[..], [Effect::Propose(command)] if matches!(**command, Command::PromoteReplica { epoch: Epoch(4), .. }))
         );

@@ -90,6 +90,8 @@ pub(crate) struct State {
     failed_early: BTreeMap<ActorId, Error>,
     /// Partitions of which there are files here.
     on_disk: BTreeSet<PartitionId>,
+    /// The cluster that they are of, if anybody knows.
+    cluster: Option<u64>,
     /// Those of which the store is being split; and how often that has failed.
     parting: BTreeMap<PartitionId, Parting>,
 }
@@ -122,10 +124,11 @@ impl Actor for ReplicaSupervisor {
                 tracing::warn!(%error, "what is left of removed replicas could not be removed");
             }
             super::open::discard_copies(&*disk, &replicas)?;
-            inherit::on_disk(&*disk, &replicas)
+            let cluster = super::open::cluster_of(&disk, &replicas)?;
+            Ok::<_, Error>((inherit::on_disk(&*disk, &replicas)?, cluster))
         });
         // Without it nobody knows whether a replica has something to inherit, so none is started.
-        let on_disk = looked.await??;
+        let (on_disk, cluster) = looked.await??;
         Ok(State {
             context,
             directory,
@@ -134,6 +137,7 @@ impl Actor for ReplicaSupervisor {
             by_actor: BTreeMap::new(),
             failed_early: BTreeMap::new(),
             on_disk,
+            cluster,
             parting: BTreeMap::new(),
         })
     }
@@ -147,7 +151,7 @@ impl Actor for ReplicaSupervisor {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
             SupervisorMessage::Sweep => state.ask_for_sweep(&myself),
-            SupervisorMessage::UpToDate(Ok(version)) if state.catalog.version >= version => state.sweep().await,
+            SupervisorMessage::UpToDate(Ok(version)) if state.is_current(version) => state.sweep().await,
             SupervisorMessage::UpToDate(known) => {
                 tracing::debug!(?known, "what earlier lives of the node have left stays for now");
                 later(&state.context.env, "replica sweep", &myself, SWEEP_AGAIN, SupervisorMessage::Sweep);
@@ -207,6 +211,7 @@ impl State {
             return;
         }
         self.catalog = catalog.clone();
+        self.note_cluster().await;
         let here = |partition: &&Partition| partition.replica(node).is_some();
         let gone: Vec<PartitionId> =
             self.children.keys().filter(|id| catalog.partitions.get(id).filter(here).is_none()).copied().collect();
@@ -487,9 +492,25 @@ impl State {
         later(&self.context.env, "replica back-off", myself, backoff(child.failures), SupervisorMessage::Start(id));
     }
 
-    /// Has the newest catalog asked for: what this node knows may be older than what lies on its disk.
+    /// Writes down which cluster the replicas of this node are of, before there is any.
+    async fn note_cluster(&mut self) {
+        let cluster_id = self.catalog.cluster_id;
+        if cluster_id == 0 || self.cluster.is_some() || !self.on_disk.is_empty() {
+            return;
+        }
+        let (disk, replicas) = (self.context.env.disk(), self.context.replicas_dir());
+        let noted = self.context.env.blocking(move || super::open::belong_to(&disk, &replicas, cluster_id)).await;
+        match noted.map_err(Error::from).and_then(|noted| noted) {
+            Ok(()) => self.cluster = Some(cluster_id),
+            Err(error) => tracing::debug!(%error, "which cluster the replicas are of is not written down"),
+        }
+    }
+
+    /// Has the newest catalog asked for: what this node knows may be older than what lies on its disk. Nothing is removed that may be of
+    /// another cluster, or that a catalog which was recovered may not know of.
     fn ask_for_sweep(&self, myself: &ActorRef<SupervisorMessage>) {
-        if self.on_disk.iter().all(|id| self.children.contains_key(id)) {
+        let is_other = self.cluster.is_none_or(|cluster| ![0, cluster].contains(&self.catalog.cluster_id));
+        if is_other || self.catalog.is_recovered() || self.on_disk.iter().all(|id| self.children.contains_key(id)) {
             return;
         }
         let (context, myself) = (self.context.clone(), myself.clone());
@@ -499,17 +520,22 @@ impl State {
         });
     }
 
-    /// Removes what is left of replicas that were taken from this node shortly before it went down. After a recovery of the catalog nobody
-    /// knows whether it is that, or all that there is of something: then it stays.
+    /// Whether this catalog, with this node in it, is as new as that version.
+    fn is_current(&self, version: u64) -> bool {
+        self.catalog.version >= version && self.catalog.nodes.contains_key(&self.context.node)
+    }
+
+    /// Removes what is left of replicas that were taken from this node shortly before it went down.
     async fn sweep(&mut self) {
         let node = self.context.node;
-        if self.catalog.is_recovered() || !self.catalog.nodes.contains_key(&node) {
+        if self.catalog.is_recovered() || self.cluster != Some(self.catalog.cluster_id) {
             return;
         }
         let is_left = |id: &PartitionId| {
             let known = self.catalog.partitions.get(id).is_some_and(|partition| partition.replica(node).is_some());
             let in_use = self.children.contains_key(id) || self.parting.contains_key(id);
-            !known && !in_use && !self.catalog.ancestors.contains_key(id)
+            let was_made = id.0 < self.catalog.next_id;
+            was_made && !known && !in_use && !self.catalog.ancestors.contains_key(id)
         };
         let left: Vec<PartitionId> = self.on_disk.iter().filter(|id| is_left(id)).copied().collect();
         for partition in left {

@@ -42,6 +42,8 @@ pub struct NodeConfig {
     pub purge_tombstones_min: u64,
     /// A memtable is sealed and flushed beyond this many bytes.
     pub memtable_bytes_max: u64,
+    /// Bytes of memory that rows of one replica may take which are not flushed: beyond it writes are refused.
+    pub memtables_bytes_max: u64,
     /// Memory that all replicas of this node keep pages of segments in together; 0 keeps none.
     pub page_pool_bytes_max: usize,
     /// Replicas of this node that compact at once.
@@ -95,11 +97,6 @@ impl NodeConfig {
         self.planted == Some(planted)
     }
 
-    /// Bytes of memory that rows of one replica may take which are not flushed: beyond it writes are refused.
-    pub fn memtables_bytes_max(&self) -> u64 {
-        self.memtable_bytes_max.saturating_mul(MEMTABLES_MAX)
-    }
-
     /// A node with every setting at its default.
     pub fn new(data_dir: impl Into<PathBuf>, cluster_address: SocketAddr, http_address: SocketAddr) -> Self {
         Self {
@@ -115,6 +112,7 @@ impl NodeConfig {
             purge_after_ms: 3_600_000,
             purge_tombstones_min: 1_000,
             memtable_bytes_max: 64 << 20,
+            memtables_bytes_max: 256 << 20,
             page_pool_bytes_max: 256 << 20,
             compactions_max: 1,
             compaction_bytes_per_second: 64 << 20,
@@ -134,16 +132,13 @@ impl NodeConfig {
             scan_slice_rows_min: 128 << 10,
             edge_window_bytes: 2 << 20,
             inflight_bytes_max: 256 << 20,
-            replica_queue_bytes_max: 64 << 20,
+            replica_queue_bytes_max: 128 << 20,
             request_timeout_ms: 300_000,
             planted: None,
             observer: None,
         }
     }
 }
-
-/// Memtables of one replica that may be full, and not flushed.
-const MEMTABLES_MAX: u64 = 4;
 
 /// A change of a table that rows ask for.
 #[derive(Debug, Clone)]

@@ -13,6 +13,7 @@ use serde_json::Value;
 use shoal_actors::recovery;
 use shoal_kernel::NodeId;
 use shoal_kernel::env::real;
+use shoal_kernel::level::quorum;
 
 use super::{DEFAULT_URL, Exit};
 use crate::client::{Client, ClientError};
@@ -199,8 +200,11 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Exit> {
             Ok(())
         }
         ClusterCommand::Remove { node, .. } => {
+            // Afterwards nobody knows any more what it held.
+            let lost = may_be_lost(&client.cluster()?, *node);
             client.change_node(node.0, "remove")?;
             println!("n{} is removed; what it held is made anew elsewhere, from the other replicas", node.0);
+            lost.iter().for_each(|line| println!("{line}"));
             Ok(())
         }
     }
@@ -346,6 +350,51 @@ fn waits_for(cluster: &Value, node: NodeNumber) -> Vec<String> {
     waits.take(WAITS_SHOWN).collect()
 }
 
+/// What may be lost with a node's disk, in words.
+fn may_be_lost(cluster: &Value, node: NodeNumber) -> Vec<String> {
+    let votes = |replica: &&Value| replica["state"] == "voting";
+    let held: Vec<(&Value, Vec<&Value>)> = array(&cluster["partitions"])
+        .iter()
+        .filter_map(|partition| {
+            let voters: Vec<&Value> = array(&partition["replicas"]).iter().filter(votes).collect();
+            let (own, others): (Vec<&Value>, _) = voters.into_iter().partition(|replica| replica["node"] == node.0);
+            (!own.is_empty()).then_some((partition, others))
+        })
+        .collect();
+    if held.is_empty() {
+        return vec!["it held no replica that votes, so nothing is lost with it".to_owned()];
+    }
+    let mut lines = vec![format!(
+        "it held replicas of {} partitions: rows that were acknowledged at level one, and by it alone, are lost",
+        held.len()
+    )];
+    let is_whole = |replica: &&&Value| replica["reachable"] == true && replica["problem"].is_null();
+    let doubtful = held.iter().filter(|(_, others)| {
+        // What was acknowledged at quorum may have been here, and else on those only that do not serve.
+        let away = others.len() - others.iter().filter(is_whole).count();
+        away + 1 >= quorum(others.len() + 1)
+    });
+    let doubtful: Vec<String> = doubtful
+        .map(|(partition, others)| {
+            let (whole, all) = (others.iter().filter(is_whole).count(), others.len());
+            let table = partition["table"].as_str().unwrap_or_default();
+            format!("p{} of table {table} ({whole} of {all} other replicas serve)", partition["id"])
+        })
+        .collect();
+    match doubtful.as_slice() {
+        [] => lines.push("what was acknowledged at quorum or all is on the other replicas".to_owned()),
+        some => {
+            let more = some.len().saturating_sub(WAITS_SHOWN);
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            let shown = some.iter().take(WAITS_SHOWN).cloned().collect::<Vec<_>>().join(", ");
+            lines.push(format!(
+                "rows that were acknowledged at quorum may be lost, too, unless the replicas that do not serve come back: {shown}{more}"
+            ));
+        }
+    }
+    lines
+}
+
 /// The nodes as a table.
 fn status(cluster: &Value) -> String {
     let mut table = Table::new();
@@ -378,4 +427,28 @@ fn status(cluster: &Value) -> String {
 
 fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_lost_disk_takes_is_told() {
+        let replica = |node: u32, reachable: bool| json!({"node": node, "state": "voting", "reachable": reachable});
+        let told = |replicas: Vec<Value>| {
+            let cluster = json!({"partitions": [{"id": 7, "table": "kv", "replicas": replicas}]});
+            may_be_lost(&cluster, NodeNumber(3)).join("; ")
+        };
+        assert!(told(vec![replica(1, true), replica(2, true)]).contains("nothing is lost"));
+        let one_away = told(vec![replica(1, true), replica(2, true), replica(3, false)]);
+        assert!(one_away.contains("replicas of 1 partitions") && one_away.contains("is on the other"), "{one_away}");
+        let two_away = told(vec![replica(1, true), replica(2, false), replica(3, false)]);
+        assert!(two_away.contains("p7 of table kv (1 of 2 other replicas serve)"), "{two_away}");
+        let of_five =
+            told(vec![replica(1, true), replica(2, true), replica(3, false), replica(4, false), replica(5, true)]);
+        assert!(of_five.contains("is on the other"), "{of_five}");
+    }
 }

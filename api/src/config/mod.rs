@@ -135,6 +135,8 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.number("purge_after_ms", 0, &mut node.purge_after_ms)?;
     values.number("purge_tombstones_min", 1, &mut node.purge_tombstones_min)?;
     values.number("memtable_bytes_max", 1 << 20, &mut node.memtable_bytes_max)?;
+    node.memtables_bytes_max = node.memtables_bytes_max.max(node.memtable_bytes_max.saturating_mul(4));
+    values.number("memtables_bytes_max", 16 << 20, &mut node.memtables_bytes_max)?;
     values.number("disk_reserve_bytes", 0, &mut node.disk_reserve_bytes)?;
     values.size("page_pool_bytes_max", 0, &mut node.page_pool_bytes_max)?;
     values.size("query_memory_bytes_max", 1 << 20, &mut node.query_memory_bytes_max)?;
@@ -166,8 +168,8 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     let mut window = u64::from(node.edge_window_bytes);
     values.number("edge_window_bytes", 1024, &mut window)?;
     node.edge_window_bytes = u32::try_from(window).unwrap_or(u32::MAX);
-    values.size("inflight_bytes_max", 1 << 20, &mut node.inflight_bytes_max)?;
-    values.number("replica_queue_bytes_max", 1 << 20, &mut node.replica_queue_bytes_max)?;
+    values.size("inflight_bytes_max", 16 << 20, &mut node.inflight_bytes_max)?;
+    values.number("replica_queue_bytes_max", 16 << 20, &mut node.replica_queue_bytes_max)?;
     values.number("request_timeout_ms", 1, &mut node.request_timeout_ms)?;
 
     let mut server = ServerOptions::new(http);

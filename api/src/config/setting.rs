@@ -41,7 +41,8 @@ settings! {
     "repair_every_ms", "600000", "how often each replica is compared with each of its peers, and repaired; 0 is never";
     "purge_after_ms", "3600000", "deletions are forgotten when they are so old and every replica has them, and older writes are refused; 0 is never";
     "purge_tombstones_min", "1000", "deletions that old of a replica that make it worth its while";
-    "memtable_bytes_max", "67108864", "a memtable is flushed beyond this; writes to a replica are refused when four times as much waits to be flushed";
+    "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
+    "memtables_bytes_max", "268435456, or four memtables", "bytes of one replica that may wait to be flushed; beyond it writes are refused as overload";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";
@@ -59,7 +60,7 @@ settings! {
     "scan_slice_rows_min", "131072", "rows that make such a task worth its while";
     "edge_window_bytes", "2097152", "bytes that a task of a query may be ahead of each that takes its rows";
     "inflight_bytes_max", "268435456", "bytes of rows that may be under way from this node to replicas; beyond it writes are refused as overload";
-    "replica_queue_bytes_max", "67108864", "bytes of writes that may wait for one replica of this node; beyond it they are refused as overload";
+    "replica_queue_bytes_max", "134217728", "bytes of writes that may wait for one replica of this node; beyond it they are refused as overload";
     "request_timeout_ms", "300000", "the deadline of a request that names none";
     "http_workers", "the cores, 2 to 8", "threads that serve clients";
     "http_connections_max", "4096", "connections of clients";

@@ -212,6 +212,42 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
     }
 }
 
+/// Two of three processes are killed. The last one goes on at level one, and says that it cannot at quorum; when the others are back, they
+/// have what it took.
+#[test]
+fn one_of_three_goes_on_at_level_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes = nodes(directory.path(), 3);
+    let create = "CREATE TABLE kv (k BIGINT PRIMARY KEY, v VARCHAR) WITH (write_level = 'one')";
+    nodes[0].client.sql_json(create, None).unwrap();
+    nodes[0].client.sql_json("CREATE TABLE strict (k BIGINT PRIMARY KEY)", None).unwrap();
+    nodes[0].client.sql_json("INSERT INTO kv VALUES (1, 'before')", None).unwrap();
+    nodes[0].client.sql_json("INSERT INTO strict VALUES (1)", None).unwrap();
+    until("all have the row", || {
+        nodes.iter().all(|node| rows(&node.client, "SELECT k FROM kv").is_ok_and(|kv| kv.len() == 1))
+    });
+    nodes[0].kill();
+    nodes[1].kill();
+    let last = &nodes[2].client;
+    let done = until_ok(|| last.sql_json("INSERT INTO kv VALUES (2, 'alone'), (1, 'changed')", None));
+    assert_eq!(done["results"][0]["level"], "one", "{done}");
+    let read = "SELECT k, v FROM kv ORDER BY k";
+    let kept = [[json!(1), json!("changed")], [json!(2), json!("alone")]];
+    until("it answers", || rows(last, read).is_ok_and(|kv| kv == kept));
+    let error = last.sql_json("INSERT INTO strict VALUES (2)", None).unwrap_err();
+    assert!(error.to_string().contains("1 of 3 replicas have the rows on disk, level quorum needs 2"), "{error}");
+    let error = last.sql_json("CREATE TABLE more (k BIGINT PRIMARY KEY)", None).unwrap_err();
+    assert_eq!(error.code(), Some("no_catalog_quorum"), "{error}");
+
+    nodes[0].again();
+    nodes[1].again();
+    until("the others have it, too", || nodes.iter().all(|node| rows(&node.client, read).is_ok_and(|kv| kv == kept)));
+    until_ok(|| nodes[0].client.sql_json("INSERT INTO strict VALUES (3)", None));
+    for node in nodes {
+        assert_eq!(node.terminate(), Some(0));
+    }
+}
+
 #[test]
 fn a_data_directory_has_one_process() {
     let directory = tempfile::tempdir().unwrap();

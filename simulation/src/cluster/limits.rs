@@ -31,7 +31,7 @@ impl Limits {
             query_memory_bytes: wide(config.query_memory_bytes_max),
             write_bytes: wide(config.inflight_bytes_max).max(WRITE_BYTES),
             queued_bytes: config.replica_queue_bytes_max.max(WRITE_BYTES),
-            memtables_bytes: config.memtables_bytes_max() + GROUP_BYTES,
+            memtables_bytes: config.memtables_bytes_max + GROUP_BYTES,
         }
     }
 

@@ -288,7 +288,7 @@ impl Settings {
                 .tight_limits
                 .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
             inflight_bytes_max: stream("rows under way").pick(&[32 << 10, 256 << 20]).copied().unwrap_or(256 << 20),
-            replica_queue_bytes_max: stream("queues").pick(&[4 << 10, 64 << 20]).copied().unwrap_or(64 << 20),
+            replica_queue_bytes_max: stream("queues").pick(&[4 << 10, 128 << 20]).copied().unwrap_or(128 << 20),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
             replace_after_ms: stream("replace after").pick(&REPLACE_AFTER_MS).copied().unwrap_or(600_000),
             repair_every_ms,
@@ -310,6 +310,7 @@ impl Settings {
         }
         config.zone = format!("z{}", host % self.zones);
         config.memtable_bytes_max = self.memtable_bytes_max;
+        config.memtables_bytes_max = 4 * self.memtable_bytes_max;
         config.page_pool_bytes_max = self.page_pool_bytes_max;
         config.compaction_bytes_per_second = self.compaction_bytes_per_second;
         config.fill_bytes_per_second = self.fill_bytes_per_second;

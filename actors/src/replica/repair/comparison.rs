@@ -25,8 +25,9 @@ impl Default for Comparison {
 }
 
 impl Comparison {
-    /// Looks at both once more. `caught_up` says that each had pulled the other's log when it was last asked.
-    pub(crate) fn look(&mut self, own: &DigestMoment, others: &DigestMoment, caught_up: bool) {
+    /// Looks at both once more. `caught_up` says that each had pulled the other's log when it was last asked. Gives whether differences
+    /// mean something.
+    pub(crate) fn look(&mut self, own: &DigestMoment, others: &DigestMoment, caught_up: bool) -> bool {
         // Where one has dropped rows that had had their time, or tombstones, and the other not yet, differences mean nothing.
         let comparable = own.cutoff == others.cutoff && own.purged == others.purged;
         let (own, others) = (own.buckets.sums(), others.buckets.sums());
@@ -45,6 +46,7 @@ impl Comparison {
             *before = comparable.then_some(difference);
             true
         });
+        comparable
     }
 
     /// Whether each bucket is known to differ or to be equal.

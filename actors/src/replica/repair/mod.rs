@@ -35,6 +35,8 @@ const PULL_BYTES_MAX: u64 = 4 << 20;
 const LOOK_PAUSE: Duration = Duration::from_secs(3);
 /// Looks at one peer.
 const LOOKS_MAX: u32 = 6;
+/// Comparisons of a joining replica with one voter, until nothing is found any more.
+const COMPARISONS_MAX: u32 = 3;
 /// Replicas of a node that pull rows in the background at once.
 pub(crate) const PULLING_MAX: usize = 1;
 /// After each of their answers: no more than 16 MiB a second.
@@ -117,7 +119,7 @@ impl State {
         let Some(peer) = next.copied() else { return };
         self.last = Some(peer);
         match repair_from(&self.context, &self.handle, peer, Manner::Background).await {
-            Ok(FromPeer { buckets, rows }) if rows > 0 => {
+            Ok(FromPeer { buckets, rows, .. }) if rows > 0 => {
                 let buckets = buckets.len();
                 tracing::warn!(%partition, %peer, buckets, rows, "rows were missing that no log had told of; they are here now");
             }
@@ -133,6 +135,8 @@ struct FromPeer {
     buckets: BTreeSet<u8>,
     /// Rows and tombstones that were news.
     rows: u64,
+    /// Nothing else can have differed but what was on its way.
+    is_sure: bool,
 }
 
 /// Compares a replica with all its peers and pulls what it lacks. Of peers that cannot be asked it says why.
@@ -150,7 +154,7 @@ pub(crate) async fn repair(context: &NodeContext, handle: &ReplicaHandle) -> Res
             false => repair_from(context, handle, peer, Manner::Asked).await,
         };
         match done {
-            Ok(FromPeer { buckets, rows }) => {
+            Ok(FromPeer { buckets, rows, .. }) => {
                 repaired.compared += 1;
                 repaired.buckets.extend(buckets);
                 repaired.rows += rows;
@@ -159,6 +163,36 @@ pub(crate) async fn repair(context: &NodeContext, handle: &ReplicaHandle) -> Res
         }
     }
     Ok(repaired)
+}
+
+/// Whether the digests of so many of these voters agree with that of this replica, but for what is on its way. What they have and it has
+/// not is pulled, and looked at once more.
+pub(super) async fn agrees(context: &NodeContext, handle: &ReplicaHandle, voters: &[NodeId], enough: usize) -> bool {
+    let Ok(_alone) = handle.repairing.acquire().await else { return false };
+    let partition = handle.partition;
+    let mut agreeing = 0;
+    for voter in voters.iter().copied().filter(|voter| *voter != context.node && !context.liveness.is_down(*voter)) {
+        for _ in 0..COMPARISONS_MAX {
+            match repair_from(context, handle, voter, Manner::Background).await {
+                Ok(FromPeer { buckets, is_sure, .. }) if buckets.is_empty() => {
+                    agreeing += usize::from(is_sure);
+                    break;
+                }
+                Ok(FromPeer { buckets, rows, .. }) => {
+                    let buckets = buckets.len();
+                    tracing::warn!(%partition, %voter, buckets, rows, "a replica that joins lacked rows that no log had told it of");
+                }
+                Err(error) => {
+                    tracing::debug!(%partition, %voter, %error, "a voter could not be compared with");
+                    break;
+                }
+            }
+        }
+        if agreeing >= enough {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whom a replica compares itself with.
@@ -178,10 +212,13 @@ fn peers(context: &NodeContext, id: PartitionId) -> Result<Vec<NodeId>> {
 
 async fn repair_from(context: &NodeContext, handle: &ReplicaHandle, peer: NodeId, manner: Manner) -> Result<FromPeer> {
     let mut comparison = Comparison::default();
+    let mut is_sure = false;
     for look in 1..=LOOKS_MAX {
         let DigestAnswer { moment, caught_up } = ask_digest(context, handle.partition, peer).await?;
         let own = digest(context, handle).await?;
-        comparison.look(&own, &moment, caught_up && handle.lag() == Some(0));
+        let caught_up = caught_up && handle.lag() == Some(0);
+        let comparable = comparison.look(&own, &moment, caught_up);
+        is_sure = comparison.is_decided() || (comparable && caught_up);
         if comparison.is_decided() || look == LOOKS_MAX {
             break;
         }
@@ -195,14 +232,14 @@ async fn repair_from(context: &NodeContext, handle: &ReplicaHandle, peer: NodeId
         Manner::Background => found.clone(),
     };
     if buckets.is_empty() {
-        return Ok(FromPeer { buckets, rows: 0 });
+        return Ok(FromPeer { buckets, rows: 0, is_sure });
     }
     let _turn = match manner {
         Manner::Asked => None,
         Manner::Background => context.repairs.acquire().await.ok(),
     };
     let rows = pull(context, handle, peer, &buckets, manner).await?;
-    Ok(FromPeer { buckets: found, rows })
+    Ok(FromPeer { buckets: found, rows, is_sure })
 }
 
 /// The digest of this node's replica.
