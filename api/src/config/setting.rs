@@ -42,7 +42,7 @@ settings! {
     "purge_after_ms", "3600000", "deletions are forgotten when they are so old and every replica has them, and older writes are refused; 0 is never";
     "purge_tombstones_min", "1000", "deletions that old of a replica that make it worth its while";
     "memtable_bytes_max", "67108864", "a memtable is flushed beyond this";
-    "memtables_bytes_max", "268435456, or four memtables", "bytes of one replica that may wait to be flushed; beyond it writes are refused as overload";
+    "memtables_bytes_max", "268435456", "bytes of one replica that may wait to be flushed, four memtables at least unless given; beyond it writes are refused as overload";
     "disk_reserve_bytes", "268435456", "writes stop when less is free";
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";

@@ -217,7 +217,11 @@ fn three_nodes_answer_alike_and_survive_the_loss_of_one() {
 #[test]
 fn one_of_three_goes_on_at_level_one() {
     let directory = tempfile::tempdir().unwrap();
-    let mut nodes = nodes(directory.path(), 3);
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        // A change of the catalog waits for its quorum as long as the request may take.
+        one_more(&mut nodes, directory.path(), &["--set", "request_timeout_ms=5000"]);
+    }
     let create = "CREATE TABLE kv (k BIGINT PRIMARY KEY, v VARCHAR) WITH (write_level = 'one')";
     nodes[0].client.sql_json(create, None).unwrap();
     nodes[0].client.sql_json("CREATE TABLE strict (k BIGINT PRIMARY KEY)", None).unwrap();

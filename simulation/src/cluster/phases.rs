@@ -50,8 +50,10 @@ const LET_GO: Duration = Duration::from_secs(10);
 const FINAL_ATTEMPTS: u64 = 5;
 /// Backups that are restored at the end of a run.
 const BACKUPS_RESTORED_MAX: usize = 3;
-/// Between two looks at the cluster.
+/// Between two attempts at something, and two looks at one node.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at the cluster, each of which asks every node about every replica.
+const SURVEY: Duration = Duration::from_secs(1);
 
 pub(super) struct Phases<'a> {
     pub(super) simulation: &'a mut Simulation,
@@ -319,7 +321,7 @@ impl Phases<'_> {
                     return true;
                 }
             }
-            let next = self.after(LOOK).min(deadline_micros);
+            let next = self.after(SURVEY).min(deadline_micros);
             self.simulation.run_until(next);
         }
         false
