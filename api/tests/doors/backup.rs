@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use shoal::client::ClientError;
+use shoal_kernel::ReadLevel;
 
 use crate::cluster::{nodes, one_more};
 use crate::support::{Process, until};
 
-/// Rows of an answer, each by column.
+/// Rows of an answer, each by column. What was just written through another node is seen.
 fn answer(node: &Process, sql: &str) -> Result<Vec<BTreeMap<String, Value>>, ClientError> {
-    let answer = node.client.sql_json(sql, None)?;
+    let level = sql.starts_with("SELECT").then_some(ReadLevel::Quorum);
+    let answer = node.client.clone().reading_at(level).sql_json(sql, None)?;
     let result = &answer["results"][0];
     let columns: Vec<String> = result["columns"]
         .as_array()
