@@ -15,9 +15,6 @@ use crate::sql::normalised;
 pub(crate) fn columns(table: &Table, insert: &ast::Insert, absent: &[&str]) -> Option<Vec<ArrayRef>> {
     let source = bare_source(insert)?;
     let SetExpr::Values(list) = source.body.as_ref() else { return None };
-    if !is_bare(source) {
-        return None;
-    }
     let names: Vec<String> = if insert.columns.is_empty() {
         table.schema.columns.iter().map(|column| column.name.clone()).collect()
     } else {
@@ -97,11 +94,11 @@ fn bare_source(insert: &ast::Insert) -> Option<&ast::Query> {
         && multi_table_into_clauses.is_empty()
         && multi_table_when_clauses.is_empty()
         && multi_table_else_clause.is_none();
-    source.as_deref().filter(|_| is_bare)
+    source.as_deref().filter(|source| is_bare && is_bare_query(source))
 }
 
 /// Nothing but the list.
-fn is_bare(query: &ast::Query) -> bool {
+fn is_bare_query(query: &ast::Query) -> bool {
     let ast::Query {
         with,
         body: _,

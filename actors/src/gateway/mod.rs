@@ -202,8 +202,8 @@ impl Gateway {
         }
         let doubted = failures.iter().filter(|error| error.applied() != Applied::False).count();
         let untouched = outcomes.is_empty() && doubted == 0;
-        let told = told_of(parts, outcomes.len(), doubted);
-        match failures.into_iter().next().map(|error| told.iter().fold(error, |error, told| error.context(told))) {
+        let first = failures.into_iter().next();
+        match first.map(|error| with_parts(error, parts, outcomes.len(), doubted)) {
             None => Ok(WriteReport {
                 rows,
                 level,
@@ -245,10 +245,13 @@ fn is_crowded(error: &Error) -> bool {
     error.code() == ErrorCode::Overloaded && error.applied() == Applied::False
 }
 
-/// What became of the parts of a request that failed, if it has several.
-fn told_of(parts: usize, written: usize, doubted: usize) -> Option<String> {
+/// The error of a request, with what became of its parts, if it has several.
+fn with_parts(error: Error, parts: usize, written: usize, doubted: usize) -> Error {
+    if parts == 1 {
+        return error;
+    }
     let left = parts.saturating_sub(written + doubted);
-    (parts > 1).then(|| format!("of {parts} parts of the rows {written} are written, {doubted} may be, {left} are not"))
+    error.context(format_args!("of {parts} parts of the rows {written} are written, {doubted} may be, {left} are not"))
 }
 
 /// Permits for all rows that may be under way.

@@ -67,8 +67,6 @@ pub(crate) struct ReplicaHandle {
     fetching: Mutex<Option<Fetching>>,
     admission: Arc<Semaphore>,
     queue_bytes_max: u64,
-    /// A bug planted on purpose: there is no such bound.
-    unbounded: bool,
     queued_bytes: AtomicU64,
     maintenance: Semaphore,
     /// Read by whoever asks a peer for rows, from the question to the commit; written by whoever must be alone.
@@ -80,7 +78,9 @@ pub(crate) struct ReplicaHandle {
 
 impl ReplicaHandle {
     pub(crate) fn new(partition: PartitionId, config: &NodeConfig) -> Self {
-        let permits = usize::try_from(config.replica_queue_bytes_max.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
+        let queue_bytes_max =
+            if config.has(Planted::UnboundedMailbox) { u64::MAX } else { config.replica_queue_bytes_max };
+        let permits = usize::try_from(queue_bytes_max.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
         Self {
             partition,
             running: Mutex::new(None),
@@ -94,8 +94,7 @@ impl ReplicaHandle {
             replaying: Mutex::new(None),
             fetching: Mutex::new(None),
             admission: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
-            queue_bytes_max: config.replica_queue_bytes_max,
-            unbounded: config.has(Planted::UnboundedMailbox),
+            queue_bytes_max,
             queued_bytes: AtomicU64::new(0),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
             pulls: RwLock::new(()),
@@ -302,10 +301,8 @@ impl ReplicaHandle {
 
     fn admit(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
         // One that is larger than all that may wait is let in alone.
-        let bytes = if self.unbounded { 0 } else { bytes.min(self.queue_bytes_max) };
-        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        let permits = if self.unbounded { 0 } else { permits.max(1) };
-        self.admission.clone().try_acquire_many_owned(permits).map_err(|_| {
+        let permits = u32::try_from(bytes.min(self.queue_bytes_max).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        self.admission.clone().try_acquire_many_owned(permits.max(1)).map_err(|_| {
             let message = format!("the replica of {} has too much to write (replica_queue_bytes_max)", self.partition);
             Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(100)
         })

@@ -196,10 +196,8 @@ pub(super) async fn refilled(context: &NodeContext, partition: PartitionId) {
     context.env.reached(Rare::ReplicaRefilled);
     let (disk, mark) = (context.env.disk(), context.replica_dir(partition).with_extension(REFILLING));
     let removed = context.env.blocking(move || if disk.exists(&mark)? { disk.remove_file(&mark) } else { Ok(()) });
-    match removed.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%partition, %error, "the mark of a replica that was filled anew stays"),
-        Err(error) => tracing::debug!(%partition, %error, "the mark of a replica that was filled anew stays"),
+    if let Err(error) = removed.await.map_err(Error::from).and_then(|done| Ok(done?)) {
+        tracing::debug!(%partition, %error, "the mark of a replica that was filled anew stays");
     }
 }
 

@@ -126,24 +126,21 @@ impl Catalog {
                 places.add(node, id);
                 return Some(Command::AddReplica { partition: id, node });
             }
-            // Nobody is left who could have one. Votes of lost nodes beyond what the table asks for make a majority harder to find;
-            // who is there, though it is to go, is better than nobody.
-            let lost = going.iter().copied().find(|node| outlook.lost.contains(node));
-            let node = lost.filter(|_| staying.len() + going.len() > wanted)?;
-            return (partition.settled || partition.reverts(node)).then_some(Command::RetireReplica {
-                partition: id,
-                node,
-                epoch,
-            });
         }
         let is_leaving = |replica: &Replica| {
             replica.state == ReplicaState::Leaving && !replica.failed && outlook.alive.contains(&replica.node)
         };
-        if partition.replicas.iter().any(is_leaving) {
+        let node = if staying.len() < wanted {
+            // Nobody is left who could have one. Votes of lost nodes beyond what the table asks for make a majority harder to find;
+            // who is there, though it is to go, is better than nobody.
+            let lost = going.iter().copied().find(|node| outlook.lost.contains(node));
+            lost.filter(|_| staying.len() + going.len() > wanted)?
+        } else if partition.replicas.iter().any(is_leaving) {
             return None;
-        }
-        let surplus = || places.worst(&staying).filter(|_| staying.len() > wanted);
-        let node = going.first().copied().or_else(surplus)?;
+        } else {
+            let surplus = || places.worst(&staying).filter(|_| staying.len() > wanted);
+            going.first().copied().or_else(surplus)?
+        };
         (partition.settled || partition.reverts(node)).then_some(Command::RetireReplica { partition: id, node, epoch })
     }
 
