@@ -6,6 +6,7 @@
 mod backup;
 mod batch;
 pub mod doctor;
+mod failures;
 mod gateway;
 mod later;
 pub mod node;
@@ -13,6 +14,7 @@ mod placement;
 pub mod query;
 pub mod recovery;
 mod replica;
+mod room;
 mod rounds;
 pub mod service;
 pub mod transport;

@@ -13,15 +13,16 @@ use shoal_kernel::{
     Applied, Epoch, Error, ErrorCode, NodeId, PartitionId, Planted, Rare, Result, Version, WriteLevel, wire,
 };
 use shoal_storage::fingerprint_of;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::reserve::{Home, conflict};
 use super::route::{self, Part, Piece};
-use super::{HeldToken, PERMIT_BYTES, dropped, expired, inflight_permits_max, not_enough};
+use super::{HeldToken, dropped, expired, not_enough};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::replica::message::{PartOfWrite, ReplicaAnswer, ReplicaCall, WriteCall, Written};
 use crate::replica::serve;
+use crate::room::Room;
 
 /// How long one replica may take for one answer.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,9 +88,9 @@ struct Sending {
 
 impl Delivery {
     /// Delivers a parcel; if its partition is split meanwhile, to the parts of that.
-    pub(super) fn run(self, parcel: Parcel, inflight: Arc<Semaphore>) -> BoxFuture<'static, Result<Outcome>> {
+    pub(super) fn run(self, parcel: Parcel, room: Room) -> BoxFuture<'static, Result<Outcome>> {
         Box::pin(async move {
-            if let Some(outcome) = self.clone().send(&parcel, &inflight).await? {
+            if let Some(outcome) = self.clone().send(&parcel, &room).await? {
                 return Ok(outcome);
             }
             // Some replica may have taken it before.
@@ -107,8 +108,7 @@ impl Delivery {
                 None if parcel.token.is_some() => Some(fingerprint_of(&self.table.schema, &parcel.part.rows)?),
                 known => known,
             };
-            let deliver =
-                |part: Part| self.clone().run(Parcel { part, fingerprint, ..parcel.clone() }, inflight.clone());
+            let deliver = |part: Part| self.clone().run(Parcel { part, fingerprint, ..parcel.clone() }, room.clone());
             let outcomes = try_join_all(parts.into_iter().map(deliver)).await.map_err(in_doubt)?;
             let version = outcomes.iter().map(|outcome| outcome.version).min();
             let duplicate = outcomes.iter().all(|outcome| outcome.duplicate);
@@ -119,16 +119,13 @@ impl Delivery {
     }
 
     /// Delivers a parcel to the replicas of its partition; `None` if that has been split.
-    async fn send(self, parcel: &Parcel, inflight: &Arc<Semaphore>) -> Result<Option<Outcome>> {
+    async fn send(self, parcel: &Parcel, room: &Room) -> Result<Option<Outcome>> {
         let Parcel { part, token, version, fingerprint } = parcel;
         let rows = batch::encode(&part.rows)?;
-        // One that is larger than all that may be under way is sent alone.
-        let permits = rows.len().div_ceil(PERMIT_BYTES).min(inflight_permits_max(&self.context.config));
-        let room =
-            inflight.clone().try_acquire_many_owned(u32::try_from(permits).unwrap_or(u32::MAX)).map_err(|_| {
-                Error::new(ErrorCode::Overloaded, "this node has too many rows under way (inflight_bytes_max)")
-                    .with_retry_after_ms(200)
-            })?;
+        let taken = room.take(rows.len() as u64).ok_or_else(|| {
+            Error::new(ErrorCode::Overloaded, "this node has too many rows under way (inflight_bytes_max)")
+                .with_retry_after_ms(200)
+        })?;
         let (answer, mut answers) = mpsc::channel(ANSWERS_MAX);
         let of_whole = |ordinals: Vec<u32>| PartOfWrite { ordinals, fingerprint: fingerprint.unwrap_or_default() };
         let mut sending = Sending {
@@ -143,7 +140,7 @@ impl Delivery {
             },
             delivery: self,
             // Shared by the sends that go on after the answer; given back when the last of them ends.
-            room: Arc::new(room),
+            room: Arc::new(taken),
             message: Bytes::new(),
             answer,
             pending: BTreeSet::new(),

@@ -19,21 +19,19 @@ use shoal_catalog::Table;
 use shoal_kernel::limits::TOKEN_BYTES_MAX;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, Planted, Result, Version, WriteLevel};
 use shoal_storage::{fingerprint_of, with_rows_before};
-use tokio::sync::Semaphore;
 
 use self::deliver::{Delivery, Outcome, Parcel};
 use self::reserve::Reservation;
 use self::route::Stamp;
 use crate::node::clock::STAMPS_PER_TICK;
 use crate::node::context::NodeContext;
-use crate::service::{NodeConfig, WriteReport, WriteRequest};
+use crate::room::Room;
+use crate::service::{WriteReport, WriteRequest};
 
 /// Bytes of a client's idempotency key: what the pieces add to it must find room.
 const CLIENT_TOKEN_BYTES_MAX: usize = TOKEN_BYTES_MAX - 16;
 /// How long a write may wait for replicas that are missing, whatever the request's own deadline.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Bytes that one permit stands for.
-const PERMIT_BYTES: usize = 1024;
 /// Pieces of one request under way at once.
 const PIECES_AT_ONCE: usize = 8;
 
@@ -53,7 +51,8 @@ pub(crate) struct Change {
 #[derive(Clone)]
 pub(crate) struct Gateway {
     context: Arc<NodeContext>,
-    inflight: Arc<Semaphore>,
+    /// For rows under way to replicas.
+    room: Room,
     /// Tokens being written from here: a resend waits for nothing, it is told to come back.
     tokens: Arc<Mutex<BTreeSet<String>>>,
     /// A window is being made ahead.
@@ -64,8 +63,8 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) fn new(context: Arc<NodeContext>) -> Self {
-        let inflight = Arc::new(Semaphore::new(inflight_permits_max(&context.config)));
-        Self { context, inflight, tokens: Arc::default(), making_ahead: Arc::default(), making: Arc::default() }
+        let room = Room::new(context.config.inflight_bytes_max);
+        Self { context, room, tokens: Arc::default(), making_ahead: Arc::default(), making: Arc::default() }
     }
 
     /// Writes rows; see the module.
@@ -184,7 +183,7 @@ impl Gateway {
                 let Some((parcel, known)) = waiting.pop_front() else { break };
                 let again = parcel.clone();
                 let parcel = Parcel { version: known.unwrap_or(parcel.version), ..parcel };
-                let sent = delivery.clone().run(parcel, self.inflight.clone());
+                let sent = delivery.clone().run(parcel, self.room.clone());
                 under_way.push(async move { (sent.await, again, known) });
             }
             match under_way.next().await {
@@ -234,9 +233,8 @@ impl Gateway {
     }
 
     /// Bytes of rows under way.
-    pub(crate) fn inflight_bytes(&self) -> usize {
-        let free = self.inflight.available_permits();
-        inflight_permits_max(&self.context.config).saturating_sub(free) * PERMIT_BYTES
+    pub(crate) fn inflight_bytes(&self) -> u64 {
+        self.room.taken_bytes()
     }
 }
 
@@ -252,11 +250,6 @@ fn with_parts(error: Error, parts: usize, written: usize, doubted: usize) -> Err
     }
     let left = parts.saturating_sub(written + doubted);
     error.context(format_args!("of {parts} parts of the rows {written} are written, {doubted} may be, {left} are not"))
-}
-
-/// Permits for all rows that may be under way.
-fn inflight_permits_max(config: &NodeConfig) -> usize {
-    config.inflight_bytes_max.div_ceil(PERMIT_BYTES)
 }
 
 fn dropped(table: &Table) -> Error {

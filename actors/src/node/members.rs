@@ -72,6 +72,7 @@ impl Inner {
         tokio::select! {
             biased;
             error = self.context.agreement.failed() => NodeEnd::Failed(error),
+            error = self.over.declared() => NodeEnd::Failed(error),
             () = self.context.agreement.removed() => NodeEnd::Removed,
         }
     }

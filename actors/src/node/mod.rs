@@ -13,6 +13,7 @@ mod levels;
 pub(crate) mod liveness;
 mod maintain;
 mod members;
+mod over;
 pub(crate) mod pace;
 mod reading;
 mod repair;
@@ -41,6 +42,7 @@ use self::clock::NodeClock;
 use self::context::NodeContext;
 use self::identity::Identity;
 use self::liveness::Liveness;
+use self::over::Over;
 use self::pace::Pace;
 use self::reading::{Places, Replicas};
 use self::rpc::{AgreementIn, AgreementOut};
@@ -90,6 +92,7 @@ struct Inner {
     catalog_rounds: Rounds<Result<Arc<Catalog>>>,
     queries: QueryService,
     root: ActorRef<NodeMessage>,
+    over: Over,
     tasks: Mutex<Vec<TaskHandle>>,
     stopping: AtomicBool,
     /// Why the node has not joined, while it has not.
@@ -173,7 +176,9 @@ impl Node {
 
         let directory = Arc::new(ReplicaDirectory::default());
         context.transport.register(Route::Replica, Arc::new(ReplicaService::new(context.clone(), directory.clone())));
-        let arguments = supervisor::Arguments { context: context.clone(), directory: directory.clone() };
+        let over = Over::new();
+        let arguments =
+            supervisor::Arguments { context: context.clone(), directory: directory.clone(), over: over.clone() };
         let (root, _) = Actor::spawn(None, NodeSupervisor, arguments)
             .await
             .map_err(|error| Error::internal(format!("the node's supervisor did not start: {error}")))?;
@@ -196,6 +201,7 @@ impl Node {
             catalog_rounds: Rounds::default(),
             queries,
             root,
+            over,
             tasks: Mutex::default(),
             stopping: AtomicBool::new(false),
             joining: Mutex::new(Some(Error::new(ErrorCode::NotReady, "the node has not joined the cluster yet"))),
@@ -392,7 +398,7 @@ impl Node {
     }
 
     /// Waits until the node's part is over by itself: its process should end. Replicas that fail are restarted by their supervisor;
-    /// this is for what no supervisor can mend.
+    /// this is for what no supervisor can mend: the catalog's log has failed, or a part that every node has keeps failing.
     pub async fn ended(&self) -> NodeEnd {
         self.0.ended().await
     }
@@ -443,7 +449,7 @@ pub struct InHand {
     /// Queries asked here, and shards and merges that run here.
     pub queries: QueryStats,
     /// Bytes of rows on their way to replicas.
-    pub write_bytes: usize,
+    pub write_bytes: u64,
     /// Bytes of writes that wait for replicas of this node, or are being committed by them.
     pub queued_bytes: u64,
     /// Of one replica, the most.
@@ -481,11 +487,16 @@ impl Inner {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
+    /// Keeps a task that must not end before the node does.
+    fn keep_for_life(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.keep(self.context.env.spawn(what, self.over.clone().unless_it_lasts(what, task)));
+    }
+
     /// Tells transport and actors what the catalog says.
     fn watch_catalog(self: &Arc<Self>) {
         let (context, root) = (self.context.clone(), self.root.clone());
         let mut catalog = context.agreement.catalog();
-        self.keep(self.context.env.spawn("catalog watcher", async move {
+        self.keep_for_life("catalog watcher", async move {
             loop {
                 let now = catalog.borrow_and_update().clone();
                 if now.cluster_id != 0 {
@@ -502,14 +513,14 @@ impl Inner {
                     return;
                 }
             }
-        }));
+        });
     }
 
     /// Fails what waits for a node that SWIM has given up.
     fn watch_members(self: &Arc<Self>) {
         let (context, queries) = (self.context.clone(), self.queries.clone());
         let mut members = context.swim.members();
-        self.keep(self.context.env.spawn("member watcher", async move {
+        self.keep_for_life("member watcher", async move {
             let (mut known, mut down, mut silent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             loop {
                 let now = members.borrow_and_update().clone();
@@ -537,7 +548,7 @@ impl Inner {
                     return;
                 }
             }
-        }));
+        });
     }
 
     /// Founds or joins in the background, until it has worked or cannot work.

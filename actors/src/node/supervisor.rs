@@ -1,29 +1,35 @@
 //! The root of a node's actors.
 //!
-//! - **Owned by** [`super::Node`]; **owns** the replicas' supervisor and placement.
-//! - **Budget**: a child that ends is started again after [`RESTART_PAUSE`], without end: each holds no state that the
-//!   catalog and the disk do not, and a node without them would be worse than one that tries.
+//! - **Owned by** [`super::Node`]; **owns** the replicas' supervisor and placement, and is told of the end of what runs queries.
+//! - **Budget**: a child that ends is started again, after 100 ms doubling to 30 s; a minute without a failure starts the count anew.
+//!   At the [`FAILURES_MAX`]th failure in a row the node is over ([`Over`]): each child holds no state that the catalog and the disk do not,
+//!   so a new process may do better, and a node that has ended is replaced by others, which one that seems to be well is not.
+//!   What runs queries is not started again: the node is over at once.
 //! - **Survives**: nothing to survive.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_catalog::Catalog;
+use shoal_kernel::Error;
 
 use super::context::NodeContext;
+use super::over::Over;
+use crate::failures::Failures;
 use crate::later::later;
 use crate::placement::{Placement, PlacementMessage};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::supervisor::{self, ReplicaSupervisor, SupervisorMessage};
 
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// Failures in a row that are borne.
+const FAILURES_MAX: u32 = 7;
 
 pub(crate) struct NodeSupervisor;
 
 pub(crate) struct Arguments {
     pub(crate) context: Arc<NodeContext>,
     pub(crate) directory: Arc<ReplicaDirectory>,
+    pub(super) over: Over,
 }
 
 pub(crate) enum NodeMessage {
@@ -36,6 +42,8 @@ pub(crate) enum NodeMessage {
 pub(crate) struct State {
     context: Arc<NodeContext>,
     directory: Arc<ReplicaDirectory>,
+    over: Over,
+    failures: Failures,
     catalog: Option<Arc<Catalog>>,
     replicas: Option<ActorRef<SupervisorMessage>>,
     placement: Option<ActorRef<PlacementMessage>>,
@@ -51,9 +59,10 @@ impl Actor for NodeSupervisor {
         myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let Arguments { context, directory } = arguments;
+        let Arguments { context, directory, over } = arguments;
         let _ = myself.cast(NodeMessage::Start);
-        Ok(State { context, directory, catalog: None, replicas: None, placement: None })
+        let failures = Failures::default();
+        Ok(State { context, directory, over, failures, catalog: None, replicas: None, placement: None })
     }
 
     async fn handle(
@@ -71,8 +80,7 @@ impl Actor for NodeSupervisor {
             }
             NodeMessage::Start => {
                 if let Err(error) = state.start(&myself).await {
-                    tracing::error!(%error, "a part of the node did not start");
-                    state.start_later(&myself);
+                    state.failed(&myself, &error.to_string());
                 }
             }
         }
@@ -85,24 +93,35 @@ impl Actor for NodeSupervisor {
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let cell = match event {
-            SupervisionEvent::ActorFailed(cell, error) => {
-                tracing::error!(%error, "a part of the node failed and is restarted");
-                cell
-            }
-            SupervisionEvent::ActorTerminated(cell, ..) => cell,
+        let (ended, why) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), Some(error.to_string())),
+            SupervisionEvent::ActorTerminated(cell, ..) => (cell.get_id(), None),
             _ => return Ok(()),
         };
-        state.replicas = state.replicas.take().filter(|child| child.get_id() != cell.get_id());
-        state.placement = state.placement.take().filter(|child| child.get_id() != cell.get_id());
-        state.start_later(&myself);
+        if state.replicas.take_if(|child| child.get_id() == ended).is_some()
+            || state.placement.take_if(|child| child.get_id() == ended).is_some()
+        {
+            state.failed(&myself, why.as_deref().unwrap_or("it has ended"));
+        } else if let Some(why) = why {
+            // When the node stops, it only ends.
+            state.over.declare(Error::internal(format!("what runs the node's queries has failed: {why}")));
+        }
         Ok(())
     }
 }
 
 impl State {
-    fn start_later(&self, myself: &ActorRef<NodeMessage>) {
-        later(&self.context.env, "node restart", myself, RESTART_PAUSE, NodeMessage::Start);
+    fn failed(&mut self, myself: &ActorRef<NodeMessage>, why: &str) {
+        self.failures.add(self.context.env.monotonic());
+        let failures = self.failures.in_a_row();
+        metrics::counter!("shoal_node_part_restarts_total").increment(1);
+        if failures >= FAILURES_MAX {
+            self.over
+                .declare(Error::internal(format!("a part of the node has failed {failures} times in a row: {why}")));
+            return;
+        }
+        tracing::error!(failures, why, "a part of the node failed and is restarted");
+        later(&self.context.env, "node restart", myself, self.failures.pause(), NodeMessage::Start);
     }
 
     async fn start(&mut self, myself: &ActorRef<NodeMessage>) -> Result<(), ActorProcessingErr> {
@@ -119,6 +138,7 @@ impl State {
             let (placement, _) = Actor::spawn_linked(None, Placement, arguments, myself.get_cell()).await?;
             self.placement = Some(placement);
         }
+        self.failures.runs(self.context.env.monotonic());
         Ok(())
     }
 }

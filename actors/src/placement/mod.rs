@@ -9,7 +9,8 @@
 //!
 //! Owned by the node; remembers only since when nodes have been down, and that anew on every leader. Every proposal is fenced by
 //! the partition's epoch, and cut-offs never go back, so a leader that has been replaced does no harm; a replica that it
-//! adds late is one too many, which placement sees to. A failed turn is simply followed by the next.
+//! adds late is one too many, which placement sees to. A failed turn is simply followed by the next. **Budget**: if it panics, the node's
+//! [supervisor](crate::node) starts it anew, at most six times in a row.
 
 mod clocks;
 mod load;

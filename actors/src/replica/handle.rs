@@ -1,7 +1,7 @@
 //! A replica as the rest of its node sees it: one handle for the life of the replica's place on the node, whatever happens
 //! to the actor behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ractor::ActorRef;
@@ -13,12 +13,11 @@ pub(crate) use super::asked::Asked;
 use super::message::{CoreReport, MaintenanceTask, Promised, RecentAnswer, ReplicaMessage, Written};
 use super::promises::Reserved;
 use super::replicator::Feed;
+use crate::room::Room;
 use crate::service::NodeConfig;
 
 /// Tasks that one replica may have been asked for and not have carried out.
 const MAINTENANCE_WAITING_MAX: usize = 16;
-/// Bytes one admission permit stands for.
-const PERMIT_BYTES: u64 = 1024;
 
 /// The actor of the moment and its store.
 #[derive(Clone)]
@@ -65,9 +64,8 @@ pub(crate) struct ReplicaHandle {
     replaying: Mutex<Option<(u64, u64)>>,
     /// It is being filled by files.
     fetching: Mutex<Option<Fetching>>,
-    admission: Arc<Semaphore>,
-    queue_bytes_max: u64,
-    queued_bytes: AtomicU64,
+    /// For writes that wait for it, or are being committed.
+    queue: Room,
     maintenance: Semaphore,
     /// Read by whoever asks a peer for rows, from the question to the commit; written by whoever must be alone.
     pub(super) pulls: RwLock<()>,
@@ -80,7 +78,6 @@ impl ReplicaHandle {
     pub(crate) fn new(partition: PartitionId, config: &NodeConfig) -> Self {
         let queue_bytes_max =
             if config.has(Planted::UnboundedMailbox) { u64::MAX } else { config.replica_queue_bytes_max };
-        let permits = usize::try_from(queue_bytes_max.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
         Self {
             partition,
             running: Mutex::new(None),
@@ -93,9 +90,7 @@ impl ReplicaHandle {
             problem: Mutex::new(None),
             replaying: Mutex::new(None),
             fetching: Mutex::new(None),
-            admission: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
-            queue_bytes_max,
-            queued_bytes: AtomicU64::new(0),
+            queue: Room::new(queue_bytes_max),
             maintenance: Semaphore::new(MAINTENANCE_WAITING_MAX),
             pulls: RwLock::new(()),
             repairing: Semaphore::new(1),
@@ -234,7 +229,6 @@ impl ReplicaHandle {
     /// Waits for room, then hands a gateway's write to the actor and waits for its commit.
     pub(crate) async fn write(&self, epoch: Epoch, bytes: u64, write: shoal_storage::Write) -> Result<Written> {
         let _room = self.admit(bytes)?;
-        let _counted = Counted::new(&self.queued_bytes, bytes);
         self.ask(|answer| ReplicaMessage::Write { epoch, bytes, write, answer }).await?
     }
 
@@ -296,13 +290,11 @@ impl ReplicaHandle {
 
     /// Bytes of writes that wait for it, or are being committed.
     pub(crate) fn queued_bytes(&self) -> u64 {
-        self.queued_bytes.load(Ordering::Relaxed)
+        self.queue.taken_bytes()
     }
 
     fn admit(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
-        // One that is larger than all that may wait is let in alone.
-        let permits = u32::try_from(bytes.min(self.queue_bytes_max).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        self.admission.clone().try_acquire_many_owned(permits.max(1)).map_err(|_| {
+        self.queue.take(bytes).ok_or_else(|| {
             let message = format!("the replica of {} has too much to write (replica_queue_bytes_max)", self.partition);
             Error::new(ErrorCode::Overloaded, message).with_retry_after_ms(100)
         })
@@ -315,25 +307,6 @@ impl ReplicaHandle {
     fn unavailable(&self, why: &str) -> Error {
         let problem = self.problem().map(|error| format!(": {}", error.message())).unwrap_or_default();
         Error::new(ErrorCode::PartitionUnavailable, format!("the replica of {} {why}{problem}", self.partition))
-    }
-}
-
-/// Bytes that are counted for as long as it lives.
-struct Counted<'a> {
-    counter: &'a AtomicU64,
-    bytes: u64,
-}
-
-impl<'a> Counted<'a> {
-    fn new(counter: &'a AtomicU64, bytes: u64) -> Self {
-        counter.fetch_add(bytes, Ordering::Relaxed);
-        Self { counter, bytes }
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Flushes and compacts one replica's store, one step at a time, on threads for blocking work; and does so when it is asked.
 //!
 //! Owned by the replica actor; holds nothing that a restart could lose: who has asked for something is told that the replica
-//! failed. Damage is the replica's to judge; any other error of the store ends it, and with it the replica, which is then
-//! opened anew. To compact or to optimise a store takes long, so each runs beside the mailbox: the memtable is flushed
+//! failed. Damage is the replica's to judge. **Budget**: none of its own; any other error of the store ends it, and with it the replica,
+//! which is then opened anew at that one's expense. To compact or to optimise a store takes long, so each runs beside the mailbox: the memtable is flushed
 //! meanwhile. Compaction keeps to the node's [`Pace`] and ends as soon as somebody wants the store optimised; that has somebody
 //! who waits for it, and keeps to no pace.
 

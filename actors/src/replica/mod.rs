@@ -3,8 +3,9 @@
 //! - **Owned by** the node's [`supervisor`]; owns its [`replicator`] (pulls what peers accepted), [`maintainer`] (flushes
 //!   and compacts) and [`repair::Repairer`] (compares digests), which die and restart with it.
 //! - **Owns** the [`Store`] of its directory. It alone commits; readers take snapshots through the [`handle`].
-//! - **Restarts** at any error of its store (a failed fsync among them): the store is opened and replayed anew. Back-off from
-//!   100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem.
+//! - **Restarts** at any error of its store (a failed fsync among them) and at any end of a child: the store is opened and replayed anew.
+//!   Back-off from 100 ms, doubling to 30 s, without end: a replica that cannot be opened stays visible with its problem, and after
+//!   `replica_failures_max` in a row others have one in its place.
 //! - **Survives a restart**: everything acknowledged, and a loss of power as far as the table's `fsync` promises; the sealed
 //!   epoch; whether it counts; how far it has pulled from each peer. Lost and harmless: the memory of recent accepts, and
 //!   writes not yet acknowledged.

@@ -15,7 +15,8 @@
 //! A replica that hears of the time waits until nothing is under way from a peer, as that may have been read before; what is
 //! pulled afterwards comes from replicas of which none has an older row left.
 //!
-//! The [`Purger`] is owned by the replica actor and restarted with it. It keeps nothing that matters.
+//! The [`Purger`] is owned by the replica actor. It keeps nothing that matters. **Budget**: none of its own; a round that fails is
+//! followed by the next, and if it panics the replica ends with it and is opened anew at that one's expense.
 
 use std::sync::Arc;
 use std::time::Duration;

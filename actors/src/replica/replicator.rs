@@ -2,7 +2,8 @@
 //!
 //! The replicator of a replica that is leaving pulls nothing more: it asks the voters how far they have got.
 //!
-//! Owned by the replica actor, restarted with it; its cursors are kept in the replica's store. Every turn it asks each peer
+//! Owned by the replica actor; its cursors are kept in the replica's store. **Budget**: none of its own; a peer that does not answer
+//! is asked again next turn, and if it panics the replica ends with it and is opened anew at that one's expense. Every turn it asks each peer
 //! what it accepted since the cursor, by version. What this replica got from a gateway itself is recognised and costs no
 //! rows; from the first unknown accept on, rows are pulled in bounded batches and committed like any write.
 

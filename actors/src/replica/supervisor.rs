@@ -20,12 +20,10 @@ use super::handle::ReplicaHandle;
 use super::inherit::{self, Estate};
 use super::message::ReplicaMessage;
 use super::{ReplicaActor, ReplicaArguments};
+use crate::failures::{FORGIVEN_AFTER, Failures};
 use crate::later::later;
 use crate::node::context::NodeContext;
 
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
-const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// How long a dropped replica may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the start, what is left of replicas that are not here any more is looked for.
@@ -74,9 +72,7 @@ struct Child {
     told: Partition,
     told_schema: u32,
     told_cutoff: Option<Cutoff>,
-    failures: u32,
-    /// Since when it has been running.
-    runs_since: Option<Duration>,
+    failures: Failures,
 }
 
 pub(crate) struct State {
@@ -101,7 +97,7 @@ struct Parting {
     under_way: bool,
     /// It has failed, and is to be tried again later.
     waits: bool,
-    failures: u32,
+    failures: Failures,
     /// The catalog has taken everything that came of it from this node meanwhile; what there is goes when the split has ended.
     goes: bool,
 }
@@ -167,10 +163,10 @@ impl Actor for ReplicaSupervisor {
             }
             SupervisorMessage::Forgive(partition, failures) => {
                 if let Some(child) = state.children.get_mut(&partition)
-                    && child.failures == failures
+                    && child.failures.in_a_row() == failures
                     && child.actor.is_some()
                 {
-                    child.failures = 0;
+                    child.failures.forget();
                     child.handle.set_given_up(false);
                 }
             }
@@ -268,8 +264,7 @@ impl State {
                             told: partition.clone(),
                             told_schema: schema.map_or(0, |schema| schema.version),
                             told_cutoff: cutoff,
-                            failures: 0,
-                            runs_since: None,
+                            failures: Failures::default(),
                         },
                     );
                     self.start(myself, partition.id).await;
@@ -312,7 +307,7 @@ impl State {
         let parting = self.parting.entry(id).or_default();
         parting.under_way = true;
         if actor.is_none() {
-            self.directory.set_unparted(id, parting.failures >= self.context.config.replica_failures_max);
+            self.directory.set_unparted(id, parting.failures.in_a_row() >= self.context.config.replica_failures_max);
         }
         let (context, myself) = (self.context.clone(), myself.clone());
         self.context.env.spawn("replica split", async move {
@@ -349,14 +344,15 @@ impl State {
             Err(_) if parting.goes => Vec::new(),
             Err(error) => {
                 parting.waits = true;
-                parting.failures += 1;
-                self.directory.set_unparted(id, parting.failures >= self.context.config.replica_failures_max);
+                parting.failures.add(self.context.env.monotonic());
+                self.directory
+                    .set_unparted(id, parting.failures.in_a_row() >= self.context.config.replica_failures_max);
                 tracing::warn!(partition = %id, %error, "a replica could not be split; it is tried again");
                 later(
                     &self.context.env,
                     "split back-off",
                     myself,
-                    backoff(parting.failures),
+                    parting.failures.pause(),
                     SupervisorMessage::Part(id),
                 );
                 return;
@@ -443,9 +439,9 @@ impl State {
                 }
                 self.by_actor.insert(actor.get_id(), id);
                 child.actor = Some(actor);
-                child.runs_since = Some(self.context.env.monotonic());
+                child.failures.runs(self.context.env.monotonic());
                 if child.handle.is_given_up() {
-                    let forgive = SupervisorMessage::Forgive(id, child.failures);
+                    let forgive = SupervisorMessage::Forgive(id, child.failures.in_a_row());
                     later(&self.context.env, "replica forgiven", myself, FORGIVEN_AFTER, forgive);
                 }
                 self.directory.notify();
@@ -468,28 +464,25 @@ impl State {
             self.context.env.trace(|| format!("{id} ends, its partition was split: {error}"));
             return;
         }
-        // To be opened may take long, and is no sign of health.
-        if child.runs_since.take().is_some_and(|since| now.saturating_sub(since) > FORGIVEN_AFTER) {
-            child.failures = 0;
-        }
-        child.failures += 1;
+        child.failures.add(now);
+        let failures = child.failures.in_a_row();
         child.actor = None;
         self.context.env.reached(Rare::ReplicaRestarted);
-        if child.failures == FAILURES_RARE {
+        if failures == FAILURES_RARE {
             self.context.env.reached(Rare::ReplicaRestartedOften);
         }
         self.context.env.trace(|| format!("{id} failed and is restarted: {error}"));
-        if child.failures == self.context.config.replica_failures_max {
+        if failures == self.context.config.replica_failures_max {
             child.handle.set_given_up(true);
         }
-        if child.failures > FAILURES_QUIET_MAX {
-            tracing::error!(partition = %id, failures = child.failures, %error, "a replica keeps failing");
+        if failures > FAILURES_QUIET_MAX {
+            tracing::error!(partition = %id, failures, %error, "a replica keeps failing");
         } else {
-            tracing::warn!(partition = %id, failures = child.failures, %error, "a replica failed and is restarted");
+            tracing::warn!(partition = %id, failures, %error, "a replica failed and is restarted");
         }
         metrics::counter!("shoal_replica_restarts_total").increment(1);
         child.handle.failed(error);
-        later(&self.context.env, "replica back-off", myself, backoff(child.failures), SupervisorMessage::Start(id));
+        later(&self.context.env, "replica back-off", myself, child.failures.pause(), SupervisorMessage::Start(id));
     }
 
     /// Writes down which cluster the replicas of this node are of, before there is any.
@@ -597,11 +590,6 @@ async fn part_closed(
         _ => {}
     }
     parted
-}
-
-/// How long to wait after so many failures in a row.
-fn backoff(failures: u32) -> Duration {
-    BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX)
 }
 
 /// Errors that actors end with are ours; anything else is a panic that ractor caught.

@@ -80,7 +80,7 @@ pub struct NodeConfig {
     /// Bytes that a task of a query may be ahead of whoever takes its rows.
     pub edge_window_bytes: u32,
     /// Bytes of rows under way from this node to replicas, those that are slow to answer included; beyond it writes are refused.
-    pub inflight_bytes_max: usize,
+    pub inflight_bytes_max: u64,
     /// Bytes of writes that may wait for one replica of this node; beyond it they are refused, but for one alone.
     pub replica_queue_bytes_max: u64,
     /// The deadline of a request that names none, in milliseconds.

@@ -38,12 +38,22 @@ pub async fn nodes(dir: &Path) -> Vec<Node> {
 
 /// A node that is ready.
 pub async fn node(dir: impl AsRef<Path>, cluster_address: SocketAddr, join: Vec<SocketAddr>) -> Node {
+    let node = started(config(dir, cluster_address, join)).await;
+    eventually("the node is ready", || async { node.ready() }).await;
+    node
+}
+
+/// The settings of a node, to be changed.
+pub fn config(dir: impl AsRef<Path>, cluster_address: SocketAddr, join: Vec<SocketAddr>) -> NodeConfig {
     let mut config = NodeConfig::new(dir.as_ref(), cluster_address, free_address());
     config.disk_reserve_bytes = 0;
     config.join = join;
-    let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
-    eventually("the node is ready", || async { node.ready() }).await;
-    node
+    config
+}
+
+/// A node that has been started.
+pub async fn started(config: NodeConfig) -> Node {
+    Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap()
 }
 
 /// Tries until it succeeds.

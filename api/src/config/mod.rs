@@ -168,7 +168,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     let mut window = u64::from(node.edge_window_bytes);
     values.number("edge_window_bytes", 1024, &mut window)?;
     node.edge_window_bytes = u32::try_from(window).unwrap_or(u32::MAX);
-    values.size("inflight_bytes_max", 16 << 20, &mut node.inflight_bytes_max)?;
+    values.number("inflight_bytes_max", 16 << 20, &mut node.inflight_bytes_max)?;
     values.number("replica_queue_bytes_max", 16 << 20, &mut node.replica_queue_bytes_max)?;
     values.number("request_timeout_ms", 1, &mut node.request_timeout_ms)?;
 

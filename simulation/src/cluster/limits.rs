@@ -29,7 +29,7 @@ impl Limits {
         Self {
             queries: wide(config.queries_max + config.queries_queued_max),
             query_memory_bytes: wide(config.query_memory_bytes_max),
-            write_bytes: wide(config.inflight_bytes_max).max(WRITE_BYTES),
+            write_bytes: config.inflight_bytes_max.max(WRITE_BYTES),
             queued_bytes: config.replica_queue_bytes_max.max(WRITE_BYTES),
             memtables_bytes: config.memtables_bytes_max + GROUP_BYTES,
         }
@@ -42,7 +42,7 @@ impl Limits {
         let looked_at = [
             ("queries", wide(in_hand.queries.queries), self.queries),
             ("bytes of queries", wide(in_hand.queries.memory_bytes), self.query_memory_bytes),
-            ("bytes of rows under way", wide(in_hand.write_bytes), self.write_bytes),
+            ("bytes of rows under way", in_hand.write_bytes, self.write_bytes),
             ("bytes that wait for one replica", in_hand.queued_bytes_most, self.queued_bytes),
             ("bytes of one replica that are not flushed", node.memtables_bytes_most(), self.memtables_bytes),
         ];

@@ -129,7 +129,7 @@ pub(super) struct Settings {
     /// Hardly any queries at once.
     tight: bool,
     /// And so few bytes of rows at times that a storm is refused.
-    inflight_bytes_max: usize,
+    inflight_bytes_max: u64,
     replica_queue_bytes_max: u64,
     /// Racks that the nodes stand in.
     zones: u16,

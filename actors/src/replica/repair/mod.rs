@@ -4,7 +4,8 @@
 //! every replica compares itself with one peer after another, and pulls the rows of the buckets that differ. Its peers do the same,
 //! so each pair is repaired both ways. Rows that come so are news, and enter the log.
 //!
-//! The [`Repairer`] is owned by the replica actor and restarted with it. It keeps nothing but whose turn it is.
+//! The [`Repairer`] is owned by the replica actor. It keeps nothing but whose turn it is. **Budget**: none of its own; a comparison that
+//! fails is followed by the next, and if it panics the replica ends with it and is opened anew at that one's expense.
 
 pub(crate) mod comparison;
 
