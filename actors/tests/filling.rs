@@ -4,18 +4,17 @@
 
 mod common;
 
-use std::path::Path;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use shoal_actors::Node;
-use shoal_actors::service::{CatalogObserver, Moment, NodeConfig, Observer, SqlRequest, WriteRequest};
-use shoal_kernel::env::real::{RealOptions, env};
+use shoal_actors::service::{CatalogObserver, Moment, Observer, SqlRequest, WriteRequest};
 use shoal_kernel::{Epoch, Error, KeyRange, NodeId, PartitionId, Result, WriteLevel};
 use shoal_storage::Write;
 
-use common::{PATIENCE, eventually, free_address, numbers};
+use common::{PATIENCE, config, eventually, free_address, numbers, started};
 
 /// Notes which replicas have begun with a copy, and of whom.
 #[derive(Debug, Default)]
@@ -55,15 +54,16 @@ impl Cluster {
     }
 
     async fn add(&mut self, fill_bytes_per_second: u64) {
-        let dir: &Path = self.dir.path();
-        let number = self.nodes.len();
-        let mut config = NodeConfig::new(dir.join(format!("n{number}")), free_address(), free_address());
-        config.disk_reserve_bytes = 0;
-        config.join = self.nodes.iter().map(Node::cluster_address).collect();
+        self.add_at(free_address(), fill_bytes_per_second).await;
+    }
+
+    async fn add_at(&mut self, address: SocketAddr, fill_bytes_per_second: u64) {
+        let join = self.nodes.iter().map(Node::cluster_address).collect();
+        let mut config = config(self.dir.path().join(format!("n{}", self.nodes.len())), address, join);
         config.observer = Some(self.copies.clone());
         config.fill_files_bytes_min = self.files_bytes_min;
         config.fill_bytes_per_second = fill_bytes_per_second;
-        let node = Node::start(env(&RealOptions::default()).unwrap(), config).await.unwrap();
+        let node = started(config).await;
         eventually("the node is ready", || async { node.ready() }).await;
         self.nodes.push(node);
     }
@@ -212,6 +212,55 @@ async fn a_lender_that_goes_is_replaced() {
     .await;
     let seen = numbers(newest, "SELECT count(*), sum(k), sum(v), count(name) FROM t").await.unwrap();
     assert_eq!(seen, [ROWS - 100, sum, 3 * sum, ROWS - 100]);
+    for node in &cluster.nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_serves_and_is_far_behind_keeps_to_the_pace() {
+    let mut cluster = Cluster::start(u64::MAX).await;
+    cluster.sql("CREATE TABLE t (k BIGINT PRIMARY KEY, name VARCHAR)").await.unwrap();
+    let away = cluster.nodes.pop().unwrap();
+    let (id, address) = (away.id(), away.cluster_address());
+    away.shutdown().await;
+    drop(away);
+    // Far more than a replica takes at once.
+    for k in 0..200 {
+        let name = format!("{k}").repeat(30_000);
+        let statement = format!("INSERT INTO t VALUES ({k}, '{name}')");
+        eventually("it is written", || cluster.sql(&statement)).await;
+    }
+    let lag = |cluster: &Cluster| {
+        let node = cluster.nodes[0].clone();
+        async move {
+            let replicas = node.cluster().await.partitions.remove(0).replicas;
+            replicas.into_iter().find(|replica| replica.node == id).and_then(|replica| replica.lag)
+        }
+    };
+    let behind = |cluster: &Cluster| {
+        let lag = lag(cluster);
+        async move { lag.await.filter(|lag| *lag > 0).ok_or_else(|| Error::internal("it is not behind")) }
+    };
+
+    cluster.add_at(address, 1).await;
+    let begun = eventually("it is behind", || behind(&cluster)).await;
+    assert_eq!(numbers(&cluster.nodes[0], "SELECT count(*) FROM t").await.unwrap(), [200]);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let later = behind(&cluster).await.unwrap();
+    assert!(later <= begun, "{later} after {begun}");
+
+    let slow = cluster.nodes.pop().unwrap();
+    slow.shutdown().await;
+    drop(slow);
+    cluster.add_at(address, 0).await;
+    eventually("it holds everything", || async {
+        match lag(&cluster).await {
+            Some(0) => Ok(()),
+            lag => Err(Error::internal(format!("{lag:?}"))),
+        }
+    })
+    .await;
     for node in &cluster.nodes {
         node.shutdown().await;
     }

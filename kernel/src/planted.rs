@@ -92,6 +92,8 @@ planted! {
     CountsAtOnce = "counts-at-once";
     /// A replica takes versions from a clock however far ahead.
     AnyClockTrusted = "any-clock-trusted";
+    /// How far a version is ahead is judged by a node's own clock, whatever others say.
+    OwnClockBelieved = "own-clock-believed";
     // Gateways.
     /// A write is acknowledged at quorum, or at all, when one replica has answered.
     AcknowledgeEarly = "acknowledge-early";

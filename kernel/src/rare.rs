@@ -57,6 +57,7 @@ rare! {
     AskedAgain = "a write asked a replica again that had not been ready";
     ReservationAdopted = "a reservation took over what an earlier attempt had left";
     ReservationRefused = "a reservation met a higher ballot";
+    ClockFarOff = "a node's clock was far from those of most others";
     WaitedForClock = "a change of rows waited until its clock had passed what it had read";
     WriteMetSplit = "a write was under way to a partition that was split";
     // Replicas.

@@ -1,8 +1,10 @@
 //! The node's hybrid clock, with its upper bound persisted ahead, so that a version is never given twice over a restart,
 //! even if the wall clock has gone back meanwhile.
+//!
+//! How far a time is ahead is judged by most clocks ([`NodeClock::hear`]) and not by this node's own, which may be the wrong one.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shoal_kernel::env::Disk;
@@ -11,6 +13,10 @@ use shoal_kernel::{Env, Error, ErrorCode, Hlc, HlcClock, Rare, Result, wire};
 /// How far ahead of the time given out the bound is persisted. A restart waits until the wall has passed the bound, so it
 /// is kept short; a busy node writes its small file this often.
 const AHEAD_MICROS: u64 = 400_000;
+
+/// How long the others' time goes on by this node's monotonic clock when nobody tells it any more. Not for ever: that clock stands still
+/// while a machine sleeps.
+pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(10);
 
 /// Where the bound is kept.
 pub(crate) const CLOCK_FILE: &str = "CLOCK";
@@ -23,12 +29,17 @@ pub(crate) struct NodeClock {
     env: Env,
     path: PathBuf,
     core: Mutex<Core>,
+    skew_max_micros: u64,
+    /// Whatever others say.
+    believes_itself: bool,
     /// Serialises writers of the bound; held over the write.
     persist: tokio::sync::Mutex<()>,
 }
 
 struct Core {
     clock: HlcClock,
+    /// The time by most clocks, and the monotonic time when it was that.
+    most: Option<(u64, Duration)>,
     bound: Hlc,
     /// No replica of this node holds a version above this or above the clock.
     held: Hlc,
@@ -58,7 +69,8 @@ impl NodeClock {
     }
 
     /// Reads the bound of the last life and waits, for at most that short while, until the wall has passed it.
-    pub(crate) async fn open(env: &Env, data_dir: &Path, skew_max_ms: u64) -> Result<Self> {
+    /// `believes_itself` is for planted bugs.
+    pub(crate) async fn open(env: &Env, data_dir: &Path, skew_max_ms: u64, believes_itself: bool) -> Result<Self> {
         let path = Self::path(data_dir);
         let (disk, at) = (env.disk(), path.clone());
         let floor = env.blocking(move || Self::read_bound(&disk, &at)).await??;
@@ -78,7 +90,9 @@ impl NodeClock {
         Ok(Self {
             env: env.clone(),
             path,
-            core: Mutex::new(Core { clock, bound: floor, held }),
+            core: Mutex::new(Core { clock, most: None, bound: floor, held }),
+            skew_max_micros,
+            believes_itself,
             persist: tokio::sync::Mutex::new(()),
         })
     }
@@ -88,9 +102,8 @@ impl NodeClock {
     pub(crate) async fn tick(&self) -> Result<Hlc> {
         loop {
             let next = {
-                let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-                let wall = self.env.wall_micros();
-                let next = Hlc::from_micros(wall.max(core.clock.last().micros() + 1));
+                let mut core = self.lock();
+                let next = Hlc::from_micros(self.now_micros(&core).max(core.clock.last().micros() + 1));
                 if Hlc(next.0 + STAMPS_PER_TICK) < core.bound {
                     core.clock.advance(Hlc(next.0 + STAMPS_PER_TICK - 1));
                     return Ok(next);
@@ -109,7 +122,8 @@ impl NodeClock {
     pub(crate) async fn tick_above(&self, read: Hlc, patience: Duration) -> Result<Hlc> {
         let until = self.env.monotonic() + patience;
         loop {
-            let ahead = Duration::from_micros(read.micros().saturating_sub(self.env.wall_micros()));
+            let now = self.now_micros(&self.lock());
+            let ahead = Duration::from_micros(read.micros().saturating_sub(now));
             if ahead.is_zero() {
                 break;
             }
@@ -127,7 +141,7 @@ impl NodeClock {
 
     /// No replica of this node holds a version above this one.
     pub(crate) fn ceiling(&self) -> Hlc {
-        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let core = self.lock();
         core.clock.last().max(core.held)
     }
 
@@ -135,33 +149,33 @@ impl NodeClock {
     /// not follow it.
     pub(crate) fn hold(&self, stamp: Hlc) {
         if self.observe(stamp).is_err() {
-            let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut core = self.lock();
             core.held = core.held.max(stamp);
         }
     }
 
     /// A replica of this node is about to hold versions that may reach up to there. The clock does not follow.
     pub(crate) fn hold_up_to(&self, stamp: Hlc) {
-        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut core = self.lock();
         core.held = core.held.max(stamp);
     }
 
     async fn extend(&self, past: Hlc) -> Result<()> {
         let _turn = self.persist.lock().await;
-        if self.core.lock().unwrap_or_else(PoisonError::into_inner).bound > Hlc(past.0 + STAMPS_PER_TICK) {
+        if self.lock().bound > Hlc(past.0 + STAMPS_PER_TICK) {
             return Ok(());
         }
         let bound = Hlc::from_micros(past.micros() + AHEAD_MICROS);
         let (disk, path, bytes) = (self.env.disk(), self.path.clone(), wire::seal(&bound)?);
         self.env.blocking(move || disk.replace(&path, &bytes)).await??;
-        self.core.lock().unwrap_or_else(PoisonError::into_inner).bound = bound;
+        self.lock().bound = bound;
         Ok(())
     }
 
     /// Moves past a stamp for good: after a crash, too, this clock goes on above it.
     pub(crate) async fn keep(&self, stamp: Hlc) -> Result<()> {
         self.observe(stamp)?;
-        if self.core.lock().unwrap_or_else(PoisonError::into_inner).bound <= stamp {
+        if self.lock().bound <= stamp {
             self.extend(stamp).await?;
         }
         Ok(())
@@ -169,16 +183,54 @@ impl NodeClock {
 
     /// The newest stamp that was given or seen.
     pub(crate) fn last(&self) -> Hlc {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner).clock.last()
+        self.lock().clock.last()
     }
 
     /// Checks a version before its first acceptance.
     pub(crate) fn observe(&self, stamp: Hlc) -> Result<()> {
-        let wall = self.env.wall_micros();
-        self.core.lock().unwrap_or_else(PoisonError::into_inner).clock.observe(stamp, wall).map_err(|skew| {
+        let mut core = self.lock();
+        let now = self.most_micros(&core).unwrap_or_else(|| self.env.wall_micros());
+        core.clock.observe(stamp, now).map_err(|skew| {
             Error::new(ErrorCode::ClockSkew, skew.to_string())
                 .with_help("synchronise the clocks of the nodes (NTP), or raise clock_skew_max_ms")
         })
+    }
+
+    /// The same for a version that a replica is about to accept. If this node's clock is far behind most others, the bound is moved past
+    /// the version first: else the next life would take it for impossible.
+    pub(crate) async fn accept(&self, stamp: Hlc) -> Result<()> {
+        self.observe(stamp)?;
+        let reach = self.env.wall_micros().saturating_add(self.skew_max_micros);
+        if stamp.micros() > reach && self.lock().bound <= stamp {
+            self.extend(stamp).await?;
+        }
+        Ok(())
+    }
+
+    /// Most clocks are that far ahead of this node's, in microseconds.
+    pub(super) fn hear(&self, ahead_micros: i64) {
+        let most = self.env.wall_micros().saturating_add_signed(ahead_micros);
+        self.lock().most = Some((most, self.env.monotonic()));
+    }
+
+    /// The time by most clocks, if it is known.
+    fn most_micros(&self, core: &Core) -> Option<u64> {
+        let (micros, at) = core.most.filter(|_| !self.believes_itself)?;
+        let since = self.env.monotonic().saturating_sub(at);
+        (since <= BELIEVED_FOR).then(|| micros + u64::try_from(since.as_micros()).unwrap_or(0))
+    }
+
+    /// The time by this node's clock, but no further from that of most clocks than half of what others bear with: they have heard of
+    /// other times.
+    fn now_micros(&self, core: &Core) -> u64 {
+        let own = self.env.wall_micros();
+        self.most_micros(core).map_or(own, |most| {
+            own.clamp(most.saturating_sub(self.skew_max_micros / 2), most.saturating_add(self.skew_max_micros / 2))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_beats_what_was_read_or_is_refused() {
         let (dir, env) = (tempfile::tempdir().unwrap(), env(&RealOptions::default()).unwrap());
-        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
         assert_eq!(clock.ceiling(), Hlc::default(), "a new node holds nothing");
         let ahead = |time: Duration| Hlc::from_micros(env.wall_micros() + time.as_micros() as u64);
 
@@ -213,7 +265,35 @@ mod tests {
         let near = ahead(Duration::from_millis(SKEW_MAX_MS));
         clock.hold(near);
         drop(clock);
-        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS).await.unwrap();
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
         assert!(clock.ceiling() >= near);
+    }
+
+    #[tokio::test]
+    async fn most_clocks_are_right_and_not_this_one() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), env(&RealOptions::default()).unwrap());
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
+        let skew = Duration::from_millis(SKEW_MAX_MS).as_micros() as u64;
+        let second = 1_000_000;
+
+        // It is far ahead: what it stamps is held to what others accept, and what it accepts is judged by them.
+        clock.hear(-3 * second);
+        let theirs = env.wall_micros() - 3 * second as u64;
+        assert!(clock.tick().await.unwrap().micros() <= theirs + skew);
+        let own = Hlc::from_micros(env.wall_micros());
+        assert_eq!(clock.accept(own).await.unwrap_err().code(), ErrorCode::ClockSkew);
+        // It is far behind: what is right is accepted, and known to the next life.
+        clock.hear(3 * second);
+        let right = Hlc::from_micros(env.wall_micros() + 3 * second as u64);
+        clock.accept(right).await.unwrap();
+        assert!(clock.tick().await.unwrap() > right);
+        drop(clock);
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
+        assert!(clock.ceiling() >= right && clock.tick().await.unwrap() > right);
+        // Unless it believes nobody but itself.
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, true).await.unwrap();
+        clock.hear(10 * second);
+        let theirs = Hlc::from_micros(env.wall_micros() + 10 * second as u64);
+        assert_eq!(clock.accept(theirs).await.unwrap_err().code(), ErrorCode::ClockSkew);
     }
 }

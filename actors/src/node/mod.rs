@@ -15,6 +15,7 @@ mod maintain;
 mod members;
 mod over;
 pub(crate) mod pace;
+mod peer_clocks;
 mod reading;
 mod repair;
 mod restore;
@@ -116,7 +117,9 @@ impl Node {
             let (disk, path) = (env.disk(), NodeClock::path(&config.data_dir));
             env.blocking(move || if disk.exists(&path)? { disk.remove_file(&path) } else { Ok(()) }).await??;
         }
-        let clock = Arc::new(NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms).await?);
+        let believes_itself = config.has(Planted::OwnClockBelieved) || config.has(Planted::AnyClockTrusted);
+        let clock = NodeClock::open(&env, &config.data_dir, config.clock_skew_max_ms, believes_itself).await?;
+        let clock = Arc::new(clock);
         let mut transport_config = TransportConfig::new(node, config.cluster_address, config.cluster_secret.clone());
         transport_config.checks_frames = !config.has(Planted::NoFrameChecksum);
         transport_config.grants_credit = !config.has(Planted::CreditLeaked);
@@ -410,6 +413,7 @@ impl Node {
         if inner.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
+        inner.over.stop();
         // As long as the others believe that this node is there, their queries may end in peace.
         inner.queries.drain().await;
         inner.context.swim.leave().await;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use shoal_kernel::Error;
@@ -10,16 +11,30 @@ use tokio::sync::watch;
 
 /// Set once, by whatever part of a node nobody inside can mend: its process should end, so that others see that it is gone.
 #[derive(Clone)]
-pub(super) struct Over(Arc<watch::Sender<Option<Error>>>);
+pub(super) struct Over(Arc<Inner>);
+
+struct Inner {
+    why: watch::Sender<Option<Error>>,
+    /// It is to end anyway, and so are its parts.
+    stopping: AtomicBool,
+}
 
 impl Over {
     pub(super) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
+        Self(Arc::new(Inner { why: watch::Sender::new(None), stopping: AtomicBool::new(false) }))
+    }
+
+    /// The node is stopped in good order: from now on no part is missed.
+    pub(super) fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
     }
 
     /// The node cannot go on. The first reason stays.
     pub(super) fn declare(&self, error: Error) {
-        self.0.send_if_modified(|known| {
+        if self.0.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        self.0.why.send_if_modified(|known| {
             let first = known.is_none();
             known.get_or_insert(error);
             first
@@ -28,7 +43,7 @@ impl Over {
 
     /// Waits until it cannot.
     pub(super) async fn declared(&self) -> Error {
-        let mut heard = self.0.subscribe();
+        let mut heard = self.0.why.subscribe();
         let known = heard.wait_for(Option::is_some).await.ok().and_then(|known| known.clone());
         known.unwrap_or_else(|| Error::internal("the node is gone"))
     }
@@ -59,5 +74,10 @@ mod tests {
         over.declare(Error::internal("something else"));
         let error = over.declared().now_or_never().unwrap();
         assert_eq!(error.message(), "the catalog watcher of the node has panicked");
+
+        let over = Over::new();
+        over.stop();
+        assert!(over.clone().unless_it_lasts("catalog watcher", async {}).now_or_never().is_some());
+        assert!(over.declared().now_or_never().is_none(), "everything ends when the node does");
     }
 }

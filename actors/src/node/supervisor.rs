@@ -1,6 +1,6 @@
 //! The root of a node's actors.
 //!
-//! - **Owned by** [`super::Node`]; **owns** the replicas' supervisor and placement, and is told of the end of what runs queries.
+//! - **Owned by** [`super::Node`]; **owns** the replicas' supervisor, placement and [`super::peer_clocks`], and is told of the end of what runs queries.
 //! - **Budget**: a child that ends is started again, after 100 ms doubling to 30 s; a minute without a failure starts the count anew.
 //!   At the [`FAILURES_MAX`]th failure in a row the node is over ([`Over`]): each child holds no state that the catalog and the disk do not,
 //!   so a new process may do better, and a node that has ended is replaced by others, which one that seems to be well is not.
@@ -15,6 +15,7 @@ use shoal_kernel::Error;
 
 use super::context::NodeContext;
 use super::over::Over;
+use super::peer_clocks::{PeerClocks, Turn};
 use crate::failures::Failures;
 use crate::later::later;
 use crate::placement::{Placement, PlacementMessage};
@@ -47,6 +48,7 @@ pub(crate) struct State {
     catalog: Option<Arc<Catalog>>,
     replicas: Option<ActorRef<SupervisorMessage>>,
     placement: Option<ActorRef<PlacementMessage>>,
+    clocks: Option<ActorRef<Turn>>,
 }
 
 impl Actor for NodeSupervisor {
@@ -62,7 +64,7 @@ impl Actor for NodeSupervisor {
         let Arguments { context, directory, over } = arguments;
         let _ = myself.cast(NodeMessage::Start);
         let failures = Failures::default();
-        Ok(State { context, directory, over, failures, catalog: None, replicas: None, placement: None })
+        Ok(State { context, directory, over, failures, catalog: None, replicas: None, placement: None, clocks: None })
     }
 
     async fn handle(
@@ -94,16 +96,16 @@ impl Actor for NodeSupervisor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let (ended, why) = match event {
-            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), Some(error.to_string())),
-            SupervisionEvent::ActorTerminated(cell, ..) => (cell.get_id(), None),
+            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, ..) => (cell.get_id(), "it has ended".to_owned()),
             _ => return Ok(()),
         };
         if state.replicas.take_if(|child| child.get_id() == ended).is_some()
             || state.placement.take_if(|child| child.get_id() == ended).is_some()
+            || state.clocks.take_if(|child| child.get_id() == ended).is_some()
         {
-            state.failed(&myself, why.as_deref().unwrap_or("it has ended"));
-        } else if let Some(why) = why {
-            // When the node stops, it only ends.
+            state.failed(&myself, &why);
+        } else {
             state.over.declare(Error::internal(format!("what runs the node's queries has failed: {why}")));
         }
         Ok(())
@@ -137,6 +139,10 @@ impl State {
             let arguments = (self.context.clone(), self.directory.clone());
             let (placement, _) = Actor::spawn_linked(None, Placement, arguments, myself.get_cell()).await?;
             self.placement = Some(placement);
+        }
+        if self.clocks.is_none() {
+            let (clocks, _) = Actor::spawn_linked(None, PeerClocks, self.context.clone(), myself.get_cell()).await?;
+            self.clocks = Some(clocks);
         }
         self.failures.runs(self.context.env.monotonic());
         Ok(())

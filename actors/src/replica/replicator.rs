@@ -41,6 +41,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const PULL_BYTES_MAX: u64 = 4 << 20;
 /// Answers taken from one peer before the next gets its turn.
 const PULLS_PER_TURN: u32 = 16;
+/// Answers of these that are taken as quickly as they come.
+const PULLS_UNPACED: u32 = 2;
 /// Cursors that moved are made durable this often; what is lost is pulled again, which changes nothing.
 const CURSORS_KEPT_EVERY: Duration = Duration::from_secs(5);
 
@@ -221,11 +223,8 @@ impl State {
                 }
             }
         }
-        let (lag, cursors) = {
-            let peers = self.feed.peers();
-            (peers.behind.values().sum(), peers.cursors.clone())
-        };
-        self.handle.set_lag(lag);
+        self.feed.tell_lag();
+        let cursors = self.feed.cursors();
         let _ = self.replica.cast(ReplicaMessage::Event(Event::RoundDone));
         let now = self.context.env.monotonic();
         let due = self.partition.has_leaving() || now.saturating_sub(self.kept_at) >= CURSORS_KEPT_EVERY;
@@ -321,13 +320,18 @@ impl Feed {
                 return Ok(None);
             }
             pulls += 1;
-            cursor = match self.handle.fills() {
+            // One that serves and is a little behind is to be there at once; one that is far behind, as after a day away, takes no more of the
+            // node and its peers than one that begins anew.
+            cursor = match self.handle.fills() || pulls > PULLS_UNPACED {
                 true => self.fill(peer, cursor).await?,
                 false => self.pull(peer, cursor, PULL_BYTES_MAX).await?.0,
             };
             let mut peers = self.peers();
             peers.cursors.insert(peer, cursor.clone());
             peers.behind.insert(peer, position.saturating_sub(cursor.position));
+            drop(peers);
+            // The rest may take long.
+            self.tell_lag();
         }
         self.peers().cursors.insert(peer, cursor);
         Ok(Some(Heard { sealed, counts, settled, in_doubt, pulled: pulls > 0 }))
@@ -356,12 +360,18 @@ impl Feed {
         }
     }
 
+    /// Says how many accepts of its peers this replica lacks.
+    fn tell_lag(&self) {
+        let lag = self.peers().behind.values().sum();
+        self.handle.set_lag(lag);
+    }
+
     /// How far each peer's log has been pulled: everything up to there is in the store.
     pub(super) fn cursors(&self) -> BTreeMap<NodeId, PullCursor> {
         self.peers().cursors.clone()
     }
 
-    /// Pulls at the pace of a node's replicas that do not serve yet.
+    /// Pulls at the pace of a node's replicas that are being filled.
     async fn fill(&self, peer: NodeId, cursor: PullCursor) -> Result<PullCursor> {
         let pace = &self.context.filling;
         let place = pace.place().await;

@@ -183,9 +183,9 @@ impl ReplicaService {
     async fn write(&self, call: WriteCall) -> Result<ReplicaAnswer> {
         let handle = self.replica(call.partition).await?;
         self.reach(call.partition, call.epoch).await?;
-        match self.context.clock.observe(call.version.time()) {
+        match self.context.clock.accept(call.version.time()).await {
             Err(_) if self.context.config.has(Planted::AnyClockTrusted) => {}
-            observed => observed?,
+            accepted => accepted?,
         }
         let rows = batch::decode(&call.rows)?;
         let rows = match (call.part, call.deletes) {

@@ -36,7 +36,7 @@ settings! {
     "join", "", "nodes to join through, separated by commas; none founds a cluster, or goes on with the one in data_dir";
     "zone", "", "with whom it fails, such as a rack: replicas of a partition are spread over zones; nodes without are one zone";
     "cluster_secret", "shoal", "shared by all nodes; authenticates what they say to each other";
-    "clock_skew_max_ms", "500", "how far a peer's clock may be ahead";
+    "clock_skew_max_ms", "500", "how far a clock may be ahead of most nodes' clocks";
     "replace_after_ms", "600000", "replicas of a node that has been down for so long are made anew on others";
     "repair_every_ms", "600000", "how often each replica is compared with each of its peers, and repaired; 0 is never";
     "purge_after_ms", "3600000", "deletions are forgotten when they are so old and every replica has them, and older writes are refused; 0 is never";
@@ -47,7 +47,7 @@ settings! {
     "page_pool_bytes_max", "268435456", "memory that all replicas of the node keep pages of segments in; 0 keeps none";
     "compactions_max", "half the cores, 1 to 8", "replicas of the node that compact at once";
     "compaction_bytes_per_second", "67108864", "bytes that compaction reads and writes; 0 is no limit; OPTIMIZE TABLE is not held back";
-    "fill_bytes_per_second", "67108864", "bytes that replicas pull which are new or were emptied; 0 is no limit";
+    "fill_bytes_per_second", "67108864", "bytes that replicas pull which are new, were emptied or are far behind; 0 is no limit";
     "fill_files_bytes_min", "16777216", "a replica that is new or was emptied gets whole files from a peer that has so many bytes, or else rows";
     "backup_bytes_per_second", "67108864", "bytes of the node's disk that backups and restores read or write; 0 is no limit";
     "backup_urls", "s3://,file://", "beginnings of the URLs that backups may be at, separated by commas; nothing allows none";

@@ -102,7 +102,9 @@ impl Operator {
             }
             true
         };
-        self.ask_around(0, Some(self.until_micros), ask).await;
+        // One node as well as another.
+        let first = u16::try_from(self.from_micros / 1_000 % u64::from(self.office.nodes)).unwrap_or(0);
+        self.ask_around(first, Some(self.until_micros), ask).await;
     }
 
     async fn pause_until(&self, paused: bool, until_micros: Option<u64>) {

@@ -182,6 +182,10 @@ const DRAIN_MS_MORE: u64 = 20_000;
 /// How far a clock is ahead that steps back, so that peers bear with it; and how long its machine is down.
 const STEP_MICROS: (u64, u64) = (100_000, 450_000);
 const STEP_DOWN_MS: (u64, u64) = (20, 200);
+/// Of a thousand faults so many meet a backup, where there are any: under way, or so soon after they have ended. Who is out of some others' reach,
+/// or has just come back, lacks most.
+const BACKED_UP_PERMILLE: u64 = 350;
+const BACKED_UP_AFTER_MS: u64 = 700;
 /// Parts of paths: what damage happens to. The first are of replicas, which heal by themselves; a node that cannot read the
 /// last ones needs an operator.
 const DAMAGED: [&str; 6] = ["/wal-", ".seg", "/MANIFEST", "/META", "/catalog/log", "/catalog/"];
@@ -213,6 +217,7 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
         }
         // A stream per fault: taking one away leaves the others as they are.
         let mut stream = Stream::new(seed, "fault", number);
+        let before = plan.len();
         plan.extend(draw_faults(&mut stream, menu, at_ms, for_ms).into_iter().map(|planned| match planned.fault {
             Fault::Pause { .. } => {
                 PlannedFault { for_ms: stream.between(PAUSE_MS.0, PAUSE_MS.1).min(until_ms - at_ms - 1), ..planned }
@@ -222,6 +227,14 @@ pub fn draw_plan(seed: u64, menu: &FaultMenu, from_ms: u64, until_ms: u64) -> Ve
             }
             _ => planned,
         }));
+        let mut stream = Stream::new(seed, "backup of a fault", number);
+        if menu.kinds.contains(&FaultKind::Backup) && stream.chance(BACKED_UP_PERMILLE) {
+            let drawn = plan.iter().skip(before);
+            let ended_ms = drawn.map(|planned| planned.at_ms + planned.for_ms).max().unwrap_or(at_ms);
+            let at_ms = stream.between(at_ms + 1, ended_ms + BACKED_UP_AFTER_MS);
+            let backup = Fault::Backup { events: stream.chance(400) };
+            plan.extend((at_ms + for_ms < until_ms).then_some(PlannedFault { at_ms, for_ms, fault: backup }));
+        }
     }
     plan
 }
@@ -339,7 +352,7 @@ fn draw_fault(kind: FaultKind, stream: &mut Stream, menu: &FaultMenu) -> Option<
         FaultKind::Pause => Fault::Pause { host: one },
         FaultKind::Skew => {
             // Mostly what peers bear with, sometimes more.
-            let most = if stream.chance(250) { 2_000_000 } else { 400_000 };
+            let most = if stream.chance(400) { 2_000_000 } else { 400_000 };
             Fault::Skew { host: one, offset_micros: stream.below(2 * most).cast_signed() - most.cast_signed() }
         }
         FaultKind::Drift => Fault::Drift { host: one, micros_per_second: stream.below(100_000).cast_signed() - 50_000 },

@@ -42,6 +42,11 @@ pub(super) fn may_be_lost(evidence: &Evidence, write: &Write, before_micros: u64
 
 /// Replicas that every table has up to then: where nodes have not come yet, or are on their way out, fewer may be asked for.
 pub(super) fn replicas_at_least(evidence: &Evidence, until_micros: u64) -> usize {
+    usize::from(evidence.replicas).min(nodes_at_least(evidence, until_micros)).max(1)
+}
+
+/// Nodes that have taken part all the time, at least.
+pub(super) fn nodes_at_least(evidence: &Evidence, until_micros: u64) -> usize {
     let begun = evidence.plan.iter().filter(|planned| planned.at_ms * 1_000 <= until_micros);
     // Who is to join is away before that.
     let joins = evidence.plan.iter().filter(|planned| matches!(planned.fault, Fault::Join { .. }));
@@ -52,8 +57,7 @@ pub(super) fn replicas_at_least(evidence: &Evidence, until_micros: u64) -> usize
         _ => None,
     });
     let away: BTreeSet<u16> = away.collect();
-    let nodes = usize::from(evidence.nodes).saturating_sub(away.len());
-    usize::from(evidence.replicas).min(nodes).max(1)
+    usize::from(evidence.nodes).saturating_sub(away.len())
 }
 
 /// Whether a host may not have come to sync for another reason than its interval: it stood still, was down, its disk failed.

@@ -8,7 +8,6 @@ use super::Evidence;
 use super::expiry::may_have_expired;
 use super::late::{may_be_lost, replicas_at_least};
 use crate::cluster::{Cell, Ending, Outcome, Question, Read, Target, Write};
-use crate::entropy::EPOCH_MICROS;
 use crate::faults::{Fault, PlannedFault};
 use crate::world::HostId;
 
@@ -309,38 +308,6 @@ pub(super) fn acknowledged_at_its_level(evidence: &Evidence) -> Vec<String> {
         let holders = 1 + (0..evidence.nodes).filter(|peer| *peer != write.node && !unreachable(*peer)).count();
         if holders < level.needed(replicas_at_least(evidence, write.ended)) {
             found.push(format!("{}, while only {holders} nodes could have held it", tell(write)));
-        }
-    }
-    found
-}
-
-/// How far a peer's clock may be ahead, as nodes are set up.
-const SKEW_MAX_MICROS: u64 = 500_000;
-/// A hybrid clock keeps what it has followed; that has passed after this time.
-const FOLLOWED_MICROS: u64 = 2 * SKEW_MAX_MICROS;
-
-pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
-    // Hosts whose clock is wrong at some time between two moments.
-    let wrong = |from: u64, until: u64| {
-        let touching = evidence.plan.iter().filter(move |planned| {
-            planned.at_ms * 1_000 <= until && (planned.at_ms + planned.for_ms) * 1_000 + FOLLOWED_MICROS >= from
-        });
-        let hosts = touching.filter_map(|planned| match planned.fault {
-            Fault::Skew { host, .. } | Fault::Drift { host, .. } => Some(host),
-            _ => None,
-        });
-        hosts.collect::<BTreeSet<_>>().len()
-    };
-    let mut found = Vec::new();
-    for write in evidence.facts.writes.iter().filter(|write| write.attempts == 1) {
-        let Outcome::Acknowledged { level, version } = write.outcome else { continue };
-        if level.needed(replicas_at_least(evidence, write.ended)) < 2 || wrong(write.begun, write.ended) > 1 {
-            continue;
-        }
-        // The replica with the right clock took it at its end at the latest.
-        let ahead = version.time().micros().saturating_sub(EPOCH_MICROS + write.ended);
-        if ahead > SKEW_MAX_MICROS {
-            found.push(format!("{}, {ahead} us ahead of the time", tell(write)));
         }
     }
     found

@@ -30,7 +30,9 @@ pub struct Rates {
     pub sent_bytes: f64,
     /// Datagrams that a node sends, on average.
     pub sent_datagrams: f64,
-    /// Bytes that the busiest node sends and receives.
+    /// The busiest node, counted from zero.
+    pub busiest: usize,
+    /// Bytes that it sends and receives.
     pub busiest_bytes: f64,
     /// Those of them that it sends.
     pub busiest_sent_bytes: f64,
@@ -70,16 +72,17 @@ impl Traffic {
     pub(super) fn rates(&self, nodes: usize, micros: u64) -> Rates {
         let seconds = (micros as f64 / 1e6).max(1e-6);
         let per_node = seconds * nodes.max(1) as f64;
-        let mut busiest: Vec<&Load> = self.nodes.iter().collect();
-        busiest.sort_unstable_by_key(|load| Reverse(load.total_bytes()));
+        let mut busiest: Vec<(usize, &Load)> = self.nodes.iter().enumerate().collect();
+        busiest.sort_unstable_by_key(|(_, load)| Reverse(load.total_bytes()));
         let (first, busy) = (busiest.first(), busiest.get(nodes / 100));
         let rate = |bytes: Option<u64>| bytes.unwrap_or_default() as f64 / seconds;
         Rates {
             sent_bytes: self.sent_bytes as f64 / per_node,
             sent_datagrams: self.sent as f64 / per_node,
-            busiest_bytes: rate(first.map(|load| load.total_bytes())),
-            busiest_sent_bytes: rate(first.map(|load| load.sent_bytes)),
-            busy_bytes: rate(busy.map(|load| load.total_bytes())),
+            busiest: first.map_or(0, |(node, _)| *node),
+            busiest_bytes: rate(first.map(|(_, load)| load.total_bytes())),
+            busiest_sent_bytes: rate(first.map(|(_, load)| load.sent_bytes)),
+            busy_bytes: rate(busy.map(|(_, load)| load.total_bytes())),
         }
     }
 }
@@ -98,6 +101,7 @@ mod tests {
         traffic.sent(7, 10_000);
         traffic.sent(8, 1_000);
         let rates = traffic.rates(200, 2_000_000);
+        assert_eq!(rates.busiest, 7);
         assert_eq!((rates.busiest_bytes, rates.busiest_sent_bytes, rates.busy_bytes), (5_075.0, 5_050.0, 75.0));
         // Among few every node counts.
         assert_eq!(traffic.rates(99, 2_000_000).busy_bytes, 5_075.0);
