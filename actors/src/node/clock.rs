@@ -36,13 +36,31 @@ pub(crate) struct NodeClock {
     persist: tokio::sync::Mutex<()>,
 }
 
+/// The time by most clocks.
+#[derive(Clone, Copy)]
+struct Heard {
+    most_micros: u64,
+    /// What this node's clock said then.
+    own_micros: u64,
+    at: Duration,
+}
+
+/// How the last life ended.
+#[derive(Clone, Copy)]
+struct Before {
+    bound: Hlc,
+    /// No version was accepted above it, as far as is known.
+    ceiling: Hlc,
+}
+
 struct Core {
     clock: HlcClock,
-    /// The time by most clocks, and the monotonic time when it was that.
-    most: Option<(u64, Duration)>,
+    /// What others have said.
+    heard: Option<Heard>,
     bound: Hlc,
-    /// No replica of this node holds a version above this or above the clock.
+    /// No replica of this node holds a version above the clock, this, and what was before.
     held: Hlc,
+    before: Option<Before>,
 }
 
 impl NodeClock {
@@ -74,12 +92,17 @@ impl NodeClock {
         let path = Self::path(data_dir);
         let (disk, at) = (env.disk(), path.clone());
         let floor = env.blocking(move || Self::read_bound(&disk, &at)).await??;
-        // What others wrote was not kept beside the bound. It was at most the skew ahead of a clock that was at most the skew
-        // ahead of this one.
         let skew_max_micros = skew_max_ms.saturating_mul(1000);
-        let reach = 2 * skew_max_micros;
-        let held =
-            floor.map_or_else(Hlc::default, |floor| Hlc::from_micros(floor.micros().max(env.wall_micros()) + reach));
+        let before = match floor {
+            Some(bound) => Some(Before { bound, ceiling: ceiling_before(bound, env.wall_micros(), skew_max_micros) }),
+            None => {
+                // Rows may come before this node gives its first stamp, and its next life must know that there may be some.
+                let (disk, at) = (env.disk(), path.clone());
+                let bytes = wire::seal(&Hlc::from_micros(env.wall_micros()))?;
+                env.blocking(move || disk.replace(&at, &bytes)).await??;
+                None
+            }
+        };
         let floor = floor.unwrap_or_default();
         let behind = floor.micros().saturating_sub(env.wall_micros());
         if behind > 0 {
@@ -90,7 +113,7 @@ impl NodeClock {
         Ok(Self {
             env: env.clone(),
             path,
-            core: Mutex::new(Core { clock, most: None, bound: floor, held }),
+            core: Mutex::new(Core { clock, heard: None, bound: floor, held: Hlc::default(), before }),
             skew_max_micros,
             believes_itself,
             persist: tokio::sync::Mutex::new(()),
@@ -100,10 +123,14 @@ impl NodeClock {
     /// A microsecond that no other request of this node has had, as its first time stamp. The request owns all of its
     /// [`STAMPS_PER_TICK`] stamps: one for each piece of its rows.
     pub(crate) async fn tick(&self) -> Result<Hlc> {
+        let mut reserved = None;
         loop {
             let next = {
                 let mut core = self.lock();
-                let next = Hlc::from_micros(self.now_micros(&core).max(core.clock.last().micros() + 1));
+                let last = core.clock.last();
+                // On a slow disk the time may have passed the bound by the time that it is written: what it was written for can be had.
+                let reserved = reserved.filter(|reserved| *reserved > last);
+                let next = reserved.unwrap_or_else(|| Hlc::from_micros(self.now_micros(&core).max(last.micros() + 1)));
                 if Hlc(next.0 + STAMPS_PER_TICK) < core.bound {
                     core.clock.advance(Hlc(next.0 + STAMPS_PER_TICK - 1));
                     return Ok(next);
@@ -111,6 +138,7 @@ impl NodeClock {
                 next
             };
             self.extend(next).await?;
+            reserved = Some(next);
         }
     }
 
@@ -142,7 +170,8 @@ impl NodeClock {
     /// No replica of this node holds a version above this one.
     pub(crate) fn ceiling(&self) -> Hlc {
         let core = self.lock();
-        core.clock.last().max(core.held)
+        let before = core.before.map(|before| before.ceiling).unwrap_or_default();
+        core.clock.last().max(core.held).max(before)
     }
 
     /// Moves past the time of a row that is accepted here. History is taken however far ahead it is, and then the clock does
@@ -207,17 +236,28 @@ impl NodeClock {
         Ok(())
     }
 
-    /// Most clocks are that far ahead of this node's, in microseconds.
-    pub(super) fn hear(&self, ahead_micros: i64) {
-        let most = self.env.wall_micros().saturating_add_signed(ahead_micros);
-        self.lock().most = Some((most, self.env.monotonic()));
+    /// When this node's monotonic clock showed `at`, most clocks showed this time, in microseconds since 1970. Gives how far this node's
+    /// was ahead.
+    pub(super) fn hear(&self, most_micros: u64, at: Duration) -> i64 {
+        let since = self.env.monotonic().saturating_sub(at);
+        let own_micros = self.env.wall_micros().saturating_sub(micros(since));
+        let mut core = self.lock();
+        core.heard = Some(Heard { most_micros, own_micros, at });
+        if let Some(before) = core.before.as_mut().filter(|_| !self.believes_itself) {
+            // The wall clock may have been wrong when the node started.
+            before.ceiling = ceiling_before(before.bound, most_micros, self.skew_max_micros);
+        }
+        own_micros.cast_signed().saturating_sub(most_micros.cast_signed())
     }
 
     /// The time by most clocks, if it is known.
     fn most_micros(&self, core: &Core) -> Option<u64> {
-        let (micros, at) = core.most.filter(|_| !self.believes_itself)?;
-        let since = self.env.monotonic().saturating_sub(at);
-        (since <= BELIEVED_FOR).then(|| micros + u64::try_from(since.as_micros()).unwrap_or(0))
+        let heard = core.heard.filter(|_| !self.believes_itself)?;
+        let since = self.env.monotonic().saturating_sub(heard.at);
+        // The monotonic clock stands still while a machine sleeps, the wall clock does not.
+        let jumped = self.env.wall_micros().saturating_sub(heard.own_micros.saturating_add(micros(since)));
+        let known = since <= BELIEVED_FOR && jumped <= self.skew_max_micros;
+        known.then(|| heard.most_micros.saturating_add(micros(since)))
     }
 
     /// The time by this node's clock, but no further from that of most clocks than half of what others bear with: they have heard of
@@ -232,6 +272,16 @@ impl NodeClock {
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What others wrote is not kept beside the bound. It was at most the skew ahead of a clock that was at most the skew ahead of the right one.
+fn ceiling_before(bound: Hlc, now_micros: u64, skew_max_micros: u64) -> Hlc {
+    let now = bound.micros().max(now_micros);
+    Hlc::from_micros(now.saturating_add(skew_max_micros.saturating_mul(2)))
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -275,25 +325,39 @@ mod tests {
         let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
         let skew = Duration::from_millis(SKEW_MAX_MS).as_micros() as u64;
         let second = 1_000_000;
+        let (before, after) = (|| env.wall_micros() - 3 * second, || env.wall_micros() + 3 * second);
 
         // It is far ahead: what it stamps is held to what others accept, and what it accepts is judged by them.
-        clock.hear(-3 * second);
-        let theirs = env.wall_micros() - 3 * second as u64;
-        assert!(clock.tick().await.unwrap().micros() <= theirs + skew);
+        clock.hear(before(), env.monotonic());
+        assert!(clock.tick().await.unwrap().micros() <= before() + skew);
         let own = Hlc::from_micros(env.wall_micros());
         assert_eq!(clock.accept(own).await.unwrap_err().code(), ErrorCode::ClockSkew);
         // It is far behind: what is right is accepted, and known to the next life.
-        clock.hear(3 * second);
-        let right = Hlc::from_micros(env.wall_micros() + 3 * second as u64);
+        clock.hear(after(), env.monotonic());
+        let right = Hlc::from_micros(after());
         clock.accept(right).await.unwrap();
         assert!(clock.tick().await.unwrap() > right);
         drop(clock);
         let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
         assert!(clock.ceiling() >= right && clock.tick().await.unwrap() > right);
+        // Others know whether its clock was wrong when it started.
+        clock.hear(env.wall_micros() + 60 * second, env.monotonic());
+        assert!(clock.ceiling().micros() > env.wall_micros() + 60 * second);
         // Unless it believes nobody but itself.
         let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, true).await.unwrap();
-        clock.hear(10 * second);
-        let theirs = Hlc::from_micros(env.wall_micros() + 10 * second as u64);
+        clock.hear(env.wall_micros() + 10 * second, env.monotonic());
+        let theirs = Hlc::from_micros(env.wall_micros() + 10 * second);
         assert_eq!(clock.accept(theirs).await.unwrap_err().code(), ErrorCode::ClockSkew);
+    }
+
+    #[tokio::test]
+    async fn who_has_given_no_stamp_may_hold_rows_all_the_same() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), env(&RealOptions::default()).unwrap());
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
+        let row = Hlc::from_micros(env.wall_micros() + Duration::from_millis(SKEW_MAX_MS / 2).as_micros() as u64);
+        clock.accept(row).await.unwrap();
+        drop(clock);
+        let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
+        assert!(clock.ceiling() >= row);
     }
 }

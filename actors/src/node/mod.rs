@@ -182,7 +182,7 @@ impl Node {
         let over = Over::new();
         let arguments =
             supervisor::Arguments { context: context.clone(), directory: directory.clone(), over: over.clone() };
-        let (root, _) = Actor::spawn(None, NodeSupervisor, arguments)
+        let (root, root_runs) = Actor::spawn(None, NodeSupervisor, arguments)
             .await
             .map_err(|error| Error::internal(format!("the node's supervisor did not start: {error}")))?;
         let planner = Planner::new();
@@ -211,6 +211,9 @@ impl Node {
             identity: Mutex::new(Some(identity)),
         });
         inner.context.transport.register(Route::Backup, Arc::new(backup::Service(Arc::downgrade(&inner))));
+        inner.keep_for_life("supervisor", async move {
+            let _ = root_runs.await;
+        });
         inner.watch_catalog();
         inner.watch_members();
         inner.join();
@@ -558,12 +561,13 @@ impl Inner {
     /// Founds or joins in the background, until it has worked or cannot work.
     fn join(self: &Arc<Self>) {
         let inner = self.clone();
-        self.keep(self.context.env.spawn("join", async move {
+        self.keep_for_life("join", async move {
             loop {
                 match inner.try_join().await {
                     Ok(()) => {
                         *inner.joining.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                        return;
+                        drop(inner);
+                        return std::future::pending().await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, "the node has not joined the cluster yet");
@@ -575,7 +579,7 @@ impl Inner {
                 }
                 inner.context.env.sleep(JOIN_PAUSE).await;
             }
-        }));
+        });
     }
 
     async fn try_join(&self) -> Result<()> {

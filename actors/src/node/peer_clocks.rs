@@ -72,40 +72,52 @@ impl State {
         // Other ones every time, where there are many.
         let first = usize::try_from(context.env.random("peer clocks")).unwrap_or(0) % peers.len().max(1);
         let asked = peers.iter().cycle().skip(first).take(peers.len().min(ASKED_MAX));
-        let answers = join_all(asked.map(|node| ahead_micros(context, *node))).await;
-        let mut ahead: Vec<i64> = answers.into_iter().flatten().collect();
-        // This node's own clock.
-        ahead.push(0);
-        if ahead.len() < CLOCKS_MIN {
+        let answers = join_all(asked.map(|node| clock_of(context, *node))).await;
+        let at = context.env.monotonic();
+        let own = Clock { micros: context.env.wall_micros(), at };
+        let clocks: Vec<u64> = answers.into_iter().flatten().chain([own]).map(|clock| clock.shows(at)).collect();
+        if clocks.len() < CLOCKS_MIN {
             return;
         }
-        let ahead = lower_median(ahead);
-        context.clock.hear(ahead);
-        metrics::gauge!("shoal_clock_ahead_seconds").set(-(ahead as f64) / 1e6);
+        let ahead = context.clock.hear(lower_median(clocks), at);
+        metrics::gauge!("shoal_clock_ahead_seconds").set(ahead as f64 / 1e6);
         let far = ahead.unsigned_abs() > context.config.clock_skew_max_ms.saturating_mul(1_000);
         if far {
             context.env.reached(Rare::ClockFarOff);
         }
         if far && !self.far {
-            let ahead_ms = -ahead / 1_000;
+            let ahead_ms = ahead / 1_000;
             tracing::warn!(ahead_ms, "this node's clock is far from those of most others; synchronise it (NTP)");
         }
         self.far = far;
     }
 }
 
-/// How far a node's clock is ahead of this one's, in microseconds. Half of the way there and back may have been the way back.
-async fn ahead_micros(context: &NodeContext, node: NodeId) -> Option<i64> {
-    let (asked, began) = (context.env.wall_micros(), context.env.monotonic());
-    let Ok(ReplicaAnswer::Wall(theirs)) = serve::call(context, node, &ReplicaCall::Wall, ANSWER_TIMEOUT).await else {
+/// What a clock showed when this node's monotonic clock showed `at`.
+struct Clock {
+    micros: u64,
+    at: Duration,
+}
+
+impl Clock {
+    /// What it shows later.
+    fn shows(&self, at: Duration) -> u64 {
+        let since = u64::try_from(at.saturating_sub(self.at).as_micros()).unwrap_or(u64::MAX);
+        self.micros.saturating_add(since)
+    }
+}
+
+/// Asks a node. It may have looked at its clock at any time on the way there and back, so half of that is taken.
+async fn clock_of(context: &NodeContext, node: NodeId) -> Option<Clock> {
+    let began = context.env.monotonic();
+    let Ok(ReplicaAnswer::Wall(micros)) = serve::call(context, node, &ReplicaCall::Wall, ANSWER_TIMEOUT).await else {
         return None;
     };
     let taken = context.env.monotonic().saturating_sub(began);
-    let mine = asked.saturating_add(u64::try_from(taken.as_micros() / 2).ok()?);
-    Some(theirs.cast_signed().saturating_sub(mine.cast_signed()))
+    Some(Clock { micros, at: began + taken / 2 })
 }
 
-fn lower_median(mut values: Vec<i64>) -> i64 {
+fn lower_median(mut values: Vec<u64>) -> u64 {
     values.sort_unstable();
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }

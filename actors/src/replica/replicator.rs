@@ -314,15 +314,18 @@ impl Feed {
                 peers.complete.insert(peer, (log_id, cursor.position));
             }
         }
-        let mut pulls = 0;
+        let (mut pulls, began) = (0, self.context.env.monotonic());
         while cursor.position < position {
-            if pulls == PULLS_PER_TURN {
+            // Others want their turn, and whoever waits for this replica may go elsewhere.
+            let long = pulls > PULLS_UNPACED && self.context.env.monotonic().saturating_sub(began) > TURN;
+            if pulls == PULLS_PER_TURN || long {
                 return Ok(None);
             }
             pulls += 1;
             // One that serves and is a little behind is to be there at once; one that is far behind, as after a day away, takes no more of the
             // node and its peers than one that begins anew.
-            cursor = match self.handle.fills() || pulls > PULLS_UNPACED {
+            let paced = self.handle.fills() || (self.handle.serves() && pulls > PULLS_UNPACED);
+            cursor = match paced {
                 true => self.fill(peer, cursor).await?,
                 false => self.pull(peer, cursor, PULL_BYTES_MAX).await?.0,
             };

@@ -56,11 +56,13 @@ pub(super) fn no_clock_is_followed_far(evidence: &Evidence) -> Vec<String> {
         let mut touching = evidence.plan.iter().filter(|planned| {
             planned.at_ms * 1_000 <= until && (planned.at_ms + planned.for_ms) * 1_000 + BACK_MICROS >= from
         });
-        nodes_at_least(evidence, until) >= CLOCKS_MIN
+        let clocks = nodes_at_least(evidence, until);
+        clocks >= CLOCKS_MIN
             && touching.all(|planned| match planned.fault {
                 Fault::Skew { .. } | Fault::Drift { .. } => planned.at_ms * 1_000 + HEARD_MICROS <= from,
-                // Nobody needs a disk to say what time it is.
-                Fault::Disk { .. } | Fault::DiskFull { .. } | Fault::Backup { .. } | Fault::PausedBalance => true,
+                // A node whose disk fails may end.
+                Fault::Disk { .. } | Fault::DiskFull { .. } => clocks > CLOCKS_MIN,
+                Fault::Backup { .. } | Fault::PausedBalance => true,
                 _ => false,
             })
     };

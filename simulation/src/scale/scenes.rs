@@ -11,7 +11,7 @@ use crate::random::Stream;
 /// Nodes that newcomers ask to be let in.
 const SEEDS: usize = 3;
 
-/// Between scenes, for news to die down, in virtual seconds: among 5,000 nodes the last one has told all of a storm after some 60.
+/// Between scenes, for news to die down, in virtual seconds: among 5,000 nodes 30 were not enough for one to tell all of a storm.
 const LULL_SECONDS: u64 = 90;
 
 /// How long the halves do not reach each other, in virtual seconds.
