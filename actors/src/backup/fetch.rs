@@ -58,8 +58,10 @@ impl Temporary {
         let env = context.env.clone();
         let dir = context.config.data_dir.join(RESTORE_DIR).join(format!("{:016x}", env.random("restore")));
         let (disk, made) = (env.disk(), dir.clone());
-        env.blocking(move || disk.create_dir_all(&made)).await??;
-        Ok(Self { env, dir })
+        // Whoever waits for it may go while it is being made: then it goes, too.
+        let temporary = Self { env, dir };
+        temporary.env.blocking(move || disk.create_dir_all(&made)).await??;
+        Ok(temporary)
     }
 }
 

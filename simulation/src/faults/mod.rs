@@ -262,6 +262,14 @@ impl Fault {
 }
 
 impl Fault {
+    /// A part of the paths of what it flips a bit of on a host's disk, if it does.
+    pub fn damages(&self, disk_of: u16) -> Option<&str> {
+        match self {
+            Self::Damage { host, part } if *host == disk_of => Some(part),
+            _ => None,
+        }
+    }
+
     /// Whether hosts are started at its end.
     pub fn is_crash(&self) -> bool {
         matches!(self, Self::Crash { .. } | Self::CrashInJob { .. } | Self::Blackout { .. } | Self::Wipe { .. })
