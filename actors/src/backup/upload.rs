@@ -66,7 +66,8 @@ pub(crate) async fn upload(
             let _ = news.try_send(Done { rows: 0, bytes });
         } else {
             let checkpoint = checkpoint.clone();
-            let reader = context.env.blocking(move || checkpoint.reader(place)).await??;
+            let reader = context.env.blocking(move || checkpoint.reader(place)).await?;
+            let reader = reader.inspect_err(|error| running.blame(error))?;
             put(context, objects, &name, reader, news).await.inspect_err(|error| running.blame(error))?;
             uploaded.bytes_copied += bytes;
         }

@@ -126,7 +126,9 @@ pub(super) fn answers_are_what_was_seen(evidence: &Evidence) -> Vec<String> {
         let differing = shown().zip(&wanted).find(|(shown, wanted)| *shown != wanted.as_slice());
         let (rows, wanted) = (read.rows.len(), wanted.len());
         let seen = read.seen.iter().flatten().map(|moment| {
-            format!("{} on {} at {} of {}", moment.partition, moment.node, moment.position, moment.log_id)
+            let cutoff = moment.cutoff_micros.map(virtual_micros);
+            let without = cutoff.map_or_else(String::new, |cutoff| format!(" without what is before {cutoff} us"));
+            format!("{} on {} at {} of {}{without}", moment.partition, moment.node, moment.position, moment.log_id)
         });
         let seen = seen.collect::<Vec<_>>().join(", ");
         found.push(format!(

@@ -36,6 +36,8 @@ impl SegmentReader {
         let place = |error| damaged(error, segment_file(segment), None);
         let mut end = vec![0; usize::try_from(bytes - start).map_err(|_| place(corrupt("the footer is too long")))?];
         file.read_exact_at(&mut end, start)?;
+        // Who opened the segment has read these long ago, and what the disk says now is copied.
+        check_ends(&*file, &end).map_err(place)?;
         // Every other byte of the file is part of something whose checksum stands in the footer: so it says which file this is.
         let name = format!("{:032x}-{bytes}", xxh3_128(&end));
         let sum = crc32fast::Hasher::new();
@@ -64,9 +66,6 @@ impl SegmentReader {
             if bytes < HEADER_BYTES + TRAILER_BYTES {
                 return Err(corrupt("the file is too short"));
             }
-            let mut header = [0; HEADER_BYTES as usize];
-            file.read_exact_at(&mut header, 0)?;
-            check_header(&header)?;
             let trailer_start = bytes - TRAILER_BYTES;
             let mut trailer = [0; TRAILER_BYTES as usize];
             file.read_exact_at(&mut trailer, trailer_start)?;
@@ -157,11 +156,24 @@ impl SegmentReader {
     }
 }
 
+/// Checks the header of a file, and its footer with the trailer.
+fn check_ends(file: &dyn DiskFile, end: &[u8]) -> Result<()> {
+    let mut header = [0; HEADER_BYTES as usize];
+    file.read_exact_at(&mut header, 0)?;
+    check_header(&header)?;
+    let Some((footer, trailer)) = end.split_last_chunk() else { return Err(corrupt("the file is too short")) };
+    let (length, crc) = parse_trailer(trailer)?;
+    match usize::try_from(length).is_ok_and(|length| length == footer.len()) && crc32fast::hash(footer) == crc {
+        true => Ok(()),
+        false => Err(corrupt("the checksum of the footer is wrong")),
+    }
+}
+
 impl Segment {
     /// Reads the file as bytes.
     ///
     /// # Errors
-    /// As the disk reports.
+    /// [`ErrorCode::Corruption`] if its ends are not those that were written; else as the disk reports.
     pub(crate) fn reader(&self) -> Result<SegmentReader> {
         SegmentReader::new(self.id, self.file.clone(), self.bytes, &self.footer, self.footer_start)
     }

@@ -215,10 +215,13 @@ fn what_is_damaged_here_is_not_copied() {
     let store = filled(&disk);
     let checkpoint = store.checkpoint().unwrap();
     let path = disk.files().into_iter().find(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    disk.tamper(&path, |bytes| bytes[40] ^= 1);
     let read = |reader: Result<shoal_storage::SegmentReader>| reader?.check_all(100);
-    let failed: Vec<_> = checkpoint.readers().filter_map(|reader| read(reader).err()).collect();
-    assert_eq!(failed.len(), 1);
-    assert_eq!(failed[0].code(), ErrorCode::Corruption);
-    assert!(failed[0].file().is_some(), "{}", failed[0]);
+    for byte in 0..disk.bytes(&path).len() {
+        disk.tamper(&path, |bytes| bytes[byte] ^= 1);
+        let failed: Vec<_> = checkpoint.readers().filter_map(|reader| read(reader).err()).collect();
+        assert_eq!(failed.len(), 1, "byte {byte}");
+        assert_eq!(failed[0].code(), ErrorCode::Corruption, "byte {byte}");
+        assert!(failed[0].file().is_some(), "{}", failed[0]);
+        disk.tamper(&path, |bytes| bytes[byte] ^= 1);
+    }
 }
