@@ -225,11 +225,21 @@ async fn who_serves_and_is_far_behind_keeps_to_the_pace() {
     let (id, address) = (away.id(), away.cluster_address());
     away.shutdown().await;
     drop(away);
-    // Far more than a replica takes at once.
-    for k in 0..200 {
-        let name = format!("{k}").repeat(30_000);
-        let statement = format!("INSERT INTO t VALUES ({k}, '{name}')");
-        eventually("it is written", || cluster.sql(&statement)).await;
+    // Far more than a replica takes at once, even one that is not ready yet.
+    const ROWS: i64 = 10;
+    for from in (0..40).map(|number| number * ROWS) {
+        let names = (from..from + ROWS).map(|k| format!("{k:04}").repeat(60_000));
+        let batch = RecordBatch::try_from_iter([
+            ("k", Arc::new((from..from + ROWS).collect::<Int64Array>()) as _),
+            ("name", Arc::new(names.map(Some).collect::<StringArray>()) as _),
+        ])
+        .unwrap();
+        let write = || async {
+            let (table, batches, token) = ("t".into(), vec![batch.clone()], Some(format!("from {from}")));
+            let (level, timeout) = (Some(WriteLevel::Quorum), Some(Duration::from_secs(20)));
+            cluster.nodes[0].write(WriteRequest { table, batches, level, token, timeout }).await
+        };
+        eventually("it is written", write).await;
     }
     let lag = |cluster: &Cluster| {
         let node = cluster.nodes[0].clone();
@@ -245,7 +255,7 @@ async fn who_serves_and_is_far_behind_keeps_to_the_pace() {
 
     cluster.add_at(address, 1).await;
     let begun = eventually("it is behind", || behind(&cluster)).await;
-    assert_eq!(numbers(&cluster.nodes[0], "SELECT count(*) FROM t").await.unwrap(), [200]);
+    assert_eq!(numbers(&cluster.nodes[0], "SELECT count(*) FROM t").await.unwrap(), [40 * ROWS]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     let later = behind(&cluster).await.unwrap();
     assert!(later <= begun, "{later} after {begun}");

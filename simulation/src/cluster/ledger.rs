@@ -174,6 +174,27 @@ impl Books {
         Some(newest.into_values().filter(move |row: &Row| range.contains(&row.partition_key())))
     }
 
+    /// Where a log that nobody has heard of goes on if it begins with a copy. A node that went down before it had opened the copy may have
+    /// begun its log anew; if it had as much without it, nobody knows which of the two it is.
+    fn begun_as_copy(
+        &self,
+        of: Replica,
+        log: LogId,
+        there: u64,
+        before: Option<LogId>,
+    ) -> Option<(Replica, LogId, u64)> {
+        if let Some(lent) = self.copied.get(&(of, log)) {
+            return Some(*lent);
+        }
+        let known = before.and_then(|before| self.logs.get(&(of, before))).map_or(0, |log| log.known);
+        let begun_anew = |((copied, log), lent): (&(Replica, LogId), &(Replica, LogId, u64))| {
+            let is_that = *copied == of && there > 0 && lent.2 == there;
+            // Nobody has heard of the log that was never opened.
+            is_that.then_some(if known < there { *lent } else { (of, *log, there) })
+        };
+        self.copied.iter().find_map(begun_anew)
+    }
+
     /// Whether a replica has accepted these versions, or later ones, of these keys; also if that is not known.
     fn holds(&self, replica: Replica, versions: &BTreeMap<i64, u128>) -> bool {
         let current =
@@ -237,9 +258,9 @@ impl Observer for Ledger {
         let (id, node, there, log_id) = (at.partition, at.node, at.position, at.log_id);
         match books.logs.get(&(replica, log_id)).map(|log| log.known) {
             None => {
-                let before = before.map(|before| (replica, before)).or(inherited);
-                let goes_on = before.filter(|_| there > 0).map(|(replica, before)| (replica, before, there));
-                let goes_on = books.copied.remove(&(replica, log_id)).or(goes_on);
+                let last = before.map(|before| (replica, before)).or(inherited);
+                let goes_on = last.filter(|_| there > 0).map(|(replica, before)| (replica, before, there));
+                let goes_on = books.begun_as_copy(replica, log_id, there, before).or(goes_on);
                 books.logs.insert(
                     (replica, log_id),
                     Log { goes_on, entries: Vec::new(), known: there, stood: false, lacking: Vec::new() },
@@ -256,6 +277,8 @@ impl Observer for Ledger {
             }
             Some(_) => {}
         }
+        // Whatever else was about to be copied has come to nothing.
+        books.copied.retain(|(copied, _), _| *copied != replica);
     }
 
     fn copied(&self, at: Moment, from: Moment) {
@@ -414,6 +437,26 @@ mod tests {
         assert_eq!(shown(at(3, 0)), Some(vec![]), "emptied");
         ledger.opens(at(2, 1));
         assert_eq!(ledger.shortened().len(), 2, "a log that was given up has come back");
+    }
+
+    #[test]
+    fn a_copy_may_begin_its_log_anew_before_it_is_opened() {
+        let ledger = Ledger::default();
+        let of = |node, log, position| Moment { node: NodeId(node), ..at(log, position) };
+        ledger.opens(of(1, 1, 0));
+        ledger.writing(of(1, 1, 0), &[write(5, &[(1, 10)])]);
+        ledger.written(of(1, 1, 0), &[Some(1)]);
+        let shown = |moment| ledger.contents(&[moment]).map(|rows| rows.len());
+
+        ledger.copied(of(2, 2, 1), of(1, 1, 1));
+        ledger.opens(of(2, 3, 1));
+        assert_eq!(shown(of(2, 3, 1)), Some(1), "the node went down in between");
+        ledger.copied(of(3, 4, 1), of(1, 1, 1));
+        ledger.opens(of(3, 5, 0));
+        assert_eq!(shown(of(3, 5, 0)), Some(0), "nothing came of it");
+        ledger.copied(of(2, 6, 1), of(1, 1, 1));
+        ledger.opens(of(2, 7, 1));
+        assert_eq!(shown(of(2, 7, 1)), None, "the copy, or what was there before");
     }
 
     #[test]
