@@ -5,6 +5,7 @@
 
 mod backup;
 mod batch;
+mod clocks;
 pub mod doctor;
 mod failures;
 mod gateway;

@@ -4,15 +4,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use shoal_actors::Node;
-use shoal_actors::service::{NodeConfig, SqlRequest};
+use shoal_actors::service::{NodeChange, NodeConfig, SqlRequest};
 use shoal_kernel::env::real::{RealOptions, env};
-use shoal_kernel::{Error, Result};
+use shoal_kernel::{Error, NodeId, Result};
 
-use common::{eventually, free_address, numbers};
+use common::{PATIENCE, eventually, free_address, numbers};
 
 async fn start(mut config: NodeConfig) -> Node {
     config.disk_reserve_bytes = 0;
@@ -22,9 +23,9 @@ async fn start(mut config: NodeConfig) -> Node {
     node
 }
 
-async fn nodes(dir: &Path) -> (Vec<NodeConfig>, Vec<Node>) {
+async fn nodes(dir: &Path, number: usize) -> (Vec<NodeConfig>, Vec<Node>) {
     let (mut configs, mut nodes): (Vec<NodeConfig>, Vec<Node>) = (Vec::new(), Vec::new());
-    for number in 0..3 {
+    for number in 0..number {
         let mut config = NodeConfig::new(dir.join(format!("n{number}")), free_address(), free_address());
         config.join = nodes.iter().map(Node::cluster_address).collect();
         configs.push(config.clone());
@@ -55,7 +56,7 @@ async fn none_left(node: &Node) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn deletions_are_forgotten_once_all_have_them() {
     let dir = tempfile::tempdir().unwrap();
-    let (configs, mut nodes) = nodes(dir.path()).await;
+    let (configs, mut nodes) = nodes(dir.path(), 3).await;
     sql(&nodes[0], "CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT)").await.unwrap();
     let pairs: Vec<String> = (0..1_000).map(|k| format!("({k}, {k})")).collect();
     eventually("rows", || sql(&nodes[0], "INSERT INTO t (k, v) VALUES (5000, 1)")).await;
@@ -88,6 +89,73 @@ async fn deletions_are_forgotten_once_all_have_them() {
     for node in &nodes {
         let left = eventually("it answers", || numbers(node, count)).await;
         assert_eq!(left, [701, all[1] + 150 - (500..600).sum::<i64>()]);
+        node.shutdown().await;
+    }
+}
+
+/// The directory of the table's partition, and who has a replica of it.
+async fn holders(node: &Node) -> (String, BTreeSet<NodeId>) {
+    let partition = node.cluster().await.partitions.remove(0);
+    (partition.id.to_string(), partition.replicas.iter().map(|replica| replica.node).collect())
+}
+
+/// Copies the files of a directory.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_forgotten_does_not_come_back_with_a_replicas_earlier_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (configs, mut nodes) = nodes(dir.path(), 4).await;
+    sql(&nodes[0], "CREATE TABLE t (k BIGINT PRIMARY KEY, v BIGINT)").await.unwrap();
+    eventually("rows", || sql(&nodes[0], "INSERT INTO t (k, v) VALUES (1, 1), (2, 2), (3, 3)")).await;
+    let (partition, holders) = holders(&nodes[0]).await;
+    let at = (1..4).find(|at| holders.contains(&nodes[*at].id())).unwrap();
+    let id = nodes[at].id();
+    eventually("all have them", || sql(&nodes[0], "FLUSH")).await;
+
+    // A copy is made of its files, and the replica moves to another node.
+    nodes[at].shutdown().await;
+    let (files, copy) = (configs[at].data_dir.join("replicas").join(&partition), dir.path().join("copy"));
+    copy_dir(&files, &copy);
+    nodes[at] = start(configs[at].clone()).await;
+    nodes[0].change_node(id, NodeChange::Drain, PATIENCE).await.unwrap();
+    eventually("it has moved", || async {
+        match files.exists() || self::holders(&nodes[0]).await.1.contains(&id) {
+            true => Err(Error::internal("not yet")),
+            false => Ok(()),
+        }
+    })
+    .await;
+    eventually("a deletion", || sql(&nodes[0], "DELETE FROM t WHERE k = 2")).await;
+    eventually("it is forgotten", || async {
+        sql(&nodes[0], "FLUSH").await?;
+        none_left(&nodes[0]).await
+    })
+    .await;
+
+    // The files are there as if nobody had removed them, and the replica comes back.
+    copy_dir(&copy, &files);
+    nodes[0].change_node(id, NodeChange::Activate, PATIENCE).await.unwrap();
+    let other = (0..4).find(|at| !holders.contains(&nodes[*at].id())).unwrap();
+    nodes[0].change_node(nodes[other].id(), NodeChange::Drain, PATIENCE).await.unwrap();
+    eventually("it votes again", || async {
+        match self::holders(&nodes[0]).await.1 {
+            now if now == holders => Ok(()),
+            now => Err(Error::internal(format!("{now:?}"))),
+        }
+    })
+    .await;
+    for node in &nodes {
+        let left = eventually("it answers", || numbers(node, "SELECT count(*), sum(k) FROM t")).await;
+        assert_eq!(left, [2, 4]);
+    }
+    for node in nodes {
         node.shutdown().await;
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shoal_catalog::Catalog;
-use shoal_kernel::env::{Disk, DiskLock};
+use shoal_kernel::env::{Disk, DiskLock, REPLACEMENT};
 use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, Result};
 use shoal_membership::{agreement, swim};
 
@@ -123,6 +123,14 @@ impl<'a> DataDir<'a> {
         self.examined.findings.push(Finding::note(file, None, what, remedy));
     }
 
+    fn note_stranger(&mut self, file: &str) {
+        let (what, remedy) = match Path::new(file).extension().is_some_and(|extension| extension == REPLACEMENT) {
+            true => ("the next content of a file, which was not put in its place", "the next write replaces it"),
+            false => ("not Shoal's", "nobody reads it"),
+        };
+        self.note(file, what, remedy);
+    }
+
     fn examine(mut self, deep: bool, names: &BTreeSet<String>) -> Result<Examined> {
         match identity::read(self.disk, self.dir) {
             Ok(node) => self.examined.node = node,
@@ -151,11 +159,7 @@ impl<'a> DataDir<'a> {
         }
         let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR, RESTORE_DIR, swim::GENERATION_FILE];
         for name in names.iter().filter(|name| !known.contains(&name.as_str())) {
-            let (what, remedy) = match name.ends_with(".new") {
-                true => ("the next content of a file, which was not put in its place", "the next write replaces it"),
-                false => ("not Shoal's", "nobody reads it"),
-            };
-            self.note(name, what, remedy);
+            self.note_stranger(name);
         }
         Ok(self.examined)
     }
@@ -218,7 +222,7 @@ impl<'a> DataDir<'a> {
                     "what is left of a replica that was taken from this node",
                     "the next start removes it",
                 ),
-                _ => self.note(&file, "not Shoal's", "nobody reads it"),
+                _ => self.note_stranger(&file),
             }
         }
         let Some(node) = self.examined.node else { return Ok(()) };

@@ -236,11 +236,9 @@ impl NodeClock {
         Ok(())
     }
 
-    /// When this node's monotonic clock showed `at`, most clocks showed this time, in microseconds since 1970. Gives how far this node's
-    /// was ahead.
-    pub(super) fn hear(&self, most_micros: u64, at: Duration) -> i64 {
-        let since = self.env.monotonic().saturating_sub(at);
-        let own_micros = self.env.wall_micros().saturating_sub(micros(since));
+    /// Most clocks show this time now, in microseconds since 1970. Gives how far this node's is ahead.
+    pub(super) fn hear(&self, most_micros: u64) -> i64 {
+        let (own_micros, at) = (self.env.wall_micros(), self.env.monotonic());
         let mut core = self.lock();
         core.heard = Some(Heard { most_micros, own_micros, at });
         if let Some(before) = core.before.as_mut().filter(|_| !self.believes_itself) {
@@ -328,12 +326,12 @@ mod tests {
         let (before, after) = (|| env.wall_micros() - 3 * second, || env.wall_micros() + 3 * second);
 
         // It is far ahead: what it stamps is held to what others accept, and what it accepts is judged by them.
-        clock.hear(before(), env.monotonic());
+        clock.hear(before());
         assert!(clock.tick().await.unwrap().micros() <= before() + skew);
         let own = Hlc::from_micros(env.wall_micros());
         assert_eq!(clock.accept(own).await.unwrap_err().code(), ErrorCode::ClockSkew);
         // It is far behind: what is right is accepted, and known to the next life.
-        clock.hear(after(), env.monotonic());
+        clock.hear(after());
         let right = Hlc::from_micros(after());
         clock.accept(right).await.unwrap();
         assert!(clock.tick().await.unwrap() > right);
@@ -341,11 +339,11 @@ mod tests {
         let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, false).await.unwrap();
         assert!(clock.ceiling() >= right && clock.tick().await.unwrap() > right);
         // Others know whether its clock was wrong when it started.
-        clock.hear(env.wall_micros() + 60 * second, env.monotonic());
+        clock.hear(env.wall_micros() + 60 * second);
         assert!(clock.ceiling().micros() > env.wall_micros() + 60 * second);
         // Unless it believes nobody but itself.
         let clock = NodeClock::open(&env, dir.path(), SKEW_MAX_MS, true).await.unwrap();
-        clock.hear(env.wall_micros() + 10 * second, env.monotonic());
+        clock.hear(env.wall_micros() + 10 * second);
         let theirs = Hlc::from_micros(env.wall_micros() + 10 * second);
         assert_eq!(clock.accept(theirs).await.unwrap_err().code(), ErrorCode::ClockSkew);
     }

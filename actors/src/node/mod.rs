@@ -27,7 +27,6 @@ mod supervisor;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,7 +94,6 @@ struct Inner {
     root: ActorRef<NodeMessage>,
     over: Over,
     tasks: Mutex<Vec<TaskHandle>>,
-    stopping: AtomicBool,
     /// Why the node has not joined, while it has not.
     joining: Mutex<Option<Error>>,
     /// Held until the node has stopped.
@@ -206,7 +204,6 @@ impl Node {
             root,
             over,
             tasks: Mutex::default(),
-            stopping: AtomicBool::new(false),
             joining: Mutex::new(Some(Error::new(ErrorCode::NotReady, "the node has not joined the cluster yet"))),
             identity: Mutex::new(Some(identity)),
         });
@@ -413,10 +410,9 @@ impl Node {
     /// allows, so that the next start has little to replay; nothing depends on it.
     pub async fn shutdown(&self) {
         let inner = &self.0;
-        if inner.stopping.swap(true, Ordering::AcqRel) {
+        if inner.over.stop() {
             return;
         }
-        inner.over.stop();
         // As long as the others believe that this node is there, their queries may end in peace.
         inner.queries.drain().await;
         inner.context.swim.leave().await;
@@ -472,7 +468,7 @@ impl Inner {
         let until = env.monotonic() + JOINING_PATIENCE;
         loop {
             match self.takes_requests() {
-                Err(_) if !self.stopping.load(Ordering::Acquire) && env.monotonic() < until => {
+                Err(_) if !self.over.is_stopping() && env.monotonic() < until => {
                     env.sleep(JOINING_GLANCE).await;
                 }
                 admitted => return admitted,
@@ -481,7 +477,7 @@ impl Inner {
     }
 
     fn takes_requests(&self) -> Result<()> {
-        if self.stopping.load(Ordering::Acquire) {
+        if self.over.is_stopping() {
             return Err(Error::new(ErrorCode::NotReady, "the node is stopping"));
         }
         match &*self.joining.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -24,14 +24,19 @@ impl Over {
         Self(Arc::new(Inner { why: watch::Sender::new(None), stopping: AtomicBool::new(false) }))
     }
 
-    /// The node is stopped in good order: from now on no part is missed.
-    pub(super) fn stop(&self) {
-        self.0.stopping.store(true, Ordering::Release);
+    /// The node is stopped in good order: from now on no part is missed. Says whether it was being stopped already.
+    pub(super) fn stop(&self) -> bool {
+        self.0.stopping.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether it is being stopped.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
     }
 
     /// The node cannot go on. The first reason stays.
     pub(super) fn declare(&self, error: Error) {
-        if self.0.stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             return;
         }
         self.0.why.send_if_modified(|known| {
@@ -76,7 +81,7 @@ mod tests {
         assert_eq!(error.message(), "the catalog watcher of the node has panicked");
 
         let over = Over::new();
-        over.stop();
+        assert!(!over.stop() && over.stop());
         assert!(over.clone().unless_it_lasts("catalog watcher", async {}).now_or_never().is_some());
         assert!(over.declared().now_or_never().is_none(), "everything ends when the node does");
     }

@@ -8,19 +8,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_kernel::{NodeId, Rare};
 
 use super::context::NodeContext;
+use crate::clocks::{clocks_of, lower_median};
 use crate::later::later;
-use crate::replica::message::{ReplicaAnswer, ReplicaCall};
-use crate::replica::serve;
 
 /// Between two turns.
 const TURN: Duration = Duration::from_secs(2);
-/// How long a node may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Nodes asked in one turn.
 const ASKED_MAX: usize = 8;
 /// Of fewer clocks nobody knows which one is wrong.
@@ -72,14 +68,9 @@ impl State {
         // Other ones every time, where there are many.
         let first = usize::try_from(context.env.random("peer clocks")).unwrap_or(0) % peers.len().max(1);
         let asked = peers.iter().cycle().skip(first).take(peers.len().min(ASKED_MAX));
-        let answers = join_all(asked.map(|node| clock_of(context, *node))).await;
-        let at = context.env.monotonic();
-        let own = Clock { micros: context.env.wall_micros(), at };
-        let clocks: Vec<u64> = answers.into_iter().flatten().chain([own]).map(|clock| clock.shows(at)).collect();
-        if clocks.len() < CLOCKS_MIN {
-            return;
-        }
-        let ahead = context.clock.hear(lower_median(clocks), at);
+        let asked: Vec<NodeId> = asked.copied().collect();
+        let Some(most_micros) = lower_median(clocks_of(context, &asked).await, CLOCKS_MIN) else { return };
+        let ahead = context.clock.hear(most_micros);
         metrics::gauge!("shoal_clock_ahead_seconds").set(ahead as f64 / 1e6);
         let far = ahead.unsigned_abs() > context.config.clock_skew_max_ms.saturating_mul(1_000);
         if far {
@@ -91,33 +82,4 @@ impl State {
         }
         self.far = far;
     }
-}
-
-/// What a clock showed when this node's monotonic clock showed `at`.
-struct Clock {
-    micros: u64,
-    at: Duration,
-}
-
-impl Clock {
-    /// What it shows later.
-    fn shows(&self, at: Duration) -> u64 {
-        let since = u64::try_from(at.saturating_sub(self.at).as_micros()).unwrap_or(u64::MAX);
-        self.micros.saturating_add(since)
-    }
-}
-
-/// Asks a node. It may have looked at its clock at any time on the way there and back, so half of that is taken.
-async fn clock_of(context: &NodeContext, node: NodeId) -> Option<Clock> {
-    let began = context.env.monotonic();
-    let Ok(ReplicaAnswer::Wall(micros)) = serve::call(context, node, &ReplicaCall::Wall, ANSWER_TIMEOUT).await else {
-        return None;
-    };
-    let taken = context.env.monotonic().saturating_sub(began);
-    Some(Clock { micros, at: began + taken / 2 })
-}
-
-fn lower_median(mut values: Vec<u64>) -> u64 {
-    values.sort_unstable();
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }

@@ -12,12 +12,10 @@
 //! adds late is one too many, which placement sees to. A failed turn is simply followed by the next. **Budget**: if it panics, the node's
 //! [supervisor](crate::node) starts it anew, at most six times in a row.
 
-mod clocks;
 mod load;
 mod moves;
 pub(crate) mod splits;
 
-pub(crate) use self::clocks::agreed_micros;
 pub(crate) use self::load::load_of;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +27,7 @@ use shoal_catalog::{Catalog, Command, Load, Outlook, Partition};
 use shoal_kernel::{NodeId, PartitionId, Rare};
 use shoal_membership::agreement::VOTERS_MAX;
 
+use crate::clocks::agreed_micros;
 use crate::later::later;
 use crate::node::context::NodeContext;
 use crate::replica::directory::ReplicaDirectory;
@@ -236,7 +235,7 @@ async fn expire(context: &NodeContext, catalog: &Catalog) {
     if catalog.wanted_cutoffs(context.env.wall_micros(), Duration::ZERO).is_empty() {
         return;
     }
-    let Some(now_micros) = clocks::agreed_micros(context, catalog).await else { return };
+    let Some(now_micros) = agreed_micros(context, catalog).await else { return };
     for command in catalog.wanted_cutoffs(now_micros, skew) {
         if let Err(error) = context.agreement.propose(command, PROPOSAL_TIMEOUT).await {
             tracing::debug!(%error, "a cut-off was not taken; it is looked at anew next turn");

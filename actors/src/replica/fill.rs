@@ -367,7 +367,8 @@ impl Filling<'_> {
         let before = self.opened.durable.clone().unwrap_or(Durable { core: begun, ..Durable::default() });
         let core = Meta { counts: false, lacks: Lacks::Everything, ..before.core };
         let (log_id, log_secret) = open::new_log(&context.env);
-        let meta = wire::encode(&Durable { core, cursors, fence: before.fence, log_id })?;
+        let fence = before.fence.max(head.purged());
+        let meta = wire::encode(&Durable { core, cursors, fence, log_id })?;
         if let Some(observer) = &context.config.observer {
             let at = Moment { partition: self.partition.id, node, log_id, position, cutoff_micros: None };
             observer.copied(at, Moment { node: peer, log_id: lent_log, ..at });

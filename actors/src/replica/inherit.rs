@@ -135,7 +135,7 @@ impl Estate {
             );
         }
         let alone = !open::has_peers(context, &self.partition);
-        let children = Self::children(context, &heirs, &inherited(opened, alone))?;
+        let children = Self::children(context, &heirs, &inherited(opened, &self.partition, alone))?;
         let parted = context.env.blocking(move || {
             let parted = store.split(&children);
             store.close();
@@ -156,11 +156,11 @@ pub(super) fn range(partition: &Partition) -> KeyRange {
 }
 
 /// What the heirs know of themselves, of a replica that was opened to be split.
-fn inherited(opened: Opened, alone: bool) -> Durable {
+fn inherited(opened: Opened, partition: &Partition, alone: bool) -> Durable {
     let Opened { store, durable, emptied, in_doubt, blob_holds, .. } = opened;
     // One that never was here has acknowledged nothing, but others have, in its place.
     let begun = Meta { sealed: Epoch(0), counts: false, lacks: Lacks::Everything };
-    let mut durable = durable.unwrap_or(Durable { core: begun, ..Durable::default() });
+    let mut durable = durable.unwrap_or_else(|| Durable { core: begun, fence: partition.purged, ..Durable::default() });
     if emptied || (in_doubt && !alone) {
         durable.core.counts = false;
         durable.core.lacks = durable.core.lacks.max(if emptied { Lacks::Everything } else { Lacks::Tail });

@@ -84,6 +84,14 @@ struct Durable {
     log_id: LogId,
 }
 
+impl Durable {
+    /// Whether the replica that this is of was taken from the node, and given back: deletions have been forgotten since, to which every
+    /// replica of the partition had agreed by a fence.
+    fn is_of_earlier_life(&self, partition: &Partition) -> bool {
+        self.fence < partition.purged
+    }
+}
+
 /// What a replica is started with.
 pub(crate) struct ReplicaArguments {
     pub(crate) context: Arc<NodeContext>,
@@ -298,6 +306,11 @@ impl Actor for ReplicaActor {
                 Event::Committed
             }
             ReplicaMessage::Catalog(partition) => {
+                if shell.durable.is_of_earlier_life(&partition) {
+                    let id = partition.id;
+                    let message = format!("{id} was taken from this node and given back, and has to begin anew");
+                    return Err(Error::new(ErrorCode::Moved, message).into());
+                }
                 let _ = shell.replicator.cast(ReplicatorMessage::Partition(partition.clone()));
                 Event::Catalog(Box::new(partition))
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use shoal_catalog::Partition;
-use shoal_kernel::env::Disk;
+use shoal_kernel::env::{Disk, REPLACEMENT};
 use shoal_kernel::{Env, Epoch, Error, ErrorCode, Fsync, LogId, PartitionId, Rare, Result, TableSchema, wire};
 use shoal_storage::{Replay, Store, StoreOptions};
 
@@ -65,20 +65,26 @@ pub(crate) fn remembered(meta: &[u8]) -> Result<Option<Remembered>> {
     Ok(Some(Remembered { sealed: durable.core.sealed, counts: durable.core.counts, log_id: durable.log_id }))
 }
 
-/// Opens the store; one that is corrupt is put aside if others can fill it again.
+/// Opens the store. One that is corrupt, or of an earlier life, is put aside if others can fill it again.
 pub(super) async fn open(
     context: &Arc<NodeContext>,
     partition: &Partition,
     form: Form,
     handle: &ReplicaHandle,
 ) -> Result<Opened> {
-    match try_open(context, partition, form.clone(), handle).await {
-        Err(error) if error.code() == ErrorCode::Corruption && has_peers(context, partition) => {
-            condemn(context, partition, &error).await?;
-            try_open(context, partition, form, handle).await
-        }
-        opened => opened,
+    let opened = try_open(context, partition, form.clone(), handle).await;
+    if !has_peers(context, partition) {
+        return opened;
     }
+    match opened {
+        Err(error) if error.code() == ErrorCode::Corruption => condemn(context, partition, &error).await?,
+        Ok(Opened { store, durable: Some(durable), .. }) if durable.is_of_earlier_life(partition) => {
+            context.env.blocking(move || store.close()).await?;
+            outlived(context, partition).await?;
+        }
+        opened => return opened,
+    }
+    try_open(context, partition, form, handle).await
 }
 
 /// How a replica's store is opened.
@@ -172,10 +178,22 @@ pub(super) async fn condemn(context: &Arc<NodeContext>, partition: &Partition, e
         return Err(error.clone().context("damaged, and there is no other replica to restore it from"));
     }
     tracing::error!(partition = %partition.id, %error, "a replica is damaged; it is emptied and filled from its peers");
+    context.env.trace(|| format!("{} is damaged and emptied: {error}", partition.id));
+    empty(context, partition.id).await
+}
+
+/// Gives up on what is left of a replica that had been taken from this node, and was not removed before it was given back: with the rows that
+/// it holds might come back what was deleted meanwhile.
+async fn outlived(context: &Arc<NodeContext>, partition: &Partition) -> Result<()> {
+    tracing::warn!(partition = %partition.id, "files of an earlier replica are here; it is emptied and filled from its peers");
+    context.env.trace(|| format!("{} is of an earlier life and emptied", partition.id));
+    empty(context, partition.id).await
+}
+
+async fn empty(context: &NodeContext, partition: PartitionId) -> Result<()> {
     metrics::counter!("shoal_replicas_condemned_total").increment(1);
     context.env.reached(Rare::ReplicaEmptied);
-    context.env.trace(|| format!("{} is damaged and emptied: {error}", partition.id));
-    let (disk, dir) = (context.env.disk(), context.replica_dir(partition.id));
+    let (disk, dir) = (context.env.disk(), context.replica_dir(partition));
     context
         .env
         .blocking(move || -> Result<()> {
@@ -209,11 +227,10 @@ pub(super) fn has_peers(context: &NodeContext, partition: &Partition) -> bool {
 /// Removes everything of a replica that the catalog has taken from this node. The directory is first given a name under which
 /// nobody would open what a crash leaves of it.
 pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    finish_removal(disk, dir)?;
     let (gone, filling) = (dir.with_extension(GONE), dir.with_extension(FILLING));
-    for left in [&gone, &filling] {
-        if disk.exists(left)? {
-            disk.remove_dir_all(left)?;
-        }
+    if disk.exists(&filling)? {
+        disk.remove_dir_all(&filling)?;
     }
     let is_there = disk.exists(dir)?;
     if is_there {
@@ -232,6 +249,15 @@ pub(super) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
         if disk.exists(&path)? {
             disk.remove_file(&path)?;
         }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier attempt to do so has left.
+pub(super) fn finish_removal(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let gone = dir.with_extension(GONE);
+    if disk.exists(&gone)? {
+        disk.remove_dir_all(&gone)?;
     }
     Ok(())
 }
@@ -270,7 +296,7 @@ pub(super) fn belong_to(disk: &Arc<dyn Disk>, replicas: &Path, cluster_id: u64) 
     Ok(disk.replace(&replicas.join(CLUSTER), format!("{cluster_id:016x}\n").as_bytes())?)
 }
 
-/// Removes what a crash has left of replicas that were being removed.
+/// Removes what a crash, or a disk that failed, has left of replicas that were being removed, and of the cluster's number.
 pub(super) fn sweep(disk: &dyn Disk, replicas: &Path) -> Result<()> {
     if !disk.exists(replicas)? {
         return Ok(());
@@ -280,6 +306,10 @@ pub(super) fn sweep(disk: &dyn Disk, replicas: &Path) -> Result<()> {
         if entry.is_dir && path.extension().is_some_and(|extension| extension == GONE) {
             disk.remove_dir_all(&path)?;
         }
+    }
+    let begun = replicas.join(CLUSTER).with_extension(REPLACEMENT);
+    if disk.exists(&begun)? {
+        disk.remove_file(&begun)?;
     }
     Ok(())
 }

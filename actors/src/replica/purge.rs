@@ -28,9 +28,9 @@ use shoal_kernel::{Error, ErrorCode, Hlc, LogId, NodeId, Planted, Rare, Result};
 use super::handle::ReplicaHandle;
 use super::message::{ReplicaAnswer, ReplicaCall, ReplicaMessage};
 use super::serve;
+use crate::clocks::agreed_micros;
 use crate::later::later;
 use crate::node::context::NodeContext;
-use crate::placement::agreed_micros;
 
 /// How often it is looked whether the catalog has agreed on a later time.
 const TURN: Duration = Duration::from_secs(1);

@@ -5,6 +5,7 @@
 //!   count anew. Beyond the fifth failure in a row its problem is an error in the log and stays in `/api/v1/cluster`. After
 //!   `replica_failures_max` it is given up: the catalog hears of it ([`crate::placement`]), and other nodes get a replica in its place. If it runs
 //!   for a minute after all, that is taken back.
+//!   Files of one that was taken from this node, and could not be removed, are tried again after the same pauses, without end.
 //! - **Survives**: it has no state but what the catalog and the directories say.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,8 @@ const SWEEP_AFTER: Duration = Duration::from_secs(1);
 /// How long the newest catalog may take, and when it is asked for again.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(5);
 const SWEEP_AGAIN: Duration = Duration::from_secs(2);
+/// When it is tried again to write down which cluster the replicas are of.
+const NOTE_AGAIN: Duration = Duration::from_secs(1);
 /// Failures in a row before the log calls it an error.
 const FAILURES_QUIET_MAX: u32 = 5;
 /// Failures in a row that a simulation should have seen.
@@ -58,6 +61,10 @@ pub(crate) enum SupervisorMessage {
     Parted(PartitionId, Result<Vec<PartitionId>, Error>),
     /// It is time to try that again.
     Part(PartitionId),
+    /// It is time to try again to remove what is left of a replica.
+    Remove(PartitionId),
+    /// It is time to try again what the catalog asks for.
+    Reconcile,
     /// A replica that had been given up has been running for a while, if it has not failed since so many failures.
     Forgive(PartitionId, u32),
 }
@@ -90,6 +97,8 @@ pub(crate) struct State {
     cluster: Option<u64>,
     /// Those of which the store is being split; and how often that has failed.
     parting: BTreeMap<PartitionId, Parting>,
+    /// Those of which something is left that could not be removed; and how often that has failed.
+    left: BTreeMap<PartitionId, Failures>,
 }
 
 #[derive(Default)]
@@ -135,6 +144,7 @@ impl Actor for ReplicaSupervisor {
             on_disk,
             cluster,
             parting: BTreeMap::new(),
+            left: BTreeMap::new(),
         })
     }
 
@@ -147,7 +157,7 @@ impl Actor for ReplicaSupervisor {
         match message {
             SupervisorMessage::Catalog(catalog) => state.reconcile(&myself, catalog).await,
             SupervisorMessage::Sweep => state.ask_for_sweep(&myself),
-            SupervisorMessage::UpToDate(Ok(version)) if state.is_current(version) => state.sweep().await,
+            SupervisorMessage::UpToDate(Ok(version)) if state.is_current(version) => state.sweep(&myself).await,
             SupervisorMessage::UpToDate(known) => {
                 tracing::debug!(?known, "what earlier lives of the node have left stays for now");
                 later(&state.context.env, "replica sweep", &myself, SWEEP_AGAIN, SupervisorMessage::Sweep);
@@ -161,6 +171,8 @@ impl Actor for ReplicaSupervisor {
                     state.part(&myself, partition).await;
                 }
             }
+            SupervisorMessage::Remove(partition) => state.remove_files(&myself, partition, None).await,
+            SupervisorMessage::Reconcile => state.reconcile(&myself, state.catalog.clone()).await,
             SupervisorMessage::Forgive(partition, failures) => {
                 if let Some(child) = state.children.get_mut(&partition)
                     && child.failures.in_a_row() == failures
@@ -207,14 +219,18 @@ impl State {
             return;
         }
         self.catalog = catalog.clone();
-        self.note_cluster().await;
+        if let Err(error) = self.note_cluster().await {
+            tracing::warn!(%error, "which cluster the replicas are of could not be written down; none is started before it is");
+            later(&self.context.env, "replicas' cluster", myself, NOTE_AGAIN, SupervisorMessage::Reconcile);
+            return;
+        }
         let here = |partition: &&Partition| partition.replica(node).is_some();
         let gone: Vec<PartitionId> =
             self.children.keys().filter(|id| catalog.partitions.get(id).filter(here).is_none()).copied().collect();
         for partition in gone {
             match catalog.ancestors.contains_key(&partition) {
                 true => self.part(myself, partition).await,
-                false => self.remove(partition).await,
+                false => self.remove(myself, partition).await,
             }
         }
         for partition in catalog.partitions.values().filter(here) {
@@ -299,7 +315,7 @@ impl State {
         }
         let Some(estate) = Estate::of(&self.context, &self.catalog, id) else {
             self.parting.remove(&id);
-            self.remove(id).await;
+            self.remove(myself, id).await;
             return;
         };
         let actor = child.and_then(|child| child.actor.clone());
@@ -360,7 +376,7 @@ impl State {
         };
         self.parting.remove(&id);
         self.directory.set_parted(id);
-        self.remove(id).await;
+        self.remove(myself, id).await;
         if !heirs.is_empty() {
             metrics::counter!("shoal_replicas_split_total").increment(1);
         }
@@ -370,7 +386,7 @@ impl State {
             let partition = self.catalog.partitions.get(&heir);
             let is_here = partition.is_some_and(|partition| partition.replica(self.context.node).is_some());
             if !is_here && !self.catalog.ancestors.contains_key(&heir) {
-                self.remove(heir).await;
+                self.remove(myself, heir).await;
             }
         }
         self.reconcile(myself, self.catalog.clone()).await;
@@ -422,7 +438,7 @@ impl State {
         child.opening = false;
         if child.goes {
             child.actor = opened.ok();
-            self.remove(id).await;
+            self.remove(myself, id).await;
             // It may have been given back.
             self.reconcile(myself, self.catalog.clone()).await;
             return;
@@ -486,17 +502,15 @@ impl State {
     }
 
     /// Writes down which cluster the replicas of this node are of, before there is any.
-    async fn note_cluster(&mut self) {
+    async fn note_cluster(&mut self) -> Result<(), Error> {
         let cluster_id = self.catalog.cluster_id;
         if cluster_id == 0 || self.cluster.is_some() || !self.on_disk.is_empty() {
-            return;
+            return Ok(());
         }
         let (disk, replicas) = (self.context.env.disk(), self.context.replicas_dir());
-        let noted = self.context.env.blocking(move || super::open::belong_to(&disk, &replicas, cluster_id)).await;
-        match noted.map_err(Error::from).and_then(|noted| noted) {
-            Ok(()) => self.cluster = Some(cluster_id),
-            Err(error) => tracing::debug!(%error, "which cluster the replicas are of is not written down"),
-        }
+        self.context.env.blocking(move || super::open::belong_to(&disk, &replicas, cluster_id)).await??;
+        self.cluster = Some(cluster_id);
+        Ok(())
     }
 
     /// Has the newest catalog asked for: what this node knows may be older than what lies on its disk. Nothing is removed that may be of
@@ -519,7 +533,7 @@ impl State {
     }
 
     /// Removes what is left of replicas that were taken from this node shortly before it went down.
-    async fn sweep(&mut self) {
+    async fn sweep(&mut self, myself: &ActorRef<SupervisorMessage>) {
         let node = self.context.node;
         if self.catalog.is_recovered() || self.cluster != Some(self.catalog.cluster_id) {
             return;
@@ -535,12 +549,12 @@ impl State {
             tracing::info!(%partition, "files of a replica are removed that this node has no more");
             self.context.env.reached(Rare::LeftReplicaRemoved);
             self.context.env.trace(|| format!("{partition} is not here any more, and its files go"));
-            self.remove(partition).await;
+            self.remove(myself, partition).await;
         }
     }
 
     /// The catalog has taken the partition from this node: stop it and free its disk.
-    async fn remove(&mut self, id: PartitionId) {
+    async fn remove(&mut self, myself: &ActorRef<SupervisorMessage>, id: PartitionId) {
         self.directory.remove(id);
         if let Some(parting) = self.parting.get_mut(&id).filter(|parting| parting.under_way) {
             parting.goes = true;
@@ -558,17 +572,39 @@ impl State {
             self.by_actor.remove(&actor.get_id());
             let _ = actor.stop_and_wait(None, Some(STOP_TIMEOUT)).await;
         }
+        self.on_disk.remove(&id);
+        self.left.insert(id, Failures::default());
+        self.remove_files(myself, id, handle).await;
+    }
+
+    /// Frees the disk of what is left of a replica, and keeps trying if that fails.
+    async fn remove_files(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        id: PartitionId,
+        handle: Option<Arc<ReplicaHandle>>,
+    ) {
+        // It may have been given back meanwhile.
+        let is_back = self.children.contains_key(&id) || self.parting.contains_key(&id);
+        let Some(failures) = self.left.get_mut(&id) else { return };
         let (disk, dir) = (self.context.env.disk(), self.context.replica_dir(id));
-        let removed = self.context.env.blocking(move || -> shoal_kernel::Result<()> {
+        let removed = self.context.env.blocking(move || {
             if let Some(handle) = handle {
                 handle.close_retired();
             }
-            super::open::remove(&*disk, &dir)?;
-            Ok(())
+            match is_back {
+                true => super::open::finish_removal(&*disk, &dir),
+                false => super::open::remove(&*disk, &dir),
+            }
         });
-        self.on_disk.remove(&id);
-        if let Err(error) = removed.await.map_err(Error::from).and_then(|done| done) {
-            tracing::warn!(partition = %id, %error, "files of a dropped replica could not be removed");
+        match removed.await.map_err(Error::from).and_then(|done| done) {
+            Ok(()) => drop(self.left.remove(&id)),
+            Err(error) => {
+                failures.add(self.context.env.monotonic());
+                tracing::warn!(partition = %id, %error, "files of a replica that is not here any more could not be removed");
+                let again = SupervisorMessage::Remove(id);
+                later(&self.context.env, "replica removal", myself, failures.pause(), again);
+            }
         }
     }
 }

@@ -151,6 +151,9 @@ pub(crate) fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Extension of what is to become a file's content ([`replace`](trait.Disk.html#method.replace)).
+pub const REPLACEMENT: &str = "new";
+
 impl dyn Disk {
     /// Reads a whole file.
     ///
@@ -166,7 +169,7 @@ impl dyn Disk {
     /// # Errors
     /// As the operating system reports; the old content stands, unless the very last step failed, when either may.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let beside = path.with_extension("new");
+        let beside = path.with_extension(REPLACEMENT);
         if self.exists(&beside)? {
             self.remove_file(&beside)?;
         }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 
-pub use disk::{Disk, DiskEntry, DiskFile, DiskLock, OpenMode};
+pub use disk::{Disk, DiskEntry, DiskFile, DiskLock, OpenMode, REPLACEMENT};
 pub use network::{BoxDatagram, BoxListener, BoxStream, ByteStream, Datagram, Listener, Network};
 
 use crate::error::{Error, ErrorCode};

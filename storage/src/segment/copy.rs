@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use shoal_kernel::env::{DiskFile, OpenMode};
+use shoal_kernel::env::{Disk, DiskFile, OpenMode};
 use shoal_kernel::{Error, ErrorCode, Result, SegmentId};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::format::{Extent, Footer, HEADER_BYTES, TRAILER_BYTES, check_header, parse_footer, parse_trailer};
+use super::ends::{Ends, read_ends};
+use super::format::Extent;
 use super::{Segment, segment_file};
-use crate::damage::{corrupt, damaged};
+use crate::damage::damaged;
 
 /// Reads a segment's file from its beginning to its end, and checks each byte on the way: what is copied is what was written.
 pub struct SegmentReader {
@@ -29,17 +30,16 @@ pub struct SegmentReader {
 }
 
 impl SegmentReader {
-    fn new(segment: SegmentId, file: Arc<dyn DiskFile>, bytes: u64, footer: &Footer, start: u64) -> Result<Self> {
+    /// What an open segment read of its ends long ago is read again, for what the disk says now is copied.
+    fn new(segment: SegmentId, file: Arc<dyn DiskFile>, expected: Option<u64>) -> Result<Self> {
+        let ends = read_ends(&*file, segment, expected);
+        let Ends { bytes, footer, start, written } =
+            ends.map_err(|error| damaged(error, segment_file(segment), None))?;
         let mut extents: Vec<Extent> = footer.extents().copied().filter(|extent| extent.bytes > 0).collect();
         extents.sort_unstable_by_key(|extent| (extent.offset, extent.bytes));
         extents.dedup();
-        let place = |error| damaged(error, segment_file(segment), None);
-        let mut end = vec![0; usize::try_from(bytes - start).map_err(|_| place(corrupt("the footer is too long")))?];
-        file.read_exact_at(&mut end, start)?;
-        // Who opened the segment has read these long ago, and what the disk says now is copied.
-        check_ends(&*file, &end).map_err(place)?;
         // Every other byte of the file is part of something whose checksum stands in the footer: so it says which file this is.
-        let name = format!("{:032x}-{bytes}", xxh3_128(&end));
+        let name = format!("{:032x}-{bytes}", xxh3_128(&written));
         let sum = crc32fast::Hasher::new();
         Ok(Self {
             segment,
@@ -50,7 +50,7 @@ impl SegmentReader {
             place: 0,
             sum,
             footer_start: start,
-            footer_bytes: end,
+            footer_bytes: written,
             name,
         })
     }
@@ -59,25 +59,9 @@ impl SegmentReader {
     ///
     /// # Errors
     /// As of [`Segment::open`].
-    pub(crate) fn of_copy(disk: &Arc<dyn shoal_kernel::env::Disk>, path: &Path, segment: SegmentId) -> Result<Self> {
-        let read = || {
-            let file = disk.open(path, OpenMode::Read)?;
-            let bytes = file.len()?;
-            if bytes < HEADER_BYTES + TRAILER_BYTES {
-                return Err(corrupt("the file is too short"));
-            }
-            let trailer_start = bytes - TRAILER_BYTES;
-            let mut trailer = [0; TRAILER_BYTES as usize];
-            file.read_exact_at(&mut trailer, trailer_start)?;
-            let (length, crc) = parse_trailer(&trailer)?;
-            let start = trailer_start.checked_sub(u64::from(length)).filter(|&start| start >= HEADER_BYTES);
-            let start = start.ok_or_else(|| corrupt("the footer is longer than the file"))?;
-            let mut footer = vec![0; length as usize];
-            file.read_exact_at(&mut footer, start)?;
-            let footer = parse_footer(&footer, crc, start)?;
-            Self::new(segment, file, bytes, &footer, start)
-        };
-        read().map_err(|error: Error| damaged(error, segment_file(segment), None))
+    pub(crate) fn of_copy(disk: &Arc<dyn Disk>, path: &Path, segment: SegmentId) -> Result<Self> {
+        let file = disk.open(path, OpenMode::Read);
+        Self::new(segment, file.map_err(|error| damaged(error.into(), segment_file(segment), None))?, None)
     }
 
     /// What tells this file apart from every other one: equal names, equal bytes.
@@ -156,25 +140,12 @@ impl SegmentReader {
     }
 }
 
-/// Checks the header of a file, and its footer with the trailer.
-fn check_ends(file: &dyn DiskFile, end: &[u8]) -> Result<()> {
-    let mut header = [0; HEADER_BYTES as usize];
-    file.read_exact_at(&mut header, 0)?;
-    check_header(&header)?;
-    let Some((footer, trailer)) = end.split_last_chunk() else { return Err(corrupt("the file is too short")) };
-    let (length, crc) = parse_trailer(trailer)?;
-    match usize::try_from(length).is_ok_and(|length| length == footer.len()) && crc32fast::hash(footer) == crc {
-        true => Ok(()),
-        false => Err(corrupt("the checksum of the footer is wrong")),
-    }
-}
-
 impl Segment {
     /// Reads the file as bytes.
     ///
     /// # Errors
     /// [`ErrorCode::Corruption`] if its ends are not those that were written; else as the disk reports.
     pub(crate) fn reader(&self) -> Result<SegmentReader> {
-        SegmentReader::new(self.id, self.file.clone(), self.bytes, &self.footer, self.footer_start)
+        SegmentReader::new(self.id, self.file.clone(), Some(self.bytes))
     }
 }

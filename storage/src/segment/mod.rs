@@ -4,6 +4,7 @@ mod bloom;
 mod context;
 mod copy;
 mod dump;
+mod ends;
 mod filter;
 mod find;
 mod format;
@@ -36,10 +37,9 @@ pub(crate) use format::PAGE_ROWS;
 pub(crate) use format::reseal_footer;
 pub(crate) use writer::{SegmentRows, SegmentWriter};
 
+use ends::{Ends, read_ends};
 use filter::KeyFilter;
-use format::{
-    Extent, Footer, GROUP_PAGES, HEADER_BYTES, HIDDEN_COLUMNS, TRAILER_BYTES, check_header, parse_footer, parse_trailer,
-};
+use format::{Extent, Footer, GROUP_PAGES, HIDDEN_COLUMNS};
 
 use crate::bounds::with_older;
 use crate::damage::{Problem, corrupt, damaged};
@@ -148,22 +148,7 @@ impl Segment {
             return Err(corrupt("the file is gone"));
         }
         let file = context.disk.open(path, OpenMode::Read)?;
-        let bytes = file.len()?;
-        if expected.is_some_and(|expected| bytes != expected) || bytes < HEADER_BYTES + TRAILER_BYTES {
-            return Err(corrupt("the file has not the length that it had"));
-        }
-        let mut header = [0; HEADER_BYTES as usize];
-        file.read_exact_at(&mut header, 0)?;
-        check_header(&header).map_err(at(0))?;
-        let trailer_start = bytes - TRAILER_BYTES;
-        let mut trailer = [0; TRAILER_BYTES as usize];
-        file.read_exact_at(&mut trailer, trailer_start)?;
-        let (length, crc) = parse_trailer(&trailer).map_err(at(trailer_start))?;
-        let start = trailer_start.checked_sub(u64::from(length)).filter(|&start| start >= HEADER_BYTES);
-        let start = start.ok_or_else(|| corrupt("the footer is longer than the file")).map_err(at(trailer_start))?;
-        let mut footer = vec![0; length as usize];
-        file.read_exact_at(&mut footer, start)?;
-        let footer = parse_footer(&footer, crc, start).map_err(at(start))?;
+        let Ends { bytes, footer, start, .. } = read_ends(&*file, id, expected)?;
         let filter = |extent: &Extent| {
             let bytes = read_extent(&*file, *extent).and_then(|bytes| KeyFilter::from_bytes(&bytes));
             bytes.map_err(|error| at(extent.offset)(error.context("a key filter")))
