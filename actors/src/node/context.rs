@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::clock::NodeClock;
 use super::liveness::Liveness;
 use super::pace::Pace;
+use crate::replica::heads::Heads;
 use crate::service::NodeConfig;
 use crate::transport::Transport;
 
@@ -26,6 +27,8 @@ pub(crate) struct NodeContext {
     pub(crate) agreement: Agreement,
     pub(crate) swim: Swim,
     pub(crate) liveness: Liveness,
+    /// How far the replicas of other nodes have told to be.
+    pub(crate) heads: Heads,
     /// Where all replicas keep pages of their segments.
     pub(crate) pool: Arc<PagePool>,
     /// What compaction may take.

@@ -52,6 +52,7 @@ use crate::gateway::Gateway;
 use crate::query::{QueryLimits, QueryService, QueryStats};
 use crate::replica::ReplicaService;
 use crate::replica::directory::ReplicaDirectory;
+use crate::replica::heads::Heads;
 use crate::replica::opening;
 use crate::replica::replicator::PULL_BYTES_MAX;
 use crate::rounds::Rounds;
@@ -165,6 +166,7 @@ impl Node {
             agreement,
             swim,
             liveness,
+            heads: Heads::default(),
             pool,
             compaction,
             filling,

@@ -168,7 +168,7 @@ fn inherited(opened: Opened, partition: &Partition, alone: bool) -> Durable {
     if in_doubt && !blob_holds {
         durable.cursors.clear();
     }
-    durable.log_id = store.status().log_id;
+    durable.log_id = store.position().0;
     durable
 }
 

@@ -11,6 +11,7 @@ use shoal_kernel::{Cutoff, Epoch, Error, Hlc, LogId, NodeId, PartitionId, Result
 use shoal_storage::{DigestMoment, PullCursor, TokenRecord};
 use tokio::sync::oneshot;
 
+use super::heads::Head;
 use super::promises::Reserved;
 use super::purge::Place;
 use super::recent::RecentAccept;
@@ -59,6 +60,8 @@ pub(crate) enum ReplicaCall {
     Lineage { partition: PartitionId },
     /// How much have queries read of your replicas lately?
     Asked,
+    /// How far do the logs of those of your replicas go of which I have one, too?
+    Heads,
 }
 
 /// What a replica can be asked to do for its files.
@@ -152,6 +155,7 @@ pub(crate) enum ReplicaAnswer {
     Lineage(Vec<LogId>),
     /// Bytes that queries have read of replicas within some minutes.
     Asked(Vec<(PartitionId, u64)>),
+    Heads(BTreeMap<PartitionId, Head>),
 }
 
 /// A write is on this replica's disk.
@@ -266,6 +270,8 @@ pub(crate) enum ReplicaMessage {
     },
     /// Which accepts came after that position?
     Recent { log_id: LogId, after: u64, answer: oneshot::Sender<RecentAnswer> },
+    /// How far its log goes.
+    Head { answer: oneshot::Sender<Head> },
     /// How far does this replica know a peer's accepts?
     Covers { from: u64, accepts: Vec<RecentAccept>, answer: oneshot::Sender<u64> },
     /// The catalog's newest word on the partition.

@@ -15,6 +15,7 @@ mod compactor;
 pub(crate) mod directory;
 pub(crate) mod fill;
 pub(crate) mod handle;
+pub(crate) mod heads;
 pub(crate) mod inherit;
 mod late_sync;
 pub(crate) mod lend;
@@ -47,6 +48,7 @@ use shoal_storage::{Accepted, PullCursor, Rows, Store, TokenRecord};
 use tokio::sync::oneshot;
 
 use self::handle::{ReplicaHandle, Running};
+use self::heads::Head;
 use self::late_sync::LateSync;
 use self::maintainer::{Maintainer, MaintainerMessage};
 use self::message::{CoreReport, Promised, RecentAnswer, ReplicaMessage, Written};
@@ -189,7 +191,7 @@ impl Actor for ReplicaActor {
             durable.core = core.meta().clone();
         }
         let store = opened.store;
-        durable.log_id = store.status().log_id;
+        durable.log_id = store.position().0;
         if core.lacks_everything() {
             durable.fence = durable.fence.max(purge::forgotten_fence(&context));
         }
@@ -327,6 +329,10 @@ impl Actor for ReplicaActor {
                 let _ = answer.send(shell.recent(log_id, after));
                 return Ok(());
             }
+            ReplicaMessage::Head { answer } => {
+                let _ = answer.send(shell.head());
+                return Ok(());
+            }
             ReplicaMessage::Covers { from, accepts, answer } => {
                 let _ = answer.send(shell.recent.covers(from, &accepts));
                 return Ok(());
@@ -420,9 +426,9 @@ impl Actor for ReplicaActor {
 
 /// Where a replica is.
 fn moment(node: NodeId, partition: PartitionId, store: &Store) -> Moment {
-    let status = store.status();
+    let (log_id, position) = store.position();
     let cutoff_micros = store.cutoff().map(|cutoff| cutoff.micros);
-    Moment { partition, node, log_id: status.log_id, position: status.position, cutoff_micros }
+    Moment { partition, node, log_id, position, cutoff_micros }
 }
 
 impl ReplicaShell {
@@ -701,20 +707,23 @@ impl ReplicaShell {
         });
     }
 
-    fn recent(&self, log_id: LogId, after: u64) -> RecentAnswer {
-        let status = self.store.status();
-        let after = self.store.place_of(log_id, after).unwrap_or(0);
-        let accepts = self.recent.after(after, status.position);
-        RecentAnswer {
-            log_id: status.log_id,
-            after,
-            position: status.position,
+    fn head(&self) -> Head {
+        let (log_id, position) = self.store.position();
+        Head {
+            log_id,
+            position,
             sealed: self.core.vouched(),
             counts: self.core.counts(),
             settled: self.core.is_settled(),
             in_doubt: self.core.is_in_doubt(),
-            accepts,
         }
+    }
+
+    fn recent(&self, log_id: LogId, after: u64) -> RecentAnswer {
+        let Head { log_id: own_log, position, sealed, counts, settled, in_doubt } = self.head();
+        let after = self.store.place_of(log_id, after).unwrap_or(0);
+        let accepts = self.recent.after(after, position);
+        RecentAnswer { log_id: own_log, after, position, sealed, counts, settled, in_doubt, accepts }
     }
 
     /// Whether it may speak for what was acknowledged in this epoch.

@@ -3,8 +3,9 @@
 //! The replicator of a replica that is leaving pulls nothing more: it asks the voters how far they have got.
 //!
 //! Owned by the replica actor; its cursors are kept in the replica's store. **Budget**: none of its own; a peer that does not answer
-//! is asked again next turn, and if it panics the replica ends with it and is opened anew at that one's expense. Every turn it asks each peer
-//! what it accepted since the cursor, by version. What this replica got from a gateway itself is recognised and costs no
+//! is asked again next turn, and if it panics the replica ends with it and is opened anew at that one's expense. Every turn it looks how far each
+//! peer's log goes, which this node asks for all its replicas at once ([`heads`]), and if it goes beyond the cursor, asks the peer
+//! what it accepted since, by version. What this replica got from a gateway itself is recognised and costs no
 //! rows; from the first unknown accept on, rows are pulled in bounded batches and committed like any write.
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use shoal_kernel::{Epoch, Error, ErrorCode, Hlc, LogId, NodeId, PartitionId, Pla
 use shoal_storage::{PullCursor, Rows, Write};
 
 use super::handle::ReplicaHandle;
+use super::heads::{self, Head};
 use super::message::{PulledAnswer, RecentAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage};
 use super::moment;
 use super::serve;
@@ -169,14 +171,14 @@ impl State {
         }
         // From here on it takes nothing more.
         let store = self.handle.store()?;
-        let (own, left_at) = (store.status(), moment(self.context.node, self.partition.id, &store));
+        let (own, left_at) = (store.position(), moment(self.context.node, self.partition.id, &store));
         let voters: Vec<NodeId> = self.partition.voters().collect();
         let mut holding = 0;
         for voter in voters.iter().copied().filter(|voter| !self.context.liveness.is_down(*voter)) {
             let asked = ReplicaCall::Cursor { partition: self.partition.id, of: self.context.node };
             match self.feed.call(voter, &asked).await {
                 Ok(ReplicaAnswer::Cursor(cursor)) => {
-                    let there = cursor.log_id == own.log_id && cursor.position >= own.position;
+                    let there = cursor.log_id == own.0 && cursor.position >= own.1;
                     holding += usize::from(there || early);
                 }
                 Ok(_) => return Err(serve::unexpected()),
@@ -212,6 +214,9 @@ impl State {
             if self.context.liveness.is_down(peer) {
                 // What it alone may hold is nothing that this replica could be behind by.
                 self.feed.peers().behind.remove(&peer);
+                continue;
+            }
+            if !self.is_awaited() && self.feed.is_level_with(peer).await {
                 continue;
             }
             // One that is far behind has not got there: the other peers get their turn, and the rest comes with the next.
@@ -264,15 +269,38 @@ impl Feed {
             let feed = feed.clone();
             async move {
                 let heard = feed.catch_up_with(peer).await?;
-                if let Some(Heard { sealed, counts, settled, in_doubt, .. }) = heard {
-                    let event = Event::Heard { peer, sealed, counts, settled, in_doubt };
-                    let _ = feed.replica.cast(ReplicaMessage::Event(event));
+                if let Some(heard) = heard {
+                    feed.tell(peer, heard);
                 }
                 Ok(heard)
             }
         });
         let stopped = || Error::new(ErrorCode::NotReady, "the node is stopping");
         asked.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn tell(&self, peer: NodeId, heard: Heard) {
+        let Heard { sealed, counts, settled, in_doubt, .. } = heard;
+        let event = Event::Heard { peer, sealed, counts, settled, in_doubt };
+        let _ = self.replica.cast(ReplicaMessage::Event(event));
+    }
+
+    /// Whether this replica holds everything that the peer held a moment ago; if so, the replica is told. Costs the peer one question for all
+    /// replicas of this node.
+    async fn is_level_with(&self, peer: NodeId) -> bool {
+        let Some(head) = heads::head(&self.context, peer, self.partition).await else { return false };
+        let Head { log_id, position, sealed, counts, settled, in_doubt } = head;
+        {
+            let mut peers = self.peers();
+            let cursor = peers.cursors.get(&peer);
+            if cursor.is_none_or(|cursor| (cursor.log_id, cursor.position) != (log_id, position)) {
+                return false;
+            }
+            peers.behind.insert(peer, 0);
+            peers.complete.insert(peer, (log_id, position));
+        }
+        self.tell(peer, Heard { sealed, counts, settled, in_doubt, pulled: false });
+        true
     }
 
     /// Brings this replica nearer to what the peer held when first asked; says so once it is there.
@@ -347,9 +375,9 @@ impl Feed {
         let lineage = self.call(peer, &ReplicaCall::Lineage { partition }).await;
         // A peer of an earlier build does not know; then it hands out everything.
         let Ok(ReplicaAnswer::Lineage(past)) = lineage else { return None };
-        let own = self.handle.store().ok()?.status();
+        let (own_log, own_position) = self.handle.store().ok()?.position();
         let mut places: BTreeMap<LogId, u64> = self.peers().complete.values().copied().collect();
-        places.insert(own.log_id, own.position);
+        places.insert(own_log, own_position);
         // The last one is nearest.
         let (log_id, after) = past.iter().rev().find_map(|log_id| Some((*log_id, *places.get(log_id)?)))?;
         match self.call(peer, &ReplicaCall::Recent { partition, log_id, after }).await {

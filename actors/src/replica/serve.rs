@@ -16,7 +16,7 @@ use super::message::{
     BucketsAnswer, DigestAnswer, PartOfWrite, PrepareCall, PulledAnswer, ReplicaAnswer, ReplicaCall, ReplicaMessage,
     ReplicaReport, ReserveCall, WriteCall, Written,
 };
-use super::{lend, repair};
+use super::{heads, lend, repair};
 use crate::batch;
 use crate::node::context::NodeContext;
 use crate::placement::splits;
@@ -39,7 +39,7 @@ impl ReplicaService {
         Self { context, directory }
     }
 
-    async fn answer(&self, call: ReplicaCall) -> Result<ReplicaAnswer> {
+    async fn answer(&self, from: NodeId, call: ReplicaCall) -> Result<ReplicaAnswer> {
         match call {
             ReplicaCall::Write(call) => self.write(call).await,
             ReplicaCall::Token { partition, token } => {
@@ -66,6 +66,7 @@ impl ReplicaService {
             ReplicaCall::Recent { partition, log_id, after } => {
                 Ok(ReplicaAnswer::Recent(self.replica(partition).await?.recent(log_id, after).await?))
             }
+            ReplicaCall::Heads => Ok(heads::shared_with(&self.context, &self.directory, from).await),
             ReplicaCall::Cursor { partition, of } => {
                 let handle = self.replica(partition).await?;
                 Ok(ReplicaAnswer::Cursor(handle.ask(|answer| ReplicaMessage::Cursor { of, answer }).await?))
@@ -292,11 +293,11 @@ fn text(digest: &Digest) -> String {
 }
 
 impl Handler for ReplicaService {
-    fn call(&self, _from: NodeId, message: Bytes) -> BoxFuture<'static, Result<Bytes>> {
+    fn call(&self, from: NodeId, message: Bytes) -> BoxFuture<'static, Result<Bytes>> {
         let service = Self { context: self.context.clone(), directory: self.directory.clone() };
         Box::pin(async move {
             let call: ReplicaCall = wire::decode(&message)?;
-            Ok(wire::encode(&service.answer(call).await?)?.into())
+            Ok(wire::encode(&service.answer(from, call).await?)?.into())
         })
     }
 

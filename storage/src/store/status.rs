@@ -53,6 +53,12 @@ impl Store {
         lock(&self.state).memtable_bytes()
     }
 
+    /// The store's accept log, and the position of the last accept in it.
+    pub fn position(&self) -> (LogId, u64) {
+        let state = lock(&self.state);
+        (state.log_id, state.position)
+    }
+
     /// How the store is doing. Reads no file, and does not wait for commits.
     pub fn status(&self) -> StoreStatus {
         let state = lock(&self.state).clone();
