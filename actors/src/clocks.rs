@@ -11,7 +11,7 @@ use crate::replica::message::{ReplicaAnswer, ReplicaCall};
 use crate::replica::serve;
 
 /// How long a node may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the clocks of these nodes show now, as far as they answer, and this node's, in microseconds since 1970.
 pub(crate) async fn clocks_of(context: &NodeContext, others: &[NodeId]) -> Vec<u64> {

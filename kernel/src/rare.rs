@@ -90,6 +90,8 @@ rare! {
     QueryReplanned = "a query was planned again because a partition had been split or dropped";
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
+    LaggardPassedOver = "a query passed over its own node's replica, which was far behind";
+    KeyReadPlanned = "a read by key became a query, because the replica that was asked could not answer";
     QueryLeavesSilent = "a query began anew without a node that had fallen silent";
     // Placement.
     ReplicaMade = "a replica more was made of a partition";

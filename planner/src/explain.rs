@@ -5,21 +5,25 @@ use std::fmt::Write;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use shoal_kernel::{ReadLevel, Result};
 
+use crate::by_key::KeyRead;
 use crate::constant::text_query;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place};
 use crate::planner::Planned;
 
-/// A query whose answer explains another: columns `plan_type` and `plan`. The level is told unless it is the lowest.
-pub(crate) fn rows(planned: &Planned, level: ReadLevel) -> Result<FragmentGraph> {
+/// A query whose answer explains another: columns `plan_type` and `plan`. The level is told unless it is the lowest. Of a read by key
+/// the plan is what is carried out if that fails.
+pub(crate) fn rows(planned: &Planned, read: Option<&KeyRead>, level: ReadLevel) -> Result<FragmentGraph> {
     let physical = DisplayableExecutionPlan::new(planned.physical.as_ref()).indent(false).to_string();
+    let by_key = read.map(|read| ("by_key", read.describe()));
     let plans = [
         ("logical_plan", planned.logical.display_indent().to_string()),
         ("physical_plan", physical.trim_end().to_owned()),
         ("fragments", describe(&planned.graph)),
     ];
     let level = (level > ReadLevel::default()).then(|| ("read_level", level.to_string()));
-    let (kinds, plans) = plans.into_iter().chain(level).map(|(kind, plan)| (Some(kind.to_owned()), Some(plan))).unzip();
+    let (kinds, plans) =
+        by_key.into_iter().chain(plans).chain(level).map(|(kind, plan)| (Some(kind.to_owned()), Some(plan))).unzip();
     text_query(&["plan_type", "plan"], vec![kinds, plans]).map_err(error_from_datafusion)
 }
 

@@ -7,6 +7,7 @@
 //! [`Planner::plan`] turns a text into a [`Statement`]; [`Planner::decode`] turns a fragment that has travelled into a
 //! [`RunnableTask`]; [`Planner::router`] splits a task's output over the slots of its edge.
 
+mod by_key;
 mod cache;
 mod change;
 mod coded;
@@ -38,6 +39,7 @@ mod task;
 mod unknown;
 mod window;
 
+pub use by_key::KeyRead;
 pub use error::{error_from_datafusion, error_to_datafusion};
 pub use explain::describe;
 pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExtension, TaskSpec};

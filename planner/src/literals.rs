@@ -8,7 +8,7 @@ use datafusion::common::format::DEFAULT_CAST_OPTIONS;
 use shoal_catalog::Table;
 use sqlparser::ast::{self, Expr, SetExpr, UnaryOperator, Value};
 
-use crate::sql::normalised;
+use crate::sql::{normalised, plain_query};
 
 /// The columns that a list gives, with the types of the table, in the table's order; those that it leaves out are NULL, but for the ones
 /// named `absent`. Nothing if anything in it is more than a constant, or wrong: then it is to be planned, which says what is wrong.
@@ -94,36 +94,11 @@ fn bare_source(insert: &ast::Insert) -> Option<&ast::Query> {
         && multi_table_into_clauses.is_empty()
         && multi_table_when_clauses.is_empty()
         && multi_table_else_clause.is_none();
-    source.as_deref().filter(|source| is_bare && is_bare_query(source))
-}
-
-/// Nothing but the list.
-fn is_bare_query(query: &ast::Query) -> bool {
-    let ast::Query {
-        with,
-        body: _,
-        order_by,
-        limit_clause,
-        fetch,
-        locks,
-        for_clause,
-        settings,
-        format_clause,
-        pipe_operators,
-    } = query;
-    with.is_none()
-        && order_by.is_none()
-        && limit_clause.is_none()
-        && fetch.is_none()
-        && locks.is_empty()
-        && for_clause.is_none()
-        && settings.is_none()
-        && format_clause.is_none()
-        && pipe_operators.is_empty()
+    source.as_deref().filter(|source| is_bare && matches!(plain_query(source), Some((_, None, None))))
 }
 
 /// A constant as DataFusion would have it.
-fn constant(expr: &Expr) -> Option<ScalarValue> {
+pub(crate) fn constant(expr: &Expr) -> Option<ScalarValue> {
     let whole = |digits: &str| digits.parse().ok().map(|number| ScalarValue::Int64(Some(number)));
     match expr {
         Expr::Value(value) => match &value.value {

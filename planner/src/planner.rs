@@ -31,7 +31,7 @@ use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::summary::ask_statistics;
 use crate::table::{is_table, read_level_of, slices_of};
 use crate::task::{self, RunnableTask, TaskMemory};
-use crate::{change, explain, insert, show, unknown, window};
+use crate::{by_key, change, explain, insert, show, unknown, window};
 
 /// The rows that a scan looks at, as far as somebody knows. Used to choose between plans, never for an answer.
 pub type RowCounts = Arc<dyn Fn(&ScanSpec) -> Option<u64> + Send + Sync>;
@@ -77,6 +77,8 @@ pub struct PlanOptions {
     pub row_counts: RowCounts,
     /// How scans are split.
     pub slicing: Slicing,
+    /// Whether reads of a few rows by key may do without a plan ([`Statement::KeyRead`]).
+    pub by_key: bool,
 }
 
 impl Default for PlanOptions {
@@ -89,6 +91,7 @@ impl Default for PlanOptions {
             now_micros: 0,
             row_counts: Arc::new(|_| None),
             slicing: Slicing::NONE,
+            by_key: false,
         }
     }
 }
@@ -102,6 +105,7 @@ impl fmt::Debug for PlanOptions {
             .field("read_level", &self.read_level)
             .field("now_micros", &self.now_micros)
             .field("slicing", &self.slicing)
+            .field("by_key", &self.by_key)
             .finish_non_exhaustive()
     }
 }
@@ -148,6 +152,12 @@ impl Planner {
         if options.read_only {
             refuse_writes(&parsed)?;
         }
+        if options.by_key
+            && let Parsed::Query(statement) = &parsed
+            && let Some(read) = by_key::read(statement, catalog)
+        {
+            return Ok(Statement::KeyRead(read));
+        }
         let state = session::session(&self.template, catalog, options)?;
         Ok(match parsed {
             Parsed::Query(statement) => {
@@ -160,6 +170,7 @@ impl Planner {
                 query(planned.graph, None)
             }
             Parsed::Explain { statement, analyze } => {
+                let read = if options.by_key { by_key::read(&statement, catalog) } else { None };
                 let planned = match statement.as_ref() {
                     ast::Statement::Query(_) => self.query(&state, catalog, *statement).await?,
                     _ => change::plan(&state, catalog, *statement).await?.planned,
@@ -168,7 +179,7 @@ impl Planner {
                     true => query(planned.graph, Some(ExplainKind::Analyze)),
                     false => {
                         let level = options.read_level.unwrap_or(planned.graph.read_level);
-                        query(explain::rows(&planned, level)?, Some(ExplainKind::Plan))
+                        query(explain::rows(&planned, read.as_ref(), level)?, Some(ExplainKind::Plan))
                     }
                 }
             }

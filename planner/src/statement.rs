@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use shoal_catalog::{AlteredTable, NewTable};
 use shoal_kernel::PartitionId;
 
+use crate::by_key::KeyRead;
 use crate::graph::FragmentGraph;
 
 /// A planned statement.
@@ -14,6 +15,8 @@ use crate::graph::FragmentGraph;
 pub enum Statement {
     /// Rows are wanted. SHOW, DESCRIBE and EXPLAIN are queries whose answer the planner knows already.
     Query(PlannedQuery),
+    /// A few rows are wanted by key; only if [`PlanOptions::by_key`](crate::PlanOptions::by_key).
+    KeyRead(KeyRead),
     /// A table is to be made.
     CreateTable(NewTable),
     /// A table is to go.
@@ -117,7 +120,7 @@ impl Statement {
     pub fn tag(&self) -> &'static str {
         match self {
             Self::Query(PlannedQuery { explain: Some(_), .. }) => "EXPLAIN",
-            Self::Query(_) => "SELECT",
+            Self::Query(_) | Self::KeyRead(_) => "SELECT",
             Self::CreateTable(_) => "CREATE TABLE",
             Self::DropTable { .. } => "DROP TABLE",
             Self::AlterTable(_) | Self::Split { .. } => "ALTER TABLE",

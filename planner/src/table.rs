@@ -180,7 +180,7 @@ impl ShoalTable {
 }
 
 /// A scan for people.
-fn words(
+pub(crate) fn words(
     schema: &TableSchema,
     columns: &[&shoal_kernel::Column],
     predicates: &[ColumnPredicate],

@@ -26,10 +26,11 @@ pub(super) struct PlannedStatement {
 impl Inner {
     /// Plans a statement. One that reads at quorum is planned on a catalog that holds everything agreed upon before, for a write
     /// may have made a partition of which this node has not heard.
-    pub(super) async fn plan(&self, request: &SqlRequest) -> Result<PlannedStatement> {
+    /// `by_key` says whether it may be a read by key.
+    pub(super) async fn plan(&self, request: &SqlRequest, by_key: bool) -> Result<PlannedStatement> {
         // To plan takes about as long as to ask, so both are under way at once.
         let asked = (request.read_level == Some(ReadLevel::Quorum)).then(|| self.ask_catalog());
-        let (statement, catalog) = self.plan_as_known(request).await?;
+        let (statement, catalog) = self.plan_as_known(request, by_key).await?;
         let read_level = level_of_reads(request, &statement, &catalog)?;
         if read_level == ReadLevel::One {
             return Ok(PlannedStatement { statement, catalog, read_level });
@@ -48,7 +49,7 @@ impl Inner {
             return Ok(PlannedStatement { statement, catalog, read_level });
         }
         self.context.env.reached(Rare::QuorumByNewCatalog);
-        let statement = self.plan_on(request, &newest).await?;
+        let statement = self.plan_on(request, &newest, by_key).await?;
         let read_level = level_of_reads(request, &statement, &newest)?;
         Ok(PlannedStatement { statement, catalog: newest, read_level })
     }
@@ -68,6 +69,7 @@ impl Inner {
 fn level_of_reads(request: &SqlRequest, statement: &Statement, catalog: &Catalog) -> Result<ReadLevel> {
     let default = match statement {
         Statement::Query(query) => query.graph.read_level,
+        Statement::KeyRead(read) => read.read_level,
         Statement::Insert { source: InsertSource::Query(graph), .. } => graph.read_level,
         Statement::Delete { table, keys: graph } | Statement::Update { table, rows: graph } => {
             let level = match request.write_level {

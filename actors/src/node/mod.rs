@@ -191,7 +191,7 @@ impl Node {
             context.transport.clone(),
             Arc::new(planner.clone()),
             Arc::new(Replicas::new(directory.clone(), context.clone())),
-            Arc::new(Places(context.clone())),
+            Arc::new(Places::new(directory.clone(), context.clone())),
             QueryLimits::of(&context.config),
             Some(root.get_cell()),
         )

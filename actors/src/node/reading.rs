@@ -190,32 +190,51 @@ async fn known_schema(context: &NodeContext, table: TableId, version: u32) -> Re
 }
 
 /// Where replicas are.
-pub(super) struct Places(pub(super) Arc<NodeContext>);
+pub(super) struct Places {
+    directory: Arc<ReplicaDirectory>,
+    context: Arc<NodeContext>,
+}
+
+impl Places {
+    pub(super) fn new(directory: Arc<ReplicaDirectory>, context: Arc<NodeContext>) -> Self {
+        Self { directory, context }
+    }
+
+    /// Whether this node's replica is so far behind that another one is the better choice, if there is one.
+    fn is_behind(&self, partition: PartitionId) -> bool {
+        let lag = self.directory.get(partition).ok().and_then(|handle| handle.lag());
+        lag.is_some_and(|lag| lag > self.context.config.read_lag_max)
+    }
+}
 
 impl Placement for Places {
     fn alive(&self) -> BTreeSet<NodeId> {
-        let catalog = self.0.agreement.catalog().borrow().clone();
-        self.0.liveness.alive().into_iter().filter(|node| catalog.nodes.contains_key(node)).collect()
+        let catalog = self.context.agreement.catalog().borrow().clone();
+        self.context.liveness.alive().into_iter().filter(|node| catalog.nodes.contains_key(node)).collect()
     }
 
     fn suspected(&self) -> BTreeSet<NodeId> {
-        self.0.liveness.suspected()
+        self.context.liveness.suspected()
     }
 
     fn is_gone(&self, partition: PartitionId) -> bool {
-        !self.0.agreement.catalog().borrow().partitions.contains_key(&partition)
+        !self.context.agreement.catalog().borrow().partitions.contains_key(&partition)
     }
 
     fn candidates(&self, partition: PartitionId) -> Vec<NodeId> {
-        let catalog = self.0.agreement.catalog().borrow().clone();
+        let catalog = self.context.agreement.catalog().borrow().clone();
         let Some(partition) = catalog.partitions.get(&partition) else { return Vec::new() };
-        let mut nodes: Vec<NodeId> = partition.voters().filter(|node| !self.0.liveness.is_down(*node)).collect();
-        // Own replica first; the others in an order that spreads partitions over them.
+        let mut nodes: Vec<NodeId> = partition.voters().filter(|node| !self.context.liveness.is_down(*node)).collect();
+        // Own replica first, unless it is far behind; the others in an order that spreads partitions over them.
         let turn = partition.id.0 as usize;
         nodes.sort_unstable();
         let length = nodes.len().max(1);
         nodes.rotate_left(turn % length);
-        nodes.sort_by_key(|node| *node != self.0.node);
+        let behind = nodes.len() > 1 && nodes.contains(&self.context.node) && self.is_behind(partition.id);
+        if behind {
+            self.context.env.reached(Rare::LaggardPassedOver);
+        }
+        nodes.sort_by_key(|node| (*node != self.context.node) != behind);
         nodes
     }
 }

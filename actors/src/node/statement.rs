@@ -49,7 +49,7 @@ impl Inner {
         let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
         let id = request.query_id.unwrap_or_else(|| self.new_query_id());
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
-        let PlannedStatement { statement, catalog, read_level } = self.plan(&request).await?;
+        let PlannedStatement { statement, catalog, read_level } = self.plan(&request, true).await?;
         let options = || RunOptions { read_level, ..RunOptions::new(left()) };
         // As of the plan: rows have its columns, whatever has become of them meanwhile.
         let table = |name: &str| table_of(&catalog, name);
@@ -58,6 +58,14 @@ impl Inner {
                 let analyze = query.explain == Some(ExplainKind::Analyze);
                 let options = RunOptions { analyze, ..options() };
                 self.queries.run_replanned(query.graph, id, options, self.replan(&request)).await
+            }
+            Statement::KeyRead(read) => {
+                if let Ok(stream) = self.queries.read_by_key(&read, id, &options()).await {
+                    return Ok(stream);
+                }
+                self.context.env.reached(Rare::KeyReadPlanned);
+                let replan = self.replan(&request);
+                self.queries.run_replanned(replan().await?, id, options(), replan).await
             }
             Statement::CreateTable(table) => {
                 let done = self.propose(Command::CreateTable(table), "CREATE TABLE", left()).await?;
@@ -137,13 +145,13 @@ impl Inner {
     }
 
     /// Plans on what this node knows; a table that it does not know may have been made elsewhere a moment ago.
-    pub(super) async fn plan_as_known(&self, request: &SqlRequest) -> Result<(Statement, Arc<Catalog>)> {
+    pub(super) async fn plan_as_known(&self, request: &SqlRequest, by_key: bool) -> Result<(Statement, Arc<Catalog>)> {
         let catalog: Arc<Catalog> = self.context.agreement.catalog().borrow().clone();
-        let planned = match self.plan_on(request, &catalog).await {
+        let planned = match self.plan_on(request, &catalog, by_key).await {
             Err(error) if matches!(error.code(), ErrorCode::UnknownTable | ErrorCode::UnknownColumn) => {
                 let newer = self.newest_catalog(&error).await?;
                 if newer.version > catalog.version {
-                    let planned = self.plan_on(request, &newer).await;
+                    let planned = self.plan_on(request, &newer, by_key).await;
                     return planned.map(|statement| (statement, newer));
                 }
                 Err(error)
@@ -154,7 +162,12 @@ impl Inner {
     }
 
     /// Plans on a catalog.
-    pub(super) async fn plan_on(&self, request: &SqlRequest, catalog: &Arc<Catalog>) -> Result<Statement> {
+    pub(super) async fn plan_on(
+        &self,
+        request: &SqlRequest,
+        catalog: &Arc<Catalog>,
+        by_key: bool,
+    ) -> Result<Statement> {
         let config = &self.context.config;
         let directory = self.directory.clone();
         let options = PlanOptions {
@@ -167,6 +180,7 @@ impl Inner {
                 slices_max: u32::try_from(config.scan_slices_max).unwrap_or(u32::MAX),
                 slice_rows_min: config.scan_slice_rows_min,
             },
+            by_key,
             ..PlanOptions::default()
         };
         // On the heap: it is large, and part of every statement's future.
@@ -186,7 +200,7 @@ impl Inner {
             Box::pin(async move {
                 let stopping = || Error::new(ErrorCode::NotReady, "the node is stopping");
                 let inner = inner.upgrade().ok_or_else(stopping)?;
-                let PlannedStatement { statement, catalog, .. } = inner.plan(&request).await?;
+                let PlannedStatement { statement, catalog, .. } = inner.plan(&request, false).await?;
                 if let Some(before) = table
                     && catalog.tables.get(&before.id).is_none_or(|now| now.schema.version != before.schema.version)
                 {
@@ -222,7 +236,7 @@ impl Inner {
                 }
                 done => return done,
             }
-            let PlannedStatement { statement, catalog, read_level } = self.plan(request).await?;
+            let PlannedStatement { statement, catalog, read_level } = self.plan(request, false).await?;
             let Statement::Update { table: name, rows } = statement else {
                 return Err(Error::internal("an UPDATE was planned as another statement"));
             };
@@ -258,7 +272,7 @@ impl Inner {
                 None => {}
             }
             self.context.agreement.linearizable(REFRESH_TIMEOUT).await?;
-            altered = match self.plan_as_known(request).await?.0 {
+            altered = match self.plan_as_known(request, false).await?.0 {
                 Statement::AlterTable(altered) => altered,
                 _ => return Err(Error::internal("an ALTER TABLE was planned as another statement")),
             };

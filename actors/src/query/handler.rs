@@ -11,7 +11,7 @@ use super::edge::codec::OpenEdge;
 use super::edge::remote;
 use super::message::{Notice, Reply, Request};
 use super::node::QueryNode;
-use super::tasks;
+use super::{by_key, tasks};
 use crate::transport::{Handler, StreamSender};
 
 /// `Route::Query`: starting, releasing, asking, cancelling, reports.
@@ -30,6 +30,7 @@ impl Handler for QueryHandler {
                 Request::Release { query, attempt } => Reply::Released(node.release(query, attempt).await),
                 Request::IsCurrent { query, attempt } => Reply::Current(node.is_current(query, attempt)),
                 Request::Cancel { query } => Reply::Cancelled(cancel(&node, query)),
+                Request::Read(question) => Reply::Read(by_key::answer(&node, question).await),
             };
             Ok(wire::encode(&reply)?.into())
         })

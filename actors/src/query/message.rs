@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, QueryId, ReadLevel};
 use shoal_planner::Fragment;
 
+use super::by_key::{ReadRows, RowsRead};
 use crate::service::Moment;
 
 /// A call.
@@ -32,6 +33,8 @@ pub(crate) enum Request {
         /// The query.
         query: QueryId,
     },
+    /// Read a few rows. Answered with [`Reply::Read`].
+    Read(ReadRows),
 }
 
 /// The answer to a call. Errors of the callee travel inside, so that an error of the call itself always means the way there.
@@ -45,6 +48,8 @@ pub(crate) enum Reply {
     Current(bool),
     /// The query is being cancelled, or there is none.
     Cancelled(Result<(), Error>),
+    /// The rows.
+    Read(Result<RowsRead, Error>),
 }
 
 /// A message without answer.

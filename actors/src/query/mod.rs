@@ -11,6 +11,8 @@
 //! involved is told to start its share ([`message`]), rows flow over edges ([`edge`]) from leaves to the root and from there
 //! to the client; then, or as soon as anything goes wrong, every node is told to release the attempt.
 //!
+//! A few rows by key are read without all that ([`by_key`]).
+//!
 //! What holds, whatever fails:
 //! - An answer is whole or an error. Every edge ends with an explicit end that counts its rows, or it failed.
 //! - Attempts are all or nothing: no row of an attempt is merged with rows of another. A query whose rows have begun to
@@ -21,6 +23,7 @@
 
 mod admission;
 mod assign;
+mod by_key;
 mod coordinator;
 mod edge;
 mod engine;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use datafusion::execution::memory_pool::MemoryPool;
 use ractor::{ActorCell, ActorRef, SpawnErr};
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result, wire};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Admission;
 use super::coordinator::{QueryMessage, QueryView};
@@ -19,7 +19,7 @@ use super::message::{Failure, Notice, Reply, Report, Request, StartTasks, Status
 use super::ports::{Engine, LocalReplicas, Placement};
 use super::service::QueryLimits;
 use super::tasks::{self, TasksMessage};
-use super::{locked, ports};
+use super::{by_key, locked, ports};
 use crate::transport::{Route, Transport};
 
 /// How long starting tasks on a node may take: decoding plans and pinning snapshots, no rows.
@@ -37,6 +37,8 @@ pub(crate) struct QueryNode {
     pub(crate) memory: Arc<dyn MemoryPool>,
     pub(crate) edges: EdgeTable,
     pub(crate) admission: Admission,
+    /// A place for each read by key that is under way here.
+    pub(super) key_reads: Semaphore,
     root: ActorCell,
     registry: Mutex<Registry>,
     actors: Arc<AtomicUsize>,
@@ -88,6 +90,7 @@ impl QueryNode {
             memory,
             edges: EdgeTable::default(),
             admission,
+            key_reads: Semaphore::new(by_key::READS_MAX),
             root,
             registry: Mutex::default(),
             actors: Arc::default(),
@@ -206,7 +209,7 @@ impl QueryNode {
 
     // What this node asks of others, itself included.
 
-    async fn ask(&self, to: NodeId, request: &Request, timeout: Duration) -> Result<Reply> {
+    pub(super) async fn ask(&self, to: NodeId, request: &Request, timeout: Duration) -> Result<Reply> {
         let bytes = self.transport.call(to, Route::Query, wire::encode(request)?.into(), timeout).await?;
         Ok(wire::decode(&bytes)?)
     }

@@ -116,7 +116,7 @@ pub(super) fn blames_replica(code: ErrorCode) -> bool {
 }
 
 /// The snapshot under the schema that the reader was planned with, or a newer one.
-async fn reached(
+pub(super) async fn reached(
     snapshot: Arc<dyn PartitionSnapshot>,
     table: TableId,
     schema_version: u32,

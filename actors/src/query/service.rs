@@ -129,7 +129,7 @@ pub struct QueryStats {
 /// A node's queries. Cheap to clone; they stop at [`QueryService::shutdown`], not when a handle is dropped.
 #[derive(Clone)]
 pub struct QueryService {
-    node: Arc<QueryNode>,
+    pub(super) node: Arc<QueryNode>,
     root: ActorCell,
 }
 

@@ -18,7 +18,9 @@ use crate::rounds::Rounds;
 /// What was heard is good for so long: replicas that look for themselves share it, whenever in a second they do.
 const GOOD_FOR: Duration = Duration::from_millis(500);
 /// How long a peer may take to answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long each of its replicas may take. One that has much in hand is left out, and asked for itself.
+const REPLICA_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How far a replica's log goes, and what its word is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ pub(crate) struct Heads(Mutex<BTreeMap<NodeId, OfNode>>);
 #[derive(Default)]
 struct OfNode {
     rounds: Rounds<Told>,
-    /// With the time at which it was asked.
+    /// With the time at which it was asked; if it has not answered, at which that was known.
     told: Option<(Duration, Told)>,
 }
 
@@ -70,12 +72,12 @@ pub(super) async fn head(context: &Arc<NodeContext>, peer: NodeId, partition: Pa
 
 /// Asks the peer, and remembers what it says; nothing if it does not answer, or is of a build that does not know the question.
 async fn ask(context: Arc<NodeContext>, peer: NodeId) -> Told {
-    let at = context.env.monotonic();
-    let told = match serve::call(&context, peer, &ReplicaCall::Heads, CALL_TIMEOUT).await {
-        Ok(ReplicaAnswer::Heads(told)) => told,
+    let asked_at = context.env.monotonic();
+    let (at, told) = match serve::call(&context, peer, &ReplicaCall::Heads, CALL_TIMEOUT).await {
+        Ok(ReplicaAnswer::Heads(told)) => (asked_at, told),
         answer => {
             tracing::debug!(%peer, ?answer, "a node does not say how far its replicas are");
-            BTreeMap::new()
+            (context.env.monotonic(), BTreeMap::new())
         }
     };
     let told = Arc::new(told);
@@ -94,8 +96,8 @@ pub(super) async fn shared_with(context: &NodeContext, directory: &ReplicaDirect
     let is_shared = |id: PartitionId| catalog.partitions.get(&id).is_some_and(|it| it.replica(asking).is_some());
     let shared = directory.all().into_iter().filter(|handle| is_shared(handle.partition));
     let heads = shared.map(async |handle| {
-        let head = handle.ask(|answer| ReplicaMessage::Head { answer }).await;
-        Some((handle.partition, head.ok()?))
+        let head = context.env.timeout(REPLICA_TIMEOUT, handle.ask(|answer| ReplicaMessage::Head { answer })).await;
+        Some((handle.partition, head.ok()?.ok()?))
     });
     ReplicaAnswer::Heads(join_all(heads).await.into_iter().flatten().collect())
 }

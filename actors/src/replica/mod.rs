@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use serde::{Deserialize, Serialize};
-use shoal_catalog::Partition;
+use shoal_catalog::{Partition, ReplicaState as Role};
 use shoal_kernel::{
     Applied, Epoch, Error, ErrorCode, Fsync, Hlc, LogId, NodeId, PartitionId, Planted, Rare, Result, TableSchema,
     Version, wire,
@@ -88,9 +88,10 @@ struct Durable {
 
 impl Durable {
     /// Whether the replica that this is of was taken from the node, and given back: deletions have been forgotten since, to which every
-    /// replica of the partition had agreed by a fence.
-    fn is_of_earlier_life(&self, partition: &Partition) -> bool {
-        self.fence < partition.purged
+    /// replica of the partition had agreed by a fence. Who is given something back begins by joining; nobody else is taken for that.
+    fn is_of_earlier_life(&self, partition: &Partition, node: NodeId) -> bool {
+        let joins = partition.replica(node).is_some_and(|replica| replica.state == Role::Joining);
+        joins && self.fence < partition.purged
     }
 }
 
@@ -308,7 +309,7 @@ impl Actor for ReplicaActor {
                 Event::Committed
             }
             ReplicaMessage::Catalog(partition) => {
-                if shell.durable.is_of_earlier_life(&partition) {
+                if shell.durable.is_of_earlier_life(&partition, shell.context.node) {
                     let id = partition.id;
                     let message = format!("{id} was taken from this node and given back, and has to begin anew");
                     return Err(Error::new(ErrorCode::Moved, message).into());

@@ -78,7 +78,7 @@ pub(super) async fn open(
     }
     match opened {
         Err(error) if error.code() == ErrorCode::Corruption => condemn(context, partition, &error).await?,
-        Ok(Opened { store, durable: Some(durable), .. }) if durable.is_of_earlier_life(partition) => {
+        Ok(Opened { store, durable: Some(durable), .. }) if durable.is_of_earlier_life(partition, context.node) => {
             context.env.blocking(move || store.close()).await?;
             outlived(context, partition).await?;
         }

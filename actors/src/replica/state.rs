@@ -279,10 +279,11 @@ impl ReplicaCore {
                 let settled = settled && sealed >= self.partition.epoch;
                 let known = self.heard.entry(peer).or_default();
                 *known = Heard {
+                    // What was asked before may be heard later: it has not heard of the doubt then.
+                    in_doubt: if sealed < known.sealed { known.in_doubt } else { in_doubt },
                     sealed: sealed.max(known.sealed),
                     counts: counts || known.counts,
                     settled: settled || known.settled,
-                    in_doubt,
                 };
             }
             Event::Drained(epoch) => self.drained |= epoch == self.partition.epoch,
@@ -732,6 +733,7 @@ mod tests {
         let doubtful =
             |peer| Event::Heard { peer: NodeId(peer), sealed: Epoch(2), counts: false, settled: false, in_doubt: true };
         assert_eq!(core.step(doubtful(2)), []);
+        assert_eq!(core.step(heard(2, 1, false)), [], "that was said before, and comes late");
         // With nobody else left to ask, it must do.
         assert_eq!(core.step(heard(3, 2, false)), [Effect::Persist(meta(2, true))]);
 

@@ -99,6 +99,8 @@ pub(crate) struct State {
     parting: BTreeMap<PartitionId, Parting>,
     /// Those of which something is left that could not be removed; and how often that has failed.
     left: BTreeMap<PartitionId, Failures>,
+    /// It is to be tried again soon to write down the cluster.
+    waits_to_note: bool,
 }
 
 #[derive(Default)]
@@ -145,6 +147,7 @@ impl Actor for ReplicaSupervisor {
             cluster,
             parting: BTreeMap::new(),
             left: BTreeMap::new(),
+            waits_to_note: false,
         })
     }
 
@@ -172,7 +175,10 @@ impl Actor for ReplicaSupervisor {
                 }
             }
             SupervisorMessage::Remove(partition) => state.remove_files(&myself, partition, None).await,
-            SupervisorMessage::Reconcile => state.reconcile(&myself, state.catalog.clone()).await,
+            SupervisorMessage::Reconcile => {
+                state.waits_to_note = false;
+                state.reconcile(&myself, state.catalog.clone()).await;
+            }
             SupervisorMessage::Forgive(partition, failures) => {
                 if let Some(child) = state.children.get_mut(&partition)
                     && child.failures.in_a_row() == failures
@@ -221,7 +227,9 @@ impl State {
         self.catalog = catalog.clone();
         if let Err(error) = self.note_cluster().await {
             tracing::warn!(%error, "which cluster the replicas are of could not be written down; none is started before it is");
-            later(&self.context.env, "replicas' cluster", myself, NOTE_AGAIN, SupervisorMessage::Reconcile);
+            if !std::mem::replace(&mut self.waits_to_note, true) {
+                later(&self.context.env, "replicas' cluster", myself, NOTE_AGAIN, SupervisorMessage::Reconcile);
+            }
             return;
         }
         let here = |partition: &&Partition| partition.replica(node).is_some();
@@ -585,7 +593,10 @@ impl State {
         handle: Option<Arc<ReplicaHandle>>,
     ) {
         // It may have been given back meanwhile.
-        let is_back = self.children.contains_key(&id) || self.parting.contains_key(&id);
+        let place = self.catalog.partitions.get(&id);
+        let is_back = self.children.contains_key(&id)
+            || self.parting.contains_key(&id)
+            || place.is_some_and(|place| place.replica(self.context.node).is_some());
         let Some(failures) = self.left.get_mut(&id) else { return };
         let (disk, dir) = (self.context.env.disk(), self.context.replica_dir(id));
         let removed = self.context.env.blocking(move || {

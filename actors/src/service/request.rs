@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub object_stores: Option<Arc<dyn ObjectStores>>,
     /// A replica that has failed so often in a row is made anew on another node, though this one goes on starting it.
     pub replica_failures_max: u32,
+    /// A query at level one that is asked here is served elsewhere, if it can be, while this node's replica lacks more accepts of its peers.
+    pub read_lag_max: u64,
     /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
     pub segments_overdue_max: usize,
     /// Writes stop when less than this is free on the disk.
@@ -123,6 +125,7 @@ impl NodeConfig {
             object_stores: None,
             // Some ten seconds after the first failure.
             replica_failures_max: 7,
+            read_lag_max: 1_000,
             segments_overdue_max: 64,
             disk_reserve_bytes: 256 << 20,
             query_memory_bytes_max: 2 << 30,

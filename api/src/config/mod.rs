@@ -159,6 +159,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     let mut failures_max = u64::from(node.replica_failures_max);
     values.number("replica_failures_max", 1, &mut failures_max)?;
     node.replica_failures_max = u32::try_from(failures_max).unwrap_or(u32::MAX);
+    values.number("read_lag_max", 0, &mut node.read_lag_max)?;
     values.size("segments_overdue_max", 8, &mut node.segments_overdue_max)?;
     values.size("queries_max", 1, &mut node.queries_max)?;
     values.size("queries_queued_max", 0, &mut node.queries_queued_max)?;

@@ -242,8 +242,35 @@ fn unsupported(message: &str) -> Error {
 pub(crate) fn normalised(ident: &ast::Ident) -> String {
     match ident.quote_style {
         Some(_) => ident.value.clone(),
-        None => ident.value.to_lowercase(),
+        // As DataFusion has it, and PostgreSQL.
+        None => ident.value.to_ascii_lowercase(),
     }
+}
+
+/// What is asked for, in which order, and how much of it, if there is nothing else in a query.
+pub(crate) fn plain_query(
+    query: &ast::Query,
+) -> Option<(&ast::SetExpr, Option<&ast::OrderBy>, Option<&ast::LimitClause>)> {
+    let ast::Query {
+        with,
+        body,
+        order_by,
+        limit_clause,
+        fetch,
+        locks,
+        for_clause,
+        settings,
+        format_clause,
+        pipe_operators,
+    } = query;
+    let is_plain = with.is_none()
+        && fetch.is_none()
+        && locks.is_empty()
+        && for_clause.is_none()
+        && settings.is_none()
+        && format_clause.is_none()
+        && pipe_operators.is_empty();
+    is_plain.then_some((body, order_by.as_ref(), limit_clause.as_ref()))
 }
 
 /// A table's name, with or without the database and schema before it.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this is tests")]
 
 mod answers;
+mod by_key;
 mod cache;
 mod errors;
 mod graphs;

@@ -189,6 +189,22 @@ pub async fn query(world: &World, sql: &str, options: &PlanOptions) -> Result<(F
     Ok((planned.graph, rows))
 }
 
+/// The rows of a scan, with the names of the table's columns.
+pub async fn scan(world: &World, spec: &ScanSpec) -> Vec<RecordBatch> {
+    let schemas = world.catalog.tables.iter().map(|(id, table)| (*id, table.schema.clone())).collect();
+    let inputs = Inputs {
+        outputs: Arc::default(),
+        rows: Arc::new(world.rows.clone()),
+        schemas: Arc::new(schemas),
+        slots: BTreeMap::new(),
+        place: Place::Replica(spec.partition),
+    };
+    let table = &world.catalog.tables[&spec.table].schema;
+    let places: Vec<usize> = spec.columns.iter().map(|id| table.index_of(*id).unwrap()).collect();
+    let schema = Arc::new(table.arrow().project(&places).unwrap());
+    inputs.scan(spec, schema, None).unwrap().try_collect().await.unwrap()
+}
+
 /// Runs all tasks of a graph and gives the root's rows.
 pub async fn run(world: &World, graph: &FragmentGraph) -> Result<Vec<RecordBatch>> {
     let outputs = Arc::new(Mutex::new(Outputs::new()));

@@ -117,6 +117,8 @@ pub(super) struct Settings {
     fill_files_bytes_min: u64,
     /// Failures in a row after which others get a replica.
     replica_failures_max: u32,
+    /// Mostly so few accepts that a replica which is behind is passed over.
+    read_lag_max: u64,
     /// Rows for which a scan gets one more task.
     scan_slice_rows_min: u64,
     /// So few at times that a task of a query waits after every few rows.
@@ -273,6 +275,7 @@ impl Settings {
             fill_bytes_per_second: stream("filling").pick(&[0, 0, 32 << 10]).copied().unwrap_or(0),
             fill_files_bytes_min: stream("filling by files").pick(&FILL_FILES_BYTES_MIN).copied().unwrap_or(0),
             replica_failures_max: stream("failures").pick(&[2, 3, 7]).copied().unwrap_or(7),
+            read_lag_max: stream("read lag").pick(&[0, 3, 1_000]).copied().unwrap_or(0),
             scan_slice_rows_min: stream("scan slices").pick(&[1, 16, 128 << 10]).copied().unwrap_or(16),
             edge_window_bytes: stream("edge window")
                 .pick(&[256, 2 << 10, 2 << 20, 2 << 20])
@@ -316,6 +319,7 @@ impl Settings {
         config.fill_bytes_per_second = self.fill_bytes_per_second;
         config.fill_files_bytes_min = self.fill_files_bytes_min;
         config.replica_failures_max = self.replica_failures_max;
+        config.read_lag_max = self.read_lag_max;
         config.scan_slices_max = 3;
         config.scan_slice_rows_min = self.scan_slice_rows_min;
         config.edge_window_bytes = self.edge_window_bytes;

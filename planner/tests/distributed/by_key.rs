@@ -1,0 +1,122 @@
+//! Reads by key give what the query gives.
+
+use shoal_planner::{PlanOptions, Statement};
+
+use crate::answers::lines;
+use crate::runner::{query, scan};
+use crate::world::World;
+
+/// What is read by key.
+const READS: &[&str] = &[
+    "SELECT * FROM flights WHERE id = 17",
+    "SELECT id, origin FROM flights WHERE id = 17",
+    "select ORIGIN, \"id\" from Flights where 17 = ID",
+    "SELECT flights.origin AS o, id AS \"Key\", delay FROM public.flights WHERE (flights.id = 10)",
+    "SELECT origin AS Änderung FROM flights WHERE id = 17",
+    "SELECT * FROM flights WHERE id = -4",
+    "SELECT delay FROM flights WHERE id = 13 LIMIT 1",
+    "SELECT delay FROM flights WHERE id = 13 LIMIT 0",
+    "SELECT id, delay FROM flights WHERE id BETWEEN 120 AND 160 ORDER BY id",
+    "SELECT delay, origin FROM flights WHERE id BETWEEN 120 AND 160 ORDER BY id DESC",
+    "SELECT id, delay FROM flights WHERE id > 120 AND 160 >= id ORDER BY id DESC LIMIT 7",
+    "SELECT id FROM flights WHERE id >= 201 AND id < 205",
+    "SELECT id FROM flights WHERE id >= 101 AND id <= 1100 AND id = 103",
+    "SELECT city FROM airports WHERE iata = 'ANC'",
+    "SELECT * FROM airports WHERE iata = 'PDX' ORDER BY iata",
+    "SELECT * FROM nothing WHERE k = 3",
+    "SELECT c FROM pairs WHERE a = 4 AND b = 'b4'",
+    "SELECT b, c FROM pairs WHERE b = 'b13' AND a = 4",
+    "SELECT * FROM edges WHERE src = 3 AND dst BETWEEN 0 AND 100 ORDER BY dst",
+    "SELECT dst FROM edges WHERE src = 5 AND dst BETWEEN 0 AND 100 ORDER BY src DESC, dst LIMIT 1",
+    "SELECT * FROM edges WHERE src = 3 AND dst BETWEEN 9 AND 2",
+];
+
+/// What is planned: by the rules of SQL it is something else, or nobody knows how much it reads.
+const QUERIES: &[&str] = &[
+    "SELECT id FROM flights WHERE id = 17 AND delay > 3",
+    "SELECT id FROM flights WHERE id = 17 OR id = 18",
+    "SELECT id FROM flights WHERE id IN (17, 18)",
+    "SELECT id FROM flights WHERE id = 17.0",
+    "SELECT id FROM flights WHERE id = '17'",
+    "SELECT id FROM flights WHERE id = 16 + 1",
+    "SELECT id FROM flights WHERE id <> 17",
+    "SELECT id FROM flights WHERE id > 17",
+    "SELECT id FROM flights WHERE id BETWEEN 90 AND 110",
+    "SELECT id FROM flights WHERE id NOT BETWEEN 101 AND 400",
+    "SELECT id FROM flights WHERE id BETWEEN 101 AND 1101",
+    "SELECT id + 1 FROM flights WHERE id = 17",
+    "SELECT id, 1 FROM flights WHERE id = 17",
+    "SELECT count(*) FROM flights WHERE id = 17",
+    "SELECT DISTINCT id FROM flights WHERE id = 17",
+    "SELECT id FROM flights WHERE id = 17 GROUP BY id",
+    "SELECT id FROM flights f WHERE id = 17",
+    "SELECT f.id FROM flights f WHERE f.id = 17",
+    "SELECT id AS delay FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY id",
+    "SELECT id FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY delay, id",
+    "SELECT id FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY id + 1",
+    "SELECT id FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY id NULLS FIRST",
+    "SELECT id FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY id LIMIT 3 OFFSET 1",
+    "SELECT id FROM flights WHERE id = 17 UNION ALL SELECT id FROM flights WHERE id = 18",
+    "WITH x AS (SELECT 1) SELECT id FROM flights WHERE id = 17",
+    "SELECT x.id FROM flights x, flights y WHERE x.id = 17 AND y.id = 17",
+    "SELECT * FROM nothing WHERE k = 3000000000",
+    "SELECT city FROM airports WHERE iata > 'A' AND iata < 'C'",
+    "SELECT dst FROM edges WHERE src BETWEEN 1 AND 3 AND dst BETWEEN 0 AND 100",
+    "SELECT dst FROM edges WHERE src BETWEEN 3 AND 1 AND dst = 4",
+    "SELECT id FROM flights WHERE id BETWEEN -9223372036854775808 AND 9223372036854775807",
+    "SELECT c FROM pairs WHERE a = 4",
+    "SELECT sensor FROM readings WHERE _dedup = 'd3'",
+];
+
+fn by_key() -> PlanOptions {
+    PlanOptions { by_key: true, ..PlanOptions::default() }
+}
+
+#[tokio::test]
+async fn a_read_by_key_is_the_query() {
+    let world = World::new().await;
+    for sql in READS {
+        let planned = world.planner.plan(sql, &world.catalog, &by_key()).await.unwrap();
+        let Statement::KeyRead(read) = planned else { panic!("{sql} is no read by key") };
+        let (graph, rows) = query(&world, sql, &PlanOptions::default()).await.unwrap();
+        assert_eq!(read.schema, graph.schema, "{sql}");
+        let found = scan(&world, &read.scan).await;
+        let answer: Vec<_> = read.answer(&found).unwrap().into_iter().collect();
+        let (mut found, mut expected) = (lines(&answer), lines(&rows));
+        if !sql.contains("ORDER BY") {
+            found.sort_unstable();
+            expected.sort_unstable();
+        }
+        assert_eq!(found, expected, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn everything_else_is_planned() {
+    let world = World::new().await;
+    for sql in QUERIES {
+        let planned = world.planner.plan(sql, &world.catalog, &by_key()).await;
+        assert!(matches!(planned, Ok(Statement::Query(_))), "{sql}: {planned:?}");
+    }
+    // What is wrong is told as ever.
+    for sql in [
+        "SELECT id, id FROM flights WHERE id = 1",
+        "SELECT x FROM flights WHERE id = 1",
+        "SELECT * FROM no WHERE id = 1",
+    ] {
+        let error = world.planner.plan(sql, &world.catalog, &by_key()).await.unwrap_err();
+        let as_ever = world.planner.plan(sql, &world.catalog, &PlanOptions::default()).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (as_ever.code(), as_ever.message()), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn explain_tells_of_it() {
+    let world = World::new().await;
+    let sql = "EXPLAIN SELECT origin FROM flights WHERE id BETWEEN 120 AND 130 ORDER BY id";
+    let (_, rows) = query(&world, sql, &by_key()).await.unwrap();
+    let text = lines(&rows);
+    let first = text.first().unwrap();
+    assert_eq!(first, "by_key|KeyRead: flights, partition=p3, columns=[origin, id], where=[id >= 120, id <= 130]");
+    assert!(text.iter().any(|line| line.starts_with("fragments|")), "{text:?}");
+}
