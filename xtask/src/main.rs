@@ -144,10 +144,17 @@ fn upgrade_from(earlier: &Path) -> Step {
     run
 }
 
+/// The root of the clone that this was called in, as cargo says it: the path known to the compiler is that of the clone whose build lies in
+/// the target directory, and clones may share that.
+fn repository() -> Result<PathBuf, String> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").ok_or("call this as `cargo xtask`, which says where it is")?;
+    Ok(Path::new(&package).join(".."))
+}
+
 /// The binary of the commit that is to be upgraded from. Built where everything is, so that dependencies are not compiled twice, and
 /// kept beside.
 fn earlier_build() -> Result<PathBuf, String> {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let repository = repository()?;
     let named = repository.join("api/tests/earlier-build");
     let commit = std::fs::read_to_string(&named).map_err(|error| format!("{}: {error}", named.display()))?;
     let (commit, target) = (commit.trim(), target()?);
@@ -187,7 +194,7 @@ fn soak(time: &str) -> Result<(), String> {
 
 /// Runs that once failed, each in its file.
 fn kept_seeds() -> Result<Vec<Step>, String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../simulation/seeds");
+    let directory = repository()?.join("simulation/seeds");
     let entries = std::fs::read_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|file| file.extension().is_some_and(|end| end == "toml"));
