@@ -65,6 +65,10 @@ planted! {
     BadRecordSkipped = "bad-record-skipped";
     /// A replica forgets the idempotency keys that it has seen when it is opened again.
     TokensLostAtRestart = "tokens-lost-at-restart";
+    /// A log that may have lost its end goes on under its name.
+    LogKeepsName = "log-keeps-name";
+    /// After an fsync that failed the log goes on as if it had not.
+    FailedSyncIgnored = "failed-sync-ignored";
     // Replicas and their peers.
     /// Replicas drop rows that have had their time by their own clock.
     ExpiryByOwnClock = "expiry-by-own-clock";
@@ -101,6 +105,8 @@ planted! {
     NewTimeOnRetry = "new-time-on-retry";
     /// A write that meets a split goes on to one of the halves alone.
     SplitHalfSent = "split-half-sent";
+    /// Other rows under an idempotency key that was used are taken for a resend.
+    MistakeOverlooked = "mistake-overlooked";
     /// Attempts at one key of an upsert table do not agree on the version of its rows.
     VersionPerAttempt = "version-per-attempt";
     /// Errors of writes say that nothing was applied, whatever they know.

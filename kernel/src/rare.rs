@@ -47,6 +47,7 @@ rare! {
     ClientGone = "a client went away in the middle of an answer";
     ClientStalled = "a client stopped reading until the deadline";
     ResendRecognised = "a resend was recognised";
+    MistakeNoticed = "other rows under a used idempotency key were refused";
     AttemptsAtOnce = "two attempts at one write were acknowledged at once";
     CaughtUpAtEnd = "a replica had to catch up at the end";
     // Gateways.
@@ -91,6 +92,7 @@ rare! {
     QueryQueued = "a query waited for its turn";
     QueryAvoidsNode = "a query avoided a node that had failed it";
     LaggardPassedOver = "a query passed over its own node's replica, which was far behind";
+    LaggardToldOf = "a node passed over another one's replica, which was told to be far behind";
     KeyReadPlanned = "a read by key became a query, because the replica that was asked could not answer";
     QueryLeavesSilent = "a query began anew without a node that had fallen silent";
     // Placement.
@@ -109,6 +111,7 @@ rare! {
     CatalogTailCut = "a torn end of the catalog's log was cut off";
     CameBack = "a node heard that it was taken for down, and came back under a new generation";
     SuspicionLifted = "a suspect objected in time";
+    Overslept = "a node noticed that it had stood still, and read what had come before it blamed others";
     NodeStopped = "a node stopped in good order while clients were at work";
     // Reads at quorum.
     QuorumPulled = "a read at quorum pulled what its replica lacked";

@@ -11,4 +11,4 @@ pub mod agreement;
 pub mod swim;
 
 pub use agreement::{Agreement, AgreementConfig, AgreementStatus, CatalogObserver, JoinError, PeerRpc};
-pub use swim::{Member, MemberState, Members, Swim, SwimConfig, SwimStats};
+pub use swim::{Member, MemberState, Members, PAYLOAD_BYTES_MAX, Swim, SwimConfig, SwimStats};

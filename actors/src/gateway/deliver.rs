@@ -215,7 +215,7 @@ impl Delivery {
                 Ok(ReplicaAnswer::Token { record, counts }) => {
                     answered += usize::from(counts);
                     if let Some(record) = record {
-                        if fingerprint != record.fingerprint {
+                        if self.is_other(record.fingerprint, fingerprint) {
                             return Err(conflict());
                         }
                         lowest = Some(lowest.map_or(record.version, |lowest| lowest.min(record.version)));

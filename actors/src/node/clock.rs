@@ -18,6 +18,9 @@ const AHEAD_MICROS: u64 = 400_000;
 /// while a machine sleeps.
 pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(10);
 
+/// How long to wait for a clock before another look at it: meanwhile others may have said what time it is.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// Where the bound is kept.
 pub(crate) const CLOCK_FILE: &str = "CLOCK";
 
@@ -161,7 +164,7 @@ impl NodeClock {
                     .with_help("send it again, or at another node; synchronise the clocks of the nodes (NTP)"));
             }
             self.env.reached(Rare::WaitedForClock);
-            self.env.sleep(ahead).await;
+            self.env.sleep(ahead.min(WAIT_MAX)).await;
         }
         self.observe(read)?;
         self.tick().await

@@ -9,6 +9,7 @@ mod change;
 pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod identity;
+pub(crate) mod laggards;
 mod levels;
 pub(crate) mod liveness;
 mod maintain;

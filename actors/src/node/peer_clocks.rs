@@ -69,9 +69,11 @@ impl State {
         let first = usize::try_from(context.env.random("peer clocks")).unwrap_or(0) % peers.len().max(1);
         let asked = peers.iter().cycle().skip(first).take(peers.len().min(ASKED_MAX));
         let asked: Vec<NodeId> = asked.copied().collect();
-        let Some(most_micros) = lower_median(clocks_of(context, &asked).await, CLOCKS_MIN) else { return };
-        let ahead = context.clock.hear(most_micros);
-        metrics::gauge!("shoal_clock_ahead_seconds").set(ahead as f64 / 1e6);
+        let most_micros = lower_median(clocks_of(context, &asked).await, CLOCKS_MIN);
+        let ahead = most_micros.map(|micros| context.clock.hear(micros));
+        // Not a number while nobody knows.
+        metrics::gauge!("shoal_clock_ahead_seconds").set(ahead.map_or(f64::NAN, |ahead| ahead as f64 / 1e6));
+        let Some(ahead) = ahead else { return };
         let far = ahead.unsigned_abs() > context.config.clock_skew_max_ms.saturating_mul(1_000);
         if far {
             context.env.reached(Rare::ClockFarOff);

@@ -14,6 +14,7 @@ use shoal_kernel::{
 use shoal_storage::{Snapshot, batch_bytes};
 
 use super::context::NodeContext;
+use super::laggards;
 use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::{Asked, Running};
@@ -200,8 +201,11 @@ impl Places {
         Self { directory, context }
     }
 
-    /// Whether this node's replica is so far behind that another one is the better choice, if there is one.
-    fn is_behind(&self, partition: PartitionId) -> bool {
+    /// Whether a node's replica is so far behind that another one is the better choice, if there is one.
+    fn is_behind(&self, node: NodeId, partition: PartitionId) -> bool {
+        if node != self.context.node {
+            return laggards::is_behind(&self.context.liveness.told_by(node), partition);
+        }
         let lag = self.directory.get(partition).ok().and_then(|handle| handle.lag());
         lag.is_some_and(|lag| lag > self.context.config.read_lag_max)
     }
@@ -225,16 +229,22 @@ impl Placement for Places {
         let catalog = self.context.agreement.catalog().borrow().clone();
         let Some(partition) = catalog.partitions.get(&partition) else { return Vec::new() };
         let mut nodes: Vec<NodeId> = partition.voters().filter(|node| !self.context.liveness.is_down(*node)).collect();
-        // Own replica first, unless it is far behind; the others in an order that spreads partitions over them.
+        // Own replica first; the others in an order that spreads partitions over them. Those that are far behind come last.
         let turn = partition.id.0 as usize;
         nodes.sort_unstable();
         let length = nodes.len().max(1);
         nodes.rotate_left(turn % length);
-        let behind = nodes.len() > 1 && nodes.contains(&self.context.node) && self.is_behind(partition.id);
-        if behind {
-            self.context.env.reached(Rare::LaggardPassedOver);
+        let me = self.context.node;
+        nodes.sort_by_key(|node| *node != me);
+        let (mut nodes, behind): (Vec<_>, Vec<_>) =
+            nodes.into_iter().partition(|node| !self.is_behind(*node, partition.id));
+        if !nodes.is_empty() && !behind.is_empty() {
+            self.context.env.reached(match behind.contains(&me) {
+                true => Rare::LaggardPassedOver,
+                false => Rare::LaggardToldOf,
+            });
         }
-        nodes.sort_by_key(|node| (*node != self.context.node) != behind);
+        nodes.extend(behind);
         nodes
     }
 }

@@ -25,11 +25,13 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_catalog::{Catalog, Command, Load, Outlook, Partition};
 use shoal_kernel::{NodeId, PartitionId, Rare};
+use shoal_membership::SwimStats;
 use shoal_membership::agreement::VOTERS_MAX;
 
 use crate::clocks::agreed_micros;
 use crate::later::later;
 use crate::node::context::NodeContext;
+use crate::node::laggards;
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::ReplicaHandle;
 
@@ -102,6 +104,8 @@ impl Actor for Placement {
             state.asks_at = Duration::ZERO;
         }
         gauge(&state.directory);
+        gauge_gossip(&context.swim.stats());
+        laggards::tell(&context, &state.directory);
         report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);
@@ -163,6 +167,22 @@ fn gauge(directory: &ReplicaDirectory) {
         .set(all.iter().map(|handle| handle.queued_bytes()).sum::<u64>() as f64);
     let stores = all.iter().filter_map(|handle| handle.store().ok());
     metrics::gauge!("shoal_memtable_bytes").set(stores.map(|store| store.memtable_bytes()).sum::<u64>() as f64);
+}
+
+/// Figures of this node's gossip.
+fn gauge_gossip(stats: &SwimStats) {
+    let SwimStats { unwell, received, sent, failed, unauthentic, strangers, malformed } = *stats;
+    metrics::gauge!("shoal_gossip_unwell").set(unwell as f64);
+    for (outcome, count) in [
+        ("received", received),
+        ("sent", sent),
+        ("failed", failed),
+        ("unauthentic", unauthentic),
+        ("stranger", strangers),
+        ("malformed", malformed),
+    ] {
+        metrics::counter!("shoal_gossip_datagrams_total", "outcome" => outcome).absolute(count);
+    }
 }
 
 /// Tells the catalog which replicas of this node have been given up, and which run again.

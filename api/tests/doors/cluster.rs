@@ -352,6 +352,16 @@ fn operate(through: &Process, arguments: &[&str]) -> Result<String, String> {
     crate::support::operate(BINARY, through, arguments)
 }
 
+/// Waits until there is something.
+fn until_some<T>(what: &str, find: impl Fn() -> Option<T>) -> T {
+    let mut found = None;
+    until(what, || {
+        found = find();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
 /// Waits until every partition has so many voting replicas, all of them on these nodes and equal, and none beside.
 fn until_placed(through: &Process, on: &[&str], voters: usize) {
     let placed = |cluster: Value| {
@@ -602,4 +612,55 @@ fn nodes_come_and_go_and_their_replicas_with_them() {
     operate(&nodes[0], &["drain", "--no-wait", ids[0]]).unwrap();
     let error = operate(&nodes[0], &["drain", ids[3]]).unwrap_err();
     assert!(error.contains("the only node that could hold replicas"), "{error}");
+}
+
+#[test]
+fn a_drain_outlives_the_leader_and_a_decommission_can_be_called_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Process> = Vec::new();
+    // Slow enough to be met half way: some seconds for what a node holds.
+    for _ in 0..4 {
+        one_more(&mut nodes, directory.path(), &["--set", "fill_bytes_per_second=100000"]);
+    }
+    let make = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR) PARTITION BY HASH(k) PARTITIONS 8 WITH (replication_factor = 2)";
+    nodes[0].client.sql_json(make, None).unwrap();
+    let values: Vec<String> = (0..8_000).map(|key| format!("({key}, md5('{key}') || md5('{key} again'))")).collect();
+    nodes[1].client.sql_json(&format!("INSERT INTO t VALUES {}", values.join(", ")), None).unwrap();
+    let sum = "SELECT count(*), sum(k), count(DISTINCT v) FROM t";
+    let whole = [[json!(8_000), json!(31_996_000), json!(8_000)]];
+    let ids: Vec<String> = nodes.iter().map(Process::id).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    until_placed(&nodes[0], &ids, 2);
+    // Replicas on the node, and how many anywhere have come and are not whole yet.
+    let held = |through: &Process, id: &str| {
+        let cluster = through.client.cluster().ok()?;
+        let of_node = |node: &&Value| format!("n{}", node["id"]) == id;
+        let held = cluster["nodes"].as_array()?.iter().find(of_node)?["replicas"].as_u64()?;
+        let partitions = cluster["partitions"].as_array()?.iter();
+        let replicas = partitions.flat_map(|partition| partition["replicas"].as_array().unwrap());
+        Some((held, replicas.filter(|replica| replica["state"] == "joining").count()))
+    };
+
+    let leader = until_some("there is a leader", || nodes[0].client.cluster().ok()?["leader"].as_u64());
+    let leader = nodes.iter().position(|node| node.id() == format!("n{leader}")).unwrap();
+    let (drained, other) = ((leader + 1) % 4, (leader + 2) % 4);
+    operate(&nodes[other], &["drain", "--no-wait", ids[drained]]).unwrap();
+    until("a replica moves", || held(&nodes[other], ids[drained]).is_some_and(|(_, joining)| joining > 0));
+    nodes[leader].kill();
+    nodes[leader].again();
+    let stay: Vec<&str> = ids.iter().copied().filter(|id| *id != ids[drained]).collect();
+    until_placed(&nodes[other], &stay, 2);
+    assert_eq!(rows(&nodes[leader].client, sum).unwrap(), whole);
+    operate(&nodes[other], &["activate", ids[drained]]).unwrap();
+    until("it has its share again", || held(&nodes[other], ids[drained]).is_some_and(|(held, _)| held >= 3));
+    until_placed(&nodes[other], &ids, 2);
+
+    // Called off half way: it gives away no more, and its process stays.
+    operate(&nodes[other], &["decommission", "--no-wait", ids[drained]]).unwrap();
+    until("a replica moves away", || held(&nodes[other], ids[drained]).is_some_and(|(_, joining)| joining > 0));
+    operate(&nodes[other], &["activate", ids[drained]]).unwrap();
+    until_placed(&nodes[other], &ids, 2);
+    until("it has its share still", || held(&nodes[other], ids[drained]).is_some_and(|(held, _)| held >= 3));
+    assert!(nodes[drained].child.try_wait().unwrap().is_none(), "its process goes on");
+    assert_eq!(rows(&nodes[drained].client, sum).unwrap(), whole);
 }

@@ -16,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 use shoal_kernel::env::Rng;
 use shoal_kernel::{Error, ErrorCode, NodeId, Result, wire};
 
+use super::health::Health;
 use super::heard::{Heard, Parcel};
 use super::identity::Identity;
 use super::known::Known;
@@ -88,6 +89,7 @@ pub struct Core {
     /// The size that they were made for.
     scale: Scale,
     suspicion: Duration,
+    health: Health,
     rng: Rng,
     notices: Notices,
     known: Known,
@@ -155,6 +157,7 @@ impl Core {
             settings,
             scale,
             suspicion,
+            health: Health::new(millis(config.probe_period_ms)),
             rng: ours,
             notices,
             known: Known::default(),
@@ -214,6 +217,11 @@ impl Core {
             }
             if update.id().address == me.address {
                 about_me = true;
+                if update.state() == State::Suspect
+                    && self.health.suspected(update.id().generation, update.incarnation(), now)
+                {
+                    self.rescale();
+                }
                 fresh.push(update.clone());
             } else if self.learn(update, now) {
                 let bulk = answer || self.foca.updates_backlog() + fresh.len() >= BACKLOG_MAX;
@@ -333,11 +341,30 @@ impl Core {
         timer.into_iter().chain(ours.into_iter().flatten()).min()
     }
 
+    /// Whether [`Core::tick`] is due for so long that this process must have stood still. Answers may wait to be read that came in
+    /// time, and are to be read first.
+    pub fn has_overslept(&self, now: Duration) -> bool {
+        self.late(now) >= self.settings.probe_rtt / 2
+    }
+
+    fn late(&self, now: Duration) -> Duration {
+        self.wake_at().map_or(Duration::ZERO, |at| now.saturating_sub(at))
+    }
+
+    /// How well this node does by its own judgement: 0 if well, 3 at worst. It takes so many times longer to believe that somebody is
+    /// down.
+    pub fn health(&self) -> u32 {
+        self.health.score()
+    }
+
     /// Does what is due.
     pub fn tick(&mut self, now: Duration) -> Effects {
         let mut all = Effects::default();
         if self.left {
             return all;
+        }
+        if self.health.woke(self.late(now), now) {
+            self.rescale();
         }
         // Only what is due on entry: what a timer sets anew belongs to the next round, however late this one is.
         let later = self.timers.split_off(&(now.saturating_add(Duration::from_nanos(1)), 0));
@@ -401,7 +428,7 @@ impl Core {
                 .get(&id.node)
                 .is_none_or(|other: &Member| rank(state, id.generation) < rank(other.state, other.generation));
             if better {
-                let (address, generation, payload) = (id.address, id.generation, self.notices.of(id.node));
+                let (address, generation, payload) = (id.address, id.generation, self.notices.of(id));
                 members.insert(id.node, Member { address, state, generation, payload });
             }
         }
@@ -454,16 +481,17 @@ impl Core {
         news
     }
 
-    /// What follows the size of the cluster.
+    /// What follows the size of the cluster, and how well this node does.
     fn rescale(&mut self) {
         let scale = Scale::of(self.foca.num_members() + 1);
-        if scale == self.scale {
+        let suspicion = self.health.suspicion(scale.suspicion(self.suspicion));
+        if scale == self.scale && suspicion == self.settings.suspect_to_down_after {
             return;
         }
         self.scale = scale;
         self.settings.max_transmissions = scale.transmissions();
-        self.settings.suspect_to_down_after = scale.suspicion(self.suspicion);
-        self.suspects.set_suspicion(self.settings.suspect_to_down_after);
+        self.settings.suspect_to_down_after = suspicion;
+        self.suspects.set_suspicion(suspicion);
         if let Err(error) = self.foca.set_config(self.settings.clone()) {
             tracing::debug!(%error, "the gossip keeps its settings");
         }
@@ -539,7 +567,11 @@ impl Core {
         while let Some((after, timer)) = runtime.to_schedule() {
             if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
                 // The only sign that a probe of its own has failed.
-                self.learn(&foca::Member::new(*member_id, *incarnation, State::Suspect), now);
+                let suspect = foca::Member::new(*member_id, *incarnation, State::Suspect);
+                if self.learn(&suspect, now) {
+                    // Others may be told before the suspect is; it has the least time.
+                    effects.sends.extend(self.ask(&suspect));
+                }
             }
             self.ordinal += 1;
             self.timers.insert((now + after, self.ordinal), timer);

@@ -21,6 +21,12 @@ const BUFFER_BYTES: usize = 2_048;
 /// Pause after the socket failed to read, in milliseconds, so that a broken one does not take a core.
 const FAILED_PAUSE_MS: u64 = 20;
 
+/// Datagrams that are read before timers that are late. Among them are the answers to what was asked before this process stood still.
+const UNREAD_MAX: usize = 256;
+
+/// How long to wait for the next of them, in milliseconds: that the socket has something is learnt from the kernel first.
+const UNREAD_WAIT_MS: u64 = 1;
+
 pub(super) enum Command {
     Announce(SocketAddr),
     Leave(oneshot::Sender<()>),
@@ -75,11 +81,26 @@ impl Driver {
                     self.env.sleep(Duration::from_millis(FAILED_PAUSE_MS)).await;
                 }
                 Event::Timer => {
-                    let effects = self.core.tick(now);
+                    if self.core.has_overslept(now) {
+                        self.env.reached(Rare::Overslept);
+                        self.read_up(&mut buffer).await;
+                    }
+                    let effects = self.core.tick(self.env.monotonic());
+                    self.counters.unwell.store(self.core.health().into(), Ordering::Relaxed);
                     self.perform(effects).await;
                 }
                 Event::Abandoned => return,
             }
+        }
+    }
+
+    /// Reads what has come while this process stood still.
+    async fn read_up(&mut self, buffer: &mut [u8]) {
+        for _ in 0..UNREAD_MAX {
+            let received =
+                self.env.timeout(Duration::from_millis(UNREAD_WAIT_MS), self.socket.receive_from(buffer)).await;
+            let Ok(Ok((length, _))) = received else { return };
+            self.datagram(&buffer[..length], self.env.monotonic()).await;
         }
     }
 

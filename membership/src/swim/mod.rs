@@ -12,6 +12,7 @@
 
 mod core;
 mod driver;
+mod health;
 mod heard;
 mod identity;
 mod known;
@@ -131,16 +132,19 @@ pub struct Member {
     pub state: MemberState,
     /// Its life; goes up with every start and every return.
     pub generation: u64,
-    /// What it last told about itself with [`Swim::publish`]; empty if nothing.
+    /// What it last told about itself with [`Swim::publish`] in this life; empty if nothing.
     pub payload: Arc<[u8]>,
 }
 
 /// Everybody that was heard of, this node included.
 pub type Members = BTreeMap<NodeId, Member>;
 
-/// Datagrams counted since the start.
+/// How the gossip goes; datagrams are counted since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SwimStats {
+    /// How badly this node does by its own judgement, from 0 to 3: its timers come late, or others suspect it. It takes so many times
+    /// longer to believe that somebody is down.
+    pub unwell: u64,
     /// Received and handled.
     pub received: u64,
     /// Sent.
@@ -157,6 +161,7 @@ pub struct SwimStats {
 
 #[derive(Default)]
 struct Counters {
+    unwell: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
     failed: AtomicU64,
@@ -227,7 +232,8 @@ impl Swim {
         self.0.seal.belong_to(cluster_id);
     }
 
-    /// Tells all members something about this node; they see it as [`Member::payload`]. Replaces what was told before.
+    /// Tells all members something about this node; they see it as [`Member::payload`]. Replaces what was told before, if it is
+    /// something else.
     ///
     /// # Errors
     /// It is longer than [`PAYLOAD_BYTES_MAX`].
@@ -238,8 +244,19 @@ impl Swim {
                 format!("{} bytes do not fit into the {PAYLOAD_BYTES_MAX} that gossip carries", payload.len()),
             ));
         }
-        self.0.payload.send_replace(Arc::from(payload));
+        self.0.payload.send_if_modified(|told| {
+            let is_new = **told != *payload;
+            if is_new {
+                *told = Arc::from(payload);
+            }
+            is_new
+        });
         Ok(())
+    }
+
+    /// Whether this node tells something about itself.
+    pub fn tells_something(&self) -> bool {
+        !self.0.payload.borrow().is_empty()
     }
 
     /// What was counted since the start.
@@ -247,6 +264,7 @@ impl Swim {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.0.counters;
         SwimStats {
+            unwell: read(&counters.unwell),
             received: read(&counters.received),
             sent: read(&counters.sent),
             failed: read(&counters.failed),

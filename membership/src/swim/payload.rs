@@ -61,8 +61,11 @@ impl Notices {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn of(&self, node: NodeId) -> Arc<[u8]> {
-        self.board().said.get(&node).map_or_else(|| Arc::from([]), |said| said.payload.clone())
+    /// What a node has said in this life.
+    pub(super) fn of(&self, identity: &Identity) -> Arc<[u8]> {
+        let board = self.board();
+        let said = board.said.get(&identity.node).filter(|said| said.order.0 == identity.generation);
+        said.map_or_else(|| Arc::from([]), |said| said.payload.clone())
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -12,7 +12,7 @@ use shoal_kernel::env::Rng;
 
 use super::core::{Core, Effects};
 use super::identity::Identity;
-use super::{MemberState, SwimConfig, millis};
+use super::{MemberState, SwimConfig, health, millis};
 
 struct World {
     now: Duration,
@@ -427,7 +427,41 @@ fn after_any_mishaps_all_are_alive_within_fifteen_seconds() {
         longest = longest.max(world.suspicion_longest);
     }
     println!("alive again after at most {slowest:?}; suspect for at most {longest:?}");
-    assert!(longest <= suspicion * 3, "somebody was suspect for {longest:?}");
+    // Whoever was suspected itself waits longer.
+    assert!(longest <= suspicion * 3 * (1 + health::SCORE_MAX), "somebody was suspect for {longest:?}");
+}
+
+#[test]
+fn a_suspect_is_told_at_once() {
+    for seed in 0..20 {
+        let mut world = World::cluster(seed, 6);
+        world.cut_links.extend((1..=6).filter(|id| *id != 2).map(|id| (id.min(2), id.max(2))));
+        let first = |world: &World| (1..=6).find(|id| *id != 2 && world.view(*id)[&2] == MemberState::Suspect);
+        world.settle(3, "node 2 is suspected", |world| first(world).is_some());
+        let who = first(&world).unwrap();
+        world.cut_links.clear();
+        let took = world.settle(1, "it has objected", |world| world.view(who)[&2] == MemberState::Alive);
+        assert!(took <= millis(40), "there and back, and not {took:?}");
+    }
+}
+
+#[test]
+fn whoever_stood_still_waits_longer_before_it_blames_others() {
+    let takes = |stall: Duration| {
+        let mut world = World::cluster(12, 3);
+        world.kill(2);
+        let suspected = |world: &World| world.view(1)[&2] == MemberState::Suspect;
+        // Nobody else's opinion counts.
+        world.sides = vec![BTreeSet::from([1])];
+        world.now += stall;
+        assert_eq!(world.nodes[&1].has_overslept(world.now), stall > millis(0));
+        world.settle(5, "it is suspected", suspected);
+        world.settle(10, "it is down", |world| world.view(1)[&2] == MemberState::Down)
+    };
+    assert_eq!(takes(millis(0)), millis(800));
+    // Less than four times as long: once it does well again, a probe that fails counts as ever.
+    let longer = takes(millis(5_000));
+    assert!(longer > millis(1_200) && longer <= millis(3_200), "{longer:?}");
 }
 
 #[test]

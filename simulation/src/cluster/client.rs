@@ -1,8 +1,8 @@
 //! One client: draws operations from its own stream, sends them to nodes, writes down what came back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -19,7 +19,7 @@ use super::history::{
 use super::ledger::Ledger;
 use super::limits::Limits;
 use super::objects::PLACE;
-use super::operation::{self, Altering, Frame, KEYS, Manner, Operation, OperationId, Upkeep, Work};
+use super::operation::{self, Altering, Frame, KEYS, Manner, Operation, OperationId, Token, Upkeep, Work};
 use super::states::States;
 use crate::entropy::EPOCH_MICROS;
 use crate::network::{NoAnswer, Reply, request};
@@ -367,6 +367,8 @@ pub(super) struct Client {
     haste: u64,
     /// The node that it sends everything to, if it does.
     through: Option<u16>,
+    /// The key of its last acknowledged write into each table.
+    former: Mutex<BTreeMap<Target, String>>,
 }
 
 /// Through which door a write goes, and as what.
@@ -385,14 +387,14 @@ struct Sending {
     rows: Vec<(i64, i64)>,
     note: Note,
     level: WriteLevel,
-    tokened: bool,
+    token: Token,
     door: Door,
     again_after_ms: Option<u64>,
 }
 
 impl Client {
     pub(super) fn new(office: Office, env: Env, number: u64, haste: u64, through: Option<u16>) -> Self {
-        Self { office, env, number, haste, through }
+        Self { office, env, number, haste, through, former: Mutex::default() }
     }
 
     /// Works from one moment to another, in microseconds of virtual time. An operation begins at its own time, or as soon as
@@ -422,19 +424,19 @@ impl Client {
         let Operation { id, node, work, later, .. } = operation;
         let node = self.through.unwrap_or(node);
         match work {
-            Work::Write { target, rows, level, tokened, as_rows, updates, note, again_after_ms } => {
+            Work::Write { target, rows, level, token, as_rows, updates, note, again_after_ms } => {
                 let door = match (updates, as_rows) {
                     (true, _) => Door::Update,
                     (false, true) => Door::Rows,
                     (false, false) => Door::Insert,
                 };
-                self.send(node, Sending { id, target, rows, note, level, tokened, door, again_after_ms }, later).await;
+                self.send(node, Sending { id, target, rows, note, level, token, door, again_after_ms }, later).await;
             }
             Work::Delete { low, high, level } => {
                 let rows = (low..=high).map(|key| (key, 0)).collect();
                 let (target, door) = (Target::Deletes, Door::Delete);
-                let (note, again_after_ms) = (Note::None, None);
-                let sending = Sending { id, target, rows, note, level, tokened: false, door, again_after_ms };
+                let (note, token, again_after_ms) = (Note::None, Token::None, None);
+                let sending = Sending { id, target, rows, note, level, token, door, again_after_ms };
                 self.send(node, sending, later).await;
             }
             Work::Upkeep(upkeep) => self.upkeep(id, node, upkeep).await,
@@ -453,10 +455,16 @@ impl Client {
     /// Sends a write, again and elsewhere while its outcome is unknown and it has a token.
     async fn send(&self, node: u16, sending: Sending, mut later: Stream) {
         let begun = self.office.shared.now_micros();
-        let Sending { id, target, rows, note, level, tokened, door, again_after_ms } = sending;
+        let Sending { id, target, rows, note, level, token, door, again_after_ms } = sending;
         let to = HostId(node);
         self.office.trace(id, format_args!("begins: {door:?} of {rows:?}, {target:?} at {level} through {to}"));
-        let token = tokened.then(|| format!("client-{}-{}", id.client, id.number));
+        let former = if token == Token::Former { self.former().get(&target).cloned() } else { None };
+        let is_mistaken = former.is_some();
+        if let Some(token) = &former {
+            self.office.trace(id, format_args!("takes '{token}' for its key"));
+        }
+        let token =
+            (token != Token::None).then(|| former.unwrap_or_else(|| format!("client-{}-{}", id.client, id.number)));
         let mut write = Write {
             id,
             target,
@@ -490,7 +498,7 @@ impl Client {
                 None => {
                     let answer = attempt.await;
                     write.partial = matches!(&answer, Ok(report) if report.rows < write.rows.len() as u64);
-                    self.heard(&write, answer)
+                    self.heard(&write, is_mistaken, answer)
                 }
                 Some(after_ms) => {
                     let twin = Write { node: operation::pick_node(&mut later, self.office.nodes), ..write.clone() };
@@ -502,7 +510,7 @@ impl Client {
                     let (one, (other, catalog)) = tokio::join!(attempt, second);
                     write.attempts += 1;
                     write.sent_at_catalog = write.sent_at_catalog.min(catalog);
-                    self.both(&write, &self.heard(&write, one), &self.heard(&twin, other))
+                    self.both(&write, &self.heard(&write, false, one), &self.heard(&twin, false, other))
                 }
             };
             // Once an attempt may have been applied, a later refusal says nothing about it.
@@ -510,7 +518,7 @@ impl Client {
                 (Outcome::Unknown, Outcome::NotApplied) if write.attempts > 1 => Outcome::Unknown,
                 (_, outcome) => outcome,
             };
-            let give_up = token.is_none() || write.attempts >= ATTEMPTS_MAX;
+            let give_up = token.is_none() || is_mistaken || write.attempts >= ATTEMPTS_MAX;
             if write.outcome != Outcome::Unknown || give_up {
                 break;
             }
@@ -526,6 +534,9 @@ impl Client {
             Outcome::Unknown => "writes of unknown outcome",
         };
         self.office.history.count(word);
+        if let (Some(token), false, Outcome::Acknowledged { .. }) = (token, is_mistaken, write.outcome) {
+            self.former().insert(target, token);
+        }
         let mut facts = self.office.history.facts();
         if write.outcome != Outcome::Unknown {
             write.ended = self.office.shared.now_micros();
@@ -546,8 +557,12 @@ impl Client {
         Some(now.saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)))
     }
 
+    fn former(&self) -> MutexGuard<'_, BTreeMap<Target, String>> {
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the answer to an attempt says of the write.
-    fn heard(&self, write: &Write, answer: Result<WriteReport, Failed>) -> Outcome {
+    fn heard(&self, write: &Write, is_mistaken: bool, answer: Result<WriteReport, Failed>) -> Outcome {
         let (outcome, word) = match answer {
             Ok(report) if report.rows == 0 => (Outcome::NotApplied, "no row was found".to_owned()),
             Ok(report) => {
@@ -558,13 +573,15 @@ impl Client {
                 (outcome, format!("{} rows acknowledged at {} as {}", report.rows, report.level, report.version))
             }
             Err(failed) => {
-                // Clients use a key for its own rows only. A note may be another column's by now.
-                if let Failed::Error(error) = &failed
-                    && error.code() == ErrorCode::TokenConflict
-                    && write.note != Note::Given
-                {
-                    let what = format!("operation {} through {}: {error}", write.id, HostId(write.node));
-                    self.office.history.facts().internal.push(what);
+                match &failed {
+                    Failed::Error(error) if error.code() != ErrorCode::TokenConflict => {}
+                    _ if is_mistaken => self.office.shared.sometimes(Rare::MistakeNoticed),
+                    // Else the key is of these rows. A note may be another column's by now.
+                    Failed::Error(error) if write.note != Note::Given => {
+                        let what = format!("operation {} through {}: {error}", write.id, HostId(write.node));
+                        self.office.history.facts().internal.push(what);
+                    }
+                    _ => {}
                 }
                 (failed.outcome(), failed.word())
             }
@@ -965,7 +982,7 @@ pub(super) async fn probe(office: &Office, env: &Env, node: u16, target: Target,
         rows: vec![row],
         note: Note::None,
         level: WriteLevel::Quorum,
-        tokened: door != Door::Delete,
+        token: if door == Door::Delete { Token::None } else { Token::Own },
         door,
         again_after_ms: None,
     };

@@ -14,6 +14,8 @@ const THINK_MS: (u64, u64) = (20, 400);
 const ROWS_MAX: u64 = 5;
 /// Questions at quorum, of a thousand.
 const QUORUM_PERMILLE: u64 = 400;
+/// Writes of a thousand with an idempotency key whose client mistakes another one for it.
+const MISTAKEN_PERMILLE: u64 = 60;
 /// Keys that a DELETE may name.
 const DELETED_MAX: u64 = 4;
 /// Unique values that each operation may give; more than its rows.
@@ -176,14 +178,23 @@ pub(super) struct Operation {
     pub(super) later: Stream,
 }
 
+/// Which idempotency key a write has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    None,
+    /// One of its own: it may be sent again.
+    Own,
+    /// By mistake that of the last write that this client had acknowledged, if there is one.
+    Former,
+}
+
 #[derive(Debug)]
 pub(super) enum Work {
     Write {
         target: Target,
         rows: Vec<(i64, i64)>,
         level: WriteLevel,
-        /// With an idempotency key: it may be sent again.
-        tokened: bool,
+        token: Token,
         /// Through the door for rows, not as an INSERT.
         as_rows: bool,
         /// As an UPDATE of the one row: if there is none, nothing is written.
@@ -265,21 +276,24 @@ pub(super) fn draw(frame: &Frame, id: OperationId) -> Operation {
     let node = pick_node(&mut stream, nodes);
     let number = i64::try_from(id.number).unwrap_or(i64::MAX) % OPERATIONS_MAX;
     let first_value = (i64::try_from(id.client).unwrap_or(0) * OPERATIONS_MAX + number) * VALUES + 1;
+    let mistakes = Stream::new(seed, "mistaken tokens", place).chance(MISTAKEN_PERMILLE);
+    let own = if mistakes { Token::Former } else { Token::Own };
     let mut work = match mix.pick(&mut stream) {
         0 => {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (key(&mut stream), first_value + row)).collect();
-            let (level, tokened) = (level(&mut stream), stream.chance(500));
-            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, tokened));
+            let (level, token) = (level(&mut stream), if stream.chance(500) { own } else { Token::None });
+            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, token));
             let note = if stream.chance(300) { Note::Given } else { Note::None };
             let target = Target::Upserts;
-            Work::Write { target, rows, level, tokened, as_rows, updates: false, note, again_after_ms }
+            Work::Write { target, rows, level, token, as_rows, updates: false, note, again_after_ms }
         }
         1 => {
             let rows = vec![(key(&mut stream), first_value)];
             let (target, level) = (Target::Upserts, level(&mut stream));
             let (note, again_after_ms) = (Note::Kept, None);
-            Work::Write { target, rows, level, tokened: false, as_rows: false, updates: true, note, again_after_ms }
+            let token = Token::None;
+            Work::Write { target, rows, level, token, as_rows: false, updates: true, note, again_after_ms }
         }
         2 => {
             let low = key(&mut stream);
@@ -290,10 +304,10 @@ pub(super) fn draw(frame: &Frame, id: OperationId) -> Operation {
             let rows = stream.between(1, ROWS_MAX).cast_signed();
             let rows = (0..rows).map(|row| (first_value + row, key(&mut stream))).collect();
             let level = level(&mut stream);
-            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, true));
+            let (as_rows, again_after_ms) = (stream.chance(500), again(&mut stream, own));
             let target = Target::Events;
             let note = Note::None;
-            Work::Write { target, rows, level, tokened: true, as_rows, updates: false, note, again_after_ms }
+            Work::Write { target, rows, level, token: own, as_rows, updates: false, note, again_after_ms }
         }
         4 => Work::Upkeep(match stream.below(5) {
             0 | 1 => Upkeep::Merges,
@@ -342,9 +356,9 @@ fn level(stream: &mut Stream) -> WriteLevel {
 }
 
 /// Some clients are hasty: two attempts at one write are under way at once.
-fn again(stream: &mut Stream, tokened: bool) -> Option<u64> {
+fn again(stream: &mut Stream, token: Token) -> Option<u64> {
     let (hasty, after_ms) = (stream.chance(150), stream.between(0, 60));
-    (tokened && hasty).then_some(after_ms)
+    (token == Token::Own && hasty).then_some(after_ms)
 }
 
 fn manner(stream: &mut Stream) -> Manner {

@@ -45,14 +45,14 @@ pub fn broken_bounds(gossip: &[GossipReport], catalog: Option<&CatalogReport>) -
     };
     for report in gossip {
         let nodes = report.nodes;
-        let (storm, quiet, join, crash, partition) =
-            (&report.storm, &report.quiet, &report.join, &report.crash, &report.partition);
+        let GossipReport { storm, quiet, join, crash, partition, slow, .. } = report;
         for (what, micros, most) in [
             ("all see all after a storm", storm.last_micros, STORM_MICROS_MAX),
             ("all see all after a join", join.last_micros, JOIN_MICROS_MAX),
             ("somebody misses a node that crashed", crash.first_micros, FIRST_DETECTION_MICROS_MAX),
             ("every survivor knows who crashed", crash.last_micros, CRASH_KNOWN_MICROS_MAX),
             ("all see all after a partition", partition.last_micros, HEAL_MICROS_MAX),
+            ("all see all once nobody is slow", slow.last_micros, HEAL_MICROS_MAX),
         ] {
             hold(
                 micros.is_some_and(|micros| micros <= most),

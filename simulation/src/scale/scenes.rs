@@ -1,5 +1,7 @@
 //! The scenes that every size goes through, one after the other, in one world.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use shoal_kernel::Result;
 
@@ -16,6 +18,15 @@ const LULL_SECONDS: u64 = 90;
 
 /// How long the halves do not reach each other, in virtual seconds.
 pub const PARTITION_SECONDS: u64 = 30;
+
+/// How long some nodes are slow, in virtual seconds.
+pub const SLOW_SECONDS: u64 = 60;
+
+/// Shortest and longest time that a slow node stands still, in virtual microseconds.
+const STALL_MICROS: (u64, u64) = (100_000, 2_000_000);
+
+/// Shortest and longest time that it goes on in between, in virtual microseconds.
+const BETWEEN_STALLS_MICROS: (u64, u64) = (20_000, 500_000);
 
 /// After which a scene is given up, in virtual seconds.
 const SCENE_SECONDS_MAX: u64 = 300;
@@ -35,6 +46,8 @@ pub struct GossipReport {
     pub crash: Crash,
     /// Halves do not reach each other.
     pub partition: Partition,
+    /// One node of ten stands still again and again.
+    pub slow: Slow,
 }
 
 /// All nodes start within one second. Times are from the first start, in virtual microseconds; none if it did not come to it.
@@ -110,6 +123,21 @@ pub struct Partition {
     pub heal_rates: Rates,
 }
 
+/// Some processes stand still for 0.1 to 2 seconds again and again, as on machines that have too much to do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Slow {
+    /// How many nodes are slow.
+    pub nodes: usize,
+    /// Others that somebody suspected.
+    pub others_suspected: usize,
+    /// Others that somebody called down.
+    pub others_called_down: usize,
+    /// Slow nodes that somebody called down.
+    pub called_down: usize,
+    /// From the end of it until everybody sees everybody alive, in virtual microseconds; none if it did not come to it.
+    pub last_micros: Option<u64>,
+}
+
 /// Takes a number of nodes through all scenes. Equal arguments give equal reports.
 ///
 /// # Errors
@@ -136,7 +164,10 @@ pub fn gossip(
     lull(&mut world)?;
     let partition = partition(&mut world, meter)?;
     meter.scene(nodes, "heal", world.now());
-    Ok(GossipReport { nodes, storm, quiet, join, crash, partition })
+    lull(&mut world)?;
+    let slow = slow(&mut world, seed)?;
+    meter.scene(nodes, "slow", world.now());
+    Ok(GossipReport { nodes, storm, quiet, join, crash, partition, slow })
 }
 
 fn lull(world: &mut World) -> Result<()> {
@@ -188,15 +219,20 @@ fn join(world: &mut World, newcomer: usize) -> Result<Join> {
     Ok(Join { newcomer_micros, last_micros, newcomer_bytes: world.traffic.of(newcomer) })
 }
 
-fn crash(world: &mut World, seed: u64) -> Result<Crash> {
-    let start = world.now();
+/// One of ten of the nodes that are up, one at least.
+fn a_tenth(world: &World, mut which: Stream) -> Vec<usize> {
     let mut order: Vec<usize> = world.up().collect();
-    let mut which = Stream::new(seed, "scale crash", 0);
     for at in (1..order.len()).rev() {
         let other = which.below(at as u64 + 1);
         order.swap(at, usize::try_from(other).unwrap_or(at));
     }
     order.truncate((order.len() / 10).max(1));
+    order
+}
+
+fn crash(world: &mut World, seed: u64) -> Result<Crash> {
+    let start = world.now();
+    let order = a_tenth(world, Stream::new(seed, "scale crash", 0));
     order.iter().for_each(|node| world.crash(*node));
     world.views.expect_down(&order, start);
     let (median_micros, last_micros) = settle(world)?;
@@ -233,4 +269,32 @@ fn partition(world: &mut World, meter: &mut dyn Meter) -> Result<Partition> {
     let (median_micros, last_micros) = settle(world)?;
     let heal_rates = world.traffic.rates(up, world.now() - start);
     Ok(Partition { across, within, rates, median_micros, last_micros, heal_rates })
+}
+
+fn slow(world: &mut World, seed: u64) -> Result<Slow> {
+    let slow = a_tenth(world, Stream::new(seed, "scale slow", 0));
+    let end = world.now() + SLOW_SECONDS * SECOND;
+    let mut when = Stream::new(seed, "scale stalls", 0);
+    let mut next: BTreeSet<(u64, usize)> =
+        slow.iter().map(|node| (world.now() + when.below(STALL_MICROS.1), *node)).collect();
+    while let Some((at, node)) = next.pop_first().filter(|(at, _)| *at < end) {
+        world.run(at - world.now(), |_| false)?;
+        let until = at + when.between(STALL_MICROS.0, STALL_MICROS.1);
+        world.stall(node, until);
+        next.insert((until + when.between(BETWEEN_STALLS_MICROS.0, BETWEEN_STALLS_MICROS.1), node));
+    }
+    world.run(end + STALL_MICROS.1 - world.now(), |_| false)?;
+    let errors =
+        |seen: &BTreeSet<usize>, of_slow: bool| seen.iter().filter(|node| slow.contains(node) == of_slow).count();
+    let (suspected, called_down) = (&world.views.suspected, &world.views.called_down);
+    let mut report = Slow {
+        nodes: slow.len(),
+        others_suspected: errors(suspected, false),
+        others_called_down: errors(called_down, false),
+        called_down: errors(called_down, true),
+        last_micros: None,
+    };
+    world.views.expect_alive(world.now());
+    (_, report.last_micros) = settle(world)?;
+    Ok(report)
 }

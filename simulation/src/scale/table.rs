@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::catalog::CatalogReport;
-use super::scenes::{GossipReport, PARTITION_SECONDS};
+use super::scenes::{GossipReport, PARTITION_SECONDS, SLOW_SECONDS};
 use super::traffic::Rates;
 
 fn seconds(micros: Option<u64>) -> String {
@@ -63,6 +63,12 @@ pub fn gossip_table(reports: &[GossipReport]) -> String {
     row("**Heal**: the median node sees all", &|it| seconds(it.partition.median_micros));
     row("the last node sees all", &|it| seconds(it.partition.last_micros));
     row("bytes sent per node and second", &|it| bytes(&it.partition.heal_rates));
+    row(&format!("**Slow**: 10 % stand still again and again for {SLOW_SECONDS} s; others falsely suspected"), &|it| {
+        it.slow.others_suspected.to_string()
+    });
+    row("others falsely down", &|it| it.slow.others_called_down.to_string());
+    row("slow nodes falsely down", &|it| format!("{} of {}", it.slow.called_down, it.slow.nodes));
+    row("the last node sees all, from the end", &|it| seconds(it.slow.last_micros));
     table
 }
 

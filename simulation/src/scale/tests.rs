@@ -41,6 +41,14 @@ fn a_crash_is_known_to_all_and_halves_heal() {
 }
 
 #[test]
+fn slow_nodes_call_nobody_else_down() {
+    for seed in 1..=5 {
+        let slow = run(30, seed).slow;
+        assert_eq!((slow.nodes, slow.others_called_down), (2, 0));
+    }
+}
+
+#[test]
 fn broken_bounds_are_told() {
     let small = run(10, 1);
     let mut large = GossipReport { nodes: 1_000, ..small.clone() };

@@ -1,5 +1,6 @@
 //! Many nodes' gossip on one queue of events: no runtime, no task and no socket for any of them.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ const PORT: u16 = 7_700;
 
 /// Every node starts as if it had lived before.
 const FIRST_GENERATION: u64 = 1_700_000_000;
+
+/// Datagrams that a socket keeps for a process that does not read; further ones are lost. Of the sizes that gossip has, the usual buffer
+/// holds a few hundred.
+const UNREAD_MAX: usize = 256;
 
 /// How datagrams travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +49,19 @@ enum What {
     Start(usize),
     Wake(usize),
     Arrive { from: usize, to: usize, body: Box<[u8]> },
+    Resume(usize),
 }
 
+#[derive(Default)]
 struct Node {
     /// None before it starts and after it has crashed.
     core: Option<Core>,
     /// The wake-up that counts; others in the queue are passed over.
     wake_at: Option<u64>,
+    /// Its process stands still until then.
+    stalled_until: Option<u64>,
+    /// What has come meanwhile, in order, as its socket keeps it.
+    unread: VecDeque<Box<[u8]>>,
 }
 
 /// The nodes, what is on its way between them, and what everybody thinks of everybody. Nodes are numbered from zero.
@@ -95,7 +106,7 @@ impl World {
             weather,
             now: 0,
             queue: EventQueue::default(),
-            nodes: (0..nodes).map(|_| Node { core: None, wake_at: None }).collect(),
+            nodes: (0..nodes).map(|_| Node::default()).collect(),
             halved: false,
             way: Stream::new(seed, "scale way", 0),
             views: Views::new(nodes),
@@ -126,9 +137,17 @@ impl World {
     /// A node ends without a word.
     pub(super) fn crash(&mut self, node: usize) {
         if let Some(node) = self.nodes.get_mut(node) {
-            *node = Node { core: None, wake_at: None };
+            *node = Node::default();
         }
         self.views.gone(node);
+    }
+
+    /// A node's process stands still until that time, in virtual microseconds; what is sent to it waits.
+    pub(super) fn stall(&mut self, node: usize, until: u64) {
+        if let Some(stalled) = self.nodes.get_mut(node) {
+            stalled.stalled_until = Some(until);
+            self.queue.plan(until, What::Resume(node));
+        }
     }
 
     /// From now on the two halves do not reach each other, or they do again.
@@ -170,26 +189,66 @@ impl World {
                 self.wake(node);
             }
             What::Wake(node) => {
-                let Some(known) = self.nodes.get_mut(node).filter(|known| known.wake_at == Some(self.now)) else {
-                    return Ok(());
-                };
-                known.wake_at = None;
-                if let Some(effects) = known.core.as_mut().map(|core| core.tick(now)) {
-                    self.perform(node, effects);
+                let due = |known: &&mut Node| known.wake_at == Some(self.now) && known.stalled_until.is_none();
+                if let Some(known) = self.nodes.get_mut(node).filter(due) {
+                    known.wake_at = None;
+                    self.tick(node);
                 }
             }
             What::Arrive { from, to, body } => {
                 if self.halved && Self::half(from) != Self::half(to) {
                     return Ok(());
                 }
-                if let Some(core) = self.nodes.get_mut(to).and_then(|known| known.core.as_mut()) {
-                    let effects = core.receive(&body, now);
-                    self.traffic.received(to, body.len() + SEAL_BYTES);
-                    self.perform(to, effects);
+                match self.nodes.get_mut(to) {
+                    Some(known) if known.stalled_until.is_some() => {
+                        if known.unread.len() < UNREAD_MAX {
+                            known.unread.push_back(body);
+                        }
+                    }
+                    _ => self.receive(to, &body),
                 }
             }
+            What::Resume(node) => self.resume(node),
         }
         Ok(())
+    }
+
+    /// A node's process goes on, in the order of what drives it in production: timers that are due, then what waits to be read; after a
+    /// long sleep the other way round.
+    fn resume(&mut self, node: usize) {
+        let now = Duration::from_micros(self.now);
+        let Some(known) = self.nodes.get_mut(node) else { return };
+        (known.stalled_until, known.wake_at) = (None, None);
+        let unread = std::mem::take(&mut known.unread);
+        let (due, overslept) = known
+            .core
+            .as_ref()
+            .map_or((false, false), |core| (core.wake_at().is_some_and(|at| at <= now), core.has_overslept(now)));
+        if due && !overslept {
+            self.tick(node);
+        }
+        unread.iter().for_each(|body| self.receive(node, body));
+        if due && overslept {
+            self.tick(node);
+        }
+        self.wake(node);
+    }
+
+    fn tick(&mut self, node: usize) {
+        let now = Duration::from_micros(self.now);
+        let core = self.nodes.get_mut(node).and_then(|known| known.core.as_mut());
+        if let Some(effects) = core.map(|core| core.tick(now)) {
+            self.perform(node, effects);
+        }
+    }
+
+    fn receive(&mut self, node: usize, body: &[u8]) {
+        let now = Duration::from_micros(self.now);
+        if let Some(core) = self.nodes.get_mut(node).and_then(|known| known.core.as_mut()) {
+            let effects = core.receive(body, now);
+            self.traffic.received(node, body.len() + SEAL_BYTES);
+            self.perform(node, effects);
+        }
     }
 
     fn perform(&mut self, node: usize, effects: Effects) {
@@ -214,7 +273,7 @@ impl World {
     /// Plans a node's next wake-up, unless that is planned already.
     fn wake(&mut self, node: usize) {
         let now = self.now;
-        let Some(known) = self.nodes.get_mut(node) else { return };
+        let Some(known) = self.nodes.get_mut(node).filter(|known| known.stalled_until.is_none()) else { return };
         let Some(at) = known.core.as_ref().and_then(Core::wake_at) else { return };
         let micros = u64::try_from(at.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX).max(now);
         if known.wake_at.is_none_or(|planned| micros < planned) {

@@ -204,7 +204,7 @@ impl Store {
                 None => lock(&self.tokens).meet(&record.token, record.fingerprint),
             };
             if let Some(TokenEntry { record: known, position, pulled }) = known {
-                if known.fingerprint != record.fingerprint {
+                if known.fingerprint != record.fingerprint && !self.has(Planted::MistakeOverlooked) {
                     let message = format!("the token '{}' was used for other rows", record.token);
                     return Err(Error::new(ErrorCode::TokenConflict, message));
                 }
@@ -297,7 +297,12 @@ impl Store {
         // Whoever accepted a version for a token must never forget it: rows may stand under it elsewhere.
         let reserves = || group.iter().any(|prepared| prepared.incoming.tokens.iter().any(TokenRecord::is_reservation));
         let sync = (self.options.sync_commits || reserves()) && !self.has(Planted::SkipFsync);
-        match writer.wal.append(frame, sync) {
+        let ignores = sync && self.has(Planted::FailedSyncIgnored);
+        let appended = writer.wal.append(frame, sync && !ignores);
+        if ignores {
+            let _ = writer.wal.pending_sync().run();
+        }
+        match appended {
             Ok(written) => {
                 writer.bytes_since_check = writer.bytes_since_check.map(|bytes| bytes + written);
                 Ok(None)

@@ -185,7 +185,7 @@ impl Store {
         recovery.unclean = recovered.unclean && !created;
         recovery.durable = if recovered.unclean { recovered.durable } else { recovered.last_position };
         let mut manifest = manifest;
-        if recovery.in_doubt || recovery.unclean {
+        if (recovery.in_doubt || recovery.unclean) && options.planted != Some(Planted::LogKeepsName) {
             // Before the end is cut: a crash between the two must find the doubt again. And before anything is accepted: peers
             // may know more of the old log than is left of it.
             manifest.begin_log(new_log_id, recovered.last_position, !recovery.in_doubt);
