@@ -102,3 +102,67 @@ async fn any_node_reads_by_key() {
         node.shutdown().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_changes_by_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path()).await;
+    let create = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR NOT NULL) PARTITION BY RANGE(k) SPLIT AT (100, 200) \
+                  WITH (replication_factor = 2)";
+    run(&nodes[0], create).await.unwrap();
+    let rows: Vec<String> = (0..300).map(|k| format!("({k}, 'v{k}')")).collect();
+    let insert = format!("INSERT INTO t VALUES {}", rows.join(", "));
+    eventually("rows", || run(&nodes[0], &insert)).await;
+    let done = async |node: &Node, sql: &str| {
+        let request = SqlRequest { write_level: Some(WriteLevel::Quorum), ..SqlRequest::new(sql) };
+        let mut stream = node.sql(request).await?;
+        while let Some(event) = stream.next().await {
+            match event {
+                QueryEvent::Done(done) => return Ok((done.tag, done.rows, done.level)),
+                QueryEvent::Error(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Err(Error::internal("no end"))
+    };
+    let level = Some(WriteLevel::Quorum);
+    // One after the other, each elsewhere: each must see and beat what the one before has left.
+    for turn in 0..12_u64 {
+        let node = &nodes[usize::try_from(turn % 3).unwrap()];
+        for key in [5, 150, 250] {
+            let sql = format!("UPDATE t SET v = 'turn {turn}' WHERE k = {key}");
+            assert_eq!(done(node, &sql).await.unwrap(), ("UPDATE".into(), Some(1), level));
+            let other = &nodes[usize::try_from((turn + 1) % 3).unwrap()];
+            let (rows, _) =
+                read(other, ReadLevel::Quorum, &format!("SELECT k, v FROM t WHERE k = {key}")).await.unwrap();
+            assert_eq!(rows, [(key, format!("turn {turn}"))]);
+        }
+    }
+    assert_eq!(
+        done(&nodes[1], "UPDATE t SET v = 'x' WHERE k = 1000").await.unwrap(),
+        ("UPDATE".into(), Some(0), level)
+    );
+    assert_eq!(
+        done(&nodes[2], "DELETE FROM t WHERE k BETWEEN 6 AND 8").await.unwrap(),
+        ("DELETE".into(), Some(3), level)
+    );
+    assert_eq!(done(&nodes[0], "DELETE FROM t WHERE k = 7").await.unwrap(), ("DELETE".into(), Some(0), level));
+    let (rows, _) =
+        read(&nodes[1], ReadLevel::Quorum, "SELECT k, v FROM t WHERE k BETWEEN 4 AND 9 ORDER BY k").await.unwrap();
+    assert_eq!(rows.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [4, 5, 9]);
+
+    // Columns have come and gone where the statement was planned elsewhere: nothing of them is lost.
+    run(&nodes[0], "ALTER TABLE t ADD COLUMN w BIGINT").await.unwrap();
+    run(&nodes[0], "UPDATE t SET w = 9 WHERE k = 5").await.unwrap();
+    assert_eq!(done(&nodes[1], "UPDATE t SET v = 'after' WHERE k = 5").await.unwrap().1, Some(1));
+    let (rows, _) = read(&nodes[2], ReadLevel::Quorum, "SELECT w, v FROM t WHERE k = 5").await.unwrap();
+    assert_eq!(rows, [(9, "after".to_owned())]);
+
+    // What is wrong with it is told as ever.
+    let request = SqlRequest { token: Some("key".into()), ..SqlRequest::new("DELETE FROM t WHERE k = 5") };
+    let error = nodes[0].sql(request).await.err().unwrap();
+    assert!(error.code() == ErrorCode::Unsupported && error.message().contains("no idempotency key"), "{error}");
+    for node in nodes {
+        node.shutdown().await;
+    }
+}

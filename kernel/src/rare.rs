@@ -94,6 +94,7 @@ rare! {
     LaggardPassedOver = "a query passed over its own node's replica, which was far behind";
     LaggardToldOf = "a node passed over another one's replica, which was told to be far behind";
     KeyReadPlanned = "a read by key became a query, because the replica that was asked could not answer";
+    KeyChangePlanned = "rows to be changed could not be found by key, and were found by a query";
     QueryLeavesSilent = "a query began anew without a node that had fallen silent";
     // Placement.
     ReplicaMade = "a replica more was made of a partition";

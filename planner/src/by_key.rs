@@ -3,6 +3,8 @@
 //!
 //! Whatever is not recognised here, or is wrong, is planned; the tests compare both on the same rows.
 
+mod change;
+
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
@@ -19,6 +21,9 @@ use crate::literals::constant;
 use crate::prune::prune;
 use crate::sql::{normalised, plain_query, table_name};
 use crate::table::words;
+
+pub use self::change::KeyChange;
+pub(crate) use self::change::change;
 
 /// Rows at most that are read so.
 const ROWS_MAX: u64 = 1_000;
@@ -64,11 +69,15 @@ impl KeyRead {
         let answer = RecordBatch::try_new(Arc::clone(&self.schema), columns.collect()).map_err(strange)?;
         Ok((count > 0).then_some(answer))
     }
+}
 
-    /// The read for people.
-    pub(crate) fn describe(&self) -> String {
-        self.words.clone()
-    }
+/// What a statement does by key, for people, if it does.
+pub(crate) fn describe(statement: &ast::Statement, catalog: &Catalog) -> Option<String> {
+    let read = match statement {
+        ast::Statement::Query(_) => read(statement, catalog)?,
+        _ => change(statement, catalog)?.read,
+    };
+    Some(read.words)
 }
 
 /// The read that a statement asks for, if it is one.
@@ -81,11 +90,7 @@ pub(crate) fn read(statement: &ast::Statement, catalog: &Catalog) -> Option<KeyR
     let table = catalog.table(&table_name(name).ok()?.name)?;
     let of = Of { table };
     let selected = of.selected(projection)?;
-    let mut predicates = Vec::new();
-    of.conditions(condition, &mut predicates)?;
-    if of.rows_at_most(&predicates)? > ROWS_MAX {
-        return None;
-    }
+    let predicates = of.few(condition)?;
     let limit = match limit {
         Some(limit) => Some(limit_of(limit)?),
         None => None,
@@ -112,21 +117,10 @@ pub(crate) fn read(statement: &ast::Statement, catalog: &Catalog) -> Option<KeyR
             order.push((place, SortOptions { descending, nulls_first: descending }));
         }
     }
-    let whole = table.schema.arrow();
-    let fields = selected
-        .iter()
-        .map(|(column, name)| Some(whole.field_with_name(&column.name).ok()?.clone().with_name(name.clone())));
-    let schema = Arc::new(Schema::new_with_metadata(fields.collect::<Option<Vec<_>>>()?, whole.metadata().clone()));
-
-    predicates.extend(table.cutoff.map(Cutoff::predicate));
-    let partitions = prune(catalog, table, &predicates);
-    let [partition] = partitions.as_slice() else { return None };
-    let words = words(&table.schema, &columns, &predicates, limit);
-    let words = format!("KeyRead: {}, partition={}{words}", table.name, partition.id);
-    let ids = columns.iter().map(|column| column.id).collect();
-    let all = ScanSpec::of(table.id, partition.id, table.schema.version, ids);
-    let scan = ScanSpec { predicates, limit: limit.filter(|_| order.is_empty()), ..all };
-    Some(KeyRead { scan, schema, read_level: table.options.read_level, order, limit, words })
+    let scan = of.scan(catalog, &columns, predicates)?;
+    let words = of.words("KeyRead", &scan, &columns, limit);
+    let scan = ScanSpec { limit: limit.filter(|_| order.is_empty()), ..scan };
+    Some(KeyRead { scan, schema: of.answers(&selected)?, read_level: table.options.read_level, order, limit, words })
 }
 
 /// What is selected, from where, and on which condition, if there is nothing else in it.
@@ -223,6 +217,38 @@ impl<'a> Of<'a> {
             },
             _ => None,
         }
+    }
+
+    /// The scan of rows that meet the conditions, if they are all in one partition.
+    fn scan(&self, catalog: &Catalog, columns: &[&Column], mut predicates: Vec<ColumnPredicate>) -> Option<ScanSpec> {
+        let table = self.table;
+        predicates.extend(table.cutoff.map(Cutoff::predicate));
+        let partitions = prune(catalog, table, &predicates);
+        let [partition] = partitions.as_slice() else { return None };
+        let ids = columns.iter().map(|column| column.id).collect();
+        Some(ScanSpec { predicates, ..ScanSpec::of(table.id, partition.id, table.schema.version, ids) })
+    }
+
+    /// What is read, for people.
+    fn words(&self, what: &str, scan: &ScanSpec, columns: &[&Column], limit: Option<u64>) -> String {
+        let words = words(&self.table.schema, columns, &scan.predicates, limit);
+        format!("{what}: {}, partition={}{words}", self.table.name, scan.partition)
+    }
+
+    /// The columns of the answer.
+    fn answers(&self, selected: &[(&Column, String)]) -> Option<SchemaRef> {
+        let whole = self.table.schema.arrow();
+        let fields = selected
+            .iter()
+            .map(|(column, name)| Some(whole.field_with_name(&column.name).ok()?.clone().with_name(name.clone())));
+        Some(Arc::new(Schema::new_with_metadata(fields.collect::<Option<Vec<_>>>()?, whole.metadata().clone())))
+    }
+
+    /// The conditions, if they say by key which rows are meant, and those are few.
+    fn few(&self, condition: &Expr) -> Option<Vec<ColumnPredicate>> {
+        let mut predicates = Vec::new();
+        self.conditions(condition, &mut predicates)?;
+        (self.rows_at_most(&predicates)? <= ROWS_MAX).then_some(predicates)
     }
 
     fn key_column(&self, expr: &Expr) -> Option<&'a Column> {

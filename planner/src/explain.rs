@@ -5,17 +5,16 @@ use std::fmt::Write;
 use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use shoal_kernel::{ReadLevel, Result};
 
-use crate::by_key::KeyRead;
 use crate::constant::text_query;
 use crate::error::error_from_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place};
 use crate::planner::Planned;
 
-/// A query whose answer explains another: columns `plan_type` and `plan`. The level is told unless it is the lowest. Of a read by key
-/// the plan is what is carried out if that fails.
-pub(crate) fn rows(planned: &Planned, read: Option<&KeyRead>, level: ReadLevel) -> Result<FragmentGraph> {
+/// A query whose answer explains another: columns `plan_type` and `plan`. The level is told unless it is the lowest. Of what is done by
+/// key, in these words, the plan is what is carried out if that fails.
+pub(crate) fn rows(planned: &Planned, by_key: Option<String>, level: ReadLevel) -> Result<FragmentGraph> {
     let physical = DisplayableExecutionPlan::new(planned.physical.as_ref()).indent(false).to_string();
-    let by_key = read.map(|read| ("by_key", read.describe()));
+    let by_key = by_key.map(|words| ("by_key", words));
     let plans = [
         ("logical_plan", planned.logical.display_indent().to_string()),
         ("physical_plan", physical.trim_end().to_owned()),

@@ -39,7 +39,7 @@ mod task;
 mod unknown;
 mod window;
 
-pub use by_key::KeyRead;
+pub use by_key::{KeyChange, KeyRead};
 pub use error::{error_from_datafusion, error_to_datafusion};
 pub use explain::describe;
 pub use graph::{Edge, Fragment, FragmentGraph, Place, TaskInputs, TaskInputsExtension, TaskSpec};

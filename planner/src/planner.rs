@@ -77,7 +77,7 @@ pub struct PlanOptions {
     pub row_counts: RowCounts,
     /// How scans are split.
     pub slicing: Slicing,
-    /// Whether reads of a few rows by key may do without a plan ([`Statement::KeyRead`]).
+    /// Whether reads and changes of a few rows by key may do without a plan ([`Statement::KeyRead`], [`Statement::KeyChange`]).
     pub by_key: bool,
 }
 
@@ -152,11 +152,13 @@ impl Planner {
         if options.read_only {
             refuse_writes(&parsed)?;
         }
-        if options.by_key
-            && let Parsed::Query(statement) = &parsed
-            && let Some(read) = by_key::read(statement, catalog)
-        {
-            return Ok(Statement::KeyRead(read));
+        let by_key = match &parsed {
+            Parsed::Query(statement) if options.by_key => by_key::read(statement, catalog).map(Statement::KeyRead),
+            Parsed::Change(statement) if options.by_key => by_key::change(statement, catalog).map(Statement::KeyChange),
+            _ => None,
+        };
+        if let Some(statement) = by_key {
+            return Ok(statement);
         }
         let state = session::session(&self.template, catalog, options)?;
         Ok(match parsed {
@@ -170,7 +172,7 @@ impl Planner {
                 query(planned.graph, None)
             }
             Parsed::Explain { statement, analyze } => {
-                let read = if options.by_key { by_key::read(&statement, catalog) } else { None };
+                let by_key = if options.by_key { by_key::describe(&statement, catalog) } else { None };
                 let planned = match statement.as_ref() {
                     ast::Statement::Query(_) => self.query(&state, catalog, *statement).await?,
                     _ => change::plan(&state, catalog, *statement).await?.planned,
@@ -179,7 +181,7 @@ impl Planner {
                     true => query(planned.graph, Some(ExplainKind::Analyze)),
                     false => {
                         let level = options.read_level.unwrap_or(planned.graph.read_level);
-                        query(explain::rows(&planned, read.as_ref(), level)?, Some(ExplainKind::Plan))
+                        query(explain::rows(&planned, by_key, level)?, Some(ExplainKind::Plan))
                     }
                 }
             }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shoal_catalog::{AlteredTable, NewTable};
 use shoal_kernel::PartitionId;
 
-use crate::by_key::KeyRead;
+use crate::by_key::{KeyChange, KeyRead};
 use crate::graph::FragmentGraph;
 
 /// A planned statement.
@@ -56,6 +56,9 @@ pub enum Statement {
         /// The rows as they are to be: the table's columns, with its types. Columns that are NOT NULL may hold NULLs yet.
         rows: FragmentGraph,
     },
+    /// A few rows of such a table are to go or be replaced by key; only if
+    /// [`PlanOptions::by_key`](crate::PlanOptions::by_key).
+    KeyChange(KeyChange),
     /// What has been written is to go into segments.
     Flush {
         /// The table; all if absent.
@@ -125,8 +128,8 @@ impl Statement {
             Self::DropTable { .. } => "DROP TABLE",
             Self::AlterTable(_) | Self::Split { .. } => "ALTER TABLE",
             Self::Insert { .. } => "INSERT",
-            Self::Delete { .. } => "DELETE",
-            Self::Update { .. } => "UPDATE",
+            Self::Delete { .. } | Self::KeyChange(KeyChange { deletes: true, .. }) => "DELETE",
+            Self::Update { .. } | Self::KeyChange(_) => "UPDATE",
             Self::Flush { .. } => "FLUSH",
             Self::Optimize { .. } => "OPTIMIZE TABLE",
             Self::Repair { .. } => "REPAIR TABLE",

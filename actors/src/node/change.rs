@@ -1,4 +1,4 @@
-//! DELETE and UPDATE: rows are read by an ordinary query, then written through the gateway.
+//! DELETE and UPDATE: rows are read by an ordinary query, or a few by key, then written through the gateway.
 //!
 //! Nothing is written before everything has been read and checked, so that no part of the statement sees what another has
 //! done, and an error before the first row is `applied: false`. What is written beats what was read, for its version lies
@@ -11,7 +11,7 @@ use std::time::Duration;
 use arrow::record_batch::RecordBatch;
 use shoal_catalog::Table;
 use shoal_kernel::{Applied, Error, ErrorCode, Hlc, QueryId, ReadLevel, Result};
-use shoal_planner::FragmentGraph;
+use shoal_planner::{FragmentGraph, KeyChange};
 use shoal_storage::{check_values, with_rows_before};
 
 use super::Inner;
@@ -69,19 +69,46 @@ impl Inner {
         left: impl Fn() -> Duration,
     ) -> Result<CommandDone> {
         let tag = found.tag;
-        if request.token.is_some() {
-            let message =
-                format!("{tag} takes no idempotency key: sent again, it may find other rows than the first time");
-            return Err(Error::new(ErrorCode::Unsupported, message).with_help(
-                "leave the key out; after an error that says 'applied: unknown' look first, or write conditions that hold \
-                 only once",
-            ));
-        }
+        refuse_token(request, tag)?;
         let replan = self.replan_as_of(request, Some(found.table.clone()));
         let (batches, read) = self.read_dated(&found, id, &left, replan).await?;
-        let FoundRows { table, deletes, .. } = found;
-        if !deletes {
-            check_not_null(&table, &batches)?;
+        let change = Change { deletes: found.deletes, read };
+        self.write_found(request, tag, &found.table, batches, change, left).await
+    }
+
+    /// Changes rows that are found by key. Nothing if they cannot be found so, or the table has been altered meanwhile; then nothing was
+    /// done.
+    pub(super) async fn change_by_key(
+        &self,
+        request: &SqlRequest,
+        change: &KeyChange,
+        table: Arc<Table>,
+        options: &RunOptions,
+        left: impl Fn() -> Duration,
+    ) -> Result<Option<CommandDone>> {
+        let (tag, deletes) = if change.deletes { ("DELETE", true) } else { ("UPDATE", false) };
+        refuse_token(request, tag)?;
+        let Ok(found) = self.queries.find_by_key(&change.read, options).await else { return Ok(None) };
+        let batches: Vec<RecordBatch> = change.rows(&found.batches)?.into_iter().collect();
+        let change = Change { deletes, read: found.newest };
+        match self.write_found(request, tag, &table, batches, change, left).await {
+            Err(error) if error.code() == ErrorCode::SchemaChanged && error.applied() == Applied::False => Ok(None),
+            done => done.map(Some),
+        }
+    }
+
+    /// Writes what was found, in parts.
+    async fn write_found(
+        &self,
+        request: &SqlRequest,
+        tag: &str,
+        table: &Arc<Table>,
+        batches: Vec<RecordBatch>,
+        change: Change,
+        left: impl Fn() -> Duration,
+    ) -> Result<CommandDone> {
+        if !change.deletes {
+            check_not_null(table, &batches)?;
             for (rows_before, batch) in with_rows_before(&batches) {
                 check_values(batch, rows_before)?;
             }
@@ -96,7 +123,7 @@ impl Inner {
                 token: None,
                 timeout: Some(left()),
             };
-            let report = self.gateway.change(table.clone(), write, Change { deletes, read }).await;
+            let report = self.gateway.change(table.clone(), write, change).await;
             let report = report.map_err(|error| after(tag, rows_before, error))?;
             rows_before += report.rows;
             done = CommandDone {
@@ -108,6 +135,16 @@ impl Inner {
         }
         Ok(done)
     }
+}
+
+fn refuse_token(request: &SqlRequest, tag: &str) -> Result<()> {
+    if request.token.is_none() {
+        return Ok(());
+    }
+    let message = format!("{tag} takes no idempotency key: sent again, it may find other rows than the first time");
+    Err(Error::new(ErrorCode::Unsupported, message).with_help(
+        "leave the key out; after an error that says 'applied: unknown' look first, or write conditions that hold only once",
+    ))
 }
 
 /// Cuts rows into writes that each have a version and a deadline of their own: a version must not be old when it arrives.

@@ -67,17 +67,21 @@ impl Inner {
 /// The level that the request names, or what its tables ask for. A statement that writes what it has read must have seen what
 /// writes of its own level have left.
 fn level_of_reads(request: &SqlRequest, statement: &Statement, catalog: &Catalog) -> Result<ReadLevel> {
+    let to_change = |table: &String| -> Result<ReadLevel> {
+        let level = match request.write_level {
+            Some(level) => level,
+            None => table_of(catalog, table)?.options.write_level,
+        };
+        Ok(level.of_reads())
+    };
     let default = match statement {
         Statement::Query(query) => query.graph.read_level,
         Statement::KeyRead(read) => read.read_level,
         Statement::Insert { source: InsertSource::Query(graph), .. } => graph.read_level,
         Statement::Delete { table, keys: graph } | Statement::Update { table, rows: graph } => {
-            let level = match request.write_level {
-                Some(level) => level,
-                None => table_of(catalog, table)?.options.write_level,
-            };
-            graph.read_level.max(level.of_reads())
+            graph.read_level.max(to_change(table)?)
         }
+        Statement::KeyChange(change) => change.read.read_level.max(to_change(&change.table)?),
         // They read nothing.
         _ => return Ok(ReadLevel::One),
     };

@@ -53,9 +53,9 @@ impl Liveness {
         members.values().any(|member| member.address == address).then_some(MemberState::Down)
     }
 
-    /// What a node tells about itself; nothing if it has told nothing, or is not known.
-    pub(crate) fn told_by(&self, node: NodeId) -> Arc<[u8]> {
-        self.members.borrow().get(&node).map_or_else(|| Arc::from([]), |member| member.payload.clone())
+    /// What is thought of everybody.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.borrow().clone()
     }
 
     /// Whether a node is known to be down. One never heard of is not.

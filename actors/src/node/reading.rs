@@ -14,8 +14,8 @@ use shoal_kernel::{
 use shoal_storage::{Snapshot, batch_bytes};
 
 use super::context::NodeContext;
-use super::laggards;
-use crate::query::{BatchIterator, LocalReplicas, PartitionSnapshot, Placement, Reached};
+use super::laggards::Hearsay;
+use crate::query::{BatchIterator, Candidates, LocalReplicas, PartitionSnapshot, Placement, Reached};
 use crate::replica::directory::ReplicaDirectory;
 use crate::replica::handle::{Asked, Running};
 use crate::replica::quorum;
@@ -194,17 +194,18 @@ async fn known_schema(context: &NodeContext, table: TableId, version: u32) -> Re
 pub(super) struct Places {
     directory: Arc<ReplicaDirectory>,
     context: Arc<NodeContext>,
+    hearsay: Hearsay,
 }
 
 impl Places {
     pub(super) fn new(directory: Arc<ReplicaDirectory>, context: Arc<NodeContext>) -> Self {
-        Self { directory, context }
+        Self { directory, context, hearsay: Hearsay::default() }
     }
 
     /// Whether a node's replica is so far behind that another one is the better choice, if there is one.
     fn is_behind(&self, node: NodeId, partition: PartitionId) -> bool {
         if node != self.context.node {
-            return laggards::is_behind(&self.context.liveness.told_by(node), partition);
+            return self.hearsay.is_behind(&self.context.liveness.members(), node, partition);
         }
         let lag = self.directory.get(partition).ok().and_then(|handle| handle.lag());
         lag.is_some_and(|lag| lag > self.context.config.read_lag_max)
@@ -225,26 +226,17 @@ impl Placement for Places {
         !self.context.agreement.catalog().borrow().partitions.contains_key(&partition)
     }
 
-    fn candidates(&self, partition: PartitionId) -> Vec<NodeId> {
+    fn candidates(&self, partition: PartitionId) -> Candidates {
         let catalog = self.context.agreement.catalog().borrow().clone();
-        let Some(partition) = catalog.partitions.get(&partition) else { return Vec::new() };
+        let Some(partition) = catalog.partitions.get(&partition) else { return Candidates::default() };
         let mut nodes: Vec<NodeId> = partition.voters().filter(|node| !self.context.liveness.is_down(*node)).collect();
-        // Own replica first; the others in an order that spreads partitions over them. Those that are far behind come last.
+        // Own replica first; the others in an order that spreads partitions over them.
         let turn = partition.id.0 as usize;
         nodes.sort_unstable();
         let length = nodes.len().max(1);
         nodes.rotate_left(turn % length);
-        let me = self.context.node;
-        nodes.sort_by_key(|node| *node != me);
-        let (mut nodes, behind): (Vec<_>, Vec<_>) =
-            nodes.into_iter().partition(|node| !self.is_behind(*node, partition.id));
-        if !nodes.is_empty() && !behind.is_empty() {
-            self.context.env.reached(match behind.contains(&me) {
-                true => Rare::LaggardPassedOver,
-                false => Rare::LaggardToldOf,
-            });
-        }
-        nodes.extend(behind);
-        nodes
+        nodes.sort_by_key(|node| *node != self.context.node);
+        let (behind, level) = nodes.into_iter().partition(|node| self.is_behind(*node, partition.id));
+        Candidates { level, behind }
     }
 }

@@ -125,6 +125,17 @@ impl Inner {
                 let done = self.update(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
+            Statement::KeyChange(change) => {
+                let table = table(&change.table)?;
+                let done = match self.change_by_key(&request, &change, table, &options(), left).await? {
+                    Some(done) => done,
+                    None => {
+                        self.context.env.reached(Rare::KeyChangePlanned);
+                        self.change_as_planned(&request, id, left).await?
+                    }
+                };
+                Ok(self.done(id, done, started))
+            }
             Statement::Flush { table } => {
                 let done = self.maintain("FLUSH", table.as_deref(), MaintenanceTask::Flush, left()).await?;
                 Ok(self.done(id, done, started))
@@ -218,6 +229,31 @@ impl Inner {
         })
     }
 
+    /// Plans a DELETE or UPDATE as a query that finds its rows.
+    async fn plan_change(&self, request: &SqlRequest) -> Result<FoundRows> {
+        let PlannedStatement { statement, catalog, read_level } = self.plan(request, false).await?;
+        let (tag, name, graph, deletes) = match statement {
+            Statement::Delete { table, keys } => ("DELETE", table, keys, true),
+            Statement::Update { table, rows } => ("UPDATE", table, rows, false),
+            _ => return Err(Error::internal("a DELETE or UPDATE was planned as another statement")),
+        };
+        Ok(FoundRows { tag, table: table_of(&catalog, &name)?, graph, read_level, deletes })
+    }
+
+    /// Changes rows that could not be found by key.
+    async fn change_as_planned(
+        self: &Arc<Self>,
+        request: &SqlRequest,
+        id: QueryId,
+        left: impl Fn() -> Duration,
+    ) -> Result<CommandDone> {
+        let found = self.plan_change(request).await?;
+        match found.deletes {
+            true => self.change(request, found, id, left).await,
+            false => self.update(request, found, id, left).await,
+        }
+    }
+
     /// Changes rows. If their table has been altered and this node had not heard of it, the statement is planned again: nothing
     /// has been written then.
     async fn update(
@@ -236,12 +272,7 @@ impl Inner {
                 }
                 done => return done,
             }
-            let PlannedStatement { statement, catalog, read_level } = self.plan(request, false).await?;
-            let Statement::Update { table: name, rows } = statement else {
-                return Err(Error::internal("an UPDATE was planned as another statement"));
-            };
-            let table = table_of(&catalog, &name)?;
-            found = FoundRows { tag: "UPDATE", table, graph: rows, read_level, deletes: false };
+            found = self.plan_change(request).await?;
             // The first may not have ended everywhere.
             id = self.new_query_id();
         }

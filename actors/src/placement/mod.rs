@@ -60,6 +60,8 @@ pub(crate) struct State {
     down: BTreeMap<NodeId, Duration>,
     /// Until when nodes get no vote that could not take one.
     passed_over: BTreeMap<NodeId, Duration>,
+    /// Tells the others which replicas are far behind.
+    laggards: laggards::Teller,
 }
 
 impl Actor for Placement {
@@ -81,6 +83,7 @@ impl Actor for Placement {
             asks_at: Duration::ZERO,
             down: BTreeMap::new(),
             passed_over: BTreeMap::new(),
+            laggards: laggards::Teller::default(),
         })
     }
 
@@ -105,7 +108,7 @@ impl Actor for Placement {
         }
         gauge(&state.directory);
         gauge_gossip(&context.swim.stats());
-        laggards::tell(&context, &state.directory);
+        state.laggards.turn(&context, &state.directory);
         report_failed(&context, &state.directory).await;
         splits::split_grown(&context, &state.directory, &mut state.splits).await;
         later(&context.env, "placement turn", &myself, TURN, PlacementMessage::Turn);

@@ -5,11 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_kernel::{Error, ErrorCode, FragmentId, NodeId, PartitionId, Result};
 use shoal_planner::{FragmentGraph, Place};
 
+use super::ports::Candidates;
+
 /// The node of every task.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Assignment {
     /// By fragment, then by task.
     places: BTreeMap<FragmentId, Vec<NodeId>>,
+    /// Nodes that were passed over somewhere because their replica is far behind.
+    pub(crate) passed_over: BTreeSet<NodeId>,
 }
 
 impl Assignment {
@@ -46,7 +50,7 @@ pub(crate) struct Suspects {
 /// equals the node with the fewest tasks of this query wins, then the coordinator, then the preferred one: tasks spread, and
 /// a query that fits on the coordinator stays there. Suspects are passed over as long as somebody else can serve; a partition
 /// whose every replica is suspected is tried again where it is, because a node that was restarted is worth a second look. Silent
-/// nodes are better than those that have failed.
+/// nodes are better than those that have failed. A replica that is far behind is read if only suspects have a better one.
 ///
 /// # Errors
 /// [`ErrorCode::PartitionUnavailable`]: a partition has no candidate at all.
@@ -54,12 +58,12 @@ pub(crate) fn assign(
     graph: &FragmentGraph,
     coordinator: NodeId,
     alive: &BTreeSet<NodeId>,
-    candidates: impl Fn(PartitionId) -> Vec<NodeId>,
+    candidates: impl Fn(PartitionId) -> Candidates,
     suspects: &Suspects,
 ) -> Result<Assignment> {
     let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut pinned: BTreeMap<PartitionId, NodeId> = BTreeMap::new();
-    let mut places: BTreeMap<FragmentId, Vec<NodeId>> = BTreeMap::new();
+    let (mut places, mut passed_over) = (BTreeMap::new(), BTreeSet::new());
     let workers: Vec<NodeId> =
         std::iter::once(coordinator)
             .chain(alive.iter().copied().filter(|node| {
@@ -75,17 +79,21 @@ pub(crate) fn assign(
                 Place::Replica(partition) => match pinned.get(&partition) {
                     Some(node) => *node,
                     None => {
-                        let all = candidates(partition);
-                        let trusted: Vec<NodeId> = all
-                            .iter()
-                            .copied()
+                        let candidates = candidates(partition);
+                        let trusted: Vec<NodeId> = candidates
+                            .all()
                             .filter(|node| {
                                 !suspects.nodes.contains(node) && !suspects.replicas.contains(&(partition, *node))
                             })
                             .collect();
                         let heard: Vec<NodeId> =
                             trusted.iter().copied().filter(|node| !suspects.silent.contains(node)).collect();
-                        let choices = [heard, trusted, all];
+                        let is_behind = |node: &NodeId| candidates.behind.contains(node);
+                        let level: Vec<NodeId> = heard.iter().copied().filter(|node| !is_behind(node)).collect();
+                        if !level.is_empty() {
+                            passed_over.extend(heard.iter().copied().filter(is_behind));
+                        }
+                        let choices = [level, heard, trusted, candidates.all().collect()];
                         let choice = choices.iter().find_map(|choice| least_loaded(choice, &load, coordinator));
                         let node = choice.ok_or_else(|| {
                             Error::new(
@@ -104,7 +112,7 @@ pub(crate) fn assign(
         }
         places.insert(fragment.id, nodes);
     }
-    Ok(Assignment { places })
+    Ok(Assignment { places, passed_over })
 }
 
 fn least_loaded(nodes: &[NodeId], load: &BTreeMap<NodeId, usize>, coordinator: NodeId) -> Option<NodeId> {
@@ -141,15 +149,39 @@ mod tests {
     }
 
     fn places(graph: &FragmentGraph, candidates: &[&[NodeId]], suspects: &Suspects) -> Result<Vec<Vec<u32>>> {
+        placed(graph, candidates, &[], suspects).map(|(places, _)| places)
+    }
+
+    /// The places, and who was passed over, where these nodes are behind with all that they have.
+    fn placed(
+        graph: &FragmentGraph,
+        candidates: &[&[NodeId]],
+        behind: &[NodeId],
+        suspects: &Suspects,
+    ) -> Result<(Vec<Vec<u32>>, BTreeSet<NodeId>)> {
         let alive = BTreeSet::from([A, B, C]);
         let of = |partition: PartitionId| {
-            usize::try_from(partition.0)
-                .ok()
-                .and_then(|at| candidates.get(at))
-                .map_or(Vec::new(), |nodes| nodes.to_vec())
+            let nodes = usize::try_from(partition.0).ok().and_then(|at| candidates.get(at));
+            let nodes = nodes.copied().unwrap_or_default().iter().copied();
+            let (behind, level) = nodes.partition(|node| behind.contains(node));
+            Candidates { level, behind }
         };
         let assignment = assign(graph, B, &alive, of, suspects)?;
-        Ok(graph.fragments.iter().map(|f| assignment.of(f.id).iter().map(|node| node.0).collect()).collect())
+        let places = graph.fragments.iter().map(|f| assignment.of(f.id).iter().map(|node| node.0).collect()).collect();
+        Ok((places, assignment.passed_over))
+    }
+
+    #[test]
+    fn replicas_that_are_far_behind_are_passed_over_while_others_answer() {
+        let graph = graph(&[&[replica(0), replica(1)]]);
+        let none = Suspects::default();
+        // The coordinator's own, and one that has less to do.
+        let (places, passed) = placed(&graph, &[&[B, A], &[A, B]], &[B], &none).unwrap();
+        assert_eq!((places, passed), (vec![vec![1, 1]], BTreeSet::from([B])));
+        let (places, passed) = placed(&graph, &[&[B], &[A]], &[B], &none).unwrap();
+        assert_eq!((places, passed), (vec![vec![2, 1]], BTreeSet::new()), "there is no other");
+        let silent = Suspects { silent: BTreeSet::from([A]), ..Suspects::default() };
+        assert_eq!(placed(&graph, &[&[B, A], &[A, C]], &[B, C], &silent).unwrap().0, vec![vec![2, 3]]);
     }
 
     fn replica(partition: u64) -> Place {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use shoal_kernel::{Error, ErrorCode, NodeId, PartitionId, QueryId, ReadLevel, Result, ScanSpec};
+use shoal_kernel::{Error, ErrorCode, Hlc, NodeId, PartitionId, QueryId, ReadLevel, Result, ScanSpec};
 use shoal_planner::KeyRead;
 
 use super::edge::output::batch_bytes;
 use super::message::{Reply, Request};
-use super::node::{QueryNode, stopping};
+use super::node::{QueryNode, laggard, stopping};
 use super::scan::reached;
 use super::service::{QueryService, RunOptions};
 use crate::batch;
@@ -44,33 +44,31 @@ pub(crate) struct RowsRead {
     batches: Vec<ByteBuf>,
     /// The replica, as it was then, if somebody observes the node.
     seen: Option<Vec<Moment>>,
+    /// None of the rows is newer.
+    newest: Hlc,
 }
 
-struct Found {
-    batches: Vec<RecordBatch>,
+/// Rows that were found by key.
+pub(crate) struct Found {
+    pub(crate) batches: Vec<RecordBatch>,
     seen: Option<Vec<Moment>>,
+    /// None of them is newer.
+    pub(crate) newest: Hlc,
 }
 
 impl QueryService {
-    /// Reads rows by key.
+    /// Answers a read by key.
     ///
     /// # Errors
-    /// The replica that was asked has not answered as quickly as it should, cannot be read, or has found more than such a read is for.
+    /// As [`Self::find_by_key`], and if the id is none for a query here.
     pub async fn read_by_key(&self, read: &KeyRead, id: QueryId, options: &RunOptions) -> Result<QueryStream> {
         let node = &self.node;
         let began = node.env.monotonic();
-        node.taking()?;
         if id.coordinator() != node.id || node.query(id).is_some() {
             return Err(Error::new(ErrorCode::InvalidRequest, format!("{id} is no id for a query here")));
         }
-        let partition = read.scan.partition;
-        let from = replica_of(node, partition)?;
-        let found = match from == node.id {
-            true => read_here(node, read.scan.clone(), options.read_level, options.timeout.min(PATIENCE_HERE)).await?,
-            false => ask(node, from, &read.scan, options).await?,
-        };
+        let found = self.find_by_key(read, options).await?;
         let answer = read.answer(&found.batches)?;
-        metrics::counter!("shoal_key_reads_total").increment(1);
         let rows = answer.as_ref().map_or(0, |batch| batch.num_rows() as u64);
         let bytes: usize = found.batches.iter().map(batch_bytes).sum();
         let elapsed = node.env.monotonic().saturating_sub(began);
@@ -96,14 +94,35 @@ impl QueryService {
         }
         Ok(stream)
     }
+
+    /// Finds rows by key.
+    ///
+    /// # Errors
+    /// The replica that was asked has not answered as quickly as it should, cannot be read, or has found more than such a read is for.
+    pub(crate) async fn find_by_key(&self, read: &KeyRead, options: &RunOptions) -> Result<Found> {
+        let node = &self.node;
+        node.taking()?;
+        let from = replica_of(node, read.scan.partition)?;
+        let found = match from == node.id {
+            true => read_here(node, read.scan.clone(), options.read_level, options.timeout.min(PATIENCE_HERE)).await?,
+            false => ask(node, from, &read.scan, options).await?,
+        };
+        metrics::counter!("shoal_key_reads_total").increment(1);
+        Ok(found)
+    }
 }
 
 /// The node whose replica is read: this one, if it has one.
 fn replica_of(node: &QueryNode, partition: PartitionId) -> Result<NodeId> {
     let candidates = node.placement.candidates(partition);
     let suspected = node.placement.suspected();
-    let answering = candidates.iter().find(|candidate| !suspected.contains(candidate));
-    answering.copied().ok_or_else(|| {
+    let answering = candidates.all().find(|candidate| !suspected.contains(candidate));
+    if answering.is_some_and(|node| candidates.level.contains(&node)) {
+        for other in &candidates.behind {
+            node.env.reached(laggard(*other == node.id));
+        }
+    }
+    answering.ok_or_else(|| {
         let message = format!("no replica of {partition} is on a node that answers");
         Error::new(ErrorCode::PartitionUnavailable, message)
     })
@@ -115,9 +134,9 @@ async fn ask(node: &QueryNode, from: NodeId, scan: &ScanSpec, options: &RunOptio
     let question = ReadRows { scan: scan.clone(), read_level: options.read_level, timeout_ms };
     match node.ask(from, &Request::Read(question), timeout).await? {
         Reply::Read(read) => {
-            let RowsRead { batches, seen } = read?;
+            let RowsRead { batches, seen, newest } = read?;
             let batches = batches.iter().map(|bytes| batch::decode(bytes)).collect::<Result<_>>()?;
-            Ok(Found { batches, seen })
+            Ok(Found { batches, seen, newest })
         }
         _ => Err(Error::internal(format!("node {from} answered something else than was asked"))),
     }
@@ -127,9 +146,10 @@ async fn ask(node: &QueryNode, from: NodeId, scan: &ScanSpec, options: &RunOptio
 pub(super) async fn answer(node: &Arc<QueryNode>, question: ReadRows) -> Result<RowsRead> {
     node.taking()?;
     let ReadRows { scan, read_level, timeout_ms } = question;
-    let Found { batches, seen } = read_here(node, scan, read_level, Duration::from_millis(timeout_ms)).await?;
+    let found = read_here(node, scan, read_level, Duration::from_millis(timeout_ms)).await?;
+    let Found { batches, seen, newest } = found;
     let batches = batches.iter().map(|rows| batch::encode(rows).map(ByteBuf::from)).collect::<Result<_>>()?;
-    Ok(RowsRead { batches, seen })
+    Ok(RowsRead { batches, seen, newest })
 }
 
 async fn read_here(node: &Arc<QueryNode>, scan: ScanSpec, level: ReadLevel, timeout: Duration) -> Result<Found> {
@@ -163,7 +183,9 @@ async fn read_here(node: &Arc<QueryNode>, scan: ScanSpec, level: ReadLevel, time
             }
             Ok(batches)
         };
-        Ok(Found { batches: node.env.blocking(read).await??, seen })
+        let batches = node.env.blocking(read).await??;
+        // Asked afterwards: by then no row of the snapshot is above it.
+        Ok(Found { batches, seen, newest: node.replicas.newest() })
     };
     node.env.timeout(timeout, found).await.unwrap_or_else(|_| Err(late()))
 }

@@ -40,7 +40,9 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use ports::{BatchIterator, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Replan, Router};
+pub use ports::{
+    BatchIterator, Candidates, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Replan, Router,
+};
 pub use service::{QueryLimits, QueryService, QueryStats, RunOptions, RunningQuery};
 
 use shoal_planner::error_to_datafusion as to_datafusion;

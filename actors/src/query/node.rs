@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use datafusion::execution::memory_pool::MemoryPool;
 use ractor::{ActorCell, ActorRef, SpawnErr};
-use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Result, wire};
+use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Rare, Result, wire};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Admission;
@@ -324,6 +324,11 @@ impl QueryNode {
             let _ = self.transport.cast(producer, Route::Edge, bytes.into());
         }
     }
+}
+
+/// A replica was passed over because it is far behind: this node's own, or another one's.
+pub(super) fn laggard(own: bool) -> Rare {
+    if own { Rare::LaggardPassedOver } else { Rare::LaggardToldOf }
 }
 
 pub(super) fn stopping() -> Error {

@@ -73,6 +73,22 @@ pub trait LocalReplicas: Send + Sync {
     fn newest(&self) -> Hlc;
 }
 
+/// Who can serve a partition; preferred ones first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Candidates {
+    /// Those that are caught up, as far as that is known.
+    pub level: Vec<NodeId>,
+    /// Those whose replica is far behind others. They are passed over as long as somebody else can serve.
+    pub behind: Vec<NodeId>,
+}
+
+impl Candidates {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = NodeId> {
+        self.level.iter().chain(&self.behind).copied()
+    }
+}
+
 /// Who can serve what, as this node sees it.
 pub trait Placement: Send + Sync {
     /// Nodes that answer, this one among them.
@@ -83,8 +99,8 @@ pub trait Placement: Send + Sync {
         BTreeSet::new()
     }
 
-    /// Nodes with a live, caught-up, voting replica of the partition, preferred ones first.
-    fn candidates(&self, partition: PartitionId) -> Vec<NodeId>;
+    /// Nodes with a live, voting replica of the partition.
+    fn candidates(&self, partition: PartitionId) -> Candidates;
 
     /// Whether there is no such partition any more: it was split, or its window was dropped.
     fn is_gone(&self, partition: PartitionId) -> bool {

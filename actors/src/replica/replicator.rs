@@ -41,6 +41,11 @@ const TURN_EAGER: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of one answer, in bytes.
 pub(crate) const PULL_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes that are pulled at once, at most: what is pulled is committed as a whole, and the memtables are to have room for it.
+pub(super) fn pull_bytes_max(context: &NodeContext) -> u64 {
+    PULL_BYTES_MAX.min(context.config.memtables_bytes_max / 2)
+}
 /// Answers taken from one peer before the next gets its turn.
 const PULLS_PER_TURN: u32 = 16;
 /// Answers of these that are taken as quickly as they come.
@@ -355,7 +360,7 @@ impl Feed {
             let paced = self.handle.fills() || (self.handle.serves() && pulls > PULLS_UNPACED);
             cursor = match paced {
                 true => self.fill(peer, cursor).await?,
-                false => self.pull(peer, cursor, PULL_BYTES_MAX).await?.0,
+                false => self.pull(peer, cursor, u64::MAX).await?.0,
             };
             let mut peers = self.peers();
             peers.cursors.insert(peer, cursor.clone());
@@ -426,6 +431,7 @@ impl Feed {
         if !is_peer {
             return Err(Error::new(ErrorCode::Moved, format!("{peer} has no replica of {} any more", self.partition)));
         }
+        let bytes_max = bytes_max.min(pull_bytes_max(&self.context));
         let call = ReplicaCall::Pull { partition: self.partition, cursor: cursor.clone(), bytes_max };
         let ReplicaAnswer::Pulled(PulledAnswer { batches, tokens, next, .. }) = self.call(peer, &call).await? else {
             return Err(serve::unexpected());

@@ -63,7 +63,7 @@ pub struct NodeConfig {
     pub object_stores: Option<Arc<dyn ObjectStores>>,
     /// A replica that has failed so often in a row is made anew on another node, though this one goes on starting it.
     pub replica_failures_max: u32,
-    /// Queries at level one pass over a replica that lacks more accepts of its peers', if they can.
+    /// Queries pass over a replica that lacks more accepts of its peers', if they can.
     pub read_lag_max: u64,
     /// Writes to a replica are refused as overload while this many of its segments wait to be merged.
     pub segments_overdue_max: usize,

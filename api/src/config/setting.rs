@@ -52,7 +52,7 @@ settings! {
     "backup_bytes_per_second", "67108864", "bytes of the node's disk that backups and restores read or write; 0 is no limit";
     "backup_urls", "s3://,file://", "beginnings of the URLs that backups may be at, separated by commas; nothing allows none";
     "replica_failures_max", "7", "failures of a replica in a row after which another node is to have one in its place";
-    "read_lag_max", "1000", "accepts that a replica may lack of its peers' before reads at level one go elsewhere, if they can";
+    "read_lag_max", "1000", "accepts that a replica may lack of its peers' before queries read elsewhere, if they can";
     "segments_overdue_max", "64", "segments of a replica that may wait to be merged before its writes are refused as overload";
     "query_memory_bytes_max", "2147483648", "memory of all queries of this node together";
     "queries_max", "32", "queries that run at once; further ones wait";

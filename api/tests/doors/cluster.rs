@@ -618,9 +618,9 @@ fn nodes_come_and_go_and_their_replicas_with_them() {
 fn a_drain_outlives_the_leader_and_a_decommission_can_be_called_off() {
     let directory = tempfile::tempdir().unwrap();
     let mut nodes: Vec<Process> = Vec::new();
-    // Slow enough to be met half way: some seconds for what a node holds.
+    // Slow enough to be met half way: some seconds for each replica.
     for _ in 0..4 {
-        one_more(&mut nodes, directory.path(), &["--set", "fill_bytes_per_second=100000"]);
+        one_more(&mut nodes, directory.path(), &["--set", "fill_bytes_per_second=30000"]);
     }
     let make = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR) PARTITION BY HASH(k) PARTITIONS 8 WITH (replication_factor = 2)";
     nodes[0].client.sql_json(make, None).unwrap();
@@ -647,6 +647,7 @@ fn a_drain_outlives_the_leader_and_a_decommission_can_be_called_off() {
     operate(&nodes[other], &["drain", "--no-wait", ids[drained]]).unwrap();
     until("a replica moves", || held(&nodes[other], ids[drained]).is_some_and(|(_, joining)| joining > 0));
     nodes[leader].kill();
+    assert!(held(&nodes[other], ids[drained]).unwrap().0 > 0, "there is something left to be done");
     nodes[leader].again();
     let stay: Vec<&str> = ids.iter().copied().filter(|id| *id != ids[drained]).collect();
     until_placed(&nodes[other], &stay, 2);

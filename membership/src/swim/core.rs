@@ -218,6 +218,7 @@ impl Core {
             if update.id().address == me.address {
                 about_me = true;
                 if update.state() == State::Suspect
+                    && *update.id() == me
                     && self.health.suspected(update.id().generation, update.incarnation(), now)
                 {
                     self.rescale();

@@ -21,11 +21,12 @@ const BUFFER_BYTES: usize = 2_048;
 /// Pause after the socket failed to read, in milliseconds, so that a broken one does not take a core.
 const FAILED_PAUSE_MS: u64 = 20;
 
-/// Datagrams that are read before timers that are late. Among them are the answers to what was asked before this process stood still.
-const UNREAD_MAX: usize = 256;
+/// How long datagrams may be read before timers that are late. Among them are the answers to what was asked before this process stood
+/// still; whoever keeps sending does not keep this node from noticing that somebody has gone.
+const READ_UP_MAX: Duration = Duration::from_millis(30);
 
-/// How long to wait for the next of them, in milliseconds: that the socket has something is learnt from the kernel first.
-const UNREAD_WAIT_MS: u64 = 1;
+/// How long to wait for the next of them: that the socket has something is learnt from the kernel first.
+const UNREAD_WAIT: Duration = Duration::from_millis(1);
 
 pub(super) enum Command {
     Announce(SocketAddr),
@@ -96,11 +97,14 @@ impl Driver {
 
     /// Reads what has come while this process stood still.
     async fn read_up(&mut self, buffer: &mut [u8]) {
-        for _ in 0..UNREAD_MAX {
-            let received =
-                self.env.timeout(Duration::from_millis(UNREAD_WAIT_MS), self.socket.receive_from(buffer)).await;
-            let Ok(Ok((length, _))) = received else { return };
-            self.datagram(&buffer[..length], self.env.monotonic()).await;
+        let until = self.env.monotonic() + READ_UP_MAX;
+        while self.env.monotonic() < until {
+            match self.env.timeout(UNREAD_WAIT, self.socket.receive_from(buffer)).await {
+                Ok(Ok((length, _))) => self.datagram(&buffer[..length], self.env.monotonic()).await,
+                // One that could not be read is one that was lost; others may wait behind it.
+                Ok(Err(_)) => count(&self.counters.failed),
+                Err(_) => return,
+            }
         }
     }
 

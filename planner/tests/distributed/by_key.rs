@@ -3,7 +3,7 @@
 use shoal_planner::{PlanOptions, Statement};
 
 use crate::answers::lines;
-use crate::runner::{query, scan};
+use crate::runner::{query, run, scan};
 use crate::world::World;
 
 /// What is read by key.
@@ -68,6 +68,35 @@ const QUERIES: &[&str] = &[
     "SELECT sensor FROM readings WHERE _dedup = 'd3'",
 ];
 
+/// What is changed by key.
+const CHANGES: &[&str] = &[
+    "DELETE FROM flights WHERE id = 17",
+    "DELETE FROM flights WHERE (id BETWEEN 120 AND 130)",
+    "DELETE FROM public.flights WHERE flights.id > 120 AND id <= 123",
+    "DELETE FROM airports WHERE iata = 'ANC'",
+    "DELETE FROM pairs WHERE a = 4 AND b = 'b4'",
+    "DELETE FROM flights WHERE id = -4",
+    "UPDATE flights SET delay = 7 WHERE id = 17",
+    "update Flights set \"delay\" = NULL, ORIGIN = 'XXX' where id BETWEEN 120 AND 130",
+    "UPDATE pairs SET c = -3 WHERE a = 7 AND b = 'b7'",
+    "UPDATE flights SET delay = '12' WHERE 17 = id",
+    "UPDATE flights SET delay = 12 WHERE id = -4",
+];
+
+/// What is planned.
+const PLANNED_CHANGES: &[&str] = &[
+    "DELETE FROM flights",
+    "DELETE FROM flights WHERE delay = 3",
+    "DELETE FROM flights WHERE id = 17 AND delay = 3",
+    "DELETE FROM flights WHERE id IN (SELECT id FROM flights)",
+    "DELETE FROM flights f WHERE f.id = 17",
+    "UPDATE flights SET delay = 7",
+    "UPDATE flights SET delay = delay + 1 WHERE id = 17",
+    "UPDATE flights SET delay = 7 WHERE id > 17",
+    "UPDATE flights SET origin = upper('x') WHERE id = 17",
+    "UPDATE flights f SET delay = 7 WHERE f.id = 17",
+];
+
 fn by_key() -> PlanOptions {
     PlanOptions { by_key: true, ..PlanOptions::default() }
 }
@@ -119,4 +148,56 @@ async fn explain_tells_of_it() {
     let first = text.first().unwrap();
     assert_eq!(first, "by_key|KeyRead: flights, partition=p3, columns=[origin, id], where=[id >= 120, id <= 130]");
     assert!(text.iter().any(|line| line.starts_with("fragments|")), "{text:?}");
+}
+
+#[tokio::test]
+async fn a_change_by_key_writes_what_the_query_would() {
+    let world = World::new().await;
+    for sql in CHANGES {
+        let planned = world.planner.plan(sql, &world.catalog, &by_key()).await.unwrap();
+        assert_eq!(planned.tag(), &sql[..6].to_uppercase(), "{sql}");
+        let Statement::KeyChange(change) = planned else { panic!("{sql} is no change by key") };
+        let (table, graph, deletes) =
+            match world.planner.plan(sql, &world.catalog, &PlanOptions::default()).await.unwrap() {
+                Statement::Delete { table, keys } => (table, keys, true),
+                Statement::Update { table, rows } => (table, rows, false),
+                other => panic!("{sql}: {other:?}"),
+            };
+        assert_eq!((&change.table, change.deletes), (&table, deletes), "{sql}");
+        assert_eq!(change.read.scan.schema_exact, !deletes, "{sql}");
+        let found = scan(&world, &change.read.scan).await;
+        let written: Vec<_> = change.rows(&found).unwrap().into_iter().collect();
+        let expected = run(&world, &graph).await.unwrap();
+        let types = |schema: &datafusion::arrow::datatypes::Schema| -> Vec<_> {
+            schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
+        };
+        assert_eq!(types(&change.read.schema), types(&graph.schema), "{sql}");
+        let (mut written, mut expected) = (lines(&written), lines(&expected));
+        written.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(written, expected, "{sql}");
+    }
+    for sql in PLANNED_CHANGES {
+        let planned = world.planner.plan(sql, &world.catalog, &by_key()).await;
+        assert!(matches!(planned, Ok(Statement::Delete { .. } | Statement::Update { .. })), "{sql}: {planned:?}");
+    }
+    // What is wrong is told as ever.
+    for sql in [
+        "UPDATE flights SET id = 3 WHERE id = 1",
+        "UPDATE flights SET delay = 3, delay = 4 WHERE id = 1",
+        "UPDATE flights SET delay = 'x' WHERE id = 1",
+        "UPDATE flights SET ts = NULL WHERE id = 1",
+        "UPDATE flights SET x = 3 WHERE id = 1",
+        "UPDATE readings SET sensor = 3 WHERE _dedup = 'd3'",
+        "DELETE FROM flights WHERE id = 1 RETURNING id",
+        "DELETE FROM readings WHERE _dedup = 'd3'",
+        "DELETE FROM no WHERE id = 1",
+    ] {
+        let error = world.planner.plan(sql, &world.catalog, &by_key()).await.unwrap_err();
+        let as_ever = world.planner.plan(sql, &world.catalog, &PlanOptions::default()).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (as_ever.code(), as_ever.message()), "{sql}");
+    }
+    let (_, rows) = query(&world, "EXPLAIN UPDATE flights SET delay = 7 WHERE id = 120", &by_key()).await.unwrap();
+    let first = lines(&rows).into_iter().next().unwrap();
+    assert!(first.starts_with("by_key|KeyUpdate: flights, partition=p3, columns=[id, "), "{first}");
 }

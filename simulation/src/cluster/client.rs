@@ -573,15 +573,16 @@ impl Client {
                 (outcome, format!("{} rows acknowledged at {} as {}", report.rows, report.level, report.version))
             }
             Err(failed) => {
-                match &failed {
-                    Failed::Error(error) if error.code() != ErrorCode::TokenConflict => {}
-                    _ if is_mistaken => self.office.shared.sometimes(Rare::MistakeNoticed),
-                    // Else the key is of these rows. A note may be another column's by now.
-                    Failed::Error(error) if write.note != Note::Given => {
+                if let Failed::Error(error) = &failed
+                    && error.code() == ErrorCode::TokenConflict
+                {
+                    if is_mistaken {
+                        self.office.shared.sometimes(Rare::MistakeNoticed);
+                    } else if write.note != Note::Given {
+                        // The key is of these rows. A note may be another column's by now.
                         let what = format!("operation {} through {}: {error}", write.id, HostId(write.node));
                         self.office.history.facts().internal.push(what);
                     }
-                    _ => {}
                 }
                 (failed.outcome(), failed.word())
             }

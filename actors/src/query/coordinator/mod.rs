@@ -31,7 +31,7 @@ use super::admission::{Entry, Permit};
 use super::assign::{Assignment, assign};
 use super::locked;
 use super::message::{FragmentTasks, Report, StartTasks, Status};
-use super::node::{ActorCount, QueryNode};
+use super::node::{ActorCount, QueryNode, laggard};
 use super::ports::Replan;
 use super::service::RunOptions;
 use crate::service::{Moment, Progress, QueryEvent, QuerySummary};
@@ -363,7 +363,7 @@ impl QueryState {
             let mut tasks = fragment.tasks.iter().zip(self.assignment.of(fragment.id));
             tasks.all(|(task, place)| match task.place {
                 Place::Replica(partition) if *place == node => {
-                    placement.candidates(partition).iter().any(|other| fit(partition, other))
+                    placement.candidates(partition).all().any(|other| fit(partition, &other))
                 }
                 _ => true,
             })
@@ -427,6 +427,9 @@ impl QueryState {
         let candidates = |partition| placement.candidates(partition);
         let placed = assign(&self.graph, self.node.id, &alive, candidates, &suspects);
         Event::Placed(placed.map(|assignment| {
+            for node in &assignment.passed_over {
+                self.node.env.reached(laggard(*node == self.node.id));
+            }
             self.assignment = assignment;
             self.assignment.nodes()
         }))

@@ -24,8 +24,8 @@ use shoal_planner::{FragmentGraph, PlanOptions, Planner, Statement};
 use shoal_storage::datum_at;
 
 use crate::query::{
-    BatchIterator, LocalReplicas, PartitionSnapshot, Placement, QueryLimits, QueryService, QueryStats, RunOptions,
-    locked,
+    BatchIterator, Candidates, LocalReplicas, PartitionSnapshot, Placement, QueryLimits, QueryService, QueryStats,
+    RunOptions, locked,
 };
 use crate::service::{QueryEvent, QueryStream, QuerySummary};
 use crate::transport::{Transport, TransportConfig};
@@ -267,10 +267,11 @@ impl Placement for Places {
         locked(&self.0.suspected).clone()
     }
 
-    fn candidates(&self, partition: PartitionId) -> Vec<NodeId> {
+    fn candidates(&self, partition: PartitionId) -> Candidates {
         let down = locked(&self.0.down).clone();
         let holders = self.0.holders.get(&partition).cloned().unwrap_or_default();
-        holders.into_iter().filter(|node| !down.contains(node)).collect()
+        let level = holders.into_iter().filter(|node| !down.contains(node)).collect();
+        Candidates { level, behind: Vec::new() }
     }
 }
 

@@ -22,7 +22,7 @@ use shoal_storage::{DigestMoment, Rows, Write};
 use self::comparison::Comparison;
 use super::handle::ReplicaHandle;
 use super::message::{BucketsAnswer, DigestAnswer, Repaired, ReplicaAnswer, ReplicaCall};
-use super::replicator::versions;
+use super::replicator::{pull_bytes_max, versions};
 use super::serve;
 use crate::batch;
 use crate::later::later;
@@ -30,8 +30,6 @@ use crate::node::context::NodeContext;
 
 /// How long a peer may take for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rows of one answer, in bytes.
-const PULL_BYTES_MAX: u64 = 4 << 20;
 /// Between two looks at a difference: longer than replicas take to pull what was on its way.
 const LOOK_PAUSE: Duration = Duration::from_secs(3);
 /// Looks at one peer.
@@ -265,7 +263,7 @@ async fn pull(
     buckets: &BTreeSet<u8>,
     manner: Manner,
 ) -> Result<u64> {
-    let (partition, bytes_max) = (handle.partition, PULL_BYTES_MAX);
+    let (partition, bytes_max) = (handle.partition, pull_bytes_max(context));
     let (mut after, mut news) = (ByteBuf::new(), 0);
     loop {
         let under_way = handle.pulls.read().await;
