@@ -96,6 +96,7 @@ rare! {
     KeyReadPlanned = "a read by key became a query, because the replica that was asked could not answer";
     KeyChangePlanned = "rows to be changed could not be found by key, and were found by a query";
     QueryLeavesSilent = "a query began anew without a node that had fallen silent";
+    SilenceNoticed = "a node that was asked for rows did not even say whether it was there";
     // Placement.
     ReplicaMade = "a replica more was made of a partition";
     SplitBySize = "a partition that had outgrown its limits was split";

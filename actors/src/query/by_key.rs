@@ -24,8 +24,8 @@ use crate::service::{Moment, Progress, QueryEvent, QueryStream, QuerySummary};
 pub(super) const READS_MAX: usize = 32;
 /// Bytes of Arrow memory that one may find.
 const BYTES_MAX: usize = 1 << 20;
-/// How long another node may take. Much longer than such a read takes, and shorter than it takes to find out that a node is gone.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long another node may take: much longer than such a read does.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How long this node may take, with what its replica has to hear of others for a read at quorum.
 const PATIENCE_HERE: Duration = Duration::from_secs(1);
 
@@ -115,7 +115,7 @@ impl QueryService {
 /// The node whose replica is read: this one, if it has one.
 fn replica_of(node: &QueryNode, partition: PartitionId) -> Result<NodeId> {
     let candidates = node.placement.candidates(partition);
-    let suspected = node.placement.suspected();
+    let suspected = node.suspected();
     let answering = candidates.all().find(|candidate| !suspected.contains(candidate));
     if answering.is_some_and(|node| candidates.level.contains(&node)) {
         for other in &candidates.behind {
@@ -132,7 +132,7 @@ async fn ask(node: &QueryNode, from: NodeId, scan: &ScanSpec, options: &RunOptio
     let timeout = options.timeout.min(PATIENCE);
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let question = ReadRows { scan: scan.clone(), read_level: options.read_level, timeout_ms };
-    match node.ask(from, &Request::Read(question), timeout).await? {
+    match node.ask_watched(from, &Request::Read(question), timeout, true).await? {
         Reply::Read(read) => {
             let RowsRead { batches, seen, newest } = read?;
             let batches = batches.iter().map(|bytes| batch::decode(bytes)).collect::<Result<_>>()?;

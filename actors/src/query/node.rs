@@ -1,6 +1,6 @@
 //! What all query actors of a node share: the ways out, the budgets, and who runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, Rare, Result
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Admission;
-use super::coordinator::{QueryMessage, QueryView};
+use super::coordinator::{Event, QueryMessage, QueryView};
 use super::edge::EdgeTable;
 use super::edge::codec::OpenEdge;
 use super::message::{Failure, Notice, Reply, Report, Request, StartTasks, Status};
@@ -24,6 +24,12 @@ use crate::transport::{Route, Transport};
 
 /// How long starting tasks on a node may take: decoding plans and pinning snapshots, no rows.
 const START_TIMEOUT: Duration = Duration::from_millis(10_000);
+/// How long another node may take before it is asked whether it is there at all.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
+/// How long it may take to answer that, which costs it nothing.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(150);
+/// How long a node that did not is passed over, if membership does not suspect it by then.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// A node's share in all queries.
 pub(crate) struct QueryNode {
@@ -39,6 +45,8 @@ pub(crate) struct QueryNode {
     pub(crate) admission: Admission,
     /// A place for each read by key that is under way here.
     pub(super) key_reads: Semaphore,
+    /// Nodes that did not say whether they are there, and until when they are passed over.
+    silent: Mutex<BTreeMap<NodeId, Duration>>,
     root: ActorCell,
     registry: Mutex<Registry>,
     actors: Arc<AtomicUsize>,
@@ -91,6 +99,7 @@ impl QueryNode {
             edges: EdgeTable::default(),
             admission,
             key_reads: Semaphore::new(by_key::READS_MAX),
+            silent: Mutex::default(),
             root,
             registry: Mutex::default(),
             actors: Arc::default(),
@@ -214,6 +223,58 @@ impl QueryNode {
         Ok(wire::decode(&bytes)?)
     }
 
+    /// The same for what is done in a moment as a rule. A node that takes longer is asked whether it is there at all; one that is busy says
+    /// so. One that says nothing is passed over by all queries of this node, and this call given up, if it is to be.
+    pub(super) async fn ask_watched(
+        &self,
+        to: NodeId,
+        request: &Request,
+        timeout: Duration,
+        gives_up: bool,
+    ) -> Result<Reply> {
+        let answer = self.ask(to, request, timeout);
+        tokio::pin!(answer);
+        // There is no such query: any answer will do.
+        let look = Request::IsCurrent { query: QueryId::new(to, 0), attempt: 0 };
+        loop {
+            if let Ok(answered) = self.env.timeout(LOOK_AFTER, &mut answer).await {
+                return answered;
+            }
+            tokio::select! {
+                biased;
+                answered = &mut answer => return answered,
+                seen = self.ask(to, &look, LOOK_TIMEOUT) => if let Err(error) = seen {
+                    self.fell_silent(to);
+                    if gives_up {
+                        return Err(error);
+                    }
+                },
+            }
+        }
+    }
+
+    fn fell_silent(&self, node: NodeId) {
+        self.env.reached(Rare::SilenceNoticed);
+        let until = self.env.monotonic() + SILENT_FOR;
+        locked(&self.silent).insert(node, until);
+        self.tell_silent(node);
+    }
+
+    /// Tells the queries of this node that another one does not answer.
+    pub(super) fn tell_silent(&self, node: NodeId) {
+        for query in self.queries() {
+            let _ = query.send_message(QueryMessage::Event(Event::NodeSilent(node)));
+        }
+    }
+
+    /// Nodes that have not answered lately, membership or this node.
+    pub(super) fn suspected(&self) -> BTreeSet<NodeId> {
+        let now = self.env.monotonic();
+        let mut silent = locked(&self.silent);
+        silent.retain(|_, until| *until > now);
+        silent.keys().copied().chain(self.placement.suspected()).collect()
+    }
+
     /// Starts tasks on a node.
     ///
     /// # Errors
@@ -223,7 +284,7 @@ impl QueryNode {
             return tasks::start(self, start).await;
         }
         let timeout = START_TIMEOUT.min(Duration::from_millis(start.timeout_ms.max(1)));
-        match self.ask(to, &Request::Start(start), timeout).await {
+        match self.ask_watched(to, &Request::Start(start), timeout, false).await {
             Ok(Reply::Started(result)) => result,
             Ok(_) => Err(Failure::plain(Error::internal(format!("node {to} answered something else than was asked")))),
             Err(error) => Err(Failure::lost(to, &error)),

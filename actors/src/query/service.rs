@@ -285,9 +285,7 @@ impl QueryService {
 
     /// Membership suspects that a node is gone: queries that have not worked for long begin anew without it.
     pub fn node_silent(&self, node: NodeId) {
-        for query in self.node.queries() {
-            let _ = query.send_message(QueryMessage::Event(Event::NodeSilent(node)));
-        }
+        self.node.tell_silent(node);
     }
 
     /// What queries hold on this node.

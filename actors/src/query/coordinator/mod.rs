@@ -338,7 +338,7 @@ impl QueryState {
 
     /// Whether a node has not answered lately, or not answered this query.
     fn is_silent(&self, node: NodeId) -> bool {
-        self.core.suspects().nodes.contains(&node) || self.node.placement.suspected().contains(&node)
+        self.core.suspects().nodes.contains(&node) || self.node.suspected().contains(&node)
     }
 
     /// Whether it is not known what a node has read for the attempt.
@@ -352,7 +352,7 @@ impl QueryState {
     /// Whether others can do what a node does for the attempt.
     fn can_do_without(&self, node: NodeId) -> bool {
         let (placement, failed) = (&self.node.placement, self.core.suspects());
-        let silent = placement.suspected();
+        let silent = self.node.suspected();
         let fit = |partition, other: &NodeId| {
             *other != node
                 && !silent.contains(other)
@@ -423,7 +423,7 @@ impl QueryState {
             self.node.env.reached(Rare::QueryAvoidsNode);
         }
         // A query that waits for a node which is gone waits until that is certain, which takes longer than to suspect it.
-        suspects.silent = placement.suspected();
+        suspects.silent = self.node.suspected();
         let candidates = |partition| placement.candidates(partition);
         let placed = assign(&self.graph, self.node.id, &alive, candidates, &suspects);
         Event::Placed(placed.map(|assignment| {

@@ -134,6 +134,18 @@ async fn a_query_begins_anew_when_a_node_falls_silent() {
     cluster.is_empty(&[]).await;
 }
 
+/// Membership has noticed nothing yet. The first query finds out, and the next ones know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_answers_nothing_is_found_out() {
+    let cluster = cluster().await;
+    // A socket that takes connections, of which nobody reads.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    cluster.nodes[0].transport.set_address(NodeId(3), deaf.local_addr().unwrap());
+    assert!(cluster.check(0, GROUPS).await.restarts >= 1);
+    assert_eq!(cluster.check(0, GROUPS).await.restarts, 0);
+    cluster.is_empty(&[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broken_replicas_are_passed_over() {
     for fault in [Fault::Missing, Fault::Corrupt] {
