@@ -8,7 +8,7 @@ use super::scenes::GossipReport;
 pub const QUIET_GROWTH_MAX: f64 = 1.5;
 
 /// Bytes that a quiet node may send in a second, on average.
-pub const QUIET_BYTES_MAX: f64 = 900.0;
+pub const QUIET_BYTES_MAX: f64 = 850.0;
 
 /// Bytes that a quiet node may send and receive in a second, all but one in a hundred: as much as it sends it receives, and some
 /// are asked more often than others. What a single node does among thousands is measured and not bounded.
