@@ -83,14 +83,16 @@ impl Inner {
         request: &SqlRequest,
         change: &KeyChange,
         table: Arc<Table>,
+        id: QueryId,
         options: &RunOptions,
         left: impl Fn() -> Duration,
     ) -> Result<Option<CommandDone>> {
         let (tag, deletes) = if change.deletes { ("DELETE", true) } else { ("UPDATE", false) };
         refuse_token(request, tag)?;
-        let Ok(found) = self.queries.find_by_key(&change.read, options).await else { return Ok(None) };
-        let batches: Vec<RecordBatch> = change.rows(&found.batches)?.into_iter().collect();
-        let change = Change { deletes, read: found.newest };
+        let Ok(found) = self.queries.find_by_key(&change.read, id, options).await else { return Ok(None) };
+        let Ok(rows) = change.rows(&found.batches) else { return Ok(None) };
+        metrics::counter!("shoal_key_changes_total").increment(1);
+        let (batches, change) = (rows.into_iter().collect(), Change { deletes, read: found.newest });
         match self.write_found(request, tag, &table, batches, change, left).await {
             Err(error) if error.code() == ErrorCode::SchemaChanged && error.applied() == Applied::False => Ok(None),
             done => done.map(Some),

@@ -127,7 +127,7 @@ impl Inner {
             }
             Statement::KeyChange(change) => {
                 let table = table(&change.table)?;
-                let done = match self.change_by_key(&request, &change, table, &options(), left).await? {
+                let done = match self.change_by_key(&request, &change, table, id, &options(), &left).await? {
                     Some(done) => done,
                     None => {
                         self.context.env.reached(Rare::KeyChangePlanned);

@@ -60,14 +60,12 @@ impl QueryService {
     /// Answers a read by key.
     ///
     /// # Errors
-    /// As [`Self::find_by_key`], and if the id is none for a query here.
+    /// As [`Self::find_by_key`].
     pub async fn read_by_key(&self, read: &KeyRead, id: QueryId, options: &RunOptions) -> Result<QueryStream> {
         let node = &self.node;
         let began = node.env.monotonic();
-        if id.coordinator() != node.id || node.query(id).is_some() {
-            return Err(Error::new(ErrorCode::InvalidRequest, format!("{id} is no id for a query here")));
-        }
-        let found = self.find_by_key(read, options).await?;
+        let found = self.find_by_key(read, id, options).await?;
+        metrics::counter!("shoal_key_reads_total").increment(1);
         let answer = read.answer(&found.batches)?;
         let rows = answer.as_ref().map_or(0, |batch| batch.num_rows() as u64);
         let bytes: usize = found.batches.iter().map(batch_bytes).sum();
@@ -98,16 +96,19 @@ impl QueryService {
     /// Finds rows by key.
     ///
     /// # Errors
-    /// The replica that was asked has not answered as quickly as it should, cannot be read, or has found more than such a read is for.
-    pub(crate) async fn find_by_key(&self, read: &KeyRead, options: &RunOptions) -> Result<Found> {
+    /// The id is none for a query here, or the replica that was asked has not answered as quickly as it should, cannot be read, or has
+    /// found more than such a read is for.
+    pub(crate) async fn find_by_key(&self, read: &KeyRead, id: QueryId, options: &RunOptions) -> Result<Found> {
         let node = &self.node;
         node.taking()?;
+        if id.coordinator() != node.id || node.query(id).is_some() {
+            return Err(Error::new(ErrorCode::InvalidRequest, format!("{id} is no id for a query here")));
+        }
         let from = replica_of(node, read.scan.partition)?;
         let found = match from == node.id {
             true => read_here(node, read.scan.clone(), options.read_level, options.timeout.min(PATIENCE_HERE)).await?,
             false => ask(node, from, &read.scan, options).await?,
         };
-        metrics::counter!("shoal_key_reads_total").increment(1);
         Ok(found)
     }
 }

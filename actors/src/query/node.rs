@@ -45,11 +45,18 @@ pub(crate) struct QueryNode {
     pub(crate) admission: Admission,
     /// A place for each read by key that is under way here.
     pub(super) key_reads: Semaphore,
-    /// Nodes that did not say whether they are there, and until when they are passed over.
-    silent: Mutex<BTreeMap<NodeId, Duration>>,
+    /// Nodes that did not say whether they are there.
+    silent: Mutex<BTreeMap<NodeId, Silence>>,
     root: ActorCell,
     registry: Mutex<Registry>,
     actors: Arc<AtomicUsize>,
+}
+
+struct Silence {
+    /// The node is passed over so long.
+    until: Duration,
+    /// When the queries of this node were told.
+    told_at: Duration,
 }
 
 #[derive(Default)]
@@ -224,7 +231,7 @@ impl QueryNode {
     }
 
     /// The same for what is done in a moment as a rule. A node that takes longer is asked whether it is there at all; one that is busy says
-    /// so. One that says nothing is passed over by all queries of this node, and this call given up, if it is to be.
+    /// so, or something else. One that says nothing is passed over by all queries of this node, and this call given up, if it is to be.
     pub(super) async fn ask_watched(
         &self,
         to: NodeId,
@@ -236,28 +243,47 @@ impl QueryNode {
         tokio::pin!(answer);
         // There is no such query: any answer will do.
         let look = Request::IsCurrent { query: QueryId::new(to, 0), attempt: 0 };
-        loop {
-            if let Ok(answered) = self.env.timeout(LOOK_AFTER, &mut answer).await {
-                return answered;
+        let mut patience = LOOK_AFTER;
+        let answered = loop {
+            if let Ok(answered) = self.env.timeout(patience, &mut answer).await {
+                break answered;
             }
+            patience *= 2;
+            let before = self.transport.heard(to);
             tokio::select! {
                 biased;
-                answered = &mut answer => return answered,
-                seen = self.ask(to, &look, LOOK_TIMEOUT) => if let Err(error) = seen {
-                    self.fell_silent(to);
-                    if gives_up {
-                        return Err(error);
+                answered = &mut answer => break answered,
+                seen = self.ask(to, &look, LOOK_TIMEOUT) => match seen {
+                    // What it says may have to queue behind much else.
+                    Err(error) if error.code() == ErrorCode::Timeout && self.transport.heard(to) == before => {
+                        self.fell_silent(to);
+                        if gives_up {
+                            return Err(error);
+                        }
                     }
+                    _ => {}
                 },
             }
+        };
+        if answered.is_ok() {
+            locked(&self.silent).remove(&to);
         }
+        answered
     }
 
     fn fell_silent(&self, node: NodeId) {
-        self.env.reached(Rare::SilenceNoticed);
-        let until = self.env.monotonic() + SILENT_FOR;
-        locked(&self.silent).insert(node, until);
-        self.tell_silent(node);
+        let now = self.env.monotonic();
+        let is_news = {
+            let mut silent = locked(&self.silent);
+            let known = silent.get(&node).map(|silence| silence.told_at).filter(|told_at| now < *told_at + SILENT_FOR);
+            silent.insert(node, Silence { until: now + SILENT_FOR, told_at: known.unwrap_or(now) });
+            known.is_none()
+        };
+        // Everybody who waits for it finds this out, again and again; queries are told now and then.
+        if is_news {
+            self.env.reached(Rare::SilenceNoticed);
+            self.tell_silent(node);
+        }
     }
 
     /// Tells the queries of this node that another one does not answer.
@@ -271,7 +297,7 @@ impl QueryNode {
     pub(super) fn suspected(&self) -> BTreeSet<NodeId> {
         let now = self.env.monotonic();
         let mut silent = locked(&self.silent);
-        silent.retain(|_, until| *until > now);
+        silent.retain(|_, silence| silence.until > now);
         silent.keys().copied().chain(self.placement.suspected()).collect()
     }
 

@@ -127,6 +127,11 @@ impl Connection {
         self.closed.is_cancelled()
     }
 
+    /// Reads that brought something.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// Nothing is pending or queued.
     pub(super) fn is_idle(&self) -> bool {
         let tables = lock(&self.tables);

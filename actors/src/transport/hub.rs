@@ -339,6 +339,12 @@ impl Hub {
         }
     }
 
+    /// Reads that brought something from a node, on all connections that there are.
+    pub(super) fn heard(&self, from: NodeId) -> u64 {
+        let state = lock(&self.state);
+        state.connections.values().filter(|connection| connection.peer() == from).map(|known| known.heard()).sum()
+    }
+
     pub(super) fn stats(&self) -> TransportStats {
         TransportStats {
             connections: lock(&self.state).connections.len() as u64,

@@ -149,6 +149,11 @@ impl Transport {
         }
     }
 
+    /// Goes on as long as anything comes from a node, on any connection; another number is a sign of life.
+    pub fn heard(&self, from: NodeId) -> u64 {
+        self.0.heard(from)
+    }
+
     /// Sends a message without an answer, at most once, perhaps never.
     ///
     /// # Errors

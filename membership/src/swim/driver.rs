@@ -102,7 +102,10 @@ impl Driver {
             match self.env.timeout(UNREAD_WAIT, self.socket.receive_from(buffer)).await {
                 Ok(Ok((length, _))) => self.datagram(&buffer[..length], self.env.monotonic()).await,
                 // One that could not be read is one that was lost; others may wait behind it.
-                Ok(Err(_)) => count(&self.counters.failed),
+                Ok(Err(_)) => {
+                    count(&self.counters.failed);
+                    self.env.sleep(UNREAD_WAIT).await;
+                }
                 Err(_) => return,
             }
         }

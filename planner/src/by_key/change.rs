@@ -3,12 +3,15 @@
 use arrow::array::RecordBatch;
 use datafusion::common::ScalarValue;
 use shoal_catalog::{Catalog, Table};
-use shoal_kernel::{Error, Result, ScanSpec};
+use shoal_kernel::{Column, Error, ErrorCode, Result, ScanSpec};
 use sqlparser::ast::{self, AssignmentTarget, FromTable};
 
 use super::{KeyRead, Of, plain_table};
 use crate::literals::constant;
 use crate::sql::{normalised, table_name};
+
+/// Bytes that are set by key at most, in all rows together.
+const BYTES_MAX: usize = 1 << 20;
 
 /// A DELETE or UPDATE of a few rows by key.
 #[derive(Debug, Clone)]
@@ -28,9 +31,14 @@ impl KeyChange {
     /// nothing.
     ///
     /// # Errors
-    /// These are not the rows of the scan.
+    /// These are not the rows of the scan; [`ErrorCode::LimitExceeded`]: what is set would be more than such a change is for.
     pub fn rows(&self, found: &[RecordBatch]) -> Result<Option<RecordBatch>> {
         let Some(rows) = self.read.answer(found)? else { return Ok(None) };
+        let set: usize = self.set.iter().map(|(_, value)| value.size()).sum();
+        if set.saturating_mul(rows.num_rows()) > BYTES_MAX {
+            let message = format!("a change by key sets more than {BYTES_MAX} bytes");
+            return Err(Error::new(ErrorCode::LimitExceeded, message));
+        }
         let mut columns = rows.columns().to_vec();
         for (place, value) in &self.set {
             let strange = |error| Error::internal(format!("a value cannot be repeated: {error}"));
@@ -112,7 +120,7 @@ impl Of<'_> {
     fn changed(
         &self,
         catalog: &Catalog,
-        columns: Vec<&shoal_kernel::Column>,
+        columns: Vec<&Column>,
         condition: &ast::Expr,
         deletes: bool,
         set: Vec<(usize, ScalarValue)>,

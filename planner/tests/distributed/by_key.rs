@@ -197,6 +197,12 @@ async fn a_change_by_key_writes_what_the_query_would() {
         let as_ever = world.planner.plan(sql, &world.catalog, &PlanOptions::default()).await.unwrap_err();
         assert_eq!((error.code(), error.message()), (as_ever.code(), as_ever.message()), "{sql}");
     }
+    // More than such a change is for.
+    let long = format!("UPDATE flights SET origin = '{}' WHERE id BETWEEN 101 AND 199", "x".repeat(20_000));
+    let planned = world.planner.plan(&long, &world.catalog, &by_key()).await.unwrap();
+    let Statement::KeyChange(change) = planned else { panic!("it is found by key") };
+    let error = change.rows(&scan(&world, &change.read.scan).await).unwrap_err();
+    assert_eq!(error.code(), shoal_kernel::ErrorCode::LimitExceeded);
     let (_, rows) = query(&world, "EXPLAIN UPDATE flights SET delay = 7 WHERE id = 120", &by_key()).await.unwrap();
     let first = lines(&rows).into_iter().next().unwrap();
     assert!(first.starts_with("by_key|KeyUpdate: flights, partition=p3, columns=[id, "), "{first}");

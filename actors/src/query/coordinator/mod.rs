@@ -40,6 +40,9 @@ use crate::service::{Moment, Progress, QueryEvent, QuerySummary};
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// How long a node may take to let go of an attempt before the query goes on without its answer.
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Attempts that a query may leave because a node of theirs fell silent. Then it waits for it: a silence is no proof, and the attempts
+/// that are left may be needed.
+const LEAVES_MAX: u32 = state::ATTEMPTS_MAX / 2;
 /// A query that has worked for less than this begins anew elsewhere when a node of its falls silent. One that has worked longer waits
 /// until it is certain that the node is gone, which takes a fraction of that.
 const WORK_TO_REPEAT: Duration = Duration::from_millis(5_000);
@@ -377,7 +380,10 @@ impl QueryState {
             return !(self.core.is_complete() && self.lacks_report(node));
         }
         let worked = self.node.env.monotonic().saturating_sub(self.started_at);
-        let leaves = worked < WORK_TO_REPEAT && self.can_do_without(node) && self.gate.seal_if_fresh();
+        let leaves = worked < WORK_TO_REPEAT
+            && self.core.attempt() <= LEAVES_MAX
+            && self.can_do_without(node)
+            && self.gate.seal_if_fresh();
         if leaves {
             self.node.env.reached(Rare::QueryLeavesSilent);
         }
