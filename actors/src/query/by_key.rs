@@ -105,11 +105,10 @@ impl QueryService {
             return Err(Error::new(ErrorCode::InvalidRequest, format!("{id} is no id for a query here")));
         }
         let from = replica_of(node, read.scan.partition)?;
-        let found = match from == node.id {
-            true => read_here(node, read.scan.clone(), options.read_level, options.timeout.min(PATIENCE_HERE)).await?,
-            false => ask(node, from, &read.scan, options).await?,
-        };
-        Ok(found)
+        match from == node.id {
+            true => read_here(node, read.scan.clone(), options.read_level, options.timeout.min(PATIENCE_HERE)).await,
+            false => ask(node, from, &read.scan, options).await,
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! Source: Dadgar, Phillips and Currey, "Lifeguard: Local Health Awareness for More Accurate Failure Detection" (2018): "local health
 //! aware suspicion". What counts there are probes that fail and negative answers of those who were asked to help; foca has no such
 //! answers, and without them a crash of somebody else would count against this node. Here its own timers count, which come late only if
-//! this process, its core or its disk does, and that others suspect it. A probe that fails after it has recovered lets the suspect down as soon as ever.
+//! this process, its core or its disk does, and that others suspect it. A probe that fails after it has recovered lets the suspect down
+//! as soon as ever.
 
 use std::time::Duration;
 

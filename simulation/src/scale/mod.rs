@@ -3,8 +3,8 @@
 //! Both are pure cores, so that thousands of them need neither a runtime nor a disk each: one queue of events drives them all.
 //! The gossip is the one that runs in production, down to the bytes of its datagrams; only sockets and clocks are replaced.
 //! [`gossip`] takes a number of nodes through a join storm, a quiet minute, a join, a crash of every tenth, a partition in halves
-//! with its heal, and a minute in which every tenth is slow. [`catalog`] makes a map of as many partitions as asked for. [`broken_bounds`] says which of the bounds
-//! in [`bounds`] do not hold.
+//! with its heal, and a minute in which every tenth is slow. [`catalog`] makes a map of as many partitions as asked for.
+//! [`broken_bounds`] says which of the bounds in [`bounds`] do not hold.
 //!
 //! Nothing here looks at the real world but through [`Meter`], for the times and the memory of the catalog.
 
