@@ -19,6 +19,18 @@ async fn run(node: &Node, sql: &str) -> Result<()> {
     node.sql(request).await?.collect().await.map(drop)
 }
 
+/// Makes the table `t` of three partitions, with the keys from 0 to 299.
+async fn make_table(node: &Node, replicas: u32) {
+    let create = format!(
+        "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR NOT NULL) PARTITION BY RANGE(k) SPLIT AT (100, 200) \
+         WITH (replication_factor = {replicas})"
+    );
+    run(node, &create).await.unwrap();
+    let rows: Vec<String> = (0..300).map(|k| format!("({k}, 'v{k}')")).collect();
+    let insert = format!("INSERT INTO t VALUES {}", rows.join(", "));
+    eventually("rows", || run(node, &insert)).await;
+}
+
 /// Keys and texts, and what the answer says of itself.
 async fn read(node: &Node, level: ReadLevel, sql: &str) -> Result<(Vec<(i64, String)>, QuerySummary)> {
     let request = SqlRequest { read_level: Some(level), ..SqlRequest::new(sql) };
@@ -42,12 +54,7 @@ async fn any_node_reads_by_key() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = nodes(dir.path()).await;
     // Of most partitions a node has no replica.
-    let create = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR NOT NULL) PARTITION BY RANGE(k) SPLIT AT (100, 200) \
-                  WITH (replication_factor = 1)";
-    run(&nodes[0], create).await.unwrap();
-    let rows: Vec<String> = (0..300).map(|k| format!("({k}, 'v{k}')")).collect();
-    let insert = format!("INSERT INTO t VALUES {}", rows.join(", "));
-    eventually("rows", || run(&nodes[0], &insert)).await;
+    make_table(&nodes[0], 1).await;
     run(&nodes[0], "FLUSH").await.unwrap();
     run(&nodes[1], "INSERT INTO t VALUES (250, 'newer')").await.unwrap();
     run(&nodes[2], "DELETE FROM t WHERE k = 7").await.unwrap();
@@ -107,12 +114,7 @@ async fn any_node_reads_by_key() {
 async fn any_node_changes_by_key() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path()).await;
-    let create = "CREATE TABLE t (k BIGINT PRIMARY KEY, v VARCHAR NOT NULL) PARTITION BY RANGE(k) SPLIT AT (100, 200) \
-                  WITH (replication_factor = 2)";
-    run(&nodes[0], create).await.unwrap();
-    let rows: Vec<String> = (0..300).map(|k| format!("({k}, 'v{k}')")).collect();
-    let insert = format!("INSERT INTO t VALUES {}", rows.join(", "));
-    eventually("rows", || run(&nodes[0], &insert)).await;
+    make_table(&nodes[0], 2).await;
     let done = async |node: &Node, sql: &str| {
         let request = SqlRequest { write_level: Some(WriteLevel::Quorum), ..SqlRequest::new(sql) };
         let mut stream = node.sql(request).await?;

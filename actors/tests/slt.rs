@@ -127,7 +127,7 @@ async fn load(node: &Node, table: &str, batches: Vec<RecordBatch>) {
 async fn flights(count: usize, spread: &str) {
     let dir = tempfile::tempdir().unwrap();
     let nodes = start(dir.path(), count).await;
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/demo");
+    let data = Path::new("../api/demo");
     let create = [
         format!(
             "CREATE TABLE flights (id BIGINT NOT NULL, ts TIMESTAMP, origin VARCHAR, destination VARCHAR, delay INTEGER, \
@@ -166,7 +166,7 @@ async fn run(nodes: Vec<Node>, file: &str) {
         let nodes = cluster.clone();
         async move { Ok(Cluster { nodes }) }
     });
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt").join(file);
+    let file = Path::new("tests/slt").join(file);
     runner.run_file_async(file).await.unwrap();
     for node in &nodes {
         node.shutdown().await;

@@ -12,7 +12,7 @@ use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use shoal_catalog::{Catalog, Table};
-use shoal_kernel::{Column, ColumnPredicate, CompareOp, Cutoff, Datum, Error, ReadLevel, Result, ScanSpec};
+use shoal_kernel::{Column, ColumnId, ColumnPredicate, CompareOp, Cutoff, Datum, Error, ReadLevel, Result, ScanSpec};
 use sqlparser::ast::{
     self, BinaryOperator, Expr, GroupByExpr, LimitClause, OrderByKind, SelectFlavor, SelectItem, SetExpr, TableFactor,
 };
@@ -40,8 +40,6 @@ pub struct KeyRead {
     /// By which of the scan's columns the answer is sorted.
     order: Vec<(usize, SortOptions)>,
     limit: Option<u64>,
-    /// The read, for people.
-    words: String,
 }
 
 impl KeyRead {
@@ -73,11 +71,19 @@ impl KeyRead {
 
 /// What a statement does by key, for people, if it does.
 pub(crate) fn describe(statement: &ast::Statement, catalog: &Catalog) -> Option<String> {
-    let read = match statement {
-        ast::Statement::Query(_) => read(statement, catalog)?,
-        _ => change(statement, catalog)?.read,
+    let (what, read) = match statement {
+        ast::Statement::Query(_) => ("KeyRead", read(statement, catalog)?),
+        _ => {
+            let change = change(statement, catalog)?;
+            (if change.deletes { "KeyDelete" } else { "KeyUpdate" }, change.read)
+        }
     };
-    Some(read.words)
+    let KeyRead { scan, limit, .. } = read;
+    let Table { name, schema, .. } = catalog.tables.get(&scan.table)?;
+    let column = |id: &ColumnId| schema.columns.iter().find(|column| column.id == *id);
+    let columns: Vec<&Column> = scan.columns.iter().map(column).collect::<Option<_>>()?;
+    let words = words(schema, &columns, &scan.predicates, limit);
+    Some(format!("{what}: {name}, partition={}{words}", scan.partition))
 }
 
 /// The read that a statement asks for, if it is one.
@@ -118,9 +124,8 @@ pub(crate) fn read(statement: &ast::Statement, catalog: &Catalog) -> Option<KeyR
         }
     }
     let scan = of.scan(catalog, &columns, predicates)?;
-    let words = of.words("KeyRead", &scan, &columns, limit);
     let scan = ScanSpec { limit: limit.filter(|_| order.is_empty()), ..scan };
-    Some(KeyRead { scan, schema: of.answers(&selected)?, read_level: table.options.read_level, order, limit, words })
+    Some(KeyRead { scan, schema: of.answers(&selected)?, read_level: table.options.read_level, order, limit })
 }
 
 /// What is selected, from where, and on which condition, if there is nothing else in it.
@@ -227,12 +232,6 @@ impl<'a> Of<'a> {
         let [partition] = partitions.as_slice() else { return None };
         let ids = columns.iter().map(|column| column.id).collect();
         Some(ScanSpec { predicates, ..ScanSpec::of(table.id, partition.id, table.schema.version, ids) })
-    }
-
-    /// What is read, for people.
-    fn words(&self, what: &str, scan: &ScanSpec, columns: &[&Column], limit: Option<u64>) -> String {
-        let words = words(&self.table.schema, columns, &scan.predicates, limit);
-        format!("{what}: {}, partition={}{words}", self.table.name, scan.partition)
     }
 
     /// The columns of the answer.

@@ -26,7 +26,7 @@ pub(super) struct PlannedStatement {
 impl Inner {
     /// Plans a statement. One that reads at quorum is planned on a catalog that holds everything agreed upon before, for a write
     /// may have made a partition of which this node has not heard.
-    /// `by_key` says whether it may be a read by key.
+    /// `by_key` says whether it may find its rows by key, without a plan.
     pub(super) async fn plan(&self, request: &SqlRequest, by_key: bool) -> Result<PlannedStatement> {
         // To plan takes about as long as to ask, so both are under way at once.
         let asked = (request.read_level == Some(ReadLevel::Quorum)).then(|| self.ask_catalog());

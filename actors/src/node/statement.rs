@@ -37,6 +37,17 @@ pub(super) fn table_of(catalog: &Catalog, name: &str) -> Result<Arc<Table>> {
     }
 }
 
+/// What a planned DELETE or UPDATE finds.
+fn found_rows(planned: PlannedStatement) -> Result<FoundRows> {
+    let PlannedStatement { statement, catalog, read_level } = planned;
+    let (tag, name, graph, deletes) = match statement {
+        Statement::Delete { table, keys } => ("DELETE", table, keys, true),
+        Statement::Update { table, rows } => ("UPDATE", table, rows, false),
+        _ => return Err(Error::internal("a DELETE or UPDATE was planned as another statement")),
+    };
+    Ok(FoundRows { tag, table: table_of(&catalog, &name)?, graph, read_level, deletes })
+}
+
 impl Inner {
     pub(super) async fn sql(self: &Arc<Self>, request: SqlRequest) -> Result<QueryStream> {
         if request.sql.len() > SQL_BYTES_MAX {
@@ -113,16 +124,9 @@ impl Inner {
                 };
                 Ok(self.done(id, done, started))
             }
-            Statement::Delete { table: name, keys } => {
-                let table = table(&name)?;
-                let found = FoundRows { tag: "DELETE", table, graph: keys, read_level, deletes: true };
-                let done = self.change(&request, found, id, left).await?;
-                Ok(self.done(id, done, started))
-            }
-            Statement::Update { table: name, rows } => {
-                let table = table(&name)?;
-                let found = FoundRows { tag: "UPDATE", table, graph: rows, read_level, deletes: false };
-                let done = self.update(&request, found, id, left).await?;
+            statement @ (Statement::Delete { .. } | Statement::Update { .. }) => {
+                let found = found_rows(PlannedStatement { statement, catalog, read_level })?;
+                let done = self.change_found(&request, found, id, left).await?;
                 Ok(self.done(id, done, started))
             }
             Statement::KeyChange(change) => {
@@ -131,7 +135,8 @@ impl Inner {
                     Some(done) => done,
                     None => {
                         self.context.env.reached(Rare::KeyChangePlanned);
-                        self.change_as_planned(&request, id, left).await?
+                        let found = found_rows(self.plan(&request, false).await?)?;
+                        self.change_found(&request, found, id, left).await?
                     }
                 };
                 Ok(self.done(id, done, started))
@@ -229,25 +234,14 @@ impl Inner {
         })
     }
 
-    /// Plans a DELETE or UPDATE as a query that finds its rows.
-    async fn plan_change(&self, request: &SqlRequest) -> Result<FoundRows> {
-        let PlannedStatement { statement, catalog, read_level } = self.plan(request, false).await?;
-        let (tag, name, graph, deletes) = match statement {
-            Statement::Delete { table, keys } => ("DELETE", table, keys, true),
-            Statement::Update { table, rows } => ("UPDATE", table, rows, false),
-            _ => return Err(Error::internal("a DELETE or UPDATE was planned as another statement")),
-        };
-        Ok(FoundRows { tag, table: table_of(&catalog, &name)?, graph, read_level, deletes })
-    }
-
-    /// Changes rows that could not be found by key.
-    async fn change_as_planned(
+    /// Changes the rows that a query finds.
+    async fn change_found(
         self: &Arc<Self>,
         request: &SqlRequest,
+        found: FoundRows,
         id: QueryId,
         left: impl Fn() -> Duration,
     ) -> Result<CommandDone> {
-        let found = self.plan_change(request).await?;
         match found.deletes {
             true => self.change(request, found, id, left).await,
             false => self.update(request, found, id, left).await,
@@ -272,7 +266,7 @@ impl Inner {
                 }
                 done => return done,
             }
-            found = self.plan_change(request).await?;
+            found = found_rows(self.plan(request, false).await?)?;
             // The first may not have ended everywhere.
             id = self.new_query_id();
         }

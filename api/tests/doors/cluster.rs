@@ -76,7 +76,7 @@ pub fn one_more_of(binary: &str, nodes: &mut Vec<Process>, directory: &Path, mor
 }
 
 fn import(node: &Process, file: &str, table: &str, key: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo").join(file);
+    let file = Path::new("demo").join(file);
     let output = Command::new(BINARY)
         .args(["import", file.to_str().unwrap(), "--table", table, "--create", "--primary-key", key])
         .args(["--url", node.client.url()])

@@ -172,7 +172,7 @@ fn tables_are_made_from_the_data() {
                   \"destination\" VARCHAR, \"delay\" INTEGER, \"distance\" INTEGER, PRIMARY KEY (\"id\"))";
     let done = CommandDone { tag: "CREATE TABLE".into(), rows: None, level: None, version: None };
     world.script(create, Script::Say(vec![QueryEvent::Done(done), QueryEvent::End(QuerySummary::default())]));
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/flights.parquet");
+    let file = "demo/flights.parquet";
     let url = world.url("");
     let import = |key: &str| {
         shoal(&["import", file, "--table", "flights", "--create", "--primary-key", key, "--url", &url], &[], "")

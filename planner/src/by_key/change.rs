@@ -126,12 +126,11 @@ impl Of<'_> {
         set: Vec<(usize, ScalarValue)>,
     ) -> Option<KeyChange> {
         let scan = self.scan(catalog, &columns, self.few(condition)?)?;
-        let words = self.words(if deletes { "KeyDelete" } else { "KeyUpdate" }, &scan, &columns, None);
         let selected: Vec<_> = columns.into_iter().map(|column| (column, column.name.clone())).collect();
         // What is written back must have all columns that there are by then.
         let scan = ScanSpec { schema_exact: !deletes, ..scan };
         let (schema, read_level) = (self.answers(&selected)?, self.table.options.read_level);
-        let read = KeyRead { scan, schema, read_level, order: Vec::new(), limit: None, words };
+        let read = KeyRead { scan, schema, read_level, order: Vec::new(), limit: None };
         Some(KeyChange { table: self.table.name.clone(), read, deletes, set })
     }
 
