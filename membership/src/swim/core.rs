@@ -24,7 +24,7 @@ use super::payload::{Notice, Notices};
 use super::scale::Scale;
 use super::seal::SEAL_BYTES;
 use super::survey::{self, GROUPS, Marks};
-use super::suspects::{Overdue, Suspects};
+use super::suspects::{Overdue, Suspects, Verdict};
 use super::{Member, MemberState, Members, SwimConfig, millis};
 
 /// Bytes of one datagram: below what any network of today carries whole (RFC 8085).
@@ -32,6 +32,8 @@ const DATAGRAM_BYTES_MAX: usize = 1_400;
 
 const INDIRECT_PROBES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
 const GOSSIP_MEMBERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
+/// Others who share a suspicion before it is as short as it gets, at most.
+const SHARERS_MAX: usize = 2;
 const DOWN_MEMBERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
 pub(super) const PACKET_BYTES_MAX: NonZeroUsize =
     NonZeroUsize::MIN.saturating_add(DATAGRAM_BYTES_MAX - SEAL_BYTES - KIND_BYTES - 1);
@@ -53,6 +55,8 @@ const GOSSIP: u8 = 0;
 const SURVEY: u8 = 1;
 /// As foca's, in answer to a survey: those who told it before have done so.
 const ANSWER: u8 = 2;
+/// As foca's, with one suspect, behind the node (4, BE) whose own probe of it has failed.
+const DOUBT: u8 = 3;
 
 /// What whoever drives the core must do, in this order.
 #[derive(Debug, Default)]
@@ -190,6 +194,7 @@ impl Core {
             Some((&GOSSIP, body)) => self.hear(body, false, now),
             Some((&ANSWER, body)) => self.hear(body, true, now),
             Some((&SURVEY, body)) => self.answer(body, now),
+            Some((&DOUBT, body)) => self.hear_doubt(body, now),
             _ => Effects { malformed: true, ..Effects::default() },
         };
         #[cfg(test)]
@@ -249,6 +254,77 @@ impl Core {
         all
     }
 
+    /// Somebody's own probe of a suspect has failed.
+    fn hear_doubt(&mut self, body: &[u8], now: Duration) -> Effects {
+        let me = *self.foca.identity();
+        let Some((by, news)) = body.split_first_chunk() else {
+            return Effects { malformed: true, ..Effects::default() };
+        };
+        let mut all = self.hear(news, false, now);
+        let heard = Heard::read(news).filter(|heard| heard.is_for(&me));
+        let Some([suspect]) = heard.as_ref().map(|heard| heard.updates.as_slice()) else { return all };
+        let by = NodeId(u32::from_be_bytes(*by));
+        if by != me.node && self.suspects.share(suspect, by, self.sharers()) {
+            all.sends.extend(self.spread_doubt(suspect, by));
+            self.hasten(suspect, now);
+        }
+        all
+    }
+
+    /// How many others, at most, share a suspicion before it is as short as it gets.
+    fn sharers(&self) -> usize {
+        // All but the suspect, of whom foca knows, and this node, which it does not count.
+        self.foca.num_members().saturating_sub(1).min(SHARERS_MAX)
+    }
+
+    /// Tells some members that a node's own probe of a suspect has failed. Each tells it once, so nearly all hear of it in a few steps.
+    fn spread_doubt(&mut self, suspect: &foca::Member<Identity>, by: NodeId) -> Vec<(SocketAddr, Vec<u8>)> {
+        let others =
+            self.foca.iter_members().map(|member| *member.id()).filter(|id| id.address != suspect.id().address);
+        let chosen: Vec<Identity> = others.sample(&mut self.rng, GOSSIP_MEMBERS.get());
+        let me = *self.foca.identity();
+        let mut kind = vec![DOUBT];
+        kind.extend(by.0.to_be_bytes());
+        let doubt = |to: &Identity| {
+            let mut parcel = Parcel::new(&kind, me, *to)?;
+            parcel.add(suspect).then(|| (to.address, parcel.close()))
+        };
+        chosen.iter().filter_map(doubt).collect()
+    }
+
+    /// A suspicion of this node's own that others share ends sooner.
+    fn hasten(&mut self, suspect: &foca::Member<Identity>, now: Duration) {
+        let enough = self.sharers();
+        if let Some((place, due_at)) = self.suspects.verdict(suspect, enough)
+            && let Some(timer) = self.timers.remove(place)
+        {
+            self.ordinal += 1;
+            *place = (due_at.max(now), self.ordinal);
+            self.timers.insert(*place, timer);
+        }
+    }
+
+    /// A probe of this node's own has failed.
+    fn doubt(
+        &mut self,
+        suspect: &foca::Member<Identity>,
+        verdict: Verdict,
+        now: Duration,
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut sends = Vec::new();
+        if self.learn(suspect, now) {
+            // Others may be told before the suspect is; it has the least time.
+            sends.extend(self.ask(suspect));
+        }
+        if self.suspects.doubt(suspect, verdict) {
+            if self.suspects.sharers(suspect) < self.sharers() {
+                sends.extend(self.spread_doubt(suspect, self.me()));
+            }
+            self.hasten(suspect, now);
+        }
+        sends
+    }
+
     /// Somebody asks what it has missed.
     fn answer(&mut self, question: &[u8], now: Duration) -> Effects {
         let me = *self.foca.identity();
@@ -279,7 +355,7 @@ impl Core {
                     return true;
                 }
                 if parcels.len() < ANSWER_DATAGRAMS_MAX {
-                    parcels.extend(Parcel::new(ANSWER, me, from));
+                    parcels.extend(Parcel::new(&[ANSWER], me, from));
                     return parcels.last_mut().is_some_and(|parcel| parcel.add(member));
                 }
                 false
@@ -463,7 +539,7 @@ impl Core {
         let me = *self.foca.identity();
         let mut sends = Vec::new();
         for to in chosen {
-            if let Some(mut parcel) = Parcel::new(GOSSIP, me, to) {
+            if let Some(mut parcel) = Parcel::new(&[GOSSIP], me, to) {
                 self.known.hand_out(BULK_TRANSMISSIONS, |member| parcel.add(member));
                 sends.push((to.address, parcel.close()));
             }
@@ -566,16 +642,19 @@ impl Core {
             effects.sends.push((to.address, body));
         }
         while let Some((after, timer)) = runtime.to_schedule() {
-            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
-                // The only sign that a probe of its own has failed.
-                let suspect = foca::Member::new(*member_id, *incarnation, State::Suspect);
-                if self.learn(&suspect, now) {
-                    // Others may be told before the suspect is; it has the least time.
-                    effects.sends.extend(self.ask(&suspect));
-                }
-            }
             self.ordinal += 1;
-            self.timers.insert((now + after, self.ordinal), timer);
+            let place = (now + after, self.ordinal);
+            let suspect = match &timer {
+                // The only sign that a probe of its own has failed.
+                Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                    Some(foca::Member::new(*member_id, *incarnation, State::Suspect))
+                }
+                _ => None,
+            };
+            self.timers.insert(place, timer);
+            if let Some(suspect) = suspect {
+                effects.sends.extend(self.doubt(&suspect, Verdict { since: now, longest: after, place }, now));
+            }
         }
         let (mut somebody_new, mut resized) = (false, false);
         while let Some(notification) = runtime.to_notify() {

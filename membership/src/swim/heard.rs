@@ -66,11 +66,11 @@ pub(super) struct Parcel {
 
 impl Parcel {
     /// An empty one. What it is comes before what foca reads.
-    pub(super) fn new(kind: u8, src: Identity, dst: Identity) -> Option<Self> {
+    pub(super) fn new(kind: &[u8], src: Identity, dst: Identity) -> Option<Self> {
         // foca keeps a node's own incarnation to itself; too low a one is ignored.
         let header = Header { src, src_incarnation: 0, dst, message: Message::<Identity>::Gossip };
         let mut body = Vec::with_capacity(1 + PACKET_BYTES_MAX.get());
-        body.push(kind);
+        body.extend_from_slice(kind);
         PostcardCodec.encode_header(&header, &mut body).ok()?;
         let count_at = body.len();
         body.put_u16(0);

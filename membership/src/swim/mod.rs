@@ -74,8 +74,9 @@ pub struct SwimConfig {
     /// How long to wait for a direct answer before others are asked to probe, in milliseconds: well below the period, well
     /// above a round trip.
     pub probe_rtt_ms: u64,
-    /// How long a suspect may object before it is down, in milliseconds. Longer is calmer; shorter finds failures sooner. Holds
-    /// for up to 15 nodes; among more it grows with the logarithm of their number, as the way of news does.
+    /// How long a suspect may object before it is down, in milliseconds; half as long if two others could not reach it either. Longer is
+    /// calmer; shorter finds failures sooner. Holds for up to 15 nodes; among more it grows with the logarithm of their number, as the way of
+    /// news does.
     pub suspicion_ms: u64,
     /// How often news is told to random members besides the probes, in milliseconds.
     pub gossip_ms: u64,
@@ -101,7 +102,7 @@ impl SwimConfig {
             data_dir: data_dir.into(),
             probe_period_ms: 200,
             probe_rtt_ms: 70,
-            suspicion_ms: 600,
+            suspicion_ms: 800,
             gossip_ms: 200,
             announce_ms: 10_000,
             announce_to_down_ms: 2_000,

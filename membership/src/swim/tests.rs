@@ -242,8 +242,43 @@ fn a_killed_node_is_down_within_three_seconds() {
         world.run(seed % 7);
         world.nodes.remove(&2);
         let took = world.settle(3, "node 2 is down", |world| world.seen_by_all(2, MemberState::Down));
-        assert!(took > millis(700), "no node is declared down without suspicion");
+        assert!(took > millis(400), "no node is declared down without suspicion");
     }
+}
+
+/// From the first suspicion of node 2 to the first verdict, as whoever is not cut off sees it.
+fn suspicion_lasts(world: &mut World) -> Duration {
+    let seen = |world: &World, state: MemberState| {
+        let others = world.nodes.keys().filter(|id| **id != 2 && !world.sides.iter().any(|side| side.contains(id)));
+        others.into_iter().any(|id| world.view(*id)[&2] == state)
+    };
+    world.settle(3, "node 2 is suspected", |world| seen(world, MemberState::Suspect));
+    world.settle(3, "node 2 is down", |world| seen(world, MemberState::Down))
+}
+
+#[test]
+fn what_others_have_seen_as_well_is_believed_sooner() {
+    let longest = millis(SwimConfig::new(NodeId(1), address(1), "", "").suspicion_ms);
+    for size in [3, 5, 9] {
+        let lasts = |seed: u64| {
+            let mut world = World::cluster(seed, size);
+            world.run(seed % 7);
+            world.kill(2);
+            suspicion_lasts(&mut world)
+        };
+        let all: Vec<Duration> = (0..40).map(lasts).collect();
+        assert!(all.iter().all(|lasts| (longest / 2..=longest).contains(lasts)), "{size} nodes: {all:?}");
+        let mean = all.iter().sum::<Duration>() / 40;
+        assert!(mean < longest * 4 / 5, "{size} nodes: {mean:?}");
+    }
+    // Nobody else sees it: it may be due to whoever does.
+    let mut world = World::cluster(1, 9);
+    world.sides = vec![(2..=9).collect()];
+    assert_eq!(suspicion_lasts(&mut world), longest);
+    // With two nodes there is nobody else.
+    let mut world = World::cluster(1, 2);
+    world.kill(2);
+    assert_eq!(suspicion_lasts(&mut world), longest);
 }
 
 #[test]
