@@ -193,14 +193,28 @@ impl Delivery {
     }
 
     /// The version that a token already has, if any replica knows it. Asks a majority, so that a write acknowledged at quorum
-    /// cannot be missed; sends no rows.
+    /// cannot be missed, and asks again while some of it are about to be ready; sends no rows.
     async fn known_parcel(&self, parcel: &Parcel) -> Result<Option<Version>> {
         let (Some(token), Some(fingerprint)) = (parcel.token.clone(), parcel.fingerprint) else { return Ok(None) };
-        let partition = match self.partition(parcel.part.partition)? {
-            Some(partition) => partition,
-            // What its replicas knew, those of any part of it know.
-            None => self.now_at(&Home::Key(route::least_key(&self.table, &parcel.part.rows)?))?,
-        };
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let partition = match self.partition(parcel.part.partition)? {
+                Some(partition) => partition,
+                // What its replicas knew, those of any part of it know.
+                None => self.now_at(&Home::Key(route::least_key(&self.table, &parcel.part.rows)?))?,
+            };
+            match self.look_up(&partition, token.clone(), fingerprint).await? {
+                Lookup::Known(version) => return Ok(version),
+                Lookup::TooFew { soon: true, .. } if self.left() > pause => {}
+                Lookup::TooFew { error, .. } => return Err(error),
+            }
+            self.context.env.reached(Rare::AskedAgain);
+            self.context.env.sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    async fn look_up(&self, partition: &Partition, token: String, fingerprint: u128) -> Result<Lookup> {
         let voters: Vec<NodeId> = partition.voters().collect();
         let call = ReplicaCall::Token { partition: partition.id, token };
         let call: Bytes = wire::encode(&call)?.into();
@@ -209,11 +223,15 @@ impl Delivery {
         let mut asked: FuturesUnordered<_> = voters.iter().map(|voter| ask(*voter)).collect();
         // A majority: what was acknowledged at quorum is then known, and what an unfinished attempt left on one replica of two.
         let needed = quorum(voters.len());
-        let (mut answered, mut lowest, mut last): (usize, Option<Version>, Option<Error>) = (0, None, None);
+        let (mut answered, mut opening, mut lowest, mut last) = (0, 0, None::<Version>, None::<Error>);
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(ReplicaAnswer::Token { record, counts }) => {
-                    answered += usize::from(counts);
+                    if counts {
+                        answered += 1
+                    } else {
+                        opening += 1
+                    }
                     if let Some(record) = record {
                         if self.is_other(record.fingerprint, fingerprint) {
                             return Err(conflict());
@@ -222,26 +240,35 @@ impl Delivery {
                     }
                 }
                 Ok(_) => last = Some(serve::unexpected()),
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    let is_opening = matches!(error.code(), ErrorCode::PartitionUnavailable | ErrorCode::NotReady);
+                    opening += usize::from(is_opening);
+                    last = Some(error);
+                }
             }
             if answered >= needed {
                 break;
             }
         }
-        if answered < needed && lowest.is_none() {
-            let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
-            let of = voters.len();
-            return Err(Error::new(
-                ErrorCode::NotEnoughReplicas,
-                format!(
-                    "{answered} of {of} replicas can say whether this idempotency key was used, {needed} must{why}"
-                ),
-            )
-            // An earlier request with this key may have had an effect; this one had none.
-            .with_applied(Applied::Unknown));
+        if answered >= needed || lowest.is_some() {
+            return Ok(Lookup::Known(lowest));
         }
-        Ok(lowest)
+        let why = last.map(|error| format!("; last answer: {error}")).unwrap_or_default();
+        let of = voters.len();
+        let message =
+            format!("{answered} of {of} replicas can say whether this idempotency key was used, {needed} must{why}");
+        // An earlier request with this key may have had an effect; this one had none.
+        let error = Error::new(ErrorCode::NotEnoughReplicas, message).with_applied(Applied::Unknown);
+        Ok(Lookup::TooFew { error, soon: answered + opening >= needed })
     }
+}
+
+/// What replicas know of a token.
+enum Lookup {
+    /// Enough of them have answered.
+    Known(Option<Version>),
+    /// Enough may answer `soon`, when those that are there are ready.
+    TooFew { error: Error, soon: bool },
 }
 
 impl Sending {
