@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_catalog::Command;
+use shoal_catalog::{Command, CommandOutcome};
 use shoal_kernel::{Applied, Env, Error, ErrorCode, NodeId, Result};
 use shoal_membership::{Agreement, Swim};
 use shoal_storage::PagePool;
@@ -62,11 +62,16 @@ impl NodeContext {
     ///
     /// # Errors
     /// As of [`Agreement::propose`], and [`ErrorCode::Timeout`] if it is agreed upon and not shown in time.
-    pub(crate) async fn change_catalog(&self, command: Command, what: &str, timeout: Duration) -> Result<()> {
+    pub(crate) async fn change_catalog(
+        &self,
+        command: Command,
+        what: &str,
+        timeout: Duration,
+    ) -> Result<CommandOutcome> {
         let agreed = self.agreement.propose(command, timeout).await?;
         // It was waited for as long as there was time.
         match self.agreement.catalog().borrow().version >= agreed.version {
-            true => Ok(()),
+            true => Ok(agreed),
             false => {
                 let message = format!("{what} is agreed upon, and this node has not heard of it in time");
                 Err(Error::new(ErrorCode::Timeout, message).with_applied(Applied::Unknown))

@@ -29,7 +29,7 @@ impl Inner {
                 Command::RemoveNode { id, lost: true }
             }
         };
-        self.context.change_catalog(command, "the change of the node", timeout).await
+        self.context.change_catalog(command, "the change of the node", timeout).await.map(drop)
     }
 
     /// What placement would do for balance if it were to decide now, here.

@@ -400,7 +400,7 @@ impl Node {
     pub async fn pause_balance(&self, paused: bool, timeout: Duration) -> Result<()> {
         self.0.admit().await?;
         let command = Command::PauseBalance { paused };
-        self.0.context.change_catalog(command, "the change of balance", timeout).await
+        self.0.context.change_catalog(command, "the change of balance", timeout).await.map(drop)
     }
 
     /// Waits until the node's part is over by itself: its process should end. Replicas that fail are restarted by their supervisor;

@@ -284,7 +284,7 @@ impl Inner {
         loop {
             attempts += 1;
             match altered {
-                Some(altered) => match self.propose(Command::AlterTable(altered), ALTER_TABLE, left()).await {
+                Some(altered) => match self.alter_once(altered, left()).await {
                     Err(error) if error.code() == ErrorCode::SchemaChanged && attempts < ALTER_ATTEMPTS_MAX => {
                         self.context.env.reached(Rare::AlteredByOthers);
                     }
@@ -302,6 +302,17 @@ impl Inner {
                 _ => return Err(Error::internal("an ALTER TABLE was planned as another statement")),
             };
         }
+    }
+
+    async fn alter_once(&self, altered: AlteredTable, timeout: Duration) -> Result<CommandDone> {
+        let (table, changes_columns) = (altered.table, !altered.changes.is_empty());
+        let outcome = self.context.change_catalog(Command::AlterTable(altered), ALTER_TABLE, timeout).await?;
+        if changes_columns && outcome.effects.is_empty() {
+            // Somebody else had made it, and what came after that may have undone it: there may be a new column of the name.
+            let message = format!("the columns of {table} were changed meanwhile");
+            return Err(Error::new(ErrorCode::SchemaChanged, message).with_applied(Applied::False));
+        }
+        Ok(CommandDone { tag: ALTER_TABLE.into(), rows: None, level: None, version: None })
     }
 
     /// See [`super::Node::evolve`].

@@ -227,8 +227,8 @@ async fn mark(context: &NodeContext, partition: PartitionId, failed: bool) -> bo
     let command = Command::MarkReplica { partition, node: context.node, failed };
     let what = format!("the mark of a failed replica of {partition}");
     match context.change_catalog(command, &what, PROPOSAL_TIMEOUT).await {
-        Ok(()) if failed => context.env.reached(Rare::ReplicaGivenUp),
-        Ok(()) => {}
+        Ok(_) if failed => context.env.reached(Rare::ReplicaGivenUp),
+        Ok(_) => {}
         Err(error) => {
             tracing::debug!(%error, "the catalog did not hear of a failed replica; it does next turn");
             return false;

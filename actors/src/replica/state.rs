@@ -106,8 +106,15 @@ struct Heard {
     counts: bool,
     /// It was settled.
     settled: bool,
-    /// It may lack the end of what it has acknowledged.
+    /// It may lack some of what it has acknowledged: the end if it has sealed an epoch, otherwise everything.
     in_doubt: bool,
+}
+
+impl Heard {
+    /// Whether all that it has it got from others, and what it once acknowledged is gone for good.
+    fn has_nothing_of_its_own(&self) -> bool {
+        self.sealed == Epoch(0) && self.in_doubt
+    }
 }
 
 /// The rules' memory.
@@ -223,9 +230,9 @@ impl ReplicaCore {
         if self.meta.lacks == Lacks::Everything { Epoch(0) } else { self.meta.sealed }
     }
 
-    /// Whether it may lack the end of what it has acknowledged.
+    /// Whether it may lack some of what it has acknowledged. If it vouches for no epoch either, it has nothing left of that.
     pub(crate) fn is_in_doubt(&self) -> bool {
-        self.meta.lacks == Lacks::Tail
+        self.meta.lacks != Lacks::Nothing
     }
 
     /// The newest epoch that it has sealed: of no older one it accepts anything.
@@ -415,15 +422,16 @@ impl ReplicaCore {
     }
 
     /// Whether so many of these members, this one among them if it is one of its `own`, hold together what any majority of them has
-    /// acknowledged. For each that may lack some of that one more must be heard, unless no more are left. A replica that began empty
-    /// must hear of somebody at least.
+    /// acknowledged. For each that may lack the end of that one more must be heard, unless no more are left that could have it: who was
+    /// emptied could not say more if it was waited for. A replica that began empty must hear of somebody at least.
     fn has_heard_enough(&self, members: &[NodeId], needed: usize, own: usize) -> bool {
         let sealed = |heard: &Heard| heard.sealed >= self.partition.epoch;
         let heard = self.heard_of(members, sealed);
         let in_doubt = self.heard_of(members, |heard| sealed(heard) && heard.in_doubt);
         let others = members.iter().filter(|member| **member != self.node).count();
+        let left = others - self.heard_of(members, Heard::has_nothing_of_its_own);
         let least = usize::from(self.meta.lacks == Lacks::Everything);
-        heard + own >= (needed + in_doubt).min(others + own).max(least)
+        heard + own >= (needed + in_doubt).min(left + own).max(needed.min(others + own)).max(least)
     }
 
     fn has_heard_settled(&self) -> bool {
@@ -753,6 +761,39 @@ mod tests {
         core.step(Event::Persisted(Meta { lacks: Lacks::Everything, ..meta(3, false) }));
         core.step(Event::RoundDone);
         assert!(!core.counts());
+    }
+
+    #[test]
+    fn who_was_emptied_is_not_waited_for() {
+        // B was emptied, C lost the end of its log, and D joined. What B and C had acknowledged may be gone; B cannot tell.
+        let joined = partition(2, &[1, 2, 3, 4], &[], &[1, 2, 3]);
+        let mut core = ReplicaCore::new(ME, joined.clone(), Some(meta(1, true)), false, false);
+        assert_eq!(core.start(), [Effect::Persist(meta(2, true))]);
+        core.step(Event::Persisted(meta(2, true)));
+        let says = |peer, sealed| Event::Heard {
+            peer: NodeId(peer),
+            sealed: Epoch(sealed),
+            counts: false,
+            settled: false,
+            in_doubt: true,
+        };
+        core.step(says(3, 2));
+        assert!(!core.is_settled(), "B may have what C has lost");
+        core.step(says(2, 0));
+        assert!(core.is_settled());
+        // Nor does D wait for it.
+        let begun = Meta { lacks: Lacks::Everything, ..meta(2, false) };
+        let of = |node: u32| ReplicaCore::new(NodeId(node), joined.clone(), Some(begun.clone()), false, false);
+        let mut newcomer = of(4);
+        assert!(newcomer.start().is_empty() && newcomer.is_in_doubt() && newcomer.vouched() == Epoch(0));
+        newcomer.step(says(2, 0));
+        newcomer.step(says(3, 2));
+        assert_eq!(newcomer.step(heard(1, 2, false)), [Effect::Persist(meta(2, true))]);
+        // But what two have lost that were emptied is not made up for by one.
+        let mut emptied = ReplicaCore::new(ME, partition(1, &[1, 2, 3], &[], &[]), Some(meta(1, true)), true, false);
+        emptied.start();
+        emptied.step(says(2, 0));
+        assert_eq!(emptied.step(heard(3, 1, false)), []);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Operator {
     env: Env,
     from_micros: u64,
     until_micros: u64,
+    /// When all links are whole again.
+    healed_micros: u64,
     host: u16,
     task: Task,
 }
@@ -39,7 +41,7 @@ enum Task {
 
 impl Operator {
     /// None for what needs nobody.
-    pub(super) fn of(office: Office, env: Env, planned: PlannedFault) -> Option<Self> {
+    pub(super) fn of(office: Office, env: Env, planned: PlannedFault, healed_micros: u64) -> Option<Self> {
         let (host, task) = match planned.fault {
             Fault::Drain { host } => (host, Task::Empty(NodeChange::Drain)),
             Fault::Decommission { host } => (host, Task::Empty(NodeChange::Decommission)),
@@ -52,7 +54,7 @@ impl Operator {
         };
         let from_micros = planned.at_ms * 1_000;
         let until_micros = from_micros + planned.for_ms * 1_000;
-        Some(Self { office, env, from_micros, until_micros, host, task })
+        Some(Self { office, env, from_micros, until_micros, healed_micros, host, task })
     }
 
     pub(super) async fn work(self) {
@@ -64,8 +66,7 @@ impl Operator {
                 self.change_until(id, change, Some(self.until_micros)).await;
                 self.wait(self.until_micros).await;
                 self.change_until(id, NodeChange::Activate, None).await;
-                // What was asked for before, and given up, may be carried out after this.
-                self.env.sleep(NODE_TIMEOUT).await;
+                self.wait_for_what_was_given_up().await;
                 self.change_until(id, NodeChange::Activate, None).await;
             }
             Task::Remove => {
@@ -77,7 +78,7 @@ impl Operator {
                 self.pause_until(true, Some(self.until_micros)).await;
                 self.wait(self.until_micros).await;
                 self.pause_until(false, None).await;
-                self.env.sleep(NODE_TIMEOUT).await;
+                self.wait_for_what_was_given_up().await;
                 self.pause_until(false, None).await;
             }
             Task::BackUp(target) => self.back_up(target).await,
@@ -138,6 +139,12 @@ impl Operator {
             }
             self.env.sleep(PAUSE).await;
         }
+    }
+
+    /// What was asked for before, and given up, may be carried out later: it may be on a link that is cut.
+    async fn wait_for_what_was_given_up(&self) {
+        self.wait(self.healed_micros).await;
+        self.env.sleep(NODE_TIMEOUT).await;
     }
 
     async fn wait(&self, micros: u64) {

@@ -82,7 +82,7 @@ impl Phases<'_> {
         self.evidence.plan = options.faults.clone().unwrap_or_else(drawn);
         let plan = self.evidence.plan.clone();
         self.storms(&plan);
-        self.operators(&plan);
+        self.operators(&plan, until);
         run_plan(self.simulation, &plan, until)?;
         self.heal()?;
         self.settle();
@@ -235,10 +235,10 @@ impl Phases<'_> {
     }
 
     /// Operators for what the plan has them do, each of which waits for its time.
-    fn operators(&mut self, plan: &[PlannedFault]) {
+    fn operators(&mut self, plan: &[PlannedFault], healed: u64) {
         let Some(env) = self.office.desk.client() else { return };
         for planned in plan.iter().cloned() {
-            let Some(operator) = Operator::of(self.office.clone(), env.clone(), planned) else { continue };
+            let Some(operator) = Operator::of(self.office.clone(), env.clone(), planned, healed) else { continue };
             let (spawner, working) = (env.clone(), self.working.clone());
             working.fetch_add(1, Ordering::Relaxed);
             self.simulation.run_on(self.office.host, move || {

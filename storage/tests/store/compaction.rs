@@ -305,3 +305,23 @@ fn segments_made(disk: &MemoryDisk) -> u64 {
     let last = segment_files(disk).pop_last().unwrap();
     u64::from_str_radix(&last[4..20], 16).unwrap()
 }
+
+/// Rewritten one by one they would be as many as before, and writers wait as long as there are too many.
+#[test]
+fn small_segments_with_many_dead_rows_are_merged_together() {
+    let disk = MemoryDisk::default();
+    let store = store_with(&disk, StoreOptions { compaction_fan_in: 64, ..options() });
+    for part in 0..40_i64 {
+        commit(&store, put(1, rows(&(0..100).map(|n| (part * 100 + n, Some("first"), n)).collect::<Vec<_>>())));
+        store.flush().unwrap();
+    }
+    let again: Vec<_> = (0..4_000).filter(|n| n % 100 < 26).map(|n| (n, Some("again"), n)).collect();
+    commit(&store, put(2, rows(&again)));
+    store.flush().unwrap();
+    assert_eq!((store.status().segments, store.status().segments_overdue), (41, 40));
+    let (before, expected) = (segments_made(&disk), read(&store.snapshot()));
+    while store.compact().unwrap() {}
+    assert_eq!(segments_made(&disk) - before, 2, "each takes as many pages as one merge may hold");
+    assert_eq!((store.status().segments, store.status().segments_overdue), (3, 0));
+    assert_eq!(read(&store.snapshot()), expected);
+}

@@ -5,7 +5,8 @@
 //! - **Tiers.** A segment's tier is the power of the fan-in that its rows, dead ones included, have reached; it never changes.
 //!   Segments of a tier are merged as soon as the rows that stay make a segment of the next tier. So every merge takes each of
 //!   its rows at least one tier up, and between merges a tier has less than `fan_in / (1 - 1/4)` segments.
-//! - **Dead rows.** A segment of whose rows more than a quarter are dead is written again by itself.
+//! - **Dead rows.** A segment of whose rows more than a quarter are dead is written again by itself, or together with others if it has less
+//!   than a page of them: there can be many of those.
 //!
 //! The smallest merge goes first: it costs least and leaves fewest segments.
 
@@ -110,15 +111,17 @@ impl<'a> Groups<'a> {
 
     fn due_of<'g>(&self, group: &'g [Candidate<'a>]) -> Vec<Vec<&'g Candidate<'a>>> {
         let fan_in = self.options.compaction_fan_in.max(2);
-        let mut due = Vec::new();
+        let (mut due, mut small) = (Vec::new(), Vec::new());
         let mut tiers: BTreeMap<u32, Vec<&Candidate<'_>>> = BTreeMap::new();
         for candidate in group {
-            if candidate.view.old_dead * DEAD_ONE_IN > candidate.rows() {
-                due.push(vec![candidate]);
-            } else {
-                tiers.entry(tier(candidate.rows(), fan_in as u64)).or_default().push(candidate);
+            let tier = tier(candidate.rows(), fan_in as u64);
+            match candidate.view.old_dead * DEAD_ONE_IN > candidate.rows() {
+                true if tier == 0 => small.push(candidate),
+                true => due.push(vec![candidate]),
+                false => tiers.entry(tier).or_default().push(candidate),
             }
         }
+        due.extend(small.chunks(INPUTS_MAX).map(<[_]>::to_vec));
         for (tier, candidates) in tiers {
             let Some(wanted) = first_rows(tier + 1, fan_in as u64) else { continue };
             if wanted > u64::from(self.options.segment_rows_max) {
