@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch, RecordBatchReader};
 use arrow::datatypes::{DataType, Float64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -22,6 +22,13 @@ use shoal_actors::service::{NodeConfig, SqlRequest, WriteRequest};
 use shoal_kernel::env::real::{RealOptions, env};
 use shoal_kernel::{Error, WriteLevel};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
+use tpchgen::generators::{
+    CustomerGenerator, LineItemGenerator, NationGenerator, OrderGenerator, PartGenerator, PartSuppGenerator,
+    RegionGenerator, SupplierGenerator,
+};
+use tpchgen_arrow::{
+    CustomerArrow, LineItemArrow, NationArrow, OrderArrow, PartArrow, PartSuppArrow, RegionArrow, SupplierArrow,
+};
 
 use common::free_address;
 
@@ -148,6 +155,52 @@ async fn flights(count: usize, spread: &str) {
     run(nodes, "flights.slt").await;
 }
 
+/// The tables of TPC-H, of every kind of partitioning.
+async fn tpch(count: usize) {
+    const SCALE: f64 = 0.01;
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = start(dir.path(), count).await;
+    let node = nodes.last().unwrap();
+    let mut lines = LineItemArrow::new(LineItemGenerator::new(SCALE, 1, 1));
+    let hashed = "PARTITION BY HASH (l_orderkey) PARTITIONS 4";
+    generated(node, "lineitem", "l_orderkey, l_linenumber", hashed, &mut lines).await;
+    let mut orders = OrderArrow::new(OrderGenerator::new(SCALE, 1, 1));
+    generated(node, "orders", "o_orderkey", "PARTITION BY HASH (o_orderkey) PARTITIONS 4", &mut orders).await;
+    let mut supplies = PartSuppArrow::new(PartSuppGenerator::new(SCALE, 1, 1));
+    let ranges = "PARTITION BY RANGE (ps_partkey) SPLIT AT (700, 1400)";
+    generated(node, "partsupp", "ps_partkey, ps_suppkey", ranges, &mut supplies).await;
+    let mut customers = CustomerArrow::new(CustomerGenerator::new(SCALE, 1, 1));
+    let ranges = "PARTITION BY RANGE (c_custkey) SPLIT AT (500)";
+    generated(node, "customer", "c_custkey", ranges, &mut customers).await;
+    let mut parts = PartArrow::new(PartGenerator::new(SCALE, 1, 1));
+    generated(node, "part", "p_partkey", "", &mut parts).await;
+    let mut suppliers = SupplierArrow::new(SupplierGenerator::new(SCALE, 1, 1));
+    generated(node, "supplier", "s_suppkey", "", &mut suppliers).await;
+    generated(node, "nation", "n_nationkey", "", &mut NationArrow::new(NationGenerator::default())).await;
+    generated(node, "region", "r_regionkey", "", &mut RegionArrow::new(RegionGenerator::default())).await;
+    run(nodes, "tpch.slt").await;
+}
+
+/// Makes a table with the columns of a generator and fills it.
+async fn generated(node: &Node, table: &str, key: &str, spread: &str, rows: &mut dyn RecordBatchReader) {
+    let column = |field: &arrow::datatypes::FieldRef| {
+        let kind = match field.data_type() {
+            DataType::Int64 => "BIGINT".to_owned(),
+            DataType::Int32 => "INTEGER".to_owned(),
+            DataType::Date32 => "DATE".to_owned(),
+            DataType::Utf8View => "VARCHAR".to_owned(),
+            DataType::Decimal128(digits, places) => format!("DECIMAL({digits}, {places})"),
+            // None of the generators has one.
+            other => other.to_string(),
+        };
+        format!("{} {kind} NOT NULL", field.name())
+    };
+    let columns: Vec<String> = rows.schema().fields().iter().map(column).collect();
+    let create = format!("CREATE TABLE {table} ({}, PRIMARY KEY ({key})) {spread}", columns.join(", "));
+    node.sql(SqlRequest::new(create)).await.unwrap().collect().await.unwrap();
+    load(node, table, rows.map(Result::unwrap).collect()).await;
+}
+
 /// A file that makes its own tables.
 async fn alone(file: &str, count: usize) {
     let dir = tempfile::tempdir().unwrap();
@@ -181,6 +234,16 @@ async fn flights_on_one_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn flights_on_three_nodes() {
     flights(3, "PARTITION BY HASH (id) PARTITIONS 6").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tpch_on_one_node() {
+    tpch(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tpch_on_three_nodes() {
+    tpch(3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ struct Key {
     batch_rows: usize,
     slices_max: u32,
     slice_rows_min: u64,
+    broadcast: bool,
 }
 
 impl Key {
@@ -39,14 +40,38 @@ impl Key {
             batch_rows: options.batch_rows,
             slices_max,
             slice_rows_min,
+            broadcast: options.broadcast,
         }
+    }
+}
+
+/// A scan of a plan, and what the plan was made for: with many more or fewer rows it would be another one.
+#[derive(Clone)]
+struct Scanned {
+    scan: ScanSpec,
+    slices: u32,
+    /// The logarithm of the number of rows.
+    magnitude: Option<u32>,
+}
+
+impl Scanned {
+    fn new(scan: ScanSpec, slices: u32, rows: Option<u64>) -> Self {
+        Self { scan, slices, magnitude: rows.and_then(u64::checked_ilog2) }
+    }
+
+    /// Whether a plan that was made for one serves the other.
+    fn is_like(&self, other: &Self) -> bool {
+        self.slices == other.slices
+            && match (self.magnitude, other.magnitude) {
+                (Some(one), Some(other)) => one.abs_diff(other) <= 1,
+                (one, other) => one == other,
+            }
     }
 }
 
 struct Entry {
     graph: FragmentGraph,
-    /// The scans, and in how many slices each is read: with many more or fewer rows the plan would be another one.
-    scans: Vec<(ScanSpec, u32)>,
+    scans: Vec<Scanned>,
     bytes: usize,
     used: u64,
 }
@@ -85,9 +110,10 @@ impl PlanCache {
     pub(crate) fn get(&self, sql: &str, catalog: &Arc<Catalog>, options: &PlanOptions) -> Option<FragmentGraph> {
         let key = Key::new(sql, catalog, options);
         let scans = self.lock().entries.get(&key)?.scans.clone();
-        let as_before = scans.iter().all(|(scan, slices)| {
-            let rows = (options.row_counts)(scan);
-            options.slicing.of_scan(scan, rows) == *slices
+        let as_before = scans.iter().all(|before| {
+            let rows = (options.row_counts)(&before.scan);
+            let slices = options.slicing.of_scan(&before.scan, rows);
+            Scanned::new(before.scan.clone(), slices, rows).is_like(before)
         });
         let plans = &mut *self.lock();
         if !as_before {
@@ -105,7 +131,7 @@ impl PlanCache {
     /// Keeps a plan.
     pub(crate) fn put(&self, sql: &str, catalog: &Arc<Catalog>, options: &PlanOptions, planned: &Planned) {
         let key = Key::new(sql, catalog, options);
-        let scans = scans_of(&planned.physical);
+        let scans = scans_of(&planned.physical, options);
         let graph = planned.graph.clone();
         let fragments = graph.fragments.iter().map(|fragment| fragment.plan.len() + fragment.label.len());
         let bytes = fragments.sum::<usize>() + 2 * sql.len() + ENTRY_BYTES * (1 + scans.len());
@@ -130,8 +156,8 @@ impl PlanCache {
     }
 }
 
-/// The scans of a plan, whole, with the number of slices of each.
-fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<(ScanSpec, u32)> {
+/// The scans of a plan, each of them whole.
+fn scans_of(plan: &Arc<dyn ExecutionPlan>, options: &PlanOptions) -> Vec<Scanned> {
     let mut scans = Vec::new();
     // The visitor never fails.
     let _ = plan.apply(|node| {
@@ -140,7 +166,8 @@ fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Vec<(ScanSpec, u32)> {
             scans.extend(first.map(|scan| {
                 let mut whole = ScanSpec { slice: Slice::WHOLE, coded: Vec::new(), ends: None, ..scan.clone() };
                 (whole.addresses, whole.summary, whole.order) = (false, None, None);
-                (whole, scan.slice.of)
+                let rows = (options.row_counts)(&whole);
+                Scanned::new(whole, scan.slice.of, rows)
             }));
         }
         Ok(TreeNodeRecursion::Continue)

@@ -13,6 +13,7 @@ use shoal_kernel::{Error, ErrorCode, Result, suggest};
 use sqlparser::ast::{self, AssignmentTarget, Ident, ObjectName, Spanned, TableFactor, TableWithJoins};
 use sqlparser::parser::Parser;
 
+use crate::broadcast;
 use crate::cut::cut;
 use crate::error::error_from_datafusion;
 use crate::graph::FragmentGraph;
@@ -115,7 +116,7 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
         })
     });
     let physical = exact.data().map_err(error_from_datafusion)?;
-    let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
+    let graph = cut(Arc::clone(&physical), broadcast::is_on(state)).map_err(error_from_datafusion)?;
     Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn text_query(names: &[&str], columns: Vec<Vec<Option<String>>>) -> R
     let schema = Arc::new(Schema::new(fields));
     let arrays = columns.into_iter().map(|column| Arc::new(StringArray::from(column)) as _).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)?;
-    cut(MemorySourceConfig::try_new_exec(&[vec![batch]], schema, None)?)
+    cut(MemorySourceConfig::try_new_exec(&[vec![batch]], schema, None)?, false)
 }
 
 /// Replaces tables that live in this process (the information schema) by their rows, so that the plan can travel.

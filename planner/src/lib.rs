@@ -7,6 +7,7 @@
 //! [`Planner::plan`] turns a text into a [`Statement`]; [`Planner::decode`] turns a fragment that has travelled into a
 //! [`RunnableTask`]; [`Planner::router`] splits a task's output over the slots of its edge.
 
+mod broadcast;
 mod by_key;
 mod cache;
 mod change;

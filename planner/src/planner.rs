@@ -15,6 +15,7 @@ use shoal_catalog::Catalog;
 use shoal_kernel::{Error, ErrorCode, ReadLevel, Result, ScanSpec};
 use sqlparser::ast;
 
+use crate::broadcast;
 use crate::cache::PlanCache;
 use crate::coded::group_by_codes;
 use crate::constant::materialise;
@@ -77,6 +78,8 @@ pub struct PlanOptions {
     pub row_counts: RowCounts,
     /// How scans are split.
     pub slicing: Slicing,
+    /// Whether a small side of a join may go to every task of the other: all nodes must be of builds that can read one.
+    pub broadcast: bool,
     /// Whether reads and changes of a few rows by key may do without a plan ([`Statement::KeyRead`], [`Statement::KeyChange`]).
     pub by_key: bool,
 }
@@ -91,6 +94,7 @@ impl Default for PlanOptions {
             now_micros: 0,
             row_counts: Arc::new(|_| None),
             slicing: Slicing::NONE,
+            broadcast: true,
             by_key: false,
         }
     }
@@ -105,6 +109,7 @@ impl fmt::Debug for PlanOptions {
             .field("read_level", &self.read_level)
             .field("now_micros", &self.now_micros)
             .field("slicing", &self.slicing)
+            .field("broadcast", &self.broadcast)
             .field("by_key", &self.by_key)
             .finish_non_exhaustive()
     }
@@ -114,6 +119,8 @@ impl fmt::Debug for PlanOptions {
 #[derive(Clone)]
 pub struct Planner {
     template: Arc<SessionState>,
+    /// The same for nodes that cannot all read a broadcast.
+    without_broadcast: Arc<SessionState>,
     /// What plans and expressions are decoded with: all functions, and the settings that tasks start from.
     registry: Arc<TaskContext>,
     plans: Arc<PlanCache>,
@@ -135,7 +142,12 @@ impl Planner {
     /// A planner with all built-in functions.
     pub fn new() -> Self {
         let template = session::template();
-        Self { registry: template.task_ctx(), template: Arc::new(template), plans: Arc::default() }
+        Self {
+            registry: template.task_ctx(),
+            without_broadcast: Arc::new(session::without_broadcast(&template)),
+            template: Arc::new(template),
+            plans: Arc::default(),
+        }
     }
 
     /// Plans the one statement of `sql` against the tables of `catalog`.
@@ -160,7 +172,8 @@ impl Planner {
         if let Some(statement) = by_key {
             return Ok(statement);
         }
-        let state = session::session(&self.template, catalog, options)?;
+        let template = if options.broadcast { &self.template } else { &self.without_broadcast };
+        let state = session::session(template, catalog, options)?;
         Ok(match parsed {
             Parsed::Query(statement) => {
                 let logical = logical_plan(&state, catalog, *statement).await?;
@@ -294,7 +307,7 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     let physical = group_by_codes(physical).map_err(error_from_datafusion)?;
     let physical = fetch_late(physical).map_err(error_from_datafusion)?;
     let physical = order_scans(physical).map_err(error_from_datafusion)?;
-    let graph = cut(Arc::clone(&physical)).map_err(error_from_datafusion)?;
+    let graph = cut(Arc::clone(&physical), broadcast::is_on(state)).map_err(error_from_datafusion)?;
     Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
 }
 

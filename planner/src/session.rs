@@ -6,10 +6,12 @@ use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogPro
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionState;
 use datafusion::execution::{SessionStateBuilder, TaskContext};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 use shoal_catalog::Catalog;
 use shoal_kernel::{Error, ErrorCode, Result};
 
+use crate::broadcast;
 use crate::error::error_from_datafusion;
 use crate::planner::PlanOptions;
 use crate::table::CatalogSchema;
@@ -28,7 +30,15 @@ pub(crate) fn template() -> SessionState {
         .with_session_id("shoal".into())
         .with_default_features()
         .with_config(config())
+        .with_physical_optimizer_rules(broadcast::rules())
         .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
+        .build()
+}
+
+/// The same without the rule that has a small side of a join go to every task of the other.
+pub(crate) fn without_broadcast(template: &SessionState) -> SessionState {
+    SessionStateBuilder::new_from_existing(template.clone())
+        .with_physical_optimizer_rules(PhysicalOptimizer::new().rules)
         .build()
 }
 
@@ -52,7 +62,7 @@ fn config() -> SessionConfig {
     optimizer.enable_join_dynamic_filter_pushdown = false;
     optimizer.enable_topk_dynamic_filter_pushdown = false;
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
-    // Collecting a side of a join in one task would bring the other side there as well.
+    // Which sides are collected is for a rule of ours to say: it knows what a copy costs.
     optimizer.hash_join_single_partition_threshold = 0;
     optimizer.hash_join_single_partition_threshold_rows = 0;
     config

@@ -186,8 +186,10 @@ impl Inner {
     ) -> Result<Statement> {
         let config = &self.context.config;
         let directory = self.directory.clone();
+        let alive = self.context.liveness.alive();
         let options = PlanOptions {
-            target_partitions: self.context.liveness.alive().len().clamp(1, TARGET_PARTITIONS_MAX),
+            target_partitions: alive.len().clamp(1, TARGET_PARTITIONS_MAX),
+            broadcast: alive.iter().all(|node| self.context.transport.broadcasts(*node)),
             read_only: request.read_only,
             read_level: request.read_level,
             now_micros: self.context.env.wall_micros(),

@@ -27,7 +27,10 @@ pub(super) struct Versions {
 
 /// Those of this build. A change that an older build would misread makes a newer one, which stands beside the older one for a
 /// release at least: nodes of both are in one cluster while it is upgraded.
-pub(super) const VERSIONS: Versions = Versions { oldest: 11, newest: 11 };
+pub(super) const VERSIONS: Versions = Versions { oldest: 11, newest: 12 };
+
+/// From here on, tasks may read a whole fragment each (`planner::Edge::Broadcast`).
+pub(super) const BROADCASTS: u16 = 12;
 
 impl Versions {
     fn contains(self, version: u16) -> bool {
@@ -93,6 +96,8 @@ pub(super) struct Hello {
     pub(super) node: NodeId,
     /// Whom the dialler wants to reach; 0 for whoever is there.
     pub(super) expected: NodeId,
+    /// The version that it has dialled in.
+    pub(super) version: u16,
     cluster: u64,
 }
 
@@ -247,7 +252,7 @@ pub(super) async fn accept(stream: &mut BoxStream, me: Identity<'_>, busy: bool)
     if node == NodeId::default() || node == me.node {
         return Err(Error::new(ErrorCode::InvalidRequest, format!("the peer calls itself {node}")));
     }
-    Ok(Hello { lane, node, expected, cluster })
+    Ok(Hello { lane, node, expected, version, cluster })
 }
 
 #[cfg(test)]
@@ -276,7 +281,10 @@ mod tests {
     async fn friends_meet() {
         let (node, hello) = meet(me(1, 0, "s"), 2, me(2, 7, "s"), false).await;
         assert_eq!(node, Ok(Dialled::Welcome(NodeId(2))));
-        assert_eq!(hello, Ok(Hello { lane: Lane::Bulk, node: NodeId(1), expected: NodeId(2), cluster: 0 }));
+        assert_eq!(
+            hello,
+            Ok(Hello { lane: Lane::Bulk, node: NodeId(1), expected: NodeId(2), version: VERSIONS.newest, cluster: 0 })
+        );
     }
 
     #[tokio::test]

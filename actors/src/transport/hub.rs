@@ -45,6 +45,8 @@ struct State {
     links: BTreeMap<(Peer, Lane), Link>,
     connections: BTreeMap<u64, Arc<Connection>>,
     connections_made: u64,
+    /// The version of the last handshake with each node.
+    spoken: BTreeMap<NodeId, u16>,
 }
 
 pub(super) struct Hub {
@@ -208,7 +210,10 @@ impl Hub {
             let mut stream = stream
                 .map_err(|error| Error::new(ErrorCode::NodeLost, format!("cannot connect to {address}: {error}")))?;
             match handshake::dial(&mut stream, self.identity(), spoken, lane, expected).await? {
-                Dialled::Welcome(node) => return Ok((node, stream)),
+                Dialled::Welcome(node) => {
+                    lock(&self.state).spoken.insert(node, spoken);
+                    return Ok((node, stream));
+                }
                 Dialled::Speaks(older) => spoken = older,
             }
         }
@@ -305,6 +310,7 @@ impl Hub {
             return None;
         }
         state.connections_made += 1;
+        state.spoken.insert(hello.node, hello.version);
         let number = state.connections_made;
         let (lane, node) = (hello.lane, hello.node);
         let connection = Arc::new(Connection::new(
@@ -337,6 +343,11 @@ impl Hub {
         for connection in connections {
             connection.close(lost(node, "the node is reported down"));
         }
+    }
+
+    /// The version that this node and a peer last talked in; none if they never did.
+    pub(super) fn spoken(&self, with: NodeId) -> Option<u16> {
+        lock(&self.state).spoken.get(&with).copied()
     }
 
     /// Reads that brought something from a node, on all connections that there are.

@@ -149,6 +149,11 @@ impl Transport {
         }
     }
 
+    /// Whether tasks of a query may read a whole fragment each on this node, unless it is known to be of a build before that.
+    pub fn broadcasts(&self, to: NodeId) -> bool {
+        self.0.spoken(to).is_none_or(|version| version >= handshake::BROADCASTS)
+    }
+
     /// Goes on as long as anything comes from a node, on any connection; another number is a sign of life.
     pub fn heard(&self, from: NodeId) -> u64 {
         self.0.heard(from)

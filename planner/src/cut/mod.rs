@@ -13,6 +13,7 @@ mod recursion;
 
 use std::sync::Arc;
 
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::physical_expr::Partitioning;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -22,9 +23,11 @@ use datafusion::physical_plan::limit::LocalLimitExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::work_table::WorkTableExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use shoal_kernel::{Error, FragmentId, ReadLevel};
 
+use crate::broadcast::broadcasts_left;
 use crate::error::error_to_datafusion;
 use crate::graph::{Edge, Fragment, FragmentGraph, Place, TaskSpec};
 use crate::node::{ExchangeExec, ExchangeSource, LateFetchExec, LeafScanExec, ShoalCodec, plan_to_bytes};
@@ -33,13 +36,13 @@ use placement::{Placement, is_partition_wise, reads_subquery};
 /// Tasks that one query may have; a plan with more is refused rather than admitted in part.
 const TASKS_MAX: usize = 16 * 1024;
 
-/// Cuts a plan. The root fragment's one output partition is the answer, in the plan's own order.
+/// Cuts a plan, with or without broadcasts. The root fragment's one output partition is the answer, in the plan's own order.
 ///
 /// # Errors
 /// The plan has a node that cannot travel, or more tasks than a query may have.
-pub(crate) fn cut(plan: Arc<dyn ExecutionPlan>) -> Result<FragmentGraph> {
+pub(crate) fn cut(plan: Arc<dyn ExecutionPlan>, broadcast: bool) -> Result<FragmentGraph> {
     let schema = plan.schema();
-    let mut cutter = Cutter::default();
+    let mut cutter = Cutter { broadcast, fragments: Vec::new(), tasks: 0 };
     let part = cutter.visit(plan)?;
     let mut root = cutter.gather(part)?;
     if root.output_partitioning().partition_count() > 1 {
@@ -55,8 +58,9 @@ struct Part {
     placement: Placement,
 }
 
-#[derive(Default)]
 struct Cutter {
+    /// Whether all rows of a fragment may go to every task of another.
+    broadcast: bool,
     fragments: Vec<Fragment>,
     tasks: usize,
 }
@@ -75,6 +79,13 @@ impl Cutter {
             let next = recursion::replay_exchanges(self.gather(next)?)?;
             let plan = replace_children_if_necessary(plan, vec![first, next])?;
             return Ok(Part { plan, placement: Placement::Local });
+        }
+        if self.broadcast
+            && broadcasts_left(&plan)?
+            && let [left, right] = plan.children().as_slice()
+        {
+            let (left, right) = (Arc::clone(left), Arc::clone(right));
+            return self.broadcast_left(plan, left, right);
         }
         let mut parts = Vec::new();
         for child in plan.children().into_iter().cloned().collect::<Vec<_>>() {
@@ -154,6 +165,34 @@ impl Cutter {
         Ok(Part { plan, placement: Placement::Hashed(slots) })
     }
 
+    /// A join whose left side goes to every task of the right one, if it may leave the task that it is in.
+    fn broadcast_left(
+        &mut self,
+        join: Arc<dyn ExecutionPlan>,
+        left: Arc<dyn ExecutionPlan>,
+        right: Arc<dyn ExecutionPlan>,
+    ) -> Result<Part> {
+        let properties = Arc::clone(left.properties());
+        // Tasks send their rows to all by themselves; nothing need collect them first.
+        let apart = match left.downcast_ref::<CoalescePartitionsExec>() {
+            Some(coalesce) if coalesce.fetch().is_none() => Arc::clone(coalesce.input()),
+            _ => left,
+        };
+        let (build, probe) = (self.visit(apart)?, self.visit(right)?);
+        let here = |part: &Part| part.placement == Placement::Local;
+        if here(&probe) || reads_subquery(&join)? || (here(&build) && !is_closed(&build.plan)?) {
+            let (left, right) = (together(self.gather(build)?), self.gather(probe)?);
+            let plan = replace_children_if_necessary(join, vec![left, right])?;
+            return Ok(Part { plan, placement: Placement::Local });
+        }
+        let build = if here(&build) { Part { plan: together(build.plan), ..build } } else { build };
+        let (tasks, slots) = (count(build.placement.tasks())?, count(probe.placement.tasks())?);
+        let fragment = self.close(build.plan, build.placement.places(), Edge::Broadcast { slots })?;
+        let left = Arc::new(ExchangeExec::new(fragment, ExchangeSource::Broadcast { tasks }, &properties));
+        let plan = replace_children_if_necessary(join, vec![left, probe.plan])?;
+        Ok(Part { plan, placement: probe.placement })
+    }
+
     /// Brings the output of a part to one task, partition by partition.
     fn gather(&mut self, part: Part) -> Result<Arc<dyn ExecutionPlan>> {
         if part.placement == Placement::Local {
@@ -181,6 +220,25 @@ impl Cutter {
         self.fragments.push(Fragment { id, plan, tasks, output, inputs, label });
         Ok(id)
     }
+}
+
+/// All rows in one partition.
+fn together(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    match plan.output_partitioning().partition_count() {
+        1 => plan,
+        _ => Arc::new(CoalescePartitionsExec::new(plan)),
+    }
+}
+
+/// Whether a part of the plan reads nothing that is in the memory of the task that it was planned for: neither the rows of a recursion nor
+/// the result of a subquery.
+fn is_closed(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    let mut closed = true;
+    plan.apply(|node| {
+        closed &= !node.is::<WorkTableExec>() && !reads_subquery(node)?;
+        Ok(if closed { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    })?;
+    Ok(closed)
 }
 
 /// No task needs to send more rows than the consumer will take.

@@ -32,6 +32,11 @@ pub(crate) enum ExchangeSource {
         /// Slots of each of them.
         slots: u32,
     },
+    /// The one output partition is what all producer tasks put into the slot of the task that reads it: all rows, in every task.
+    Broadcast {
+        /// Tasks of the producer.
+        tasks: u32,
+    },
 }
 
 impl ExchangeSource {
@@ -39,6 +44,7 @@ impl ExchangeSource {
         match self {
             Self::Gather { tasks } => tasks as usize,
             Self::Hash { slots, .. } => slots as usize,
+            Self::Broadcast { .. } => 1,
         }
     }
 }
@@ -87,6 +93,7 @@ impl DisplayAs for ExchangeExec {
             ExchangeSource::Hash { tasks, slots } => {
                 write!(f, "hash {} from {tasks} tasks into {slots}", self.fragment)
             }
+            ExchangeSource::Broadcast { tasks } => write!(f, "all of {} from {tasks} tasks", self.fragment),
         }?;
         match self.properties.eq_properties.output_ordering() {
             Some(ordering) => write!(f, ", ordered by [{ordering}]"),
@@ -139,7 +146,7 @@ impl ExecutionPlan for ExchangeExec {
             ExchangeSource::Gather { .. } => {
                 open(u32::try_from(partition).map_err(|_| error_to_datafusion(Error::internal("too many tasks")))?)?
             }
-            ExchangeSource::Hash { tasks, .. } => {
+            ExchangeSource::Hash { tasks, .. } | ExchangeSource::Broadcast { tasks } => {
                 let producers = (0..tasks).map(open).collect::<Result<Vec<_>>>()?;
                 Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), select_all(producers)))
             }

@@ -1,8 +1,5 @@
 //! Distributed answers are those of DataFusion alone over the same rows.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use shoal_planner::{PlanOptions, Slicing};
@@ -38,12 +35,11 @@ fn is_ordered(sql: &str) -> bool {
     })
 }
 
-async fn same_answers(tasks: usize, slicing: Slicing) {
+async fn same_answers(tasks: usize, slicing: Slicing, broadcast: bool) {
     let world = World::new().await;
     let reference = world.reference();
-    let counts: BTreeMap<_, _> = world.rows.iter().map(|(id, rows)| (*id, rows.num_rows() as u64)).collect();
-    let row_counts = Arc::new(move |scan: &shoal_kernel::ScanSpec| counts.get(&scan.partition).copied());
-    let options = PlanOptions { target_partitions: tasks, slicing, row_counts, ..PlanOptions::default() };
+    let row_counts = world.row_counts();
+    let options = PlanOptions { target_partitions: tasks, slicing, row_counts, broadcast, ..PlanOptions::default() };
     let mut wrong = Vec::new();
     for sql in shoal_planner::split_statements(QUERIES).unwrap() {
         let expected = reference.sql(&sql).await.unwrap().collect().await.unwrap();
@@ -73,20 +69,25 @@ async fn same_answers(tasks: usize, slicing: Slicing) {
 
 #[tokio::test]
 async fn answers_are_the_same_with_one_merge_task() {
-    same_answers(1, Slicing::NONE).await;
+    same_answers(1, Slicing::NONE, true).await;
 }
 
 #[tokio::test]
 async fn answers_are_the_same_with_three_merge_tasks() {
-    same_answers(3, Slicing::NONE).await;
+    same_answers(3, Slicing::NONE, true).await;
+}
+
+#[tokio::test]
+async fn answers_are_the_same_without_broadcasts() {
+    same_answers(3, Slicing { slices_max: 2, slice_rows_min: 30 }, false).await;
 }
 
 #[tokio::test]
 async fn answers_are_the_same_when_partitions_are_read_in_slices() {
-    same_answers(1, Slicing { slices_max: 3, slice_rows_min: 1 }).await;
+    same_answers(1, Slicing { slices_max: 3, slice_rows_min: 1 }, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_the_same_on_several_threads() {
-    same_answers(4, Slicing { slices_max: 2, slice_rows_min: 10 }).await;
+    same_answers(4, Slicing { slices_max: 2, slice_rows_min: 10 }, true).await;
 }

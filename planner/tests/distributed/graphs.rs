@@ -223,6 +223,116 @@ async fn aggregates_and_order() {
 }
 
 #[tokio::test]
+async fn a_small_side_of_a_join_goes_to_the_tasks_of_the_large_one() {
+    let world = World::new().await;
+    let options = PlanOptions { target_partitions: 2, row_counts: world.row_counts(), ..PlanOptions::default() };
+    let check = async |sql: &str, expected: Expect| expected.assert_eq(&graph_of(&world, sql, &options).await);
+    // The aggregation begins where the flights are.
+    check(
+        "SELECT a.state, count(*) FROM flights f JOIN airports a ON f.origin = a.iata GROUP BY a.state",
+        expect![[r#"
+            f3 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f2 from 2 tasks
+            f2 on 2 x anywhere -> gather
+              ProjectionExec: expr=[state@0 as state, count(Int64(1))@1 as count(*)]
+                AggregateExec: mode=FinalPartitioned, gby=[state@0 as state], aggr=[count(Int64(1))]
+                  ExchangeExec: hash f1 from 4 tasks into 2
+            f1 on [p2, p3, p4, p5] -> hash into 2
+              AggregateExec: mode=Partial, gby=[state@0 as state], aggr=[count(Int64(1))]
+                HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(iata@0, origin@0)], projection=[state@1]
+                  ExchangeExec: all of f0 from 3 tasks
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin]
+            f0 on [p7, p8, p9] -> broadcast to 4
+              LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata, state]"#]],
+    )
+    .await;
+    // The sides change places; a flight without an airport is given where it is.
+    check(
+        "SELECT f.id, a.city FROM flights f LEFT JOIN airports a ON f.origin = a.iata",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 4 tasks
+        f1 on [p2, p3, p4, p5] -> gather
+          HashJoinExec: mode=CollectLeft, join_type=Right, on=[(iata@0, origin@1)], projection=[id@2, city@1]
+            ExchangeExec: all of f0 from 3 tasks
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]
+        f0 on [p7, p8, p9] -> broadcast to 4
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata, city]"#]],
+    )
+    .await;
+    // An airport without a flight is one of which no task has a flight.
+    check(
+        "SELECT f.id, a.city FROM flights f RIGHT JOIN airports a ON f.origin = a.iata",
+        expect![[r#"
+        f3 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f2 from 2 tasks
+        f2 on 2 x anywhere -> gather
+          HashJoinExec: mode=Partitioned, join_type=Left, on=[(iata@0, origin@1)], projection=[id@2, city@1]
+            ExchangeExec: hash f0 from 3 tasks into 2
+            ExchangeExec: hash f1 from 4 tasks into 2
+        f1 on [p2, p3, p4, p5] -> hash into 2
+          LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]
+        f0 on [p7, p8, p9] -> hash into 2
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[iata, city]"#]],
+    )
+    .await;
+    // What is computed in one task goes out again.
+    check(
+        "SELECT f.id FROM flights f JOIN (SELECT origin, max(delay) AS most FROM flights GROUP BY origin ORDER BY most LIMIT 3) w \
+         ON f.origin = w.origin",
+        expect![[r#"
+            f4 on [coordinator] -> gather
+              CoalescePartitionsExec
+                ExchangeExec: gather f3 from 4 tasks
+            f3 on [p2, p3, p4, p5] -> gather
+              HashJoinExec: mode=CollectLeft, join_type=RightSemi, on=[(origin@0, origin@1)], projection=[id@0]
+                ExchangeExec: all of f2 from 1 tasks
+                LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, origin]
+            f2 on [coordinator] -> broadcast to 4
+              ProjectionExec: expr=[origin@0 as origin]
+                SortPreservingMergeExec: [most@1 ASC NULLS LAST], fetch=3
+                  ExchangeExec: gather f1 from 2 tasks, ordered by [most@1 ASC NULLS LAST]
+            f1 on 2 x anywhere -> gather
+              ProjectionExec: expr=[origin@0 as origin, max(flights.delay)@1 as most]
+                SortExec: TopK(fetch=3), expr=[max(flights.delay)@1 ASC NULLS LAST], preserve_partitioning=[true]
+                  AggregateExec: mode=FinalPartitioned, gby=[origin@0 as origin], aggr=[max(flights.delay)]
+                    ExchangeExec: hash f0 from 4 tasks into 2
+            f0 on [p2, p3, p4, p5] -> hash into 2
+              CodedAggregateExec
+                AggregateExec: mode=Partial, gby=[origin@0 as origin], aggr=[max(flights.delay)]
+                  LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[origin, delay]"#]],
+    )
+    .await;
+    check(
+        "SELECT f.id, a.city FROM flights f JOIN airports a ON f.distance > a.latitude",
+        expect![[r#"
+        f2 on [coordinator] -> gather
+          CoalescePartitionsExec
+            ExchangeExec: gather f1 from 4 tasks
+        f1 on [p2, p3, p4, p5] -> gather
+          NestedLoopJoinExec: join_type=Inner, filter=distance@0 > latitude@1, projection=[id@2, city@0]
+            ExchangeExec: all of f0 from 3 tasks
+            LeafScanExec: table=flights, partitions=[p2, p3, p4, p5], columns=[id, distance]
+        f0 on [p7, p8, p9] -> broadcast to 4
+          LeafScanExec: table=airports, partitions=[p7, p8, p9], columns=[city, latitude]"#]],
+    )
+    .await;
+    // Nodes of another build could not read it.
+    let former = PlanOptions { broadcast: false, ..options.clone() };
+    let sql = "SELECT f.id, a.city FROM flights f JOIN airports a ON f.origin = a.iata";
+    assert!(graph_of(&world, sql, &options).await.contains("broadcast"));
+    for sql in [sql, "SELECT f.id, a.city FROM flights f JOIN airports a ON f.distance > a.latitude"] {
+        assert!(!graph_of(&world, sql, &former).await.contains("broadcast"));
+    }
+    // Nor is it worth while if nobody knows how many rows there are.
+    let unknown = PlanOptions { row_counts: PlanOptions::default().row_counts, ..options.clone() };
+    assert!(!graph_of(&world, sql, &unknown).await.contains("broadcast"));
+}
+
+#[tokio::test]
 async fn joins_sets_and_subqueries() {
     let world = World::new().await;
     check(

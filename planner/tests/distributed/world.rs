@@ -9,7 +9,7 @@ use datafusion::common::ScalarValue;
 use datafusion::prelude::SessionContext;
 use shoal_catalog::{Catalog, Command, NodeAttributes, Table};
 use shoal_kernel::{Datum, NodeId, PartitionId};
-use shoal_planner::{InsertSource, PlanOptions, Planner, Statement};
+use shoal_planner::{InsertSource, PlanOptions, Planner, RowCounts, Statement};
 
 /// Everything that a test needs.
 pub struct World {
@@ -133,6 +133,12 @@ impl World {
             self.rows.insert(partition, rows);
         }
         self.tables.insert(name.to_owned(), batch);
+    }
+
+    /// How many rows each partition has.
+    pub fn row_counts(&self) -> RowCounts {
+        let counts: BTreeMap<_, _> = self.rows.iter().map(|(id, rows)| (*id, rows.num_rows() as u64)).collect();
+        Arc::new(move |scan| counts.get(&scan.partition).copied())
     }
 
     /// DataFusion alone, over the same rows.
