@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::{FieldRef, Schema};
 use datafusion::common::JoinType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
@@ -10,7 +11,9 @@ use datafusion::error::Result;
 use datafusion::execution::session_state::SessionState;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
-use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, PartitionMode};
+use datafusion::physical_plan::joins::{
+    CrossJoinExec, HashJoinExec, NestedLoopJoinExec, PartitionMode, SortMergeJoinExec,
+};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
@@ -21,6 +24,12 @@ const ROWS_MAX: usize = 64 * 1024;
 
 /// The same, if nobody knows how large the other side is.
 const ROWS_MAX_BLIND: usize = 8 * 1024;
+
+/// Bytes of that side, at most, as far as they can be guessed.
+const BYTES_MAX: usize = 8 << 20;
+
+/// What a value is taken for that has no fixed width.
+const TEXT_BYTES: usize = 32;
 
 const NAME: &str = "broadcast_small_sides";
 
@@ -76,7 +85,8 @@ fn collect_small_side(plan: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dy
 /// together elsewhere.
 pub(crate) fn broadcasts_left(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
-        return Ok(*join.partition_mode() == PartitionMode::CollectLeft && follows_probe(*join.join_type()));
+        let collects = *join.partition_mode() == PartitionMode::CollectLeft && follows_probe(*join.join_type());
+        return Ok(collects && pays(join.left(), join.right())?);
     }
     if let Some(join) = plan.downcast_ref::<CrossJoinExec>() {
         return pays(join.left(), join.right());
@@ -98,7 +108,9 @@ fn pays(small: &Arc<dyn ExecutionPlan>, large: &Arc<dyn ExecutionPlan>) -> Resul
     if !large.exists(|node| Ok(node.is::<LeafScanExec>()))? {
         return Ok(false);
     }
-    let Some(rows) = rows(small)? else { return Ok(false) };
+    let Some(rows) = rows(small)?.filter(|rows| rows.saturating_mul(row_bytes(&small.schema())) <= BYTES_MAX) else {
+        return Ok(false);
+    };
     let copies = large.output_partitioning().partition_count();
     Ok(match self::rows(large)? {
         Some(others) => rows <= ROWS_MAX && rows.saturating_mul(copies) <= rows.saturating_add(others),
@@ -106,8 +118,23 @@ fn pays(small: &Arc<dyn ExecutionPlan>, large: &Arc<dyn ExecutionPlan>) -> Resul
     })
 }
 
-/// How many rows there are, as far as anybody can tell.
+/// About how many bytes a row takes.
+fn row_bytes(schema: &Schema) -> usize {
+    let bytes = |field: &FieldRef| field.data_type().primitive_width().unwrap_or(TEXT_BYTES);
+    schema.fields().iter().map(bytes).sum()
+}
+
+/// How many rows there are, as far as anybody can tell. How many come of a join nobody can.
 fn rows(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<usize>> {
+    let is_join = |node: &Arc<dyn ExecutionPlan>| {
+        node.is::<HashJoinExec>()
+            || node.is::<CrossJoinExec>()
+            || node.is::<NestedLoopJoinExec>()
+            || node.is::<SortMergeJoinExec>()
+    };
+    if plan.exists(|node| Ok(is_join(node)))? {
+        return Ok(None);
+    }
     let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
     Ok(statistics.num_rows.get_value().copied())
 }

@@ -28,6 +28,8 @@ use crate::room::Room;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pieces asked about at once.
 const LOOKUPS_AT_ONCE: usize = 8;
+/// How long replicas that are there and not ready are asked again whether they know a token: to open takes moments, to be filled much longer.
+const LOOKUP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How long to wait before a replica that could not answer, or does not count yet, is asked again; doubled up to the longest.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -196,7 +198,7 @@ impl Delivery {
     /// cannot be missed, and asks again while some of it are about to be ready; sends no rows.
     async fn known_parcel(&self, parcel: &Parcel) -> Result<Option<Version>> {
         let (Some(token), Some(fingerprint)) = (parcel.token.clone(), parcel.fingerprint) else { return Ok(None) };
-        let mut pause = RETRY_PAUSE_MIN;
+        let (begun, mut pause) = (self.context.env.monotonic(), RETRY_PAUSE_MIN);
         loop {
             let partition = match self.partition(parcel.part.partition)? {
                 Some(partition) => partition,
@@ -205,7 +207,8 @@ impl Delivery {
             };
             match self.look_up(&partition, token.clone(), fingerprint).await? {
                 Lookup::Known(version) => return Ok(version),
-                Lookup::TooFew { soon: true, .. } if self.left() > pause => {}
+                Lookup::TooFew { soon: true, .. }
+                    if self.left() > pause && self.context.env.monotonic().saturating_sub(begun) < LOOKUP_WAIT_MAX => {}
                 Lookup::TooFew { error, .. } => return Err(error),
             }
             self.context.env.reached(Rare::AskedAgain);

@@ -189,7 +189,7 @@ impl Inner {
         let alive = self.context.liveness.alive();
         let options = PlanOptions {
             target_partitions: alive.len().clamp(1, TARGET_PARTITIONS_MAX),
-            broadcast: alive.iter().all(|node| self.context.transport.broadcasts(*node)),
+            broadcast: self.context.transport.broadcasts(&alive),
             read_only: request.read_only,
             read_level: request.read_level,
             now_micros: self.context.env.wall_micros(),

@@ -29,6 +29,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +49,9 @@ use hub::{Hub, Peer};
 use outbound::{Claim, Refused};
 use stats::{InUse, add};
 use stream::{Inbox, Outlet, Source};
+
+/// Nodes of a cluster in which every one talks with every other.
+const FEW_NODES: usize = 16;
 
 /// A node's voice and ear. Cheap to clone; it stops at [`Transport::shutdown`], not when a handle is dropped.
 #[derive(Clone)]
@@ -149,9 +153,13 @@ impl Transport {
         }
     }
 
-    /// Whether tasks of a query may read a whole fragment each on this node, unless it is known to be of a build before that.
-    pub fn broadcasts(&self, to: NodeId) -> bool {
-        self.0.spoken(to).is_none_or(|version| version >= handshake::BROADCASTS)
+    /// Whether tasks of a query may read a whole fragment each, on any of these nodes. In a large cluster most nodes never talk to each
+    /// other, and those are taken to be of this build.
+    pub fn broadcasts(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let is_large = nodes.len() > FEW_NODES;
+        let others = nodes.iter().filter(|node| **node != self.node());
+        let mut spoken = others.map(|node| self.0.spoken(*node));
+        spoken.all(|version| version.map_or(is_large, |version| version >= handshake::BROADCASTS))
     }
 
     /// Goes on as long as anything comes from a node, on any connection; another number is a sign of life.

@@ -264,7 +264,8 @@ impl Core {
         let heard = Heard::read(news).filter(|heard| heard.is_for(&me));
         let Some([suspect]) = heard.as_ref().map(|heard| heard.updates.as_slice()) else { return all };
         let by = NodeId(u32::from_be_bytes(*by));
-        if by != me.node && self.suspects.share(suspect, by, self.sharers()) {
+        let is_known = heard.as_ref().is_some_and(|heard| self.known.is_active(&heard.header.src));
+        if is_known && by != me.node && self.suspects.share(suspect, by, self.sharers()) {
             all.sends.extend(self.spread_doubt(suspect, by));
             self.hasten(suspect, now);
         }
@@ -277,8 +278,12 @@ impl Core {
         self.foca.num_members().saturating_sub(1).min(SHARERS_MAX)
     }
 
-    /// Tells some members that a node's own probe of a suspect has failed. Each tells it once, so nearly all hear of it in a few steps.
+    /// Tells some members that a node's own probe of a suspect has failed. Each tells it once, so nearly all hear of it in a few steps. Where
+    /// there is much other news (half of the nodes are gone, say), nobody needs to be hasty.
     fn spread_doubt(&mut self, suspect: &foca::Member<Identity>, by: NodeId) -> Vec<(SocketAddr, Vec<u8>)> {
+        if self.foca.updates_backlog() >= BACKLOG_MAX {
+            return Vec::new();
+        }
         let others =
             self.foca.iter_members().map(|member| *member.id()).filter(|id| id.address != suspect.id().address);
         let chosen: Vec<Identity> = others.sample(&mut self.rng, GOSSIP_MEMBERS.get());

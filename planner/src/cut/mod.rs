@@ -36,6 +36,9 @@ use placement::{Placement, is_partition_wise, reads_subquery};
 /// Tasks that one query may have; a plan with more is refused rather than admitted in part.
 const TASKS_MAX: usize = 16 * 1024;
 
+/// Streams of one broadcast; beyond that its rows are brought together first.
+const STREAMS_MAX: usize = 1024;
+
 /// Cuts a plan, with or without broadcasts. The root fragment's one output partition is the answer, in the plan's own order.
 ///
 /// # Errors
@@ -127,11 +130,12 @@ impl Cutter {
             return Ok(None);
         }
         if plan.is::<UnionExec>() {
-            // Partitions of a union are those of its inputs one after the other: each still lies where it lay.
+            // Partitions of a union are those of its inputs one after the other: each still lies where it lay. But what is sent to a task is
+            // sent to its number, and that becomes another one.
             return Ok(parts
                 .iter()
                 .map(|part| match &part.placement {
-                    Placement::Leaf(partitions) => Some(partitions.as_slice()),
+                    Placement::Leaf(partitions) if !has_exchange(&part.plan) => Some(partitions.as_slice()),
                     _ => None,
                 })
                 .collect::<Option<Vec<_>>>()
@@ -185,8 +189,13 @@ impl Cutter {
             let plan = replace_children_if_necessary(join, vec![left, right])?;
             return Ok(Part { plan, placement: Placement::Local });
         }
-        let build = if here(&build) { Part { plan: together(build.plan), ..build } } else { build };
-        let (tasks, slots) = (count(build.placement.tasks())?, count(probe.placement.tasks())?);
+        let slots = probe.placement.tasks();
+        let build = match here(&build) {
+            // Each task of the one side would have a stream to each of the other.
+            false if build.placement.tasks().saturating_mul(slots) <= STREAMS_MAX => build,
+            _ => Part { plan: together(self.gather(build)?), placement: Placement::Local },
+        };
+        let (tasks, slots) = (count(build.placement.tasks())?, count(slots)?);
         let fragment = self.close(build.plan, build.placement.places(), Edge::Broadcast { slots })?;
         let left = Arc::new(ExchangeExec::new(fragment, ExchangeSource::Broadcast { tasks }, &properties));
         let plan = replace_children_if_necessary(join, vec![left, probe.plan])?;
@@ -220,6 +229,13 @@ impl Cutter {
         self.fragments.push(Fragment { id, plan, tasks, output, inputs, label });
         Ok(id)
     }
+}
+
+/// Whether a part of the plan reads what another fragment puts out.
+fn has_exchange(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let mut inputs = Vec::new();
+    producers(plan, &mut inputs);
+    !inputs.is_empty()
 }
 
 /// All rows in one partition.

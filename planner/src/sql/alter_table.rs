@@ -156,6 +156,10 @@ impl Alteration {
             })?;
             altered.changes.push(change);
         }
+        if schema == table.schema {
+            // A column that gets its own name, say.
+            altered.changes.clear();
+        }
         let keeps_ttl = altered.ttl.is_none_or(|change| match change {
             TtlChange::Keep(ttl) => table.options.ttl == Some(ttl),
             TtlChange::Forever => table.options.ttl.is_none(),

@@ -143,3 +143,10 @@ SELECT id FROM flights WHERE delay BETWEEN 10 AND 20 AND NOT (origin = 'SEA') OR
 SELECT id FROM flights WHERE origin NOT IN ('JFK', 'SEA') ORDER BY id;
 SELECT id FROM flights WHERE delay IS NULL OR origin IS NULL ORDER BY id;
 SELECT count(*) FROM flights WHERE distance > 100.5 AND delay <= 12;
+SELECT f.id, a.city FROM flights f JOIN airports a ON f.origin = a.iata UNION ALL SELECT f.id, a.city FROM flights f JOIN airports a ON f.destination = a.iata;
+SELECT id, origin FROM flights UNION ALL SELECT id, destination FROM flights UNION ALL SELECT f.id, a.city FROM flights f JOIN airports a ON f.origin = a.iata;
+SELECT city, count(*) FROM (SELECT f.id, a.city FROM flights f JOIN airports a ON f.origin = a.iata UNION ALL SELECT id, origin FROM flights) u GROUP BY city;
+SELECT u.id, a.state FROM (SELECT f.id, a.city, a.iata FROM flights f JOIN airports a ON f.origin = a.iata UNION ALL SELECT id, origin, destination FROM flights) u JOIN airports a ON u.iata = a.iata;
+SELECT f.id, a.city, b.city FROM flights f JOIN airports a ON f.origin = a.iata JOIN airports b ON f.destination = b.iata WHERE f.delay > (SELECT avg(delay) FROM flights);
+WITH RECURSIVE hops AS (SELECT origin, destination, 1 AS n FROM flights WHERE id < 5 UNION SELECT h.origin, f.destination, h.n + 1 FROM hops h JOIN flights f ON f.origin = h.destination JOIN airports a ON a.iata = f.origin WHERE h.n < 3) SELECT n, count(*) FROM hops GROUP BY n;
+SELECT f.id FROM flights f CROSS JOIN (SELECT max(latitude) AS most FROM airports) m WHERE f.distance > m.most;

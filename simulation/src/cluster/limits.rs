@@ -31,7 +31,8 @@ impl Limits {
             query_memory_bytes: wide(config.query_memory_bytes_max),
             write_bytes: config.inflight_bytes_max.max(WRITE_BYTES),
             queued_bytes: config.replica_queue_bytes_max.max(WRITE_BYTES),
-            memtables_bytes: config.memtables_bytes_max + GROUP_BYTES,
+            // Below its bound a replica takes one group more, and one answer of a peer that it catches up with.
+            memtables_bytes: config.memtables_bytes_max + config.memtables_bytes_max / 2 + GROUP_BYTES,
         }
     }
 

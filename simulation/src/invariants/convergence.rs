@@ -43,7 +43,7 @@ fn unequal_replicas(view: &View, core: &[u16], replicas: usize) -> Vec<String> {
         };
         let voters = partition.replicas.iter().filter(|replica| replica.state == ReplicaState::Voting).count();
         // One that never comes back may have been told to leave before.
-        let as_many = voters == replicas || (voters < replicas && running.iter().all(votes));
+        let as_many = voters == replicas || (voters < replicas && !running.is_empty() && running.iter().all(votes));
         if [Target::Upserts.table(), Target::Events.table()].contains(&partition.table.as_str()) && !as_many {
             why.push(place(format!("{voters} replicas vote, not {replicas}")));
         }
