@@ -42,9 +42,10 @@ pub(crate) fn rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     rules
 }
 
-/// Whether a statement's plan may have broadcasts.
+/// Whether a statement's plan may have broadcasts. With a single partition DataFusion has every join by hash collect a side, however large.
 pub(crate) fn is_on(state: &SessionState) -> bool {
-    state.physical_optimizers().iter().any(|rule| rule.name() == NAME)
+    let rules = state.physical_optimizers();
+    state.config().target_partitions() > 1 && rules.iter().any(|rule| rule.name() == NAME)
 }
 
 /// Has joins by hash collect a side that is small, instead of sending both sides to where their keys hash to.
@@ -82,11 +83,10 @@ fn collect_small_side(plan: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dy
 }
 
 /// Whether a join wants all rows of its left side wherever there are rows of its right one, and that costs less than to bring both
-/// together elsewhere.
+/// together elsewhere. Of joins by hash the rule has decided it.
 pub(crate) fn broadcasts_left(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
-        let collects = *join.partition_mode() == PartitionMode::CollectLeft && follows_probe(*join.join_type());
-        return Ok(collects && pays(join.left(), join.right())?);
+        return Ok(*join.partition_mode() == PartitionMode::CollectLeft && follows_probe(*join.join_type()));
     }
     if let Some(join) = plan.downcast_ref::<CrossJoinExec>() {
         return pays(join.left(), join.right());

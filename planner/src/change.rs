@@ -13,7 +13,6 @@ use shoal_kernel::{Error, ErrorCode, Result, suggest};
 use sqlparser::ast::{self, AssignmentTarget, Ident, ObjectName, Spanned, TableFactor, TableWithJoins};
 use sqlparser::parser::Parser;
 
-use crate::broadcast;
 use crate::cut::cut;
 use crate::error::error_from_datafusion;
 use crate::graph::FragmentGraph;
@@ -108,7 +107,8 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
         .project(columns)
         .and_then(LogicalPlanBuilder::build)
         .map_err(error_from_datafusion)?;
-    let Planned { logical, physical, graph: FragmentGraph { read_level, .. } } = physical_plan(state, &rows).await?;
+    let Planned { logical, physical, broadcast, graph: FragmentGraph { read_level, .. } } =
+        physical_plan(state, &rows).await?;
     let exact = physical.transform_up(|node| {
         Ok(match node.downcast_ref::<LeafScanExec>() {
             Some(scan) => Transformed::yes(Arc::new(scan.exact()) as Arc<dyn ExecutionPlan>),
@@ -116,8 +116,8 @@ async fn updated_rows(state: &SessionState, catalog: &Catalog, table: &Table, up
         })
     });
     let physical = exact.data().map_err(error_from_datafusion)?;
-    let graph = cut(Arc::clone(&physical), broadcast::is_on(state)).map_err(error_from_datafusion)?;
-    Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
+    let graph = cut(Arc::clone(&physical), broadcast).map_err(error_from_datafusion)?;
+    Ok(Planned { logical, physical, broadcast, graph: FragmentGraph { read_level, ..graph } })
 }
 
 /// The error, with the place of the first value that makes the statement fail by itself.

@@ -256,6 +256,8 @@ impl Planner {
 pub(crate) struct Planned {
     pub(crate) logical: LogicalPlan,
     pub(crate) physical: Arc<dyn ExecutionPlan>,
+    /// Whether it may have broadcasts.
+    pub(crate) broadcast: bool,
     pub(crate) graph: FragmentGraph,
 }
 
@@ -307,8 +309,9 @@ pub(crate) async fn physical_plan(state: &SessionState, logical: &LogicalPlan) -
     let physical = group_by_codes(physical).map_err(error_from_datafusion)?;
     let physical = fetch_late(physical).map_err(error_from_datafusion)?;
     let physical = order_scans(physical).map_err(error_from_datafusion)?;
-    let graph = cut(Arc::clone(&physical), broadcast::is_on(state)).map_err(error_from_datafusion)?;
-    Ok(Planned { logical, physical, graph: FragmentGraph { read_level, ..graph } })
+    let broadcast = broadcast::is_on(state);
+    let graph = cut(Arc::clone(&physical), broadcast).map_err(error_from_datafusion)?;
+    Ok(Planned { logical, physical, broadcast, graph: FragmentGraph { read_level, ..graph } })
 }
 
 /// The highest level that any table in the plan is read at by default.

@@ -159,7 +159,21 @@ impl Manifest {
 
     /// Puts itself in the place of the old one. Durable on return.
     pub(crate) fn write(&self, disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
-        write(disk, &dir.join(MANIFEST_FILE), MANIFEST_MAGIC, MANIFEST_VERSION, self)
+        self.write_beside(disk, dir)?;
+        Self::put_in_place(disk, dir)
+    }
+
+    /// Writes itself beside the old one, which stands until [`Self::put_in_place`], and if this fails.
+    pub(crate) fn write_beside(&self, disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
+        let path = dir.join(MANIFEST_FILE);
+        let bytes = sealed(MANIFEST_MAGIC, MANIFEST_VERSION, self)?;
+        disk.write_beside(&path, &bytes).map_err(|error| writing(&path, error))
+    }
+
+    /// Puts what was written beside in the place of the old one. If it fails, either may be there.
+    pub(crate) fn put_in_place(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
+        let path = dir.join(MANIFEST_FILE);
+        disk.put_in_place(&path).map_err(|error| writing(&path, error))
     }
 
     /// Another log begins, which has the same records up to a position.
@@ -217,7 +231,15 @@ fn read<T: DeserializeOwned>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8],
 }
 
 fn write<T: Serialize>(disk: &Arc<dyn Disk>, path: &Path, magic: &[u8; 8], version: u32, value: &T) -> Result<()> {
+    disk.replace(path, &sealed(magic, version, value)?).map_err(|error| writing(path, error))
+}
+
+fn sealed<T: Serialize>(magic: &[u8; 8], version: u32, value: &T) -> Result<Vec<u8>> {
     let mut bytes = head::head(magic, version);
     bytes.extend_from_slice(&wire::seal(value)?);
-    disk.replace(path, &bytes).map_err(|error| Error::from(error).context(format_args!("writing {}", path.display())))
+    Ok(bytes)
+}
+
+fn writing(path: &Path, error: std::io::Error) -> Error {
+    Error::from(error).context(format_args!("writing {}", path.display()))
 }

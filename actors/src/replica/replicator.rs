@@ -273,15 +273,23 @@ impl Feed {
         let asked = rounds.ask(&self.context.env, "catch up", move || {
             let feed = feed.clone();
             async move {
+                let asked_at = feed.epoch();
                 let heard = feed.catch_up_with(peer).await?;
                 if let Some(heard) = heard {
-                    feed.tell(peer, heard);
+                    // Who had nothing of its own left in an epoch before may have been filled since, and have acknowledged more.
+                    let is_stale = heard.sealed == Epoch(0) && feed.epoch() != asked_at;
+                    feed.tell(peer, Heard { in_doubt: heard.in_doubt && !is_stale, ..heard });
                 }
                 Ok(heard)
             }
         });
         let stopped = || Error::new(ErrorCode::NotReady, "the node is stopping");
         asked.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The partition's epoch, as far as this node knows; its replica hears of it after this.
+    fn epoch(&self) -> Option<Epoch> {
+        self.context.agreement.catalog().borrow().partitions.get(&self.partition).map(|partition| partition.epoch)
     }
 
     fn tell(&self, peer: NodeId, heard: Heard) {
@@ -304,6 +312,8 @@ impl Feed {
             peers.behind.insert(peer, 0);
             peers.complete.insert(peer, (log_id, position));
         }
+        // It may have been asked for somebody else, a moment ago; only a round of this replica's own hears that nothing is left there.
+        let in_doubt = in_doubt && sealed > Epoch(0);
         self.tell(peer, Heard { sealed, counts, settled, in_doubt, pulled: false });
         true
     }

@@ -169,14 +169,34 @@ impl dyn Disk {
     /// # Errors
     /// As the operating system reports; the old content stands, unless the very last step failed, when either may.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.write_beside(path, bytes)?;
+        self.put_in_place(path)
+    }
+
+    /// Writes the next content of a file beside it, synced.
+    ///
+    /// # Errors
+    /// As the operating system reports; the old content stands, and what was written is removed if it can be: the disk may be full.
+    pub fn write_beside(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let beside = path.with_extension(REPLACEMENT);
         if self.exists(&beside)? {
             self.remove_file(&beside)?;
         }
         let file = self.open(&beside, OpenMode::CreateNew)?;
-        file.write_all_at(bytes, 0)?;
-        file.sync()?;
-        self.rename(&beside, path)?;
+        let written = file.write_all_at(bytes, 0).and_then(|()| file.sync());
+        drop(file);
+        if written.is_err() {
+            let _ = self.remove_file(&beside);
+        }
+        written
+    }
+
+    /// Puts what [`Self::write_beside`] has written in the place of the old content.
+    ///
+    /// # Errors
+    /// As the operating system reports; old or new content may be there.
+    pub fn put_in_place(&self, path: &Path) -> io::Result<()> {
+        self.rename(&path.with_extension(REPLACEMENT), path)?;
         match path.parent() {
             Some(dir) => self.sync_dir(dir),
             None => Ok(()),

@@ -248,7 +248,12 @@ impl Store {
             install(&mut state, &mut deaths, &replacement);
             self.manifest_of(&state, &deaths, next_segment)?
         };
-        if let Err(error) = manifest.write(&self.disk, &self.dir) {
+        if let Err(error) = manifest.write_beside(&self.disk, &self.dir) {
+            // The old one stands; where the disk is full, every file counts.
+            self.discard(&replacement.segments);
+            return Err(error);
+        }
+        if let Err(error) = Manifest::put_in_place(&self.disk, &self.dir) {
             // Old or new, either manifest may be there now: the new files stay until the next one is certain.
             maintenance.unnamed.extend(replacement.segments.iter().map(|segment| segment.id()));
             return Err(error);
