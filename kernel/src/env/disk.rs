@@ -191,7 +191,7 @@ impl dyn Disk {
         written
     }
 
-    /// Puts what [`Self::write_beside`] has written in the place of the old content.
+    /// Puts what `write_beside` has written in the place of the old content.
     ///
     /// # Errors
     /// As the operating system reports; old or new content may be there.
