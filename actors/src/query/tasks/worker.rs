@@ -15,8 +15,8 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_kernel::env::TaskHandle;
-use shoal_kernel::{Error, FragmentId, FragmentKey, NodeId, Result};
-use shoal_planner::{Fragment, error_from_datafusion};
+use shoal_kernel::{Error, FragmentId, FragmentKey, NodeId, Rare, Result};
+use shoal_planner::{Edge, Fragment, error_from_datafusion};
 
 use super::{TaskGroup, TasksMessage};
 use crate::query::edge::TaskOutput;
@@ -138,6 +138,9 @@ async fn pump(start: TaskStart) -> Result<()> {
     let inputs = Inputs::new(group.clone(), key, producers);
     let mut stream = node.engine.start(&fragment, key.task, inputs, node.memory.clone())?;
     let mut router = node.engine.router(&fragment.output, stream.schema())?;
+    if matches!(fragment.output, Edge::Broadcast { slots } if slots > 1) {
+        node.env.reached(Rare::Broadcast);
+    }
     loop {
         let next = tokio::select! {
             biased;
