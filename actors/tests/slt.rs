@@ -161,23 +161,39 @@ async fn tpch(count: usize) {
     let dir = tempfile::tempdir().unwrap();
     let nodes = start(dir.path(), count).await;
     let node = nodes.last().unwrap();
-    let mut lines = LineItemArrow::new(LineItemGenerator::new(SCALE, 1, 1));
-    let hashed = "PARTITION BY HASH (l_orderkey) PARTITIONS 4";
-    generated(node, "lineitem", "l_orderkey, l_linenumber", hashed, &mut lines).await;
-    let mut orders = OrderArrow::new(OrderGenerator::new(SCALE, 1, 1));
-    generated(node, "orders", "o_orderkey", "PARTITION BY HASH (o_orderkey) PARTITIONS 4", &mut orders).await;
-    let mut supplies = PartSuppArrow::new(PartSuppGenerator::new(SCALE, 1, 1));
-    let ranges = "PARTITION BY RANGE (ps_partkey) SPLIT AT (700, 1400)";
-    generated(node, "partsupp", "ps_partkey, ps_suppkey", ranges, &mut supplies).await;
-    let mut customers = CustomerArrow::new(CustomerGenerator::new(SCALE, 1, 1));
-    let ranges = "PARTITION BY RANGE (c_custkey) SPLIT AT (500)";
-    generated(node, "customer", "c_custkey", ranges, &mut customers).await;
-    let mut parts = PartArrow::new(PartGenerator::new(SCALE, 1, 1));
-    generated(node, "part", "p_partkey", "", &mut parts).await;
-    let mut suppliers = SupplierArrow::new(SupplierGenerator::new(SCALE, 1, 1));
-    generated(node, "supplier", "s_suppkey", "", &mut suppliers).await;
-    generated(node, "nation", "n_nationkey", "", &mut NationArrow::new(NationGenerator::default())).await;
-    generated(node, "region", "r_regionkey", "", &mut RegionArrow::new(RegionGenerator::default())).await;
+    let tables: [(&str, &str, &str, Box<dyn RecordBatchReader>); 8] = [
+        (
+            "lineitem",
+            "l_orderkey, l_linenumber",
+            "PARTITION BY HASH (l_orderkey) PARTITIONS 4",
+            Box::new(LineItemArrow::new(LineItemGenerator::new(SCALE, 1, 1))),
+        ),
+        (
+            "orders",
+            "o_orderkey",
+            "PARTITION BY HASH (o_orderkey) PARTITIONS 4",
+            Box::new(OrderArrow::new(OrderGenerator::new(SCALE, 1, 1))),
+        ),
+        (
+            "partsupp",
+            "ps_partkey, ps_suppkey",
+            "PARTITION BY RANGE (ps_partkey) SPLIT AT (700, 1400)",
+            Box::new(PartSuppArrow::new(PartSuppGenerator::new(SCALE, 1, 1))),
+        ),
+        (
+            "customer",
+            "c_custkey",
+            "PARTITION BY RANGE (c_custkey) SPLIT AT (500)",
+            Box::new(CustomerArrow::new(CustomerGenerator::new(SCALE, 1, 1))),
+        ),
+        ("part", "p_partkey", "", Box::new(PartArrow::new(PartGenerator::new(SCALE, 1, 1)))),
+        ("supplier", "s_suppkey", "", Box::new(SupplierArrow::new(SupplierGenerator::new(SCALE, 1, 1)))),
+        ("nation", "n_nationkey", "", Box::new(NationArrow::new(NationGenerator::default()))),
+        ("region", "r_regionkey", "", Box::new(RegionArrow::new(RegionGenerator::default()))),
+    ];
+    for (table, key, spread, mut rows) in tables {
+        generated(node, table, key, spread, rows.as_mut()).await;
+    }
     run(nodes, "tpch.slt").await;
 }
 

@@ -55,16 +55,18 @@ struct Scanned {
 }
 
 impl Scanned {
-    fn new(scan: ScanSpec, slices: u32, rows: Option<u64>) -> Self {
+    fn new(scan: ScanSpec, slices: u32, options: &PlanOptions) -> Self {
+        let rows = (options.row_counts)(&scan);
         Self { scan, slices, magnitude: rows.and_then(u64::checked_ilog2) }
     }
 
-    /// Whether a plan that was made for one serves the other.
-    fn is_like(&self, other: &Self) -> bool {
-        self.slices == other.slices
-            && match (self.magnitude, other.magnitude) {
-                (Some(one), Some(other)) => one.abs_diff(other) <= 1,
-                (one, other) => one == other,
+    /// Whether a plan that was made for it serves now.
+    fn is_as_before(&self, options: &PlanOptions) -> bool {
+        let rows = (options.row_counts)(&self.scan);
+        self.slices == options.slicing.of_scan(&self.scan, rows)
+            && match (self.magnitude, rows.and_then(u64::checked_ilog2)) {
+                (Some(before), Some(now)) => before.abs_diff(now) <= 1,
+                (before, now) => before == now,
             }
     }
 }
@@ -110,11 +112,7 @@ impl PlanCache {
     pub(crate) fn get(&self, sql: &str, catalog: &Arc<Catalog>, options: &PlanOptions) -> Option<FragmentGraph> {
         let key = Key::new(sql, catalog, options);
         let scans = self.lock().entries.get(&key)?.scans.clone();
-        let as_before = scans.iter().all(|before| {
-            let rows = (options.row_counts)(&before.scan);
-            let slices = options.slicing.of_scan(&before.scan, rows);
-            Scanned::new(before.scan.clone(), slices, rows).is_like(before)
-        });
+        let as_before = scans.iter().all(|scanned| scanned.is_as_before(options));
         let plans = &mut *self.lock();
         if !as_before {
             plans.remove(&key);
@@ -166,8 +164,7 @@ fn scans_of(plan: &Arc<dyn ExecutionPlan>, options: &PlanOptions) -> Vec<Scanned
             scans.extend(first.map(|scan| {
                 let mut whole = ScanSpec { slice: Slice::WHOLE, coded: Vec::new(), ends: None, ..scan.clone() };
                 (whole.addresses, whole.summary, whole.order) = (false, None, None);
-                let rows = (options.row_counts)(&whole);
-                Scanned::new(whole, scan.slice.of, rows)
+                Scanned::new(whole, scan.slice.of, options)
             }));
         }
         Ok(TreeNodeRecursion::Continue)

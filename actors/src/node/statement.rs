@@ -306,6 +306,7 @@ impl Inner {
         }
     }
 
+    /// One attempt at it: `SchemaChanged` if columns were to be changed and there was nothing left to change.
     async fn alter_once(&self, altered: AlteredTable, timeout: Duration) -> Result<CommandDone> {
         let (table, changes_columns) = (altered.table, !altered.changes.is_empty());
         let outcome = self.context.change_catalog(Command::AlterTable(altered), ALTER_TABLE, timeout).await?;

@@ -1,6 +1,6 @@
 //! Where everything of one node's transport meets: handlers, addresses, links to peers, and the tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -345,9 +345,11 @@ impl Hub {
         }
     }
 
-    /// The version that this node and a peer last talked in; none if they never did.
-    pub(super) fn spoken(&self, with: NodeId) -> Option<u16> {
-        lock(&self.state).spoken.get(&with).copied()
+    /// Whether this node last talked in that version or a newer one with each of these, and `unknown` where it never did.
+    pub(super) fn all_speak(&self, nodes: &BTreeSet<NodeId>, version: u16, unknown: bool) -> bool {
+        let state = lock(&self.state);
+        let mut others = nodes.iter().filter(|node| **node != self.config.node);
+        others.all(|node| state.spoken.get(node).map_or(unknown, |spoken| *spoken >= version))
     }
 
     /// Reads that brought something from a node, on all connections that there are.

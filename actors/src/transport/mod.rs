@@ -156,10 +156,7 @@ impl Transport {
     /// Whether tasks of a query may read a whole fragment each, on any of these nodes. In a large cluster most nodes never talk to each
     /// other, and those are taken to be of this build.
     pub fn broadcasts(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        let is_large = nodes.len() > FEW_NODES;
-        let others = nodes.iter().filter(|node| **node != self.node());
-        let mut spoken = others.map(|node| self.0.spoken(*node));
-        spoken.all(|version| version.map_or(is_large, |version| version >= handshake::BROADCASTS))
+        self.0.all_speak(nodes, handshake::BROADCASTS, nodes.len() > FEW_NODES)
     }
 
     /// Goes on as long as anything comes from a node, on any connection; another number is a sign of life.

@@ -265,15 +265,15 @@ impl Core {
         let Some([suspect]) = heard.as_ref().map(|heard| heard.updates.as_slice()) else { return all };
         let by = NodeId(u32::from_be_bytes(*by));
         let is_known = heard.as_ref().is_some_and(|heard| self.known.is_active(&heard.header.src));
-        if is_known && by != me.node && self.suspects.share(suspect, by, self.sharers()) {
+        if is_known && by != me.node && self.suspects.share(suspect, by, self.enough_sharers()) {
             all.sends.extend(self.spread_doubt(suspect, by));
             self.hasten(suspect, now);
         }
         all
     }
 
-    /// How many others, at most, share a suspicion before it is as short as it gets.
-    fn sharers(&self) -> usize {
+    /// How many others share a suspicion when it is as short as it gets.
+    fn enough_sharers(&self) -> usize {
         // All but the suspect, of whom foca knows, and this node, which it does not count.
         self.foca.num_members().saturating_sub(1).min(SHARERS_MAX)
     }
@@ -299,7 +299,7 @@ impl Core {
 
     /// A suspicion of this node's own that others share ends sooner.
     fn hasten(&mut self, suspect: &foca::Member<Identity>, now: Duration) {
-        let enough = self.sharers();
+        let enough = self.enough_sharers();
         if let Some((place, due_at)) = self.suspects.verdict(suspect, enough)
             && let Some(timer) = self.timers.remove(place)
         {
@@ -322,7 +322,7 @@ impl Core {
             sends.extend(self.ask(suspect));
         }
         if self.suspects.doubt(suspect, verdict) {
-            if self.suspects.sharers(suspect) < self.sharers() {
+            if self.suspects.sharers(suspect) < self.enough_sharers() {
                 sends.extend(self.spread_doubt(suspect, self.me()));
             }
             self.hasten(suspect, now);

@@ -47,10 +47,7 @@ pub(crate) fn cut(plan: Arc<dyn ExecutionPlan>, broadcast: bool) -> Result<Fragm
     let schema = plan.schema();
     let mut cutter = Cutter { broadcast, fragments: Vec::new(), tasks: 0 };
     let part = cutter.visit(plan)?;
-    let mut root = cutter.gather(part)?;
-    if root.output_partitioning().partition_count() > 1 {
-        root = Arc::new(CoalescePartitionsExec::new(root));
-    }
+    let root = together(cutter.gather(part)?);
     cutter.close(root, vec![Place::Coordinator], Edge::Gather)?;
     Ok(FragmentGraph { fragments: cutter.fragments, schema, read_level: ReadLevel::default() })
 }
