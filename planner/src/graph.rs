@@ -120,6 +120,9 @@ pub trait TaskInputs: Send + Sync + fmt::Debug {
     /// # Errors
     /// The edge is unknown to this task.
     fn exchange(&self, fragment: FragmentId, task: u32, schema: SchemaRef) -> Result<SendableRecordBatchStream>;
+
+    /// Whether the task is to stop: whoever computes for long without a pause asks now and then.
+    fn is_stopped(&self) -> bool;
 }
 
 /// The form in which [`TaskInputs`] travels through a session configuration.

@@ -30,6 +30,7 @@ use crate::session;
 use crate::sql::{BackupStatement, Parsed, TableName, at, parse};
 use crate::statement::{ExplainKind, PlannedQuery, Statement};
 use crate::summary::ask_statistics;
+use crate::system::SystemTables;
 use crate::table::{is_table, read_level_of, slices_of};
 use crate::task::{self, RunnableTask, TaskMemory};
 use crate::{by_key, change, explain, insert, show, unknown, window};
@@ -82,6 +83,8 @@ pub struct PlanOptions {
     pub broadcast: bool,
     /// Whether reads and changes of a few rows by key may do without a plan ([`Statement::KeyRead`], [`Statement::KeyChange`]).
     pub by_key: bool,
+    /// Who answers for the schema `system`; without, there is none.
+    pub system: Option<Arc<dyn SystemTables>>,
 }
 
 impl Default for PlanOptions {
@@ -96,6 +99,7 @@ impl Default for PlanOptions {
             slicing: Slicing::NONE,
             broadcast: true,
             by_key: false,
+            system: None,
         }
     }
 }

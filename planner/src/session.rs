@@ -14,12 +14,16 @@ use shoal_kernel::{Error, ErrorCode, Result};
 use crate::broadcast;
 use crate::error::error_from_datafusion;
 use crate::planner::PlanOptions;
+use crate::system::SystemSchema;
 use crate::table::CatalogSchema;
 
 /// The name of the one database.
 pub(crate) const CATALOG: &str = "shoal";
 /// The name of the one schema in it.
 pub(crate) const SCHEMA: &str = "public";
+
+/// The name of the schema of tables that say how the cluster is.
+pub(crate) const SYSTEM_SCHEMA: &str = "system";
 
 /// Levels of parentheses, subqueries and operators that a statement may nest.
 pub(crate) const SQL_NESTING_MAX: usize = 64;
@@ -92,6 +96,10 @@ pub(crate) fn session(template: &SessionState, catalog: &Arc<Catalog>, options: 
     let database = MemoryCatalogProvider::new();
     let schema = CatalogSchema::new(Arc::clone(catalog), Arc::clone(&options.row_counts), options.slicing);
     database.register_schema(SCHEMA, Arc::new(schema)).map_err(error_from_datafusion)?;
+    if let Some(tables) = &options.system {
+        let schema = Arc::new(SystemSchema::new(Arc::clone(tables)));
+        database.register_schema(SYSTEM_SCHEMA, schema).map_err(error_from_datafusion)?;
+    }
     let list = MemoryCatalogProviderList::new();
     list.register_catalog(CATALOG.into(), Arc::new(database));
     state.register_catalog_list(Arc::new(list));

@@ -17,6 +17,7 @@ use crate::graph::{Fragment, TaskInputs, TaskInputsExtension};
 use crate::node::ShoalCodec;
 use crate::order::follow_sorts;
 use crate::session::running;
+use crate::stop::heed_stop;
 
 /// What a task may use.
 #[derive(Debug, Clone, Default)]
@@ -75,10 +76,11 @@ pub(crate) fn decode(
             .set("datafusion.execution.batch_size", &memory.batch_rows.to_string())
             .map_err(error_from_datafusion)?;
     }
-    let config = config.with_extension(Arc::new(TaskInputsExtension(inputs)));
+    let config = config.with_extension(Arc::new(TaskInputsExtension(Arc::clone(&inputs))));
     let context = running(Some(format!("{}.{task}", fragment.id)), config, runtime);
     let plan = physical_plan_from_bytes_with_extension_codec(&fragment.plan, registry, &ShoalCodec)
         .and_then(follow_sorts)
+        .and_then(|plan| heed_stop(plan, &inputs))
         .map_err(error_from_datafusion)
         .map_err(|error| error.context(format_args!("fragment {}", fragment.id)))?;
     let partition = task as usize;

@@ -11,7 +11,7 @@ use sqlparser::ast::{self, Expr, Spanned, TableFactor, Visit, Visitor};
 use sqlparser::tokenizer::Span;
 
 use crate::error::error_from_datafusion;
-use crate::session::{CATALOG, SCHEMA};
+use crate::session::{CATALOG, SCHEMA, SYSTEM_SCHEMA};
 use crate::sql::{at, normalised};
 
 const INFORMATION_SCHEMA: &str = "information_schema";
@@ -27,6 +27,16 @@ pub(crate) fn check_tables(state: &SessionState, catalog: &Catalog, statement: &
                 catalog.table(&resolved.table).is_some() || state.table_functions().contains_key(&*resolved.table)
             }
             (CATALOG, INFORMATION_SCHEMA) => true,
+            (CATALOG, SYSTEM_SCHEMA) => {
+                let names = system_tables(state);
+                if names.contains(&resolved.table.to_string()) {
+                    continue;
+                }
+                let message = format!("there is no table '{SYSTEM_SCHEMA}.{}'", resolved.table);
+                let error = Error::new(ErrorCode::UnknownTable, message);
+                let span = place_of_table(statement, &resolved.table);
+                return Err(at(error.with_help(format!("the tables there are {}", names.join(", "))), span));
+            }
             _ => false,
         };
         if known {
@@ -36,6 +46,11 @@ pub(crate) fn check_tables(state: &SessionState, catalog: &Catalog, statement: &
         return Err(at(unknown_table(catalog, &resolved.table), span));
     }
     Ok(())
+}
+
+fn system_tables(state: &SessionState) -> Vec<String> {
+    let schema = state.catalog_list().catalog(CATALOG).and_then(|database| database.schema(SYSTEM_SCHEMA));
+    schema.map(|schema| schema.table_names()).unwrap_or_default()
 }
 
 /// The error for a table that does not exist.

@@ -55,7 +55,7 @@ pub use state::Snapshot;
 pub use store::{
     BucketRows, Changed, Changes, Checkpoint, CheckpointFile, CheckpointOutline, CompactionProgress, CompactionStep,
     CopyHead, Digest, DigestBuckets, DigestMoment, ExpiryReport, FlushReport, NoSplitPoint, Placing, PullCursor,
-    PullRound, Pulled, Recovery, Split, SplitChild, SplitPoint, Store, StoreCopy, StoreStatus,
+    PullRound, Pulled, Recovery, SegmentStatus, Split, SplitChild, SplitPoint, Store, StoreCopy, StoreStatus,
 };
 pub use token::TokenRecord;
 pub use wal::Replay;

@@ -16,7 +16,7 @@ use shoal_storage::{check_values, with_rows_before};
 
 use super::Inner;
 use crate::gateway::Change;
-use crate::query::{Replan, RunOptions};
+use crate::query::RunOptions;
 use crate::service::{CommandDone, SqlRequest, WriteRequest};
 
 /// Bytes of rows that are written at once.
@@ -41,16 +41,18 @@ impl Inner {
     /// All rows of a query, and a time that none of them is newer than. Nothing has been written yet, so a query that some
     /// node has answered without the time, because it was lost or late, is asked again.
     async fn read_dated(
-        &self,
+        self: &Arc<Self>,
+        request: &SqlRequest,
         found: &FoundRows,
         first: QueryId,
         left: &impl Fn() -> Duration,
-        replan: Replan,
     ) -> Result<(Vec<RecordBatch>, Hlc)> {
         let FoundRows { tag, graph, read_level, .. } = found;
+        let replan = self.replan_as_of(request, Some(found.table.clone()));
         let mut id = first;
         for _ in 0..READS_MAX {
-            let options = RunOptions { read_level: *read_level, ..RunOptions::new(left()) };
+            let options =
+                RunOptions { read_level: *read_level, sql: request.sql.as_str().into(), ..RunOptions::new(left()) };
             if let (batches, Some(newest)) = self.collect(tag, graph.clone(), id, options, replan.clone()).await? {
                 return Ok((batches, newest));
             }
@@ -70,8 +72,7 @@ impl Inner {
     ) -> Result<CommandDone> {
         let tag = found.tag;
         refuse_token(request, tag)?;
-        let replan = self.replan_as_of(request, Some(found.table.clone()));
-        let (batches, read) = self.read_dated(&found, id, &left, replan).await?;
+        let (batches, read) = self.read_dated(request, &found, id, &left).await?;
         let change = Change { deletes: found.deletes, read };
         self.write_found(request, tag, &found.table, batches, change, left).await
     }

@@ -25,6 +25,7 @@ mod split;
 mod statement;
 mod status;
 mod supervisor;
+mod system;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ use shoal_planner::{ExplainKind, FragmentGraph, InsertSource, PlanOptions, Plann
 use super::Inner;
 use super::change::FoundRows;
 use super::levels::PlannedStatement;
+use super::system::System;
 use crate::query::{Replan, RunOptions};
 use crate::replica::message::MaintenanceTask;
 use crate::service::{CommandDone, Evolution, QueryEvent, QueryStream, QuerySummary, SqlRequest, WriteRequest};
@@ -61,7 +62,7 @@ impl Inner {
         let id = request.query_id.unwrap_or_else(|| self.new_query_id());
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
         let PlannedStatement { statement, catalog, read_level } = self.plan(&request, true).await?;
-        let options = || RunOptions { read_level, ..RunOptions::new(left()) };
+        let options = || RunOptions { read_level, sql: request.sql.as_str().into(), ..RunOptions::new(left()) };
         // As of the plan: rows have its columns, whatever has become of them meanwhile.
         let table = |name: &str| table_of(&catalog, name);
         match statement {
@@ -199,6 +200,7 @@ impl Inner {
                 slice_rows_min: config.scan_slice_rows_min,
             },
             by_key,
+            system: Some(Arc::new(System { context: self.context.clone(), queries: self.queries.clone() })),
             ..PlanOptions::default()
         };
         // On the heap: it is large, and part of every statement's future.

@@ -30,6 +30,7 @@ impl Handler for QueryHandler {
                 Request::Release { query, attempt } => Reply::Released(node.release(query, attempt).await),
                 Request::IsCurrent { query, attempt } => Reply::Current(node.is_current(query, attempt)),
                 Request::Cancel { query } => Reply::Cancelled(cancel(&node, query)),
+                Request::Running => Reply::Running(node.running_on()),
                 Request::Read(question) => Reply::Read(by_key::answer(&node, question).await),
             };
             Ok(wire::encode(&reply)?.into())

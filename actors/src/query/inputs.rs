@@ -70,6 +70,10 @@ impl TaskInputs for Inputs {
         super::scan::fetch(self.group.clone(), spec, addresses).boxed()
     }
 
+    fn is_stopped(&self) -> bool {
+        self.group.is_stopped()
+    }
+
     fn exchange(&self, fragment: FragmentId, task: u32, schema: SchemaRef) -> Result<SendableRecordBatchStream> {
         let node = self
             .node_of(fragment, task)

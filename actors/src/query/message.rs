@@ -7,6 +7,7 @@ use shoal_kernel::{Error, ErrorCode, FragmentId, Hlc, NodeId, PartitionId, Query
 use shoal_planner::Fragment;
 
 use super::by_key::{ReadRows, RowsRead};
+use super::service::RunningQuery;
 use crate::service::Moment;
 
 /// A call.
@@ -35,6 +36,8 @@ pub(crate) enum Request {
     },
     /// Read a few rows. Answered with [`Reply::Read`].
     Read(ReadRows),
+    /// What runs on you? Answered with [`Reply::Running`].
+    Running,
 }
 
 /// The answer to a call. Errors of the callee travel inside, so that an error of the call itself always means the way there.
@@ -50,6 +53,8 @@ pub(crate) enum Reply {
     Cancelled(Result<(), Error>),
     /// The rows.
     Read(Result<RowsRead, Error>),
+    /// It.
+    Running(RunningOn),
 }
 
 /// A message without answer.
@@ -139,6 +144,34 @@ pub(crate) struct Report {
     pub(crate) failures: Vec<Failure>,
     /// The tasks, for EXPLAIN ANALYZE; complete only in the last report.
     pub(crate) tasks: Vec<TaskReport>,
+}
+
+/// What runs on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct RunningOn {
+    /// Queries that it coordinates, by id.
+    pub(crate) queries: Vec<RunningQuery>,
+    /// Fragments of which it has tasks, by query, attempt and fragment.
+    pub(crate) fragments: Vec<RunningFragment>,
+}
+
+/// The tasks of one fragment on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunningFragment {
+    pub(crate) query: QueryId,
+    pub(crate) attempt: u32,
+    pub(crate) coordinator: NodeId,
+    pub(crate) fragment: FragmentId,
+    /// Tasks of it there.
+    pub(crate) tasks: u32,
+    /// How many of them have ended.
+    pub(crate) tasks_done: u32,
+    /// Rows that these put out.
+    pub(crate) rows: u64,
+    /// Bytes that these put out.
+    pub(crate) bytes: u64,
+    /// The longest time that one of these took, in microseconds.
+    pub(crate) slowest_micros: u64,
 }
 
 /// What became of one task.

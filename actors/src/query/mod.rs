@@ -40,6 +40,7 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub(crate) use message::{RunningFragment, RunningOn};
 pub use ports::{
     BatchIterator, Candidates, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Replan, Router,
 };

@@ -15,10 +15,10 @@ use super::admission::Admission;
 use super::coordinator::{Event, QueryMessage, QueryView};
 use super::edge::EdgeTable;
 use super::edge::codec::OpenEdge;
-use super::message::{Failure, Notice, Reply, Report, Request, StartTasks, Status};
+use super::message::{Failure, Notice, Reply, Report, Request, RunningOn, StartTasks, Status};
 use super::ports::{Engine, LocalReplicas, Placement};
-use super::service::QueryLimits;
-use super::tasks::{self, TasksMessage};
+use super::service::{QueryLimits, RunningQuery};
+use super::tasks::{self, TaskGroup, TasksMessage};
 use super::{by_key, locked, ports};
 use crate::transport::{Route, Transport};
 
@@ -30,6 +30,9 @@ const LOOK_AFTER: Duration = Duration::from_millis(100);
 const LOOK_TIMEOUT: Duration = Duration::from_millis(150);
 /// How long a node that did not is passed over, if membership does not suspect it by then.
 const SILENT_FOR: Duration = Duration::from_secs(2);
+
+/// Characters of a query's text that are shown.
+const SQL_SHOWN_CHARS: usize = 1000;
 
 /// A node's share in all queries.
 pub(crate) struct QueryNode {
@@ -62,7 +65,7 @@ struct Silence {
 #[derive(Default)]
 struct Registry {
     queries: BTreeMap<QueryId, (ActorRef<QueryMessage>, Arc<Mutex<QueryView>>)>,
-    tasks: BTreeMap<(QueryId, u32), ActorRef<TasksMessage>>,
+    tasks: BTreeMap<(QueryId, u32), (ActorRef<TasksMessage>, Arc<TaskGroup>)>,
     stopping: bool,
 }
 
@@ -158,8 +161,28 @@ impl QueryNode {
         locked(&self.registry).queries.get(&id).map(|(actor, _)| actor.clone())
     }
 
-    pub(crate) fn views(&self) -> Vec<(QueryId, QueryView)> {
-        locked(&self.registry).queries.iter().map(|(id, (_, view))| (*id, locked(view).clone())).collect()
+    /// Queries that this node coordinates, by id.
+    pub(super) fn running(&self) -> Vec<RunningQuery> {
+        let now = self.env.monotonic();
+        let views: Vec<(QueryId, QueryView)> =
+            locked(&self.registry).queries.iter().map(|(id, (_, view))| (*id, locked(view).clone())).collect();
+        let running = |(id, view): (QueryId, QueryView)| RunningQuery {
+            id,
+            sql: view.sql.chars().take(SQL_SHOWN_CHARS).collect(),
+            queued: if view.queued { self.admission.place(id) } else { None },
+            attempt: view.attempt,
+            progress: view.progress,
+            elapsed: now.saturating_sub(view.began),
+        };
+        views.into_iter().map(running).collect()
+    }
+
+    /// What runs here, for whoever asks.
+    pub(super) fn running_on(&self) -> RunningOn {
+        let groups: Vec<Arc<TaskGroup>> =
+            locked(&self.registry).tasks.values().map(|(_, group)| group.clone()).collect();
+        let fragments = groups.iter().flat_map(|group| group.fragments());
+        RunningOn { queries: self.running(), fragments: fragments.collect() }
     }
 
     /// Whether an attempt of a query that this node coordinates runs.
@@ -177,9 +200,10 @@ impl QueryNode {
     ///
     /// # Errors
     /// The attempt was released in the meantime; the supervisor has been told.
-    pub(crate) fn remember_tasks(&self, query: QueryId, attempt: u32, actor: ActorRef<TasksMessage>) -> Result<()> {
+    pub(crate) fn remember_tasks(&self, group: Arc<TaskGroup>, actor: ActorRef<TasksMessage>) -> Result<()> {
+        let (query, attempt) = (group.query, group.attempt);
         let mut registry = locked(&self.registry);
-        registry.tasks.insert((query, attempt), actor.clone());
+        registry.tasks.insert((query, attempt), (actor.clone(), group));
         // Whoever releases marks the attempt first and looks here second; this side does it the other way round, so that
         // one of the two sees the other.
         let refused = if registry.stopping { Err(stopping()) } else { self.edges.check(query, attempt) };
@@ -196,7 +220,7 @@ impl QueryNode {
     }
 
     pub(crate) fn tasks(&self) -> Vec<ActorRef<TasksMessage>> {
-        locked(&self.registry).tasks.values().cloned().collect()
+        locked(&self.registry).tasks.values().map(|(actor, _)| actor.clone()).collect()
     }
 
     /// Queries coordinated here, and attempts with tasks here.
@@ -339,7 +363,7 @@ impl QueryNode {
     pub(crate) async fn release(&self, query: QueryId, attempt: u32) -> Report {
         self.edges.end(query, attempt);
         let tasks = locked(&self.registry).tasks.get(&(query, attempt)).cloned();
-        let Some(tasks) = tasks else { return Report::default() };
+        let Some((tasks, _)) = tasks else { return Report::default() };
         let (reply, report) = oneshot::channel();
         if tasks.send_message(TasksMessage::Release(Some(reply))).is_err() {
             return Report::default();

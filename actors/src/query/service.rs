@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde::{Deserialize, Serialize};
 use shoal_kernel::{Env, Error, ErrorCode, NodeId, Planted, QueryId, ReadLevel, Result};
 use shoal_planner::FragmentGraph;
 use tokio::sync::mpsc;
 
 use super::coordinator::{Event, QueryActor, QueryMessage, QueryStart};
 use super::handler::{EdgeHandler, QueryHandler};
+use super::message::{Reply, Request, RunningOn};
 use super::node::{QueryNode, Surroundings, stopping};
 use super::ports::{Engine, LocalReplicas, Placement, Replan};
 use super::tasks::TasksMessage;
@@ -85,20 +87,24 @@ pub struct RunOptions {
     pub analyze: bool,
     /// The level at which its replicas are read.
     pub read_level: ReadLevel,
+    /// Its text, for lists.
+    pub sql: Arc<str>,
 }
 
 impl RunOptions {
     /// A query that answers with its rows, read at the lowest level.
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, analyze: false, read_level: ReadLevel::One }
+        Self { timeout, analyze: false, read_level: ReadLevel::One, sql: Arc::default() }
     }
 }
 
 /// A query that runs, for lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningQuery {
     /// Its id.
     pub id: QueryId,
+    /// Its text, cut if long.
+    pub sql: String,
     /// Its place in the line, from 1, if it still waits to be admitted.
     pub queued: Option<u32>,
     /// Its attempt, from 0.
@@ -262,15 +268,18 @@ impl QueryService {
 
     /// Queries coordinated here, by id.
     pub fn running(&self) -> Vec<RunningQuery> {
-        let now = self.node.env.monotonic();
-        let running = |(id, view): (QueryId, super::coordinator::QueryView)| RunningQuery {
-            id,
-            queued: if view.queued { self.node.admission.place(id) } else { None },
-            attempt: view.attempt,
-            progress: view.progress,
-            elapsed: now.saturating_sub(view.began),
-        };
-        self.node.views().into_iter().map(running).collect()
+        self.node.running()
+    }
+
+    /// What runs on another node, or this one: queries that it coordinates, and tasks of any.
+    ///
+    /// # Errors
+    /// The node does not answer in time, or is of a build that cannot say.
+    pub(crate) async fn running_on(&self, node: NodeId, timeout: Duration) -> Result<RunningOn> {
+        match self.node.ask(node, &Request::Running, timeout).await? {
+            Reply::Running(running) => Ok(running),
+            _ => Err(Error::internal("another answer than to what runs there")),
+        }
     }
 
     /// Membership says that a node is down: queries with tasks there fail over, tasks it coordinated here end.

@@ -29,9 +29,10 @@ pub(super) struct Estate {
 }
 
 impl Estate {
-    /// Of a partition that was split; `None` if nothing of it is on this node.
+    /// Of a partition that was split; `None` if nothing of it is on this node, or if this node's replica had been taken away before
+    /// that: what is left of that one goes to nobody.
     pub(super) fn of(context: &NodeContext, catalog: &Catalog, id: PartitionId) -> Option<Self> {
-        let ancestor = catalog.ancestors.get(&id)?;
+        let ancestor = catalog.ancestors.get(&id).filter(|ancestor| ancestor.holders.contains(&context.node))?;
         // Of one root, what lies within its keys came of it.
         let came_of_it = |heir: &&Partition| {
             heir.root == ancestor.root && heir.replica(context.node).is_some() && ancestor.range.covers(&range(heir))

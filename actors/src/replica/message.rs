@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use shoal_catalog::Partition;
 use shoal_kernel::{Cutoff, Epoch, Error, Hlc, LogId, NodeId, PartitionId, Result, TableSchema, Version};
-use shoal_storage::{DigestMoment, PullCursor, TokenRecord};
+use shoal_storage::{DigestMoment, PullCursor, SegmentStatus, TokenRecord};
 use tokio::sync::oneshot;
 
 use super::heads::Head;
@@ -62,6 +62,8 @@ pub(crate) enum ReplicaCall {
     Asked,
     /// How far do the logs of those of your replicas go of which I have one, too?
     Heads,
+    /// Of which segments do your replicas consist?
+    Segments,
 }
 
 /// What a replica can be asked to do for its files.
@@ -156,6 +158,7 @@ pub(crate) enum ReplicaAnswer {
     /// Bytes that queries have read of replicas within some minutes.
     Asked(Vec<(PartitionId, u64)>),
     Heads(BTreeMap<PartitionId, Head>),
+    Segments(Vec<(PartitionId, Vec<SegmentStatus>)>),
 }
 
 /// A write is on this replica's disk.

@@ -111,6 +111,12 @@ impl ReplicaService {
                 };
                 Ok(ReplicaAnswer::SplitPoint { at, rows })
             }
+            ReplicaCall::Segments => {
+                let all = self.directory.all();
+                let segments =
+                    all.iter().filter_map(|handle| Some((handle.partition, handle.store().ok()?.segments())));
+                Ok(ReplicaAnswer::Segments(segments.collect()))
+            }
             ReplicaCall::Wall => Ok(ReplicaAnswer::Wall(self.context.env.wall_micros())),
             ReplicaCall::Load => {
                 let (disk, dir) = (self.context.env.disk(), self.context.config.data_dir.clone());

@@ -540,7 +540,8 @@ impl State {
         self.catalog.version >= version && self.catalog.nodes.contains_key(&self.context.node)
     }
 
-    /// Removes what is left of replicas that were taken from this node shortly before it went down.
+    /// Removes what is left of replicas that were taken from this node shortly before it went down, or while it was down; their
+    /// partitions may have been split since.
     async fn sweep(&mut self, myself: &ActorRef<SupervisorMessage>) {
         let node = self.context.node;
         if self.catalog.is_recovered() || self.cluster != Some(self.catalog.cluster_id) {
@@ -550,7 +551,7 @@ impl State {
             let known = self.catalog.partitions.get(id).is_some_and(|partition| partition.replica(node).is_some());
             let in_use = self.children.contains_key(id) || self.parting.contains_key(id);
             let was_made = id.0 < self.catalog.next_id;
-            was_made && !known && !in_use && !self.catalog.ancestors.contains_key(id)
+            was_made && !known && !in_use && Estate::of(&self.context, &self.catalog, *id).is_none()
         };
         let left: Vec<PartitionId> = self.on_disk.iter().filter(|id| is_left(id)).copied().collect();
         for partition in left {

@@ -12,6 +12,6 @@ pub use request::{
 };
 pub use shoal_membership::CatalogObserver;
 pub use status::{
-    BalanceStatus, ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SwimState,
-    WantedMove,
+    BalanceStatus, ClusterStatus, NodeChange, NodeEnd, NodeStatus, PartitionStatus, ReplicaStatus, SettingStatus,
+    SwimState, WantedMove,
 };

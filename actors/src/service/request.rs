@@ -12,6 +12,7 @@ use shoal_catalog::{NewTable, Table};
 use shoal_kernel::{Error, Hlc, Planted, QueryId, ReadLevel, SchemaChange, Version, WriteLevel};
 
 use super::observer::{Moment, Observer};
+use super::status::SettingStatus;
 use crate::backup::ObjectStores;
 
 /// How a node is set up. The doors read it from flags, environment and file; the simulator makes it up.
@@ -87,6 +88,8 @@ pub struct NodeConfig {
     pub replica_queue_bytes_max: u64,
     /// The deadline of a request that names none, in milliseconds.
     pub request_timeout_ms: u64,
+    /// All settings as they were given, for `system.settings`; the node goes by the fields above.
+    pub settings: Vec<SettingStatus>,
     /// A bug planted on purpose, to prove that the simulator finds it; none outside tests.
     pub planted: Option<Planted>,
     /// Hears what replicas accept; queries then say what they saw. None outside tests.
@@ -137,6 +140,7 @@ impl NodeConfig {
             inflight_bytes_max: 256 << 20,
             replica_queue_bytes_max: 128 << 20,
             request_timeout_ms: 300_000,
+            settings: Vec::new(),
             planted: None,
             observer: None,
         }

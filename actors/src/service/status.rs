@@ -100,6 +100,21 @@ pub enum NodeEnd {
     Removed,
 }
 
+/// A setting of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingStatus {
+    /// Its name.
+    pub name: String,
+    /// What was given; `None` is the default. Secrets are not shown.
+    pub value: Option<String>,
+    /// Its default, for the eye.
+    pub default: String,
+    /// Where it was given: a flag, a variable, a place in a file.
+    pub given_in: Option<String>,
+    /// What it means.
+    pub about: String,
+}
+
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionStatus {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_actors::service::NodeConfig;
+use shoal_actors::service::{NodeConfig, SettingStatus};
 
 use crate::objects::RealObjectStores;
 use crate::server::{Limits, ServerOptions};
@@ -208,6 +208,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
         None => false,
         Some(given) => given.value.parse().map_err(|_| values.unreadable("log_json", given, "true or false"))?,
     };
+    node.settings = SETTINGS.iter().map(|setting| values.status(setting)).collect();
     Ok(StartConfig { node, server, log, log_json })
 }
 
@@ -216,6 +217,22 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
+    /// A setting as it was given, for whoever looks later.
+    fn status(&self, setting: &Setting) -> SettingStatus {
+        let given = self.text(setting.name);
+        let shown = |given: &Given| match setting.name {
+            "cluster_secret" => "(not shown)".to_owned(),
+            _ => given.value.clone(),
+        };
+        SettingStatus {
+            name: setting.name.to_owned(),
+            value: given.map(shown),
+            default: setting.default.to_owned(),
+            given_in: given.map(|given| given.place.clone()),
+            about: setting.about.to_owned(),
+        }
+    }
+
     fn text(&self, name: &str) -> Option<&Given> {
         debug_assert!(Setting::find(name).is_some(), "{name} is in no table");
         self.layers.iter().find_map(|layer| layer.get(name))

@@ -12,5 +12,6 @@ mod rest;
 mod scripted;
 #[path = "../support/mod.rs"]
 mod support;
+mod system;
 mod upgrade;
 mod websocket;

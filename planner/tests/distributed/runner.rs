@@ -42,6 +42,10 @@ fn rows_of(schema: SchemaRef, batches: Vec<RecordBatch>) -> SendableRecordBatchS
 }
 
 impl TaskInputs for Inputs {
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
     fn scan(
         &self,
         spec: &ScanSpec,

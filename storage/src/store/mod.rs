@@ -54,7 +54,7 @@ pub use pull::{PullCursor, PullRound, Pulled};
 pub use repair::{BucketRows, DigestMoment};
 pub use split::{Split, SplitChild};
 pub use split_point::{NoSplitPoint, SplitPoint};
-pub use status::StoreStatus;
+pub use status::{SegmentStatus, StoreStatus};
 
 /// The storage engine of one replica. All calls block on the disk; none waits for anything else.
 pub struct Store {

@@ -1,9 +1,11 @@
 //! What a store says of itself.
 
+use serde::{Deserialize, Serialize};
 use shoal_kernel::{Cutoff, LogId};
 
 use super::{Store, lock};
 use crate::damage::Problem;
+use crate::segment::segment_file;
 use crate::state::SegmentView;
 
 /// A store at one moment.
@@ -47,7 +49,41 @@ pub struct StoreStatus {
     pub failed: Option<String>,
 }
 
+/// A segment at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentStatus {
+    /// Its file, in the replica's directory.
+    pub file: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Rows in the file, tombstones included.
+    pub rows: u64,
+    /// Rows that a scan shows: neither dead, nor deletions, nor of another part of a split.
+    pub visible_rows: u64,
+    /// Deletions that still bury something, as far as anybody knows.
+    pub tombstones: u64,
+    /// Pages.
+    pub pages: u64,
+    /// Only readers of changes need it.
+    pub history: bool,
+}
+
 impl Store {
+    /// The segments, by number; those that could not be opened are not among them. Reads no file, and does not wait for commits.
+    pub fn segments(&self) -> Vec<SegmentStatus> {
+        let state = lock(&self.state).clone();
+        let status = |view: &SegmentView| SegmentStatus {
+            file: segment_file(view.segment.id()),
+            bytes: view.segment.bytes(),
+            rows: u64::from(view.segment.rows()),
+            visible_rows: view.visible_rows(),
+            tombstones: view.segment.tombstones().difference_len(&view.dead),
+            pages: u64::from(view.segment.pages()),
+            history: view.history,
+        };
+        state.segments.values().map(status).collect()
+    }
+
     /// Bytes of memory that hold rows which are not flushed.
     pub fn memtable_bytes(&self) -> u64 {
         lock(&self.state).memtable_bytes()

@@ -50,6 +50,8 @@ const WORK_TO_REPEAT: Duration = Duration::from_millis(5_000);
 /// What everybody may know of a running query.
 #[derive(Debug, Clone)]
 pub(crate) struct QueryView {
+    /// Its text.
+    pub(crate) sql: Arc<str>,
     /// The current attempt, from 0.
     pub(crate) attempt: u32,
     /// Whether it waits to be admitted.
@@ -140,7 +142,7 @@ impl Actor for QueryActor {
         if queued {
             node.env.reached(Rare::QueryQueued);
         }
-        let view = Arc::new(Mutex::new(QueryView { attempt: 0, queued, progress, began }));
+        let view = Arc::new(Mutex::new(QueryView { sql: options.sql.clone(), attempt: 0, queued, progress, began }));
         node.remember_query(id, myself.clone(), view.clone())?;
         let count = node.count_actor();
         let mut state = QueryState {

@@ -1,15 +1,15 @@
 //! What the tasks of one attempt on one node share: pinned snapshots, running scans, counters.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shoal_kernel::{Error, Hlc, NodeId, PartitionId, QueryId, ReadLevel, Result};
+use shoal_kernel::{Error, FragmentId, Hlc, NodeId, PartitionId, QueryId, ReadLevel, Result};
 use tokio_util::task::TaskTracker;
 
 use crate::query::locked;
-use crate::query::message::{Failure, Report, TaskReport};
+use crate::query::message::{Failure, Report, RunningFragment, TaskReport};
 use crate::query::node::QueryNode;
 use crate::query::ports::PartitionSnapshot;
 use crate::service::Moment;
@@ -26,6 +26,7 @@ pub(crate) struct TaskGroup {
     /// Scans that run, so that letting go can wait for their last blocking step.
     pub(crate) scans: TaskTracker,
     snapshots: Mutex<BTreeMap<PartitionId, Arc<dyn PartitionSnapshot>>>,
+    stopped: AtomicBool,
     rows_scanned: AtomicU64,
     bytes_scanned: AtomicU64,
     tasks_done: AtomicU32,
@@ -33,6 +34,8 @@ pub(crate) struct TaskGroup {
     seen: Mutex<Vec<Moment>>,
     failures: Mutex<Vec<Failure>>,
     tasks: Mutex<Vec<TaskReport>>,
+    /// Tasks that were started, by fragment.
+    started: Mutex<BTreeMap<FragmentId, u32>>,
 }
 
 impl TaskGroup {
@@ -44,6 +47,7 @@ impl TaskGroup {
             coordinator,
             scans: TaskTracker::new(),
             snapshots: Mutex::default(),
+            stopped: AtomicBool::new(false),
             rows_scanned: AtomicU64::new(0),
             bytes_scanned: AtomicU64::new(0),
             tasks_done: AtomicU32::new(0),
@@ -51,6 +55,7 @@ impl TaskGroup {
             seen: Mutex::default(),
             failures: Mutex::default(),
             tasks: Mutex::default(),
+            started: Mutex::default(),
         })
     }
 
@@ -86,6 +91,41 @@ impl TaskGroup {
         self.bytes_scanned.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Notes of which fragment each task is that is started.
+    pub(crate) fn note_started(&self, tasks: impl Iterator<Item = FragmentId>) {
+        let mut started = locked(&self.started);
+        for fragment in tasks {
+            *started.entry(fragment).or_default() += 1;
+        }
+    }
+
+    /// The fragments of which tasks were started here, and how far these are.
+    pub(crate) fn fragments(&self) -> Vec<RunningFragment> {
+        let mut fragments: BTreeMap<FragmentId, RunningFragment> = BTreeMap::new();
+        for (fragment, tasks) in locked(&self.started).iter() {
+            let begun = RunningFragment {
+                query: self.query,
+                attempt: self.attempt,
+                coordinator: self.coordinator,
+                fragment: *fragment,
+                tasks: *tasks,
+                tasks_done: 0,
+                rows: 0,
+                bytes: 0,
+                slowest_micros: 0,
+            };
+            fragments.insert(*fragment, begun);
+        }
+        for task in locked(&self.tasks).iter() {
+            let Some(running) = fragments.get_mut(&task.fragment) else { continue };
+            running.tasks_done += 1;
+            running.rows += task.rows;
+            running.bytes += task.bytes;
+            running.slowest_micros = running.slowest_micros.max(task.elapsed_micros);
+        }
+        fragments.into_values().collect()
+    }
+
     /// Keeps what a task did; also one that was stopped, so that figures survive a limit and a cancellation.
     pub(crate) fn note_task(&self, report: TaskReport) {
         locked(&self.tasks).push(report);
@@ -119,6 +159,15 @@ impl TaskGroup {
             failures: locked(&self.failures).clone(),
             tasks: locked(&self.tasks).clone(),
         }
+    }
+
+    /// The tasks are to stop, also those that compute just now.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Lets go of the snapshots, and waits until no scan runs.

@@ -207,6 +207,7 @@ impl TasksState {
     /// Stops every task and lets go of everything.
     async fn release(&mut self) -> Report {
         self.ticker.abort();
+        self.group.stop();
         // All at once, each in order; their pumps are gone when they have stopped.
         let tasks = std::mem::take(&mut self.tasks);
         for task in tasks.values() {
@@ -259,9 +260,11 @@ pub(crate) async fn start(node: &Arc<QueryNode>, start: super::message::StartTas
         }
     }
     node.edges.insert(query, attempt, outputs.values().cloned().collect()).map_err(Failure::plain)?;
+    group.note_started(outputs.keys().map(|(fragment, _)| *fragment));
+    let shared = group.clone();
     let arguments = TasksStart { group, deadline, fragments: start.fragments, outputs };
     match Actor::spawn_linked(None, TasksActor, arguments, node.root()).await {
-        Ok((actor, _)) => node.remember_tasks(query, attempt, actor).map_err(|error| refused(node, error)),
+        Ok((actor, _)) => node.remember_tasks(shared, actor).map_err(|error| refused(node, error)),
         Err(error) => {
             node.edges.end(query, attempt);
             Err(refused(node, node.not_started(format_args!("the tasks of {query}"), &error)))
