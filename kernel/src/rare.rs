@@ -93,6 +93,7 @@ rare! {
     QueryAvoidsNode = "a query avoided a node that had failed it";
     LaggardPassedOver = "a query passed over its own node's replica, which was far behind";
     LaggardToldOf = "a node passed over another one's replica, which was told to be far behind";
+    Spilled = "a task put on disk what memory did not hold";
     Broadcast = "all rows of a fragment went to several tasks of another one";
     KeyReadPlanned = "a read by key became a query, because the replica that was asked could not answer";
     KeyChangePlanned = "rows to be changed could not be found by key, and were found by a query";

@@ -1,12 +1,13 @@
 //! A fragment's task, ready to run.
 
-use std::path::PathBuf;
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::MemoryPool;
+use datafusion::execution::memory_pool::{MemoryLimit, MemoryPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::spill_file::TempFileFactory;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
@@ -19,15 +20,28 @@ use crate::order::follow_sorts;
 use crate::session::running;
 use crate::stop::heed_stop;
 
+/// Sorts that may run on a node and still find memory for their rows: each keeps a part of it back from the start, for the merge of what it
+/// puts on disk.
+const SORTS_AT_ONCE: usize = 512;
+const MERGE_BYTES_MIN: usize = 4 << 10;
+const MERGE_BYTES_MAX: usize = 512 << 10;
+
 /// What a task may use.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct TaskMemory {
     /// Where its memory is counted; unbounded if absent.
     pub pool: Option<Arc<dyn MemoryPool>>,
-    /// Where it may spill; without it, it fails with [`ErrorCode::OutOfMemory`] instead.
-    pub spill_dir: Option<PathBuf>,
+    /// Where it puts what memory does not hold; without it, it fails with [`ErrorCode::OutOfMemory`] instead.
+    pub spill: Option<Arc<dyn TempFileFactory>>,
     /// Rows per batch; DataFusion's default if 0.
     pub batch_rows: usize,
+}
+
+impl fmt::Debug for TaskMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, spill, batch_rows } = self;
+        write!(f, "TaskMemory({pool:?}, spills: {}, {batch_rows} rows)", spill.is_some())
+    }
 }
 
 /// One task of a fragment.
@@ -60,16 +74,17 @@ pub(crate) fn decode(
     inputs: Arc<dyn TaskInputs>,
     memory: TaskMemory,
 ) -> Result<RunnableTask> {
-    let disk = match memory.spill_dir {
-        Some(dir) => DiskManagerMode::Directories(vec![dir]),
-        None => DiskManagerMode::Disabled,
-    };
+    let disk = memory.spill.map_or(DiskManagerMode::Disabled, DiskManagerMode::Custom);
     let mut runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk));
+    let mut config = registry.session_config().clone();
     if let Some(pool) = memory.pool {
+        if let MemoryLimit::Finite(bytes) = pool.memory_limit() {
+            let kept_back = (bytes / SORTS_AT_ONCE).clamp(MERGE_BYTES_MIN, MERGE_BYTES_MAX);
+            config.options_mut().execution.sort_spill_reservation_bytes = kept_back;
+        }
         runtime = runtime.with_memory_pool(pool);
     }
     let runtime = runtime.build_arc().map_err(error_from_datafusion)?;
-    let mut config = registry.session_config().clone();
     if memory.batch_rows > 0 {
         config
             .options_mut()

@@ -22,6 +22,7 @@ pub use shoal_storage::{ColumnDump, Finding, PageDump, SegmentDump, Severity, St
 use crate::backup::fetch::RESTORE_DIR;
 use crate::node::clock::{CLOCK_FILE, NodeClock};
 use crate::node::identity::{self, LOCK_FILE, NODE_FILE};
+use crate::query::SPILL_DIR;
 use crate::replica::open::{CLUSTER, FILLING, GONE, LOST, REFILLING};
 
 const CATALOG_DIR: &str = "catalog";
@@ -157,7 +158,20 @@ impl<'a> DataDir<'a> {
         if self.disk.exists(&restores)? && !self.disk.list(&restores)?.is_empty() {
             self.note(RESTORE_DIR, "files of a backup that was being restored", "the next start removes them");
         }
-        let known = [LOCK_FILE, NODE_FILE, CLOCK_FILE, CATALOG_DIR, REPLICAS_DIR, RESTORE_DIR, swim::GENERATION_FILE];
+        let spilled = self.dir.join(SPILL_DIR);
+        if self.disk.exists(&spilled)? && !self.disk.list(&spilled)?.is_empty() {
+            self.note(SPILL_DIR, "files of queries that needed more than memory", "the next start removes them");
+        }
+        let known = [
+            LOCK_FILE,
+            NODE_FILE,
+            CLOCK_FILE,
+            CATALOG_DIR,
+            REPLICAS_DIR,
+            RESTORE_DIR,
+            SPILL_DIR,
+            swim::GENERATION_FILE,
+        ];
         for name in names.iter().filter(|name| !known.contains(&name.as_str())) {
             self.note_stranger(name);
         }

@@ -112,7 +112,8 @@ impl Node {
     pub async fn start(env: Env, config: NodeConfig) -> Result<Self> {
         let identity = Identity::claim(&env, &config.data_dir).await?;
         let (world, dir) = (env.clone(), config.data_dir.clone());
-        env.blocking(move || fetch::clean(&world, &dir)).await??;
+        let cleaned = move || fetch::clean(&world, &dir).and_then(|()| crate::query::clean_spilled(&world, &dir));
+        env.blocking(cleaned).await??;
         let node = identity.node;
         if config.has(Planted::ClockBoundForgotten) {
             let (disk, path) = (env.disk(), NodeClock::path(&config.data_dir));

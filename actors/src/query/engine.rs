@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::memory_pool::MemoryPool;
 use shoal_kernel::Result;
 use shoal_planner::{Edge, EdgeRouter, Fragment, Planner, TaskInputs, TaskMemory};
 
@@ -17,10 +16,8 @@ impl Engine for Planner {
         fragment: &Fragment,
         task: u32,
         inputs: Arc<dyn TaskInputs>,
-        memory: Arc<dyn MemoryPool>,
+        memory: TaskMemory,
     ) -> Result<SendableRecordBatchStream> {
-        // No spill directory: DataFusion would write to it past `Env`.
-        let memory = TaskMemory { pool: Some(memory), ..TaskMemory::default() };
         self.decode(fragment, task, inputs, memory)?.execute()
     }
 

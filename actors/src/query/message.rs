@@ -172,6 +172,8 @@ pub(crate) struct RunningFragment {
     pub(crate) bytes: u64,
     /// The longest time that one of these took, in microseconds.
     pub(crate) slowest_micros: u64,
+    /// Bytes that all fragments of the attempt there put on disk because memory did not hold them.
+    pub(crate) spilled: u64,
 }
 
 /// What became of one task.

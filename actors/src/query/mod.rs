@@ -29,11 +29,13 @@ mod edge;
 mod engine;
 mod handler;
 mod inputs;
+mod memory;
 mod message;
 mod node;
 mod ports;
 mod scan;
 mod service;
+mod spill;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -45,6 +47,8 @@ pub use ports::{
     BatchIterator, Candidates, Engine, LocalReplicas, PartitionSnapshot, Placement, Reached, Replan, Router,
 };
 pub use service::{QueryLimits, QueryService, QueryStats, RunOptions, RunningQuery};
+pub use spill::SpillLimits;
+pub(crate) use spill::{SPILL_DIR, clean as clean_spilled};
 
 use shoal_planner::error_to_datafusion as to_datafusion;
 

@@ -18,6 +18,7 @@ use super::edge::codec::OpenEdge;
 use super::message::{Failure, Notice, Reply, Report, Request, RunningOn, StartTasks, Status};
 use super::ports::{Engine, LocalReplicas, Placement};
 use super::service::{QueryLimits, RunningQuery};
+use super::spill::SpillSpace;
 use super::tasks::{self, TaskGroup, TasksMessage};
 use super::{by_key, locked, ports};
 use crate::transport::{Route, Transport};
@@ -44,6 +45,8 @@ pub(crate) struct QueryNode {
     pub(crate) placement: Arc<dyn Placement>,
     pub(crate) limits: QueryLimits,
     pub(crate) memory: Arc<dyn MemoryPool>,
+    /// Where tasks put what memory does not hold, if they may.
+    pub(crate) spill: Option<Arc<SpillSpace>>,
     pub(crate) edges: EdgeTable,
     pub(crate) admission: Admission,
     /// A place for each read by key that is under way here.
@@ -94,6 +97,8 @@ impl QueryNode {
     pub(super) fn new(surroundings: Surroundings, root: ActorCell) -> Arc<Self> {
         let Surroundings { env, id, transport, engine, replicas, placement, limits, memory } = surroundings;
         let planted = limits.planted;
+        let spill = limits.spill.clone().filter(|limits| limits.bytes_max > 0);
+        let spill = spill.map(|limits| SpillSpace::new(&env, limits));
         let bounded = planted != Some(Planted::UnboundedQueue);
         let admission =
             Admission::new(limits.queries_max, if bounded { limits.queries_queued_max } else { usize::MAX });
@@ -106,6 +111,7 @@ impl QueryNode {
             placement,
             limits,
             memory,
+            spill,
             edges: EdgeTable::default(),
             admission,
             key_reads: Semaphore::new(by_key::READS_MAX),

@@ -7,10 +7,9 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::memory_pool::MemoryPool;
 use shoal_kernel::env::BoxFuture;
 use shoal_kernel::{FetchSpec, FrontierSource, Hlc, NodeId, PartitionId, Result, ScanSpec, TableId};
-use shoal_planner::{Edge, Fragment, FragmentGraph, TaskInputs};
+use shoal_planner::{Edge, Fragment, FragmentGraph, TaskInputs, TaskMemory};
 
 use crate::service::Moment;
 
@@ -114,7 +113,7 @@ pub type Replan = Arc<dyn Fn() -> BoxFuture<'static, Result<FragmentGraph>> + Se
 
 /// Runs fragments. The planner is the only one in production; tests put others in its place.
 pub trait Engine: Send + Sync {
-    /// Starts one task of a fragment. Operators take their memory from `memory`.
+    /// Starts one task of a fragment. Operators take their memory from `memory`, and may put on disk what they do not get.
     ///
     /// # Errors
     /// The fragment was made by another version, or does not decode.
@@ -123,7 +122,7 @@ pub trait Engine: Send + Sync {
         fragment: &Fragment,
         task: u32,
         inputs: Arc<dyn TaskInputs>,
-        memory: Arc<dyn MemoryPool>,
+        memory: TaskMemory,
     ) -> Result<SendableRecordBatchStream>;
 
     /// What spreads the output of a task over the slots of its edge.

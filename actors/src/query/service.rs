@@ -12,9 +12,11 @@ use tokio::sync::mpsc;
 
 use super::coordinator::{Event, QueryActor, QueryMessage, QueryStart};
 use super::handler::{EdgeHandler, QueryHandler};
+use super::memory::SharedMemory;
 use super::message::{Reply, Request, RunningOn};
 use super::node::{QueryNode, Surroundings, stopping};
 use super::ports::{Engine, LocalReplicas, Placement, Replan};
+use super::spill::SpillLimits;
 use super::tasks::TasksMessage;
 use crate::service::{NodeConfig, Progress, QueryStream};
 use crate::transport::{Route, Transport};
@@ -35,6 +37,10 @@ const SHUTDOWN_LOOK: Duration = Duration::from_millis(5);
 pub struct QueryLimits {
     /// Memory of all queries together, in bytes: operators, and batches that wait on edges.
     pub query_memory_bytes_max: usize,
+    /// What queries may put on disk when memory does not hold it; nothing unless given.
+    pub spill: Option<SpillLimits>,
+    /// Rows of a batch that operators hand on.
+    pub batch_rows: usize,
     /// Queries coordinated here that run at once.
     pub queries_max: usize,
     /// Queries that may wait to be admitted.
@@ -54,6 +60,12 @@ impl QueryLimits {
     pub fn of(config: &NodeConfig) -> Self {
         Self {
             query_memory_bytes_max: config.query_memory_bytes_max,
+            spill: Some(SpillLimits {
+                data_dir: config.data_dir.clone(),
+                bytes_max: config.spill_bytes_max,
+                reserve_bytes: config.disk_reserve_bytes,
+            }),
+            batch_rows: config.query_batch_rows,
             queries_max: config.queries_max,
             queries_queued_max: config.queries_queued_max,
             timeout: Duration::from_millis(config.request_timeout_ms),
@@ -68,6 +80,8 @@ impl Default for QueryLimits {
     fn default() -> Self {
         Self {
             query_memory_bytes_max: 2 << 30,
+            spill: None,
+            batch_rows: 8_192,
             queries_max: 32,
             queries_queued_max: 256,
             timeout: Duration::from_secs(300),
@@ -130,6 +144,8 @@ pub struct QueryStats {
     pub buffered_bytes: usize,
     /// Bytes of query memory in use.
     pub memory_bytes: usize,
+    /// Bytes on disk that memory did not hold.
+    pub spill_bytes: u64,
 }
 
 /// A node's queries. Cheap to clone; they stop at [`QueryService::shutdown`], not when a handle is dropped.
@@ -191,7 +207,10 @@ impl QueryService {
             None => Actor::spawn(None, RootActor, ()).await,
         };
         let (root, _) = started.map_err(|error| Error::internal(format!("queries could not be started: {error}")))?;
-        let memory: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(limits.query_memory_bytes_max));
+        let memory: Arc<dyn MemoryPool> = match limits.spill.as_ref().is_some_and(|spill| spill.bytes_max > 0) {
+            true => Arc::new(SharedMemory::new(limits.query_memory_bytes_max)),
+            false => Arc::new(GreedyMemoryPool::new(limits.query_memory_bytes_max)),
+        };
         let id = transport.node();
         let env = env.clone();
         let surroundings = Surroundings { env, id, transport, engine, replicas, placement, limits, memory };
@@ -307,6 +326,7 @@ impl QueryService {
             outputs: self.node.edges.len(),
             buffered_bytes: self.node.edges.bytes(),
             memory_bytes: self.node.memory.reserved(),
+            spill_bytes: self.node.spill.as_ref().map_or(0, |spill| spill.used()),
         }
     }
 

@@ -72,6 +72,10 @@ pub struct NodeConfig {
     pub disk_reserve_bytes: u64,
     /// Memory that all queries of this node may use together.
     pub query_memory_bytes_max: usize,
+    /// Bytes that all queries of this node together may have on disk when memory does not hold them; 0 is none.
+    pub spill_bytes_max: u64,
+    /// Rows of a batch that operators hand on.
+    pub query_batch_rows: usize,
     /// Queries that run at once; further ones wait.
     pub queries_max: usize,
     /// Queries that may wait; further ones are refused.
@@ -132,6 +136,8 @@ impl NodeConfig {
             segments_overdue_max: 64,
             disk_reserve_bytes: 256 << 20,
             query_memory_bytes_max: 2 << 30,
+            spill_bytes_max: 16 << 30,
+            query_batch_rows: 8_192,
             queries_max: 32,
             queries_queued_max: 256,
             scan_slices_max: 2,

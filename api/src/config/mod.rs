@@ -140,6 +140,7 @@ pub fn resolve(layers: &[Layer]) -> Result<StartConfig, ConfigError> {
     values.number("disk_reserve_bytes", 0, &mut node.disk_reserve_bytes)?;
     values.size("page_pool_bytes_max", 0, &mut node.page_pool_bytes_max)?;
     values.size("query_memory_bytes_max", 1 << 20, &mut node.query_memory_bytes_max)?;
+    values.number("spill_bytes_max", 0, &mut node.spill_bytes_max)?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     node.compactions_max = (cores / 2).clamp(1, 8);
     values.size("compactions_max", 1, &mut node.compactions_max)?;

@@ -55,6 +55,7 @@ settings! {
     "read_lag_max", "1000", "accepts that a replica may lack of its peers' before queries read elsewhere, if they can";
     "segments_overdue_max", "64", "segments of a replica that may wait to be merged before its writes are refused as overload";
     "query_memory_bytes_max", "2147483648", "memory of all queries of this node together";
+    "spill_bytes_max", "17179869184", "bytes of this node's disk that queries may use when query memory does not hold what they sort or group; 0 is none";
     "queries_max", "32", "queries that run at once; further ones wait";
     "queries_queued_max", "256", "queries that may wait; further ones are refused";
     "scan_slices_max", "the cores, 1 to 32", "tasks that share the scan of one partition";

@@ -665,3 +665,43 @@ fn a_drain_outlives_the_leader_and_a_decommission_can_be_called_off() {
     assert!(nodes[drained].child.try_wait().unwrap().is_none(), "its process goes on");
     assert_eq!(rows(&nodes[drained].client, sum).unwrap(), whole);
 }
+
+#[test]
+fn what_query_memory_does_not_hold_goes_to_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Vec::new();
+    one_more(&mut cluster, directory.path(), &["--set", "query_memory_bytes_max=12582912"]);
+    let client = cluster[0].client.clone();
+    client.sql_json("CREATE TABLE t (id BIGINT, v VARCHAR, PRIMARY KEY (id))", None).unwrap();
+    for part in 0..4 {
+        let (from, to) = (part * 100_000 + 1, (part + 1) * 100_000);
+        let insert =
+            format!("INSERT INTO t SELECT value, 'v' || (value * 7919 % 400009) FROM generate_series({from}, {to})");
+        client.sql_json(&insert, None).unwrap();
+    }
+    let grouped = "SELECT count(*), sum(c), max(m) FROM (SELECT v, count(*) AS c, max(id) AS m FROM t GROUP BY v)";
+    let sorted = "SELECT count(*), sum(CASE WHEN v >= before THEN 1 ELSE 0 END) FROM \
+                  (SELECT v, lag(v) OVER (ORDER BY v, id) AS before FROM t)";
+    assert_eq!(rows(&client, grouped).unwrap(), [[json!(400_000), json!(400_000), json!(400_000)]]);
+    assert_eq!(rows(&client, sorted).unwrap(), [[json!(400_000), json!(399_999)]]);
+
+    let metric = |name: &str| -> f64 {
+        let mut answer = ureq::get(format!("{}/metrics", client.url())).call().unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()).sum()
+    };
+    assert!(metric("shoal_spilled_bytes_total ") > 1e6);
+    let left = || std::fs::read_dir(directory.path().join("n0/spill")).unwrap().count();
+    until("the files are gone", || left() == 0 && metric("shoal_spill_bytes ") == 0.0);
+
+    cluster.remove(0).terminate();
+    std::fs::write(directory.path().join("n0/spill/0000000000000000"), "of an earlier life").unwrap();
+    one_more(
+        &mut cluster,
+        directory.path(),
+        &["--set", "query_memory_bytes_max=12582912", "--set", "spill_bytes_max=0"],
+    );
+    assert!(!directory.path().join("n0/spill").exists());
+    let refused = rows(&cluster[0].client, grouped).unwrap_err();
+    assert_eq!(refused.code(), Some("out_of_memory"), "{refused}");
+}

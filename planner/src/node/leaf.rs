@@ -12,7 +12,9 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, SplitMetrics};
 use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::BatchSplitStream;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use serde::{Deserialize, Serialize};
 use shoal_kernel::{
@@ -248,7 +250,10 @@ impl ExecutionPlan for LeafScanExec {
         };
         let (schema, frontier) = (Arc::clone(&self.body.schema), self.frontier.clone());
         let rows = super::inputs(&context)?.scan(scan, schema, frontier).map_err(error_to_datafusion)?;
-        Ok(make_cooperative(rows))
+        // Pages are as long as batches are by default; where those are to be shorter, operators are to hold no more.
+        let splits = SplitMetrics::new(&ExecutionPlanMetricsSet::new(), partition);
+        let rows = BatchSplitStream::new(rows, context.session_config().batch_size(), splits);
+        Ok(make_cooperative(Box::pin(rows)))
     }
 
     fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {

@@ -66,6 +66,8 @@ pub(super) struct Office {
     /// What clients do, and how long they wait for it.
     pub(super) frame: Frame,
     pub(super) patience: Duration,
+    /// Sorts are to need more memory than nodes have.
+    pub(super) wide_sorts: bool,
     /// The operations that are carried out, if not all.
     pub(super) only: Option<Arc<BTreeSet<OperationId>>>,
     pub(super) seed: u64,
@@ -885,6 +887,10 @@ pub(super) async fn ask(office: &Office, env: &Env, node: u16, asked: Asked) -> 
         Question::Groups => format!("SELECT k % {GROUPS} AS g, count(*) FROM kv GROUP BY k % {GROUPS} ORDER BY g"),
         Question::Join => {
             format!("SELECT kv.k, kv.v, dim.name FROM kv JOIN dim ON kv.k % {NAMES} = dim.d ORDER BY kv.k")
+        }
+        Question::Events if office.wide_sorts => {
+            "SELECT id, amount FROM (SELECT id, amount, lpad(CAST(id AS VARCHAR), 500, '0') AS wide FROM ev) ORDER BY wide"
+                .to_owned()
         }
         Question::Events => "SELECT id, amount FROM ev ORDER BY id".to_owned(),
         Question::EventCount => "SELECT count(*), count(DISTINCT id) FROM ev".to_owned(),

@@ -15,6 +15,8 @@ pub(super) struct Limits {
     queries: u64,
     /// Memory that they use together.
     query_memory_bytes: u64,
+    /// What they have on disk because memory does not hold it.
+    spill_bytes: u64,
     /// Rows under way to replicas.
     write_bytes: u64,
     /// Writes that wait for one replica.
@@ -29,6 +31,7 @@ impl Limits {
         Self {
             queries: wide(config.queries_max + config.queries_queued_max),
             query_memory_bytes: wide(config.query_memory_bytes_max),
+            spill_bytes: config.spill_bytes_max,
             write_bytes: config.inflight_bytes_max.max(WRITE_BYTES),
             queued_bytes: config.replica_queue_bytes_max.max(WRITE_BYTES),
             // Below its bound a replica takes one group more, and one answer of a peer that it catches up with.
@@ -43,6 +46,7 @@ impl Limits {
         let looked_at = [
             ("queries", wide(in_hand.queries.queries), self.queries),
             ("bytes of queries", wide(in_hand.queries.memory_bytes), self.query_memory_bytes),
+            ("bytes of queries on disk", in_hand.queries.spill_bytes, self.spill_bytes),
             ("bytes of rows under way", in_hand.write_bytes, self.write_bytes),
             ("bytes that wait for one replica", in_hand.queued_bytes_most, self.queued_bytes),
             ("bytes of one replica that are not flushed", node.memtables_bytes_most(), self.memtables_bytes),

@@ -73,6 +73,7 @@ pub fn run(options: &RunOptions, trace: Option<Box<dyn std::io::Write + Send>>) 
             keys_max: options.keys_max,
         },
         patience: settings.patience,
+        wide_sorts: settings.has_little_memory(),
         only: options.operations.as_ref().map(|only| Arc::new(only.iter().copied().collect())),
         seed: options.seed,
     };

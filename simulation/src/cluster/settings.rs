@@ -37,6 +37,12 @@ const FILL_FILES_BYTES_MIN: [u64; 4] = [0, 0, 4 << 10, 16 << 20];
 /// Mostly clients wait for as long as anything takes that ends at all.
 const PATIENCE_MS: [u64; 6] = [300, 1_000, 5_000, 5_000, 5_000, 5_000];
 
+/// Memory that no query of a run fills.
+const WIDE_QUERY_MEMORY: usize = 64 << 20;
+/// Mostly it is wide. With so little, batches are short: an operator goes on with files only if a few of its batches fit into memory.
+const QUERY_MEMORY_BYTES: [usize; 6] =
+    [768 << 10, 1 << 20, WIDE_QUERY_MEMORY, WIDE_QUERY_MEMORY, WIDE_QUERY_MEMORY, WIDE_QUERY_MEMORY];
+
 /// Mostly all nodes are in one.
 const ZONES: [u16; 5] = [1, 1, 1, 2, 3];
 
@@ -130,6 +136,7 @@ pub(super) struct Settings {
     pub(super) patience: Duration,
     /// Hardly any queries at once.
     tight: bool,
+    query_memory_bytes_max: usize,
     /// And so few bytes of rows at times that a storm is refused.
     inflight_bytes_max: u64,
     replica_queue_bytes_max: u64,
@@ -149,6 +156,11 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// Sorts may need more than there is.
+    pub(super) fn has_little_memory(&self) -> bool {
+        self.query_memory_bytes_max < WIDE_QUERY_MEMORY
+    }
+
     pub(super) fn draw(options: &RunOptions) -> Self {
         let stream = |purpose| Stream::new(options.seed, purpose, 0);
         let partitioned = |column: &str, purpose, splits: &str| {
@@ -290,6 +302,10 @@ impl Settings {
             tight: options
                 .tight_limits
                 .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
+            query_memory_bytes_max: match options.tight_limits {
+                Some(false) => WIDE_QUERY_MEMORY,
+                _ => stream("query memory").pick(&QUERY_MEMORY_BYTES).copied().unwrap_or(WIDE_QUERY_MEMORY),
+            },
             inflight_bytes_max: stream("rows under way").pick(&[32 << 10, 256 << 20]).copied().unwrap_or(256 << 20),
             replica_queue_bytes_max: stream("queues").pick(&[4 << 10, 128 << 20]).copied().unwrap_or(128 << 20),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),
@@ -324,7 +340,10 @@ impl Settings {
         config.scan_slice_rows_min = self.scan_slice_rows_min;
         config.edge_window_bytes = self.edge_window_bytes;
         config.disk_reserve_bytes = 1 << 20;
-        config.query_memory_bytes_max = 64 << 20;
+        config.query_memory_bytes_max = self.query_memory_bytes_max;
+        if self.has_little_memory() {
+            config.query_batch_rows = 8;
+        }
         config.request_timeout_ms = 5_000;
         if self.tight {
             (config.queries_max, config.queries_queued_max) = (2, 2);

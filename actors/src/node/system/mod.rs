@@ -125,6 +125,7 @@ const FRAGMENTS: &[Column<Found<RunningFragment>>] = &[
     number("rows", |row| Some(row.get()?.rows)),
     number("bytes", |row| Some(row.get()?.bytes)),
     number("slowest_ms", |row| Some(row.get()?.slowest_micros / 1_000)),
+    number("spilled_bytes", |row| Some(row.get()?.spilled)),
     text("problem", Found::problem),
 ];
 

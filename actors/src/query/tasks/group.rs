@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use datafusion::execution::spill_file::TempFileFactory;
 use shoal_kernel::{Error, FragmentId, Hlc, NodeId, PartitionId, QueryId, ReadLevel, Result};
+use shoal_planner::TaskMemory;
 use tokio_util::task::TaskTracker;
 
 use crate::query::locked;
 use crate::query::message::{Failure, Report, RunningFragment, TaskReport};
 use crate::query::node::QueryNode;
 use crate::query::ports::PartitionSnapshot;
+use crate::query::spill::{SpillFiles, SpillSpace};
 use crate::service::Moment;
 
 /// Failures kept per attempt and node; the first ones tell the most.
@@ -27,6 +30,8 @@ pub(crate) struct TaskGroup {
     pub(crate) scans: TaskTracker,
     snapshots: Mutex<BTreeMap<PartitionId, Arc<dyn PartitionSnapshot>>>,
     stopped: AtomicBool,
+    /// Bytes that were put on disk because memory did not hold them.
+    spilled: Arc<AtomicU64>,
     rows_scanned: AtomicU64,
     bytes_scanned: AtomicU64,
     tasks_done: AtomicU32,
@@ -48,6 +53,7 @@ impl TaskGroup {
             scans: TaskTracker::new(),
             snapshots: Mutex::default(),
             stopped: AtomicBool::new(false),
+            spilled: Arc::default(),
             rows_scanned: AtomicU64::new(0),
             bytes_scanned: AtomicU64::new(0),
             tasks_done: AtomicU32::new(0),
@@ -113,6 +119,7 @@ impl TaskGroup {
                 rows: 0,
                 bytes: 0,
                 slowest_micros: 0,
+                spilled: self.spilled.load(Ordering::Relaxed),
             };
             fragments.insert(*fragment, begun);
         }
@@ -159,6 +166,13 @@ impl TaskGroup {
             failures: locked(&self.failures).clone(),
             tasks: locked(&self.tasks).clone(),
         }
+    }
+
+    /// What each of the tasks may use.
+    pub(crate) fn memory(&self) -> TaskMemory {
+        let files = |space: &Arc<SpillSpace>| SpillFiles::new(space.clone(), self.spilled.clone());
+        let spill = self.node.spill.as_ref().map(|space| Arc::new(files(space)) as Arc<dyn TempFileFactory>);
+        TaskMemory { pool: Some(self.node.memory.clone()), spill, batch_rows: self.node.limits.batch_rows }
     }
 
     /// The tasks are to stop, also those that compute just now.

@@ -136,7 +136,7 @@ async fn pump(start: TaskStart) -> Result<()> {
     let mut meter = Meter { group: group.clone(), key, began, rows: 0, bytes: 0, waited: Duration::ZERO };
 
     let inputs = Inputs::new(group.clone(), key, producers);
-    let mut stream = node.engine.start(&fragment, key.task, inputs, node.memory.clone())?;
+    let mut stream = node.engine.start(&fragment, key.task, inputs, group.memory())?;
     let mut router = node.engine.router(&fragment.output, stream.schema())?;
     if matches!(fragment.output, Edge::Broadcast { slots } if slots > 1) {
         node.env.reached(Rare::Broadcast);
