@@ -293,6 +293,16 @@ async fn first_rows_on_three_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn time_series_on_one_node() {
+    alone("series.slt", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_series_on_three_nodes() {
+    alone("series.slt", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn newest_points_on_one_node() {
     alone("newest.slt", 1).await;
 }

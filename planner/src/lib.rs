@@ -30,6 +30,7 @@ mod predicate;
 mod prune;
 mod router;
 mod runs;
+mod series;
 mod session;
 mod show;
 mod sql;

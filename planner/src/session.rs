@@ -14,6 +14,7 @@ use shoal_kernel::{Error, ErrorCode, Result};
 use crate::broadcast;
 use crate::error::error_from_datafusion;
 use crate::planner::PlanOptions;
+use crate::series;
 use crate::system::SystemSchema;
 use crate::table::CatalogSchema;
 
@@ -30,13 +31,14 @@ pub(crate) const SQL_NESTING_MAX: usize = 64;
 
 /// The state that every statement starts from: functions, rules, options; no tables, no clock.
 pub(crate) fn template() -> SessionState {
-    SessionStateBuilder::new()
+    let mut state = SessionStateBuilder::new()
         .with_session_id("shoal".into())
         .with_default_features()
         .with_config(config())
         .with_physical_optimizer_rules(broadcast::rules())
-        .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
-        .build()
+        .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()));
+    series::add(&mut state);
+    state.build()
 }
 
 /// The same without the rule that has a small side of a join go to every task of the other.

@@ -22,7 +22,7 @@ use crate::stop::heed_stop;
 
 /// Sorts that may run on a node and still find memory for their rows: each keeps a part of it back from the start, for the merge of what it
 /// puts on disk.
-const SORTS_AT_ONCE: usize = 512;
+const SORTS_AT_ONCE: usize = 32;
 const MERGE_BYTES_MIN: usize = 4 << 10;
 const MERGE_BYTES_MAX: usize = 512 << 10;
 

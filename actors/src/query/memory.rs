@@ -1,8 +1,9 @@
 //! The query memory of a node whose tasks may put on disk what they do not get.
 //!
 //! First come, first served would let one sort take all of it and have the others fail before they hold a row to put on disk. Fair shares
-//! alone would have each of hundreds of them work on disk while most of the memory lies idle. So one half is for whoever comes, and of the
-//! other half everybody who can go on without is promised a share.
+//! alone would have each of hundreds of them work on disk while most of the memory lies idle. So a quarter is for whoever comes; of one half
+//! everybody who can go on with files is promised a share; and the last quarter is left to those who cannot, such as the merge of what several
+//! sorts give. Who holds nothing yet has nothing to put on disk, and may take what the last quarter leaves.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -11,6 +12,13 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 
 use super::locked;
+
+/// The merge of a sort's files, of which it reads as many at once as it gets memory for. It does not say so.
+const MERGES: &str = "ExternalSorterMerge";
+
+fn can_do_with_less(consumer: &MemoryConsumer) -> bool {
+    consumer.can_spill() || consumer.name().starts_with(MERGES)
+}
 
 /// The pool.
 #[derive(Debug)]
@@ -31,9 +39,10 @@ impl State {
     fn left(&self, bytes_max: usize, held: Option<usize>) -> usize {
         let free = bytes_max.saturating_sub(self.used);
         let Some(held) = held else { return free };
-        let for_all = (bytes_max / 2).saturating_sub(self.used);
-        let share = (bytes_max / 2) / self.spilling.max(1);
-        share.saturating_sub(held).max(for_all).min(free)
+        let quarter = bytes_max / 4;
+        let for_all = if held == 0 { bytes_max - quarter } else { quarter };
+        let share = (2 * quarter) / self.spilling.max(1);
+        share.saturating_sub(held).max(for_all.saturating_sub(self.used)).min(free)
     }
 }
 
@@ -75,7 +84,7 @@ impl MemoryPool for SharedMemory {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let mut state = locked(&self.state);
-        let held = reservation.consumer().can_spill().then(|| reservation.size());
+        let held = can_do_with_less(reservation.consumer()).then(|| reservation.size());
         let left = state.left(self.bytes_max, held);
         if additional <= left {
             state.used += additional;
@@ -105,24 +114,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_half_is_for_whoever_comes_and_of_the_other_everybody_has_a_share() {
+    fn who_can_go_on_with_files_has_a_share_and_leaves_something_to_who_cannot() {
         let pool: Arc<dyn MemoryPool> = Arc::new(SharedMemory::new(1000));
         let consumer = |name: &str, spills| MemoryConsumer::new(name).with_can_spill(spills).register(&pool);
         let (first, second, fixed) = (consumer("first", true), consumer("second", true), consumer("join", false));
-        assert!(first.try_grow(500).is_ok());
-        // What is beyond is the others'.
-        assert!(first.try_grow(1).is_err());
+        // A batch that is larger than the share, and nothing more.
+        assert!(first.try_grow(500).is_ok() && first.try_grow(1).is_err());
         assert!(second.try_grow(250).is_ok() && second.try_grow(1).is_err());
         assert!(fixed.try_grow(250).is_ok() && fixed.try_grow(1).is_err());
         first.free();
-        assert!(second.try_grow(0).is_ok() && second.try_grow(1).is_err());
         fixed.free();
-        assert!(second.try_grow(250).is_ok());
-        // Whoever goes leaves its share to the others.
         assert!(second.try_grow(1).is_err());
+        // Whoever goes leaves its share to the others.
         drop(first);
+        assert!(second.try_grow(250).is_ok() && second.try_grow(1).is_err());
         second.free();
-        assert!(second.try_grow(500).is_ok());
+        assert!(fixed.try_grow(600).is_ok());
+        assert!(second.try_grow(400).is_ok() && second.try_grow(1).is_err());
+        second.free();
+        fixed.free();
+        // Of little that is used everybody may take.
+        let third = consumer("third", true);
+        assert!(second.try_grow(1).is_ok() && second.try_grow(249).is_ok() && third.try_grow(500).is_ok());
+        assert!(third.try_grow(1).is_err() && second.try_grow(1).is_err());
+        drop(third);
+        second.free();
         drop((second, fixed));
         assert_eq!(pool.reserved(), 0);
     }

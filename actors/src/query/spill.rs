@@ -201,12 +201,14 @@ impl SpilledFile {
         self.spilled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    fn read(&self, chunk: Chunk) -> Result<Bytes> {
-        let mut bytes = vec![0; chunk.bytes];
-        self.file.read_exact_at(&mut bytes, chunk.offset)?;
-        if crc32fast::hash(&bytes) != chunk.checksum {
-            let message = format!("{} bytes at {} of {}", chunk.bytes, chunk.offset, self.path.display());
+impl Chunk {
+    fn read(self, file: &dyn DiskFile, path: &Path) -> Result<Bytes> {
+        let mut bytes = vec![0; self.bytes];
+        file.read_exact_at(&mut bytes, self.offset)?;
+        if crc32fast::hash(&bytes) != self.checksum {
+            let message = format!("{} bytes at {} of {}", self.bytes, self.offset, path.display());
             return Err(Error::new(ErrorCode::Io, format!("{message} are not those that a query had written there")));
         }
         Ok(bytes.into())
@@ -239,8 +241,10 @@ impl SpillFile for Shared {
     fn read_stream(&self) -> DataFusionResult<Pin<Box<dyn Stream<Item = DataFusionResult<Bytes>> + Send>>> {
         let stream = try_unfold((Arc::clone(&self.0), 0), |(file, next)| async move {
             let Some(chunk) = locked(&file.written).chunks.get(next).copied() else { return Ok(None) };
-            let (env, reader) = (file.space.env.clone(), Arc::clone(&file));
-            let read = env.blocking(move || reader.read(chunk)).await.map_err(Error::from).and_then(|read| read);
+            // Not the whole: who lets go of it last has a task remove the file, and none begins on a thread of blocking jobs.
+            let (env, reader, path) = (file.space.env.clone(), Arc::clone(&file.file), file.path.clone());
+            let read = env.blocking(move || chunk.read(reader.as_ref(), &path)).await;
+            let read = read.map_err(Error::from).and_then(|read| read);
             Ok(Some((read.map_err(to_datafusion)?, (file, next + 1))))
         });
         Ok(Box::pin(stream))

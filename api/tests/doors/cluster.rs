@@ -670,7 +670,8 @@ fn a_drain_outlives_the_leader_and_a_decommission_can_be_called_off() {
 fn what_query_memory_does_not_hold_goes_to_disk() {
     let directory = tempfile::tempdir().unwrap();
     let mut cluster = Vec::new();
-    one_more(&mut cluster, directory.path(), &["--set", "query_memory_bytes_max=12582912"]);
+    let little = ["--set", "query_memory_bytes_max=12582912", "--set", "edge_window_bytes=262144"];
+    one_more(&mut cluster, directory.path(), &little);
     let client = cluster[0].client.clone();
     client.sql_json("CREATE TABLE t (id BIGINT, v VARCHAR, PRIMARY KEY (id))", None).unwrap();
     for part in 0..4 {

@@ -6,7 +6,9 @@ mod create_table;
 mod literal;
 mod options;
 mod split;
+mod template;
 mod text;
+mod timewindow;
 mod types;
 
 pub(crate) use alter_table::Alteration;
@@ -64,8 +66,9 @@ pub(crate) struct TableName {
 
 /// Parses exactly one statement.
 pub(crate) fn parse(sql: &str) -> Result<Parsed> {
-    let tokens = only_statement(sql)?;
+    let mut tokens = only_statement(sql)?;
     check_chains(&tokens)?;
+    let over_windows = timewindow::rewrite_tokens(&mut tokens);
     let words = first_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     refuse(&words, &tokens)?;
@@ -105,7 +108,10 @@ pub(crate) fn parse(sql: &str) -> Result<Parsed> {
         }
         ["BACKUP" | "RESTORE", ..] => Parsed::Backup(backup::parse(&mut parser, &tokens)?),
         _ => {
-            let statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
+            let mut statement = parser.parse_statement().map_err(|error| syntax_error(error, &tokens))?;
+            if over_windows {
+                timewindow::rewrite(&mut statement)?;
+            }
             classify(statement)?
         }
     };
