@@ -20,6 +20,14 @@ pub(crate) fn head(magic: &[u8; 8], version: u32) -> Vec<u8> {
 /// version. A version stands there twice, so that a flipped bit is not taken for a file of a newer build, which nobody may
 /// touch: damage can be healed.
 pub(crate) fn check(bytes: &[u8], magic: &[u8; 8], version: u32) -> Result<()> {
+    check_from(bytes, magic, version, version).map(|_| ())
+}
+
+/// The same for a kind of which versions from the oldest to the newest can be read; gives the one that it is.
+///
+/// # Errors
+/// As of [`check`].
+pub(crate) fn check_from(bytes: &[u8], magic: &[u8; 8], oldest: u32, newest: u32) -> Result<u32> {
     let corrupt =
         || Error::new(ErrorCode::Corruption, "this is not the file that its name says, or its head is damaged");
     let rest = bytes.strip_prefix(magic).ok_or_else(corrupt)?;
@@ -29,11 +37,12 @@ pub(crate) fn check(bytes: &[u8], magic: &[u8; 8], version: u32) -> Result<()> {
     if u32::from_le_bytes(*complement) != !found {
         return Err(corrupt());
     }
-    if found != version {
-        let message = format!("its format {found} is not known to this build (it knows {version})");
+    if !(oldest..=newest).contains(&found) {
+        let known = if oldest == newest { format!("{newest}") } else { format!("{oldest} to {newest}") };
+        let message = format!("its format {found} is not known to this build (it knows {known})");
         return Err(Error::new(ErrorCode::IncompatibleVersion, message));
     }
-    Ok(())
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -45,6 +54,9 @@ mod tests {
         let magic = b"SHOALXYZ";
         assert_eq!(check(&head(magic, 3), magic, 3), Ok(()));
         assert_eq!(check(&head(magic, 4), magic, 3).unwrap_err().code(), ErrorCode::IncompatibleVersion);
+        assert_eq!(check_from(&head(magic, 3), magic, 3, 4), Ok(3));
+        assert_eq!(check_from(&head(magic, 4), magic, 3, 4), Ok(4));
+        assert_eq!(check_from(&head(magic, 2), magic, 3, 4).unwrap_err().code(), ErrorCode::IncompatibleVersion);
         for bit in 0..HEAD_BYTES * 8 {
             let mut bytes = head(magic, 3);
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -65,6 +65,11 @@ pub(super) async fn lend(
 ) {
     let copied = async {
         let call: LendCall = wire::decode(header)?;
+        if !context.transport.reads_segments(to) {
+            // It asks for rows then.
+            let message = format!("the build of {to} cannot read the files of this one");
+            return Err(Error::new(ErrorCode::IncompatibleVersion, message));
+        }
         let copied = copy(context, directory, call.partition).await?;
         Ok((call, copied))
     };

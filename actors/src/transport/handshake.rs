@@ -27,10 +27,13 @@ pub(super) struct Versions {
 
 /// Those of this build. A change that an older build would misread makes a newer one, which stands beside the older one for a
 /// release at least: nodes of both are in one cluster while it is upgraded.
-pub(super) const VERSIONS: Versions = Versions { oldest: 11, newest: 12 };
+pub(super) const VERSIONS: Versions = Versions { oldest: 11, newest: 13 };
 
 /// From here on, tasks may read a whole fragment each (`planner::Edge::Broadcast`).
 pub(super) const BROADCASTS: u16 = 12;
+
+/// From here on, segments of format 5 can be read.
+pub(super) const SEGMENTS_5: u16 = 13;
 
 impl Versions {
     fn contains(self, version: u16) -> bool {

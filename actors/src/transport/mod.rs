@@ -159,6 +159,11 @@ impl Transport {
         self.0.all_speak(nodes, handshake::BROADCASTS, nodes.len() > FEW_NODES)
     }
 
+    /// Whether a node that has talked to this one can read the segments that this build writes.
+    pub fn reads_segments(&self, node: NodeId) -> bool {
+        self.0.all_speak(&BTreeSet::from([node]), handshake::SEGMENTS_5, false)
+    }
+
     /// Goes on as long as anything comes from a node, on any connection; another number is a sign of life.
     pub fn heard(&self, from: NodeId) -> u64 {
         self.0.heard(from)

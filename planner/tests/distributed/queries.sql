@@ -129,6 +129,10 @@ SELECT destination, count(DISTINCT id), sum(distance) FROM flights WHERE delay >
 SELECT origin, delay % 3 AS part, count(*) FROM flights GROUP BY origin, delay % 3 ORDER BY origin, part;
 SELECT origin, id % 2 = 0 AS even, count(*) FROM flights GROUP BY origin, id % 2 = 0 ORDER BY origin, even;
 SELECT origin, max(origin), count(*) FROM flights GROUP BY origin ORDER BY origin;
+SELECT origin, destination, sum(distance * (1 - delay)), sum(distance * (1 - delay) * (1 + delay)), count(*) FROM flights GROUP BY origin, destination ORDER BY origin, destination;
+SELECT origin, sum(distance * (1 - delay)) AS s, max(distance * (1 - delay) + id) FROM flights WHERE id > 70 AND delay % 2 = 0 GROUP BY origin ORDER BY s, origin;
+SELECT origin, max(upper(origin) || destination), min(upper(origin) || 'x') FROM flights GROUP BY origin ORDER BY origin;
+SELECT upper(origin) AS o, max(upper(origin)), sum(distance * 2), avg(distance * 2) FROM flights GROUP BY upper(origin) ORDER BY o;
 SELECT date_trunc('hour', ts) AS h, destination, count(*), stddev(delay) FROM flights GROUP BY h, destination ORDER BY h, destination;
 SELECT origin, count(*) FROM flights WHERE origin <> 'JFK' GROUP BY origin ORDER BY origin;
 SELECT origin, count(*) FILTER (WHERE delay > 10) FROM flights GROUP BY origin ORDER BY origin;

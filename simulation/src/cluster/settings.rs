@@ -243,6 +243,10 @@ impl Settings {
         let repair_every_ms = stream("repair every").pick(&REPAIR_EVERY_MS).copied().unwrap_or(600_000);
         let repairs = repair_every_ms < 600_000 && replicas >= 2;
         let loses_one_in = Some(stream("loses rows").between(1, 9)).filter(|_| repairs);
+        let query_memory_bytes_max = match options.tight_limits {
+            Some(false) => WIDE_QUERY_MEMORY,
+            _ => stream("query memory").pick(&QUERY_MEMORY_BYTES).copied().unwrap_or(WIDE_QUERY_MEMORY),
+        };
         Self {
             nodes,
             seconds: options.seconds(),
@@ -297,15 +301,14 @@ impl Settings {
             mix: options.mix.unwrap_or_else(|| Mix::draw(&mut stream("mix"))),
             patience: match options.patience_ms {
                 Some(millis) => Duration::from_millis(millis),
+                // Sorts that go to disk take their time.
+                None if query_memory_bytes_max < WIDE_QUERY_MEMORY => Duration::from_millis(5_000),
                 None => Duration::from_millis(stream("patience").pick(&PATIENCE_MS).copied().unwrap_or(5_000)),
             },
             tight: options
                 .tight_limits
                 .unwrap_or_else(|| stream("tight limits").chance(if storms { 600 } else { 200 })),
-            query_memory_bytes_max: match options.tight_limits {
-                Some(false) => WIDE_QUERY_MEMORY,
-                _ => stream("query memory").pick(&QUERY_MEMORY_BYTES).copied().unwrap_or(WIDE_QUERY_MEMORY),
-            },
+            query_memory_bytes_max,
             inflight_bytes_max: stream("rows under way").pick(&[32 << 10, 256 << 20]).copied().unwrap_or(256 << 20),
             replica_queue_bytes_max: stream("queues").pick(&[4 << 10, 128 << 20]).copied().unwrap_or(128 << 20),
             zones: stream("zones").pick(&ZONES).copied().unwrap_or(1),

@@ -1,8 +1,11 @@
 //! Opaque bytes: as they are, or compressed with LZ4 (block format) or Zstandard (one frame), whichever measures better.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io;
 
 use shoal_kernel::{Error, ErrorCode, Result};
+use zstd::bulk::Decompressor;
 
 use super::{Effort, Input, malformed};
 
@@ -89,7 +92,7 @@ pub(super) fn read<'a>(input: &mut Input<'a>) -> Result<Cow<'a, [u8]>> {
             if raw_len > len.saturating_mul(ZSTD_RATIO_MAX) {
                 return Err(malformed("impossible compression"));
             }
-            zstd::bulk::decompress(compressed, raw_len).map_err(malformed)?
+            decompress_zstd(compressed, raw_len).map_err(malformed)?
         }
         other => return Err(malformed(format_args!("unknown compression {other}"))),
     };
@@ -97,6 +100,20 @@ pub(super) fn read<'a>(input: &mut Input<'a>) -> Result<Cow<'a, [u8]>> {
         true => Ok(Cow::Owned(bytes)),
         false => Err(malformed("wrong length after decompression")),
     }
+}
+
+fn decompress_zstd(compressed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        // To make one costs as much as to decompress a small page.
+        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new()?),
+        };
+        decompressor.decompress(compressed, raw_len)
+    })
 }
 
 /// How it is compressed.

@@ -64,6 +64,27 @@ fn chunk_round_trip(array: &ArrayRef) -> bool {
     chunk.dictionary.is_some()
 }
 
+#[test]
+fn decimals_of_64_bits_are_numbers_and_wider_ones_are_not() {
+    let prices = |last: i128| -> ArrayRef {
+        let values =
+            (0..700).map(|row: i128| (row % 7 != 3).then_some((row * 7919 % 100_003) - 50_000)).chain([Some(last)]);
+        Arc::new(values.collect::<Decimal128Array>().with_precision_and_scale(38, 2).unwrap())
+    };
+    for last in [0, i128::from(i64::MAX), i128::from(i64::MIN)] {
+        assert_eq!(encode_page(&prices(last), Effort::Full).unwrap()[0], TAG_WORDS);
+        // What logs hold, and segments of older builds.
+        assert_eq!(encode_page(&prices(last), Effort::Quick).unwrap()[0], TAG_FIXED);
+        round_trip(prices(last));
+        chunk_round_trip(&prices(last));
+    }
+    for last in [i128::from(i64::MAX) + 1, i128::from(i64::MIN) - 1, i128::MAX, i128::MIN] {
+        assert_eq!(encode_page(&prices(last), Effort::Full).unwrap()[0], TAG_FIXED);
+        round_trip(prices(last));
+        chunk_round_trip(&prices(last));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -33,7 +33,7 @@ impl SegmentReader {
     /// What an open segment read of its ends long ago is read again, for what the disk says now is copied.
     fn new(segment: SegmentId, file: Arc<dyn DiskFile>, expected: Option<u64>) -> Result<Self> {
         let ends = read_ends(&*file, segment, expected);
-        let Ends { bytes, footer, start, written } =
+        let Ends { bytes, footer, start, written, .. } =
             ends.map_err(|error| damaged(error, segment_file(segment), None))?;
         let mut extents: Vec<Extent> = footer.extents().copied().filter(|extent| extent.bytes > 0).collect();
         extents.sort_unstable_by_key(|extent| (extent.offset, extent.bytes));

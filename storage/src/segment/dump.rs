@@ -4,7 +4,7 @@ use arrow::array::Array;
 use serde::Serialize;
 use shoal_kernel::{Datum, Result};
 
-use super::format::{Extent, FORMAT_VERSION, GROUP_PAGES, HIDDEN_COLUMNS};
+use super::format::{Extent, GROUP_PAGES, HIDDEN_COLUMNS};
 use super::sketch::Sketch;
 use super::{Place, Reads, Segment, segment_file};
 use crate::damage::Problem;
@@ -145,7 +145,7 @@ impl Segment {
         SegmentDump {
             file: segment_file(self.id),
             bytes: self.bytes,
-            format: FORMAT_VERSION,
+            format: self.format,
             rows: footer.rows,
             tombstones: self.tombstones.len(),
             pages: self.pages(),

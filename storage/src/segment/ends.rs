@@ -11,6 +11,8 @@ use crate::damage::{corrupt, damaged};
 pub(super) struct Ends {
     /// Length of the file.
     pub(super) bytes: u64,
+    /// Version of the format.
+    pub(super) format: u32,
     pub(super) footer: Footer,
     /// Where the footer begins.
     pub(super) start: u64,
@@ -30,7 +32,7 @@ pub(super) fn read_ends(file: &dyn DiskFile, id: SegmentId, expected: Option<u64
     }
     let mut header = [0; HEADER_BYTES as usize];
     file.read_exact_at(&mut header, 0)?;
-    check_header(&header).map_err(at(0))?;
+    let format = check_header(&header).map_err(at(0))?;
     let trailer_start = bytes - TRAILER_BYTES;
     let mut trailer = [0; TRAILER_BYTES as usize];
     file.read_exact_at(&mut trailer, trailer_start)?;
@@ -41,5 +43,5 @@ pub(super) fn read_ends(file: &dyn DiskFile, id: SegmentId, expected: Option<u64
     file.read_exact_at(&mut written, start)?;
     let footer = parse_footer(&written, crc, start).map_err(at(start))?;
     written.extend_from_slice(&trailer);
-    Ok(Ends { bytes, footer, start, written })
+    Ok(Ends { bytes, format, footer, start, written })
 }

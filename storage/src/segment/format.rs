@@ -11,7 +11,9 @@ use crate::predicate::Zone;
 
 pub(crate) const MAGIC: &[u8; 8] = b"SHOALSEG";
 pub(crate) const END_MAGIC: &[u8; 8] = b"SHOALEND";
-pub(crate) const FORMAT_VERSION: u32 = 4;
+pub(crate) const FORMAT_VERSION: u32 = 5;
+/// Decimals of 64 bits are fixed-size values in it, never numbers.
+const OLDEST_VERSION: u32 = 4;
 pub(crate) const HEADER_BYTES: u64 = head::HEAD_BYTES as u64;
 pub(crate) const TRAILER_BYTES: u64 = 16;
 
@@ -114,8 +116,9 @@ pub(crate) fn header() -> Vec<u8> {
     head::head(MAGIC, FORMAT_VERSION)
 }
 
-pub(crate) fn check_header(bytes: &[u8; HEADER_BYTES as usize]) -> Result<()> {
-    head::check(bytes, MAGIC, FORMAT_VERSION)
+/// The version of the format.
+pub(crate) fn check_header(bytes: &[u8; HEADER_BYTES as usize]) -> Result<u32> {
+    head::check_from(bytes, MAGIC, OLDEST_VERSION, FORMAT_VERSION)
 }
 
 /// The footer with the trailer that finds it.

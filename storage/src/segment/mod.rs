@@ -66,6 +66,8 @@ pub(crate) fn segment_of_file(name: &str) -> Option<SegmentId> {
 pub(crate) struct Segment {
     id: SegmentId,
     bytes: u64,
+    /// Version of the file's format.
+    format: u32,
     file: Arc<dyn DiskFile>,
     footer: Footer,
     /// Where the footer begins.
@@ -148,7 +150,7 @@ impl Segment {
             return Err(corrupt("the file is gone"));
         }
         let file = context.disk.open(path, OpenMode::Read)?;
-        let Ends { bytes, footer, start, .. } = read_ends(&*file, id, expected)?;
+        let Ends { bytes, format, footer, start, .. } = read_ends(&*file, id, expected)?;
         let filter = |extent: &Extent| {
             let bytes = read_extent(&*file, *extent).and_then(|bytes| KeyFilter::from_bytes(&bytes));
             bytes.map_err(|error| at(extent.offset)(error.context("a key filter")))
@@ -166,6 +168,7 @@ impl Segment {
         Ok(Self {
             id,
             bytes,
+            format,
             file,
             filters,
             tombstones,
