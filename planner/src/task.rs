@@ -25,6 +25,8 @@ use crate::stop::heed_stop;
 const SORTS_AT_ONCE: usize = 32;
 const MERGE_BYTES_MIN: usize = 4 << 10;
 const MERGE_BYTES_MAX: usize = 512 << 10;
+/// Files that a merge reads at once: it would take all memory that it gets for more of them.
+const MERGE_FILES_MAX: usize = 8;
 
 /// What a task may use.
 #[derive(Clone, Default)]
@@ -74,8 +76,9 @@ pub(crate) fn decode(
     inputs: Arc<dyn TaskInputs>,
     memory: TaskMemory,
 ) -> Result<RunnableTask> {
-    let disk = memory.spill.map_or(DiskManagerMode::Disabled, DiskManagerMode::Custom);
-    let mut runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(DiskManagerBuilder::default().with_mode(disk));
+    let mode = memory.spill.map_or(DiskManagerMode::Disabled, DiskManagerMode::Custom);
+    let disk = DiskManagerBuilder::default().with_mode(mode).with_max_spill_merge_fan_in(MERGE_FILES_MAX);
+    let mut runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(disk);
     let mut config = registry.session_config().clone();
     if let Some(pool) = memory.pool {
         if let MemoryLimit::Finite(bytes) = pool.memory_limit() {

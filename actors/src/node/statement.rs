@@ -61,7 +61,10 @@ impl Inner {
         let timeout = request.timeout.unwrap_or(Duration::from_millis(self.context.config.request_timeout_ms));
         let id = request.query_id.unwrap_or_else(|| self.new_query_id());
         let left = || timeout.saturating_sub(self.context.env.monotonic().saturating_sub(started));
-        let PlannedStatement { statement, catalog, read_level } = self.plan(&request, true).await?;
+        // Whoever asks for tables of the system waits for other nodes.
+        let planned = self.context.env.timeout(left(), self.plan(&request, true)).await;
+        let PlannedStatement { statement, catalog, read_level } = planned
+            .map_err(|_| Error::new(ErrorCode::Timeout, "the deadline passed before the statement was planned"))??;
         let options = || RunOptions { read_level, sql: request.sql.as_str().into(), ..RunOptions::new(left()) };
         // As of the plan: rows have its columns, whatever has become of them meanwhile.
         let table = |name: &str| table_of(&catalog, name);

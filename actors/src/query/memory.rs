@@ -2,8 +2,8 @@
 //!
 //! First come, first served would let one sort take all of it and have the others fail before they hold a row to put on disk. Fair shares
 //! alone would have each of hundreds of them work on disk while most of the memory lies idle. So a quarter is for whoever comes; of one half
-//! everybody who can go on with files is promised a share; and the last quarter is left to those who cannot, such as the merge of what several
-//! sorts give. Who holds nothing yet has nothing to put on disk, and may take what the last quarter leaves.
+//! everybody who can go on with files is promised a share; and the last quarter is left to those who cannot, such as the merge of what has been
+//! sorted. Who holds nothing yet has nothing to put on disk, and may take what the last quarter leaves.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -12,13 +12,6 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 
 use super::locked;
-
-/// The merge of a sort's files, of which it reads as many at once as it gets memory for. It does not say so.
-const MERGES: &str = "ExternalSorterMerge";
-
-fn can_do_with_less(consumer: &MemoryConsumer) -> bool {
-    consumer.can_spill() || consumer.name().starts_with(MERGES)
-}
 
 /// The pool.
 #[derive(Debug)]
@@ -84,7 +77,7 @@ impl MemoryPool for SharedMemory {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let mut state = locked(&self.state);
-        let held = can_do_with_less(reservation.consumer()).then(|| reservation.size());
+        let held = reservation.consumer().can_spill().then(|| reservation.size());
         let left = state.left(self.bytes_max, held);
         if additional <= left {
             state.used += additional;

@@ -5,7 +5,7 @@
 //! in memory, beside the file's handle, so that a file cannot vouch for itself.
 //!
 //! Bytes are counted for the node as a whole and bounded; a query that needs more fails with [`ErrorCode::OutOfMemory`], as it does without
-//! any room. The disk's reserve is left alone: writes need it, and they come first.
+//! any room. Twice the disk's reserve is left alone: writes, which stop at the reserve, come first.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use super::{locked, to_datafusion};
 pub(crate) const SPILL_DIR: &str = "spill";
 /// Bytes that are written, checked and read at once.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Bytes of a file after which the disk is asked again how much is free.
+/// Bytes of all files after which the disk is asked again how much is free.
 const LOOK_EVERY_BYTES: u64 = 16 << 20;
 
 /// What queries may put on a node's disk.
@@ -37,7 +37,7 @@ pub struct SpillLimits {
     pub data_dir: PathBuf,
     /// Bytes of all queries together; 0 is nothing.
     pub bytes_max: u64,
-    /// Bytes of the disk that are left free.
+    /// Bytes of the disk at which writes stop; twice as many are left free.
     pub reserve_bytes: u64,
 }
 
@@ -60,14 +60,17 @@ pub(crate) struct SpillSpace {
     limits: SpillLimits,
     is_made: AtomicBool,
     used: AtomicU64,
+    /// Bytes since the disk was asked last.
+    unlooked: AtomicU64,
     next: AtomicU64,
 }
 
 impl SpillSpace {
     pub(crate) fn new(env: &Env, limits: SpillLimits) -> Arc<Self> {
         let dir = limits.data_dir.join(SPILL_DIR);
-        let (is_made, used, next) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { env: env.clone(), dir, limits, is_made, used, next })
+        let is_made = AtomicBool::new(false);
+        let [used, unlooked, next] = [const { AtomicU64::new(0) }; 3];
+        Arc::new(Self { env: env.clone(), dir, limits, is_made, used, unlooked, next })
     }
 
     /// Bytes on disk.
@@ -104,7 +107,7 @@ impl SpillSpace {
     /// Fails if the disk is about as full as it may become.
     fn check_free(&self) -> Result<()> {
         let free = self.env.disk().free_bytes(&self.limits.data_dir)?;
-        if free >= self.limits.reserve_bytes.saturating_add(LOOK_EVERY_BYTES) {
+        if free >= self.limits.reserve_bytes.saturating_mul(2).saturating_add(LOOK_EVERY_BYTES) {
             return Ok(());
         }
         Err(Error::new(
@@ -124,10 +127,18 @@ impl SpillSpace {
         }
         self.check_free()?;
         let path = self.dir.join(format!("{:016x}", self.next.fetch_add(1, Ordering::Relaxed)));
-        let file = disk.open(&path, OpenMode::CreateNew)?;
+        let file = disk.open(&path, OpenMode::CreateNew).map_err(out_of_room)?;
         self.env.reached(Rare::Spilled);
         let written = Mutex::new(Written::default());
         Ok(SpilledFile { space: Arc::clone(self), spilled: Arc::clone(spilled), path, file, written })
+    }
+}
+
+/// A disk that is full is memory that there is not.
+fn out_of_room(error: io::Error) -> Error {
+    match Error::from(error) {
+        full if full.code() == ErrorCode::DiskFull => Error::new(ErrorCode::OutOfMemory, full.message()),
+        other => other,
     }
 }
 
@@ -163,8 +174,6 @@ struct SpilledFile {
 #[derive(Default)]
 struct Written {
     bytes: u64,
-    /// Bytes up to which the disk was known to have room.
-    looked: u64,
     chunks: Vec<Chunk>,
 }
 
@@ -177,22 +186,17 @@ struct Chunk {
 
 impl SpilledFile {
     fn append(&self, bytes: &[u8]) -> Result<()> {
-        let (offset, looks) = {
-            let mut written = locked(&self.written);
-            let looks = written.bytes >= written.looked + LOOK_EVERY_BYTES;
-            if looks {
-                written.looked = written.bytes;
-            }
-            (written.bytes, looks)
-        };
-        if looks {
+        let unlooked = &self.space.unlooked;
+        if unlooked.fetch_add(bytes.len() as u64, Ordering::Relaxed) >= LOOK_EVERY_BYTES {
+            unlooked.store(0, Ordering::Relaxed);
             self.space.check_free()?;
         }
         self.space.take(bytes.len() as u64)?;
         // There is one writer: nobody else moves the end.
+        let offset = locked(&self.written).bytes;
         if let Err(error) = self.file.write_all_at(bytes, offset) {
             self.space.give_back(bytes.len() as u64);
-            return Err(Error::from(error).context("what memory does not hold could not be written"));
+            return Err(out_of_room(error).context("what memory does not hold could not be written"));
         }
         let mut written = locked(&self.written);
         written.chunks.push(Chunk { offset, bytes: bytes.len(), checksum: crc32fast::hash(bytes) });
